@@ -1,0 +1,157 @@
+"""The border: bad input is refused here, by name, before anything is compiled.
+
+Every function takes the argument's name and value, and returns the value in the one form
+that the code behind the border uses. Messages say the name, what was wanted and what came.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = [
+    "as_arrays",
+    "as_choice",
+    "as_count",
+    "as_key",
+    "as_numpy",
+    "as_real",
+    "is_traced",
+]
+
+KEY_IMPLEMENTATIONS = ("threefry2x32", "philox4x32")
+
+
+def is_traced(value: Any) -> bool:
+    """Whether `value` is a stand-in inside `jit`, `vmap` or `grad`, without a value yet."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def as_key(name: str, key: Any) -> jax.Array:
+    """A single typed key, `jax.random.key(seed)`, of an implementation that maps under `vmap`."""
+    wanted = "a single typed key, as jax.random.key(seed) returns it"
+    if is_traced(key):
+        raise TypeError(f"{name} must be concrete; got a tracer: call this outside jit and vmap")
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"{name} must be {wanted}; got {_describe(key)}")
+    if key.shape:
+        raise ValueError(f"{name} must be {wanted}; got keys of shape {key.shape}")
+    implementation = str(jax.random.key_impl(key))
+    if implementation not in KEY_IMPLEMENTATIONS:
+        raise ValueError(
+            f"{name} must be of implementation {' or '.join(KEY_IMPLEMENTATIONS)}; "
+            f"got {implementation}, whose draws are not independent under vmap"
+        )
+    return key
+
+
+def as_count(name: str, value: Any, minimum: int = 0, maximum: int = 2**63) -> int:
+    """A Python int in `[minimum, maximum]`; NumPy integers pass, bools and floats do not."""
+    wanted = f"an integer of at least {minimum}"
+    if is_traced(value) or isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be {wanted}; got {_describe(value)}")
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {wanted}; got {_describe(value)}") from None
+    if not minimum <= count <= maximum:
+        bound = wanted if count < minimum else f"at most {maximum}"
+        raise ValueError(f"{name} must be {bound}; got {count}")
+    return count
+
+
+def as_real(
+    name: str, value: Any, *, minimum: float = 0.0, inclusive: bool = False
+) -> np.float32 | jax.Array:
+    """A finite float32 above `minimum`; a traced number passes, so that sweeps compile once."""
+    if is_traced(value):
+        return jnp.asarray(value, jnp.float32)
+    wanted = f"a finite number {'of at least' if inclusive else 'above'} {minimum:g}"
+    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) != 0:
+        raise TypeError(f"{name} must be {wanted}; got {_describe(value)}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be {wanted}; got {_describe(value)}") from None
+    inside = number >= minimum if inclusive else number > minimum
+    with np.errstate(over="ignore"):
+        as_float32 = np.float32(number)
+    if not (inside and math.isfinite(number) and np.isfinite(as_float32)):
+        raise ValueError(f"{name} must be {wanted} that fits float32; got {number!r}")
+    return as_float32
+
+
+def as_choice(name: str, value: Any, options: Sequence[str]) -> str:
+    """One of the given words."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {_words(options)}; got {_describe(value)}")
+    if value not in options:
+        raise ValueError(f"{name} must be one of {_words(options)}; got {value!r}")
+    return value
+
+
+def as_numpy(name: str, value: Any) -> np.ndarray:
+    """A real-valued NumPy array, the data untouched; text, objects and complex are refused."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be an array of numbers; got ragged rows") from None
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}")
+    return array
+
+
+def as_arrays(name: str, tree: Any) -> Any:
+    """A copy of a pytree, as JAX arrays of the default widths, refusing what does not fit.
+
+    NumPy float64 becomes float32 and int64 becomes int32 unless JAX's x64 mode is on. Values
+    that would overflow are an error that names the leaf. The copy shares no memory with the
+    caller's arrays, so changing those later changes nothing here.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _as_array(name + jax.tree_util.keystr(path), leaf), tree
+    )
+
+
+def _as_array(name: str, leaf: Any) -> jax.Array:
+    if is_traced(leaf):
+        raise TypeError(f"{name} must be concrete; got a tracer: call this outside jit and vmap")
+    if isinstance(leaf, jax.Array):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        return jnp.array(leaf, dtype=leaf.dtype, copy=True)
+    array = as_numpy(name, leaf)
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if array.dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ValueError(f"{name} must fit {dtype}; got {array.min()} to {array.max()}")
+    with np.errstate(over="ignore"):
+        converted = array.astype(dtype)
+    if array.dtype.kind == "f" and np.any(np.isfinite(array) & ~np.isfinite(converted)):
+        raise ValueError(f"{name} must fit {dtype}; got magnitudes up to {_largest(array):g}")
+    return jnp.array(converted, copy=True)
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.max(np.abs(array[np.isfinite(array)])))
+
+
+def _words(options: Sequence[str]) -> str:
+    return ", ".join(repr(option) for option in options)
+
+
+def _describe(value: Any) -> str:
+    if is_traced(value):
+        return "a tracer: call this outside jit and vmap"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"an array of dtype {value.dtype} and shape {value.shape}"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return f"{value!r} ({type(value).__name__})"
+    return f"a {type(value).__name__}"

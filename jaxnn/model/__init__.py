@@ -1,0 +1,1 @@
+"""The model tower: pure functions of params; knows nothing of training."""

@@ -1,0 +1,166 @@
+"""Activations and their derivatives, side by side.
+
+Each activation `f` comes as a pair. `f(z)` maps pre-activations to outputs.
+`f_backward(outputs, upstream)` pulls a gradient at the outputs back to the pre-activations:
+
+    upstream * f'(z)        for those that act element by element, and
+    J(z)^T upstream         for softmax, whose outputs depend on the whole row.
+
+All five derivatives can be written in the *outputs* `f(z)`, so the backward pass stores nothing
+else. The argument is called `outputs` and must be just that: handing in `z` is the classic bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = [
+    "ACTIVATIONS",
+    "HIDDEN_ACTIVATIONS",
+    "Activation",
+    "identity",
+    "identity_backward",
+    "relu",
+    "relu_backward",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax",
+    "softmax_backward",
+    "tanh",
+    "tanh_backward",
+]
+
+
+class Activation(NamedTuple):
+    """An activation and its derivative.
+
+    Attributes:
+        forward: pre-activations to outputs, same shape.
+        backward: `(outputs, upstream)` to the gradient at the pre-activations, same shape.
+    """
+
+    forward: Callable[[jax.Array], jax.Array]
+    backward: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def identity(z: jax.Array) -> jax.Array:
+    """Returns `z` itself, any shape.
+
+    Example:
+        >>> identity(jnp.array([-1.0, 2.0]))
+        Array([-1.,  2.], dtype=float32)
+    """
+    return z
+
+
+def identity_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
+    """Pulls `upstream` back through the identity: `upstream * 1`.
+
+    Example:
+        >>> identity_backward(jnp.array([-1.0, 2.0]), jnp.array([3.0, 3.0]))
+        Array([3., 3.], dtype=float32)
+    """
+    del outputs
+    return upstream
+
+
+def relu(z: jax.Array) -> jax.Array:
+    """Rectifier `max(z, 0)`, element by element, any shape.
+
+    Example:
+        >>> relu(jnp.array([-1.0, 2.0]))
+        Array([0., 2.], dtype=float32)
+    """
+    return jnp.where(z > 0, z, jnp.zeros_like(z))
+
+
+def relu_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
+    """Pulls `upstream` back through relu; the slope at 0 is 0, as in `jax.nn.relu`.
+
+    Example:
+        >>> relu_backward(relu(jnp.array([-1.0, 0.0, 2.0])), jnp.array([3.0, 3.0, 3.0]))
+        Array([0., 0., 3.], dtype=float32)
+    """
+    return jnp.where(outputs > 0, upstream, jnp.zeros_like(upstream))
+
+
+def sigmoid(z: jax.Array) -> jax.Array:
+    """Logistic function `1 / (1 + exp(-z))`, element by element, any shape.
+
+    Example:
+        >>> sigmoid(jnp.array([0.0, 1e4]))
+        Array([0.5, 1. ], dtype=float32)
+    """
+    return jax.nn.sigmoid(z)
+
+
+def sigmoid_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
+    """Pulls `upstream` back through the sigmoid: `upstream * a (1 - a)` at outputs `a`.
+
+    Example:
+        >>> sigmoid_backward(sigmoid(jnp.array([0.0])), jnp.array([4.0]))
+        Array([1.], dtype=float32)
+    """
+    return upstream * outputs * (1 - outputs)
+
+
+def tanh(z: jax.Array) -> jax.Array:
+    """Hyperbolic tangent, element by element, any shape.
+
+    Example:
+        >>> tanh(jnp.array([0.0, 1e4]))
+        Array([0., 1.], dtype=float32)
+    """
+    return jnp.tanh(z)
+
+
+def tanh_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
+    """Pulls `upstream` back through tanh: `upstream * (1 - a^2)` at outputs `a`.
+
+    Example:
+        >>> tanh_backward(tanh(jnp.array([0.0])), jnp.array([4.0]))
+        Array([4.], dtype=float32)
+    """
+    return upstream * (1 - outputs) * (1 + outputs)
+
+
+def softmax(z: jax.Array) -> jax.Array:
+    """Softmax over the last axis: `exp(z_j) / sum_k exp(z_k)`, shape `(..., classes)`.
+
+    Example:
+        >>> softmax(jnp.array([[0.0, 0.0], [1e4, -1e4]]))
+        Array([[0.5, 0.5],
+               [1. , 0. ]], dtype=float32)
+    """
+    return jax.nn.softmax(z, axis=-1)
+
+
+def softmax_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
+    """Pulls `upstream` back through softmax over the last axis.
+
+    The Jacobian is `diag(a) - a a^T` at outputs `a`, so its product with the upstream gradient
+    `g` is `a_j (g_j - sum_k g_k a_k)`, without ever building the matrix.
+
+    Example:
+        >>> softmax_backward(softmax(jnp.array([[0.0, 0.0]])), jnp.array([[4.0, 0.0]]))
+        Array([[ 1., -1.]], dtype=float32)
+    """
+    mean = jnp.sum(upstream * outputs, axis=-1, keepdims=True)
+    return outputs * (upstream - mean)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(identity, identity_backward),
+    "relu": Activation(relu, relu_backward),
+    "sigmoid": Activation(sigmoid, sigmoid_backward),
+    "tanh": Activation(tanh, tanh_backward),
+    "softmax": Activation(softmax, softmax_backward),
+}
+"""Every activation by its name."""
+
+HIDDEN_ACTIVATIONS: tuple[str, ...] = ("identity", "relu", "sigmoid", "tanh")
+"""Those that a hidden layer may use: all but softmax."""

@@ -1,0 +1,147 @@
+"""`Dense` layers, and the forward pass over a tuple of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.model.activations import ACTIVATIONS
+
+__all__ = [
+    "Dense",
+    "LayerShapes",
+    "Params",
+    "check_params",
+    "dot",
+    "forward",
+    "layer_shapes",
+    "propagate",
+]
+
+
+class Dense(NamedTuple):
+    """One layer's numbers: `outputs = activation(inputs @ weights + biases)`.
+
+    Attributes:
+        weights: shape `(in, out)`, float32.
+        biases: shape `(out,)`, float32, or None where the layer has none.
+    """
+
+    weights: jax.Array
+    biases: jax.Array | None
+
+
+Params = tuple[Dense, ...]
+LayerShapes = tuple[tuple[tuple[int, int], tuple[int] | None], ...]
+
+
+def layer_shapes(sizes: tuple[int, ...], hidden_biases: bool = True) -> LayerShapes:
+    """For each layer the shape of its weights, and of its biases or None.
+
+    Example:
+        >>> layer_shapes((2, 3, 1), hidden_biases=False)
+        (((2, 3), None), ((3, 1), (1,)))
+    """
+    last = len(sizes) - 2
+    return tuple(
+        ((fan_in, fan_out), (fan_out,) if hidden_biases or layer == last else None)
+        for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+    )
+
+
+def dot(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Matrix product in full float precision on every device (GPUs would round to TF32)."""
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def propagate(params: Params, x: jax.Array, hidden: str) -> tuple[list[jax.Array], jax.Array]:
+    """Runs the forward pass and keeps what each layer was given.
+
+    Returns:
+        The inputs of every layer, `[x, h_1, h_2, ...]`, each `(rows, in)`, and the logits
+        `(rows, out)` of the last one.
+    """
+    activate = ACTIVATIONS[hidden].forward
+    inputs, z = [x], _affine(params[0], x)
+    for layer in params[1:]:
+        inputs.append(activate(z))
+        z = _affine(layer, inputs[-1])
+    return inputs, z
+
+
+def forward(
+    params: Params, x: jax.Array, *, hidden: str = "relu", output: str = "identity"
+) -> jax.Array:
+    """The forward pass: every layer but the last through `hidden`, the last through `output`.
+
+    Args:
+        params: tuple of `Dense`.
+        x: inputs, shape `(rows, features)`.
+        hidden: name of the hidden activation.
+        output: name of the output activation.
+
+    Returns:
+        Outputs of shape `(rows, outputs)`.
+
+    Raises:
+        KeyError: if an activation is unknown.
+
+    Example:
+        >>> layer = Dense(jnp.array([[2.0], [-1.0]]), jnp.array([1.0]))
+        >>> forward((layer,), jnp.array([[1.0, 2.0], [3.0, -1.0]]))
+        Array([[1.],
+               [8.]], dtype=float32)
+    """
+    return ACTIVATIONS[output].forward(propagate(params, x, hidden)[1])
+
+
+def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:
+    z = dot(inputs, layer.weights)
+    return z if layer.biases is None else z + layer.biases[None, :]
+
+
+def check_params(name: str, params: Any, shapes: LayerShapes) -> None:
+    """Refuses params of another network.
+
+    Args:
+        name: the argument's name, for the message.
+        params: what came.
+        shapes: for each layer the shape of its weights, and of its biases or None.
+
+    Raises:
+        TypeError: if the tree is not a tuple of `Dense`, or a leaf is not float32 (or float64).
+        ValueError: if the number of layers or a shape differs.
+    """
+    if not isinstance(params, (tuple, list)) or not all(hasattr(p, "weights") for p in params):
+        raise TypeError(
+            f"{name} must be a tuple of Dense(weights, biases); got a {type(params).__name__}"
+        )
+    if len(params) != len(shapes):
+        raise ValueError(f"{name} must hold {len(shapes)} layers; got {len(params)}")
+    dtypes = set()
+    for layer, (dense, wanted) in enumerate(zip(params, shapes, strict=True)):
+        for field, leaf, shape in zip(("weights", "biases"), dense, wanted, strict=True):
+            path = f"{name}[{layer}].{field}"
+            if shape is None and leaf is None:
+                continue
+            if shape is None or leaf is None:
+                wanted_word = "None: the network has hidden_biases=False" if shape is None else shape
+                raise ValueError(f"{path} must be {wanted_word}; got {_shape(leaf)}")
+            _check_leaf(path, leaf, shape)
+            dtypes.add(str(leaf.dtype))
+    if len(dtypes) > 1:
+        raise TypeError(f"{name} must be of one dtype; got {', '.join(sorted(dtypes))}")
+
+
+def _check_leaf(path: str, leaf: Any, shape: tuple[int, ...]) -> None:
+    if not hasattr(leaf, "dtype") or _shape(leaf) != shape:
+        raise ValueError(f"{path} must be an array of shape {shape}; got {_shape(leaf)}")
+    allowed = ("float32", "float64") if jax.config.jax_enable_x64 else ("float32",)
+    if str(leaf.dtype) not in allowed:
+        raise TypeError(f"{path} must be {' or '.join(allowed)}; got {leaf.dtype}")
+
+
+def _shape(leaf: Any) -> Any:
+    return leaf.shape if hasattr(leaf, "shape") else f"a {type(leaf).__name__}"

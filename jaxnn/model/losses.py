@@ -1,0 +1,250 @@
+"""Losses and their derivatives, side by side.
+
+Each loss takes predictions and targets, rows first, and returns one number: the mean over the
+rows. Its partner `*_gradient` returns the derivative of that number by every prediction, so the
+1/rows is in there already.
+
+Three take what the output layer returns; two, named after the output activation, take the
+logits before it. The logit forms are exact and finite for logits of +-1e4, and they are what a
+`Model` trains with. The clipped probability form belongs to readers of the book.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxnn.batch import check_targets, check_values
+
+__all__ = [
+    "LOSSES",
+    "binary_crossentropy",
+    "binary_crossentropy_gradient",
+    "categorical_crossentropy",
+    "categorical_crossentropy_gradient",
+    "encode",
+    "mean_squared_error",
+    "mean_squared_error_gradient",
+    "sigmoid_crossentropy",
+    "sigmoid_crossentropy_gradient",
+    "softmax_crossentropy",
+    "softmax_crossentropy_gradient",
+]
+
+LOSSES: tuple[str, ...] = (
+    "mean_squared_error",
+    "binary_crossentropy",
+    "categorical_crossentropy",
+)
+"""The losses by name."""
+
+CLIP = 1e-7
+
+
+def encode(targets: jax.Array, outputs: int, dtype: jnp.dtype) -> jax.Array:
+    """Targets as a float matrix `(rows, outputs)`; integer classes `(rows,)` become one-hot.
+
+    Example:
+        >>> encode(jnp.array([2, 0]), 3, jnp.dtype("float32"))
+        Array([[0., 0., 1.],
+               [1., 0., 0.]], dtype=float32)
+    """
+    if targets.ndim == 1:
+        return jax.nn.one_hot(targets.astype(jnp.int32), outputs, dtype=dtype)
+    return targets.astype(dtype)
+
+
+def mean_squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean squared error `mean((predictions - targets)^2)`, with no factor 1/2.
+
+    Args:
+        predictions: shape `(rows, outputs)`, float.
+        targets: numbers of the same shape.
+
+    Returns:
+        A scalar of the predictions' dtype.
+
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> mean_squared_error(jnp.array([[9.0], [3.0]]), jnp.array([[3.0], [3.0]]))
+        Array(18., dtype=float32)
+    """
+    predictions, targets = _border("predictions", predictions, targets, "mean_squared_error")
+    return jnp.mean(jnp.square(predictions - targets))
+
+
+def mean_squared_error_gradient(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """Derivative by the predictions: `2 (predictions - targets) / (rows outputs)`.
+
+    Args and errors as for `mean_squared_error`; returns an array of shape `(rows, outputs)`.
+
+    Example:
+        >>> mean_squared_error_gradient(jnp.array([[9.0]]), jnp.array([[3.0]]))
+        Array([[12.]], dtype=float32)
+    """
+    predictions, targets = _border("predictions", predictions, targets, "mean_squared_error")
+    return 2 * (predictions - targets) / predictions.size
+
+
+def binary_crossentropy(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+    """Binary cross-entropy `-mean(y log p + (1 - y) log(1 - p))`.
+
+    Args:
+        probabilities: `p`, shape `(rows, outputs)`, float; clipped to `[1e-7, 1 - 1e-7]`.
+        labels: `y`, 0 or 1, same shape.
+
+    Returns:
+        A scalar of the probabilities' dtype.
+
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if the shapes differ or a label is neither 0 nor 1.
+
+    Example:
+        >>> binary_crossentropy(jnp.array([[0.5], [0.5]]), jnp.array([[0.0], [1.0]]))
+        Array(0.6931472, dtype=float32)
+    """
+    p, y = _border("probabilities", probabilities, labels, "binary_crossentropy")
+    p = _clip(p)
+    return -jnp.mean(y * jnp.log(p) + (1 - y) * jnp.log1p(-p))
+
+
+def binary_crossentropy_gradient(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+    """Derivative by the probabilities: `(p - y) / (p (1 - p)) / (rows outputs)`.
+
+    It is 0 where the clip holds the loss constant. Args and errors as for `binary_crossentropy`;
+    returns an array of shape `(rows, outputs)`.
+
+    Example:
+        >>> binary_crossentropy_gradient(jnp.array([[0.5]]), jnp.array([[1.0]]))
+        Array([[-2.]], dtype=float32)
+    """
+    p, y = _border("probabilities", probabilities, labels, "binary_crossentropy")
+    clipped = _clip(p)
+    slope = (clipped - y) / (clipped * (1 - clipped)) / p.size
+    return jnp.where(clipped == p, slope, jnp.zeros_like(slope))
+
+
+def categorical_crossentropy(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+    """Categorical cross-entropy `-mean over rows of log p_y`.
+
+    Args:
+        probabilities: `p`, shape `(rows, classes)`, float; clipped to `[1e-7, 1 - 1e-7]`.
+        labels: integer classes `(rows,)`, or one-hot rows `(rows, classes)`.
+
+    Returns:
+        A scalar of the probabilities' dtype.
+
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if a shape does not fit, a class is out of range or a row is not one-hot.
+
+    Example:
+        >>> categorical_crossentropy(jnp.full((4, 3), 1 / 3), jnp.array([0, 1, 2, 0]))
+        Array(1.0986123, dtype=float32)
+    """
+    p, y = _border("probabilities", probabilities, labels, "categorical_crossentropy")
+    return -jnp.mean(jnp.sum(y * jnp.log(_clip(p)), axis=1))
+
+
+def categorical_crossentropy_gradient(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+    """Derivative by the probabilities: `-y / p / rows`, 0 where the clip holds.
+
+    Args and errors as for `categorical_crossentropy`; returns shape `(rows, classes)`.
+
+    Example:
+        >>> categorical_crossentropy_gradient(jnp.array([[0.5, 0.5]]), jnp.array([1]))
+        Array([[ 0., -2.]], dtype=float32)
+    """
+    p, y = _border("probabilities", probabilities, labels, "categorical_crossentropy")
+    clipped = _clip(p)
+    slope = jnp.where(y == 0, jnp.zeros_like(p), -y / clipped / p.shape[0])
+    return jnp.where(clipped == p, slope, jnp.zeros_like(slope))
+
+
+def sigmoid_crossentropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Binary cross-entropy of `sigmoid(logits)`, from the logits: `mean(log(1 + e^z) - y z)`.
+
+    Args:
+        logits: `z`, shape `(rows, outputs)`, float, any size.
+        labels: `y`, 0 or 1, same shape.
+
+    Returns:
+        A scalar of the logits' dtype.
+
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if the shapes differ or a label is neither 0 nor 1.
+
+    Example:
+        >>> sigmoid_crossentropy(jnp.array([[-1e4], [1e4]]), jnp.array([[1.0], [1.0]]))
+        Array(5000., dtype=float32)
+    """
+    z, y = _border("logits", logits, labels, "binary_crossentropy")
+    return jnp.mean(jax.nn.softplus(z) - y * z)
+
+
+def sigmoid_crossentropy_gradient(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Derivative by the logits: `(sigmoid(z) - y) / (rows outputs)`.
+
+    Args and errors as for `sigmoid_crossentropy`; returns shape `(rows, outputs)`.
+
+    Example:
+        >>> sigmoid_crossentropy_gradient(jnp.array([[0.0]]), jnp.array([[1.0]]))
+        Array([[-0.5]], dtype=float32)
+    """
+    z, y = _border("logits", logits, labels, "binary_crossentropy")
+    return (jax.nn.sigmoid(z) - y) / z.size
+
+
+def softmax_crossentropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Categorical cross-entropy of `softmax(logits)`: `mean over rows of log sum e^z - z_y`.
+
+    Args:
+        logits: `z`, shape `(rows, classes)`, float, any size.
+        labels: integer classes `(rows,)`, or one-hot rows `(rows, classes)`.
+
+    Returns:
+        A scalar of the logits' dtype.
+
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if a shape does not fit, a class is out of range or a row is not one-hot.
+
+    Example:
+        >>> softmax_crossentropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))
+        Array(20000., dtype=float32)
+    """
+    z, y = _border("logits", logits, labels, "categorical_crossentropy")
+    return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(z, axis=1), axis=1))
+
+
+def softmax_crossentropy_gradient(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Derivative by the logits: `(softmax(z) - y) / rows`.
+
+    Args and errors as for `softmax_crossentropy`; returns shape `(rows, classes)`.
+
+    Example:
+        >>> softmax_crossentropy_gradient(jnp.array([[0.0, 0.0]]), jnp.array([1]))
+        Array([[ 0.5, -0.5]], dtype=float32)
+    """
+    z, y = _border("logits", logits, labels, "categorical_crossentropy")
+    return (jax.nn.softmax(z, axis=1) - y) / z.shape[0]
+
+
+def _clip(probabilities: jax.Array) -> jax.Array:
+    return jnp.clip(probabilities, CLIP, 1 - CLIP)
+
+
+def _border(name: str, predictions: jax.Array, targets: jax.Array, loss: str):
+    """Refuses what does not fit; returns predictions and encoded targets of one float dtype."""
+    shape = check_values(name, predictions, 2, "numbers of shape (rows, outputs)").shape
+    targets_name = "targets" if loss == "mean_squared_error" else "labels"
+    check_targets(targets_name, targets, loss, *shape)
+    predictions = jnp.asarray(predictions)
+    if not jnp.issubdtype(predictions.dtype, jnp.floating):
+        predictions = predictions.astype(jnp.float32)
+    return predictions, encode(jnp.asarray(targets), shape[1], predictions.dtype)

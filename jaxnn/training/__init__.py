@@ -1,0 +1,1 @@
+"""The training tower: works on callables over any pytree; knows nothing of networks."""
