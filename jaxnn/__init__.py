@@ -1,1 +1,59 @@
-"""jaxnn."""
+"""Small neural networks trained by random search, perturbation search and gradient descent.
+
+Two towers meet through callables. `jaxnn.model` is pure functions of params and knows nothing of
+training; `jaxnn.training` works on callables over any pytree and knows nothing of networks.
+
+    model = jaxnn.mlp((2, 3, 3))
+    found = jaxnn.random_search(key, model.loss, model.sampler(scale=4.0), batch, ...)
+    climbed = jaxnn.perturbation_search(key, model.loss, params, batch, ...)
+    trained = jaxnn.gradient_descent(key, model.value_and_grad, params, batch, ...)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from jaxnn import datasets, metrics
+from jaxnn.batch import Batch
+from jaxnn.gradient_check import GradientReport, check_gradients
+from jaxnn.model import activations, losses
+from jaxnn.model.layers import Dense, forward
+from jaxnn.model.network import Model, mlp
+from jaxnn.training import optimizers
+from jaxnn.training.gradient_descent import GradientDescentResult, gradient_descent
+from jaxnn.training.perturbation_search import PerturbationSearchResult, perturbation_search
+from jaxnn.training.random_search import RandomSearchResult, random_search, reconstruct
+
+if TYPE_CHECKING:
+    from jaxnn import plotting
+
+__all__ = [
+    "Batch",
+    "Dense",
+    "GradientDescentResult",
+    "GradientReport",
+    "Model",
+    "PerturbationSearchResult",
+    "RandomSearchResult",
+    "activations",
+    "check_gradients",
+    "datasets",
+    "forward",
+    "gradient_descent",
+    "losses",
+    "metrics",
+    "mlp",
+    "optimizers",
+    "perturbation_search",
+    "plotting",
+    "random_search",
+    "reconstruct",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `jaxnn.plotting`, and with it matplotlib, when it is first asked for."""
+    if name == "plotting":
+        return import_module("jaxnn.plotting")
+    raise AttributeError(f"module 'jaxnn' has no attribute {name!r}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnn.checks import as_numpy, is_traced
+from jaxnn.checks import as_values, is_traced
 
 __all__ = ["Batch", "check_batch", "check_inputs", "check_targets", "check_values"]
 
@@ -40,15 +40,15 @@ def check_batch(name: str, batch: Any, loss: str, features: int, outputs: int) -
         raise TypeError(f"{name} must be a jaxnn.Batch(x, y); got a {type(batch).__name__}")
     rows = check_inputs(f"{name}.x", batch.x, features)
     if not is_traced(batch.y):
-        y = as_numpy(f"{name}.y", batch.y)
+        y = as_values(f"{name}.y", batch.y)
         if y.ndim and y.shape[0] != rows:
             raise ValueError(f"{name}.y must have {rows} rows, as {name}.x; got shape {y.shape}")
     check_targets(f"{name}.y", batch.y, loss, rows, outputs)
 
 
-def check_values(name: str, values: Any, dimensions: int, wanted: str) -> np.ndarray | jax.Array:
+def check_values(name: str, values: Any, dimensions: int, wanted: str) -> Any:
     """A real array with the wanted number of dimensions and at least one row."""
-    array = values if is_traced(values) else as_numpy(name, values)
+    array = as_values(name, values)
     if array.ndim != dimensions or 0 in array.shape:
         raise ValueError(f"{name} must be {wanted}; got shape {array.shape}")
     return array
@@ -84,7 +84,7 @@ def check_targets(name: str, targets: Any, loss: str, rows: int, outputs: int) -
         TypeError: if the targets are not real numbers.
         ValueError: if their shape, dtype or values do not fit.
     """
-    array = targets if is_traced(targets) else as_numpy(name, targets)
+    array = as_values(name, targets)
     if loss == "categorical_crossentropy":
         _check_classes(name, array, rows, outputs)
         return
@@ -103,7 +103,7 @@ def check_targets(name: str, targets: Any, loss: str, rows: int, outputs: int) -
 def _check_classes(name: str, array: Any, rows: int, classes: int) -> None:
     integers = array.ndim == 1 and array.dtype.kind in "iu"
     one_hot = array.ndim == 2 and array.dtype.kind in "iuf"
-    if not (integers and array.shape == (rows,) or one_hot and array.shape == (rows, classes)):
+    if not ((integers and array.shape == (rows,)) or (one_hot and array.shape == (rows, classes))):
         hint = f"; use {name}[:, 0]" if array.shape == (rows, 1) else ""
         raise ValueError(
             f"{name} must be integer classes of shape {(rows,)} or one-hot rows of shape "

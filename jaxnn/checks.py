@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 __all__ = [
     "as_arrays",
@@ -22,6 +23,7 @@ __all__ = [
     "as_key",
     "as_numpy",
     "as_real",
+    "as_values",
     "is_traced",
 ]
 
@@ -30,13 +32,16 @@ KEY_IMPLEMENTATIONS = ("threefry2x32", "philox4x32")
 
 def is_traced(value: Any) -> bool:
     """Whether `value` is a stand-in inside `jit`, `vmap` or `grad`, without a value yet."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
-def as_key(name: str, key: Any) -> jax.Array:
-    """A single typed key, `jax.random.key(seed)`, of an implementation that maps under `vmap`."""
+def as_key(name: str, key: Any, *, traced: bool = False) -> jax.Array:
+    """A single typed key, `jax.random.key(seed)`, of an implementation that maps under `vmap`.
+
+    A tracer passes only where `traced` says so; it is checked in the same way.
+    """
     wanted = "a single typed key, as jax.random.key(seed) returns it"
-    if is_traced(key):
+    if is_traced(key) and not traced:
         raise TypeError(f"{name} must be concrete; got a tracer: call this outside jit and vmap")
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"{name} must be {wanted}; got {_describe(key)}")
@@ -70,19 +75,23 @@ def as_real(
     name: str, value: Any, *, minimum: float = 0.0, inclusive: bool = False
 ) -> np.float32 | jax.Array:
     """A finite float32 above `minimum`; a traced number passes, so that sweeps compile once."""
-    if is_traced(value):
-        return jnp.asarray(value, jnp.float32)
     wanted = f"a finite number {'of at least' if inclusive else 'above'} {minimum:g}"
+    if is_traced(value):
+        if value.shape:
+            raise TypeError(f"{name} must be {wanted}; got a tracer of shape {value.shape}")
+        return jnp.asarray(value, jnp.float32)
     if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) != 0:
         raise TypeError(f"{name} must be {wanted}; got {_describe(value)}")
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be {wanted}; got {_describe(value)}") from None
-    inside = number >= minimum if inclusive else number > minimum
-    with np.errstate(over="ignore"):
+    except OverflowError:
+        number = math.inf
+    with np.errstate(over="ignore", under="ignore"):
         as_float32 = np.float32(number)
-    if not (inside and math.isfinite(number) and np.isfinite(as_float32)):
+    inside = as_float32 >= minimum if inclusive else as_float32 > minimum
+    if not (inside and np.isfinite(as_float32)):
         raise ValueError(f"{name} must be {wanted} that fits float32; got {number!r}")
     return as_float32
 
@@ -102,9 +111,24 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
     except ValueError:
         raise ValueError(f"{name} must be an array of numbers; got ragged rows") from None
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an array of real numbers; got {_describe(value)}"
+        ) from None
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}")
     return array
+
+
+def as_values(name: str, value: Any) -> Any:
+    """A real array that JAX can hold: a tracer as it is, or NumPy data that fit its widths."""
+    if not is_traced(value):
+        array = as_numpy(name, value)
+        _fit(name, array)
+        return array
+    if getattr(value.dtype, "kind", "O") not in "biuf":
+        raise TypeError(f"{name} must be an array of real numbers; got dtype {value.dtype}")
+    return value
 
 
 def as_arrays(name: str, tree: Any) -> Any:
@@ -126,8 +150,14 @@ def _as_array(name: str, leaf: Any) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
         return jnp.array(leaf, dtype=leaf.dtype, copy=True)
-    array = as_numpy(name, leaf)
+    return jnp.array(_fit(name, as_numpy(name, leaf)), copy=True)
+
+
+def _fit(name: str, array: np.ndarray) -> np.ndarray:
+    """The array in the width that JAX gives it; values that do not fit are an error."""
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if dtype == array.dtype:
+        return array
     if array.dtype.kind in "iu" and array.size:
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
@@ -136,7 +166,7 @@ def _as_array(name: str, leaf: Any) -> jax.Array:
         converted = array.astype(dtype)
     if array.dtype.kind == "f" and np.any(np.isfinite(array) & ~np.isfinite(converted)):
         raise ValueError(f"{name} must fit {dtype}; got magnitudes up to {_largest(array):g}")
-    return jnp.array(converted, copy=True)
+    return converted
 
 
 def _largest(array: np.ndarray) -> float:

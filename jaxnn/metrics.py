@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxnn.batch import check_targets, check_values
 
 __all__ = ["accuracy", "binary_accuracy", "r2"]
 
 
-def accuracy(predictions: jax.Array, labels: jax.Array) -> jax.Array:
+def accuracy(predictions: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Share of rows whose largest prediction is at the label; ties go to the lowest class.
 
     Args:
@@ -29,16 +30,15 @@ def accuracy(predictions: jax.Array, labels: jax.Array) -> jax.Array:
         Array(0.5, dtype=float32)
     """
     wanted = "numbers of shape (rows, classes)"
-    predictions = jnp.asarray(check_values("predictions", predictions, 2, wanted))
-    check_targets("labels", labels, "categorical_crossentropy", *predictions.shape)
-    labels = jnp.asarray(labels)
-    if labels.ndim == 2:
-        labels = jnp.argmax(labels, axis=1)
-    hits = jnp.argmax(predictions, axis=1) == labels.astype(jnp.int32)
+    scores = jnp.asarray(check_values("predictions", predictions, 2, wanted))
+    check_targets("labels", labels, "categorical_crossentropy", *scores.shape)
+    classes = jnp.asarray(labels)
+    classes = jnp.argmax(classes, axis=1) if classes.ndim == 2 else classes.astype(jnp.int32)
+    hits = jnp.argmax(scores, axis=1) == classes
     return jnp.mean(hits, dtype=jnp.float32)
 
 
-def binary_accuracy(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Share of entries where `probability > 1/2` says what the label says.
 
     Args:
@@ -57,13 +57,13 @@ def binary_accuracy(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
         Array(0.5, dtype=float32)
     """
     wanted = "numbers of shape (rows, outputs)"
-    probabilities = jnp.asarray(check_values("probabilities", probabilities, 2, wanted))
-    check_targets("labels", labels, "binary_crossentropy", *probabilities.shape)
-    hits = (probabilities > 0.5) == (jnp.asarray(labels) == 1)
+    scores = jnp.asarray(check_values("probabilities", probabilities, 2, wanted))
+    check_targets("labels", labels, "binary_crossentropy", *scores.shape)
+    hits = (scores > 0.5) == (jnp.asarray(labels) == 1)
     return jnp.mean(hits, dtype=jnp.float32)
 
 
-def r2(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+def r2(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
     """Coefficient of determination `1 - sum (t - p)^2 / sum (t - mean t)^2`, over all outputs.
 
     1 is perfect, 0 is no better than predicting each output's mean; -inf or nan where the
@@ -85,9 +85,8 @@ def r2(predictions: jax.Array, targets: jax.Array) -> jax.Array:
         Array(1., dtype=float32)
     """
     wanted = "numbers of shape (rows, outputs)"
-    predictions = jnp.asarray(check_values("predictions", predictions, 2, wanted))
-    check_targets("targets", targets, "mean_squared_error", *predictions.shape)
-    predictions = predictions.astype(jnp.float32)
-    targets = jnp.asarray(targets).astype(jnp.float32)
-    residual = jnp.sum(jnp.square(targets - predictions))
-    return 1 - residual / jnp.sum(jnp.square(targets - jnp.mean(targets, axis=0)[None, :]))
+    p = jnp.asarray(check_values("predictions", predictions, 2, wanted)).astype(jnp.float32)
+    check_targets("targets", targets, "mean_squared_error", *p.shape)
+    t = jnp.asarray(targets).astype(jnp.float32)
+    spread = jnp.square(t - jnp.mean(t, axis=0)[None, :])
+    return 1 - jnp.sum(jnp.square(t - p)) / jnp.sum(spread)

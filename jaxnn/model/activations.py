@@ -69,13 +69,13 @@ def identity_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
 
 
 def relu(z: jax.Array) -> jax.Array:
-    """Rectifier `max(z, 0)`, element by element, any shape.
+    """Rectifier `max(z, 0)`, element by element, any shape; nan stays nan.
 
     Example:
         >>> relu(jnp.array([-1.0, 2.0]))
         Array([0., 2.], dtype=float32)
     """
-    return jnp.where(z > 0, z, jnp.zeros_like(z))
+    return jnp.where(z <= 0, jnp.zeros_like(z), z)
 
 
 def relu_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
@@ -85,7 +85,7 @@ def relu_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
         >>> relu_backward(relu(jnp.array([-1.0, 0.0, 2.0])), jnp.array([3.0, 3.0, 3.0]))
         Array([0., 0., 3.], dtype=float32)
     """
-    return jnp.where(outputs > 0, upstream, jnp.zeros_like(upstream))
+    return jnp.where(outputs <= 0, jnp.zeros_like(upstream), upstream)
 
 
 def sigmoid(z: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from jaxnn.batch import Batch
 from jaxnn.model.activations import ACTIVATIONS
-from jaxnn.model.layers import LayerShapes, Params
+from jaxnn.model.layers import Params
 from jaxnn.model.losses import encode
 
 __all__ = ["loss_by_scalars", "many_at_once"]
@@ -86,17 +86,26 @@ def loss_by_scalars(params: Params, batch: Batch, hidden: str, output: str, loss
     layers = [_unpack(weights, biases) for weights, biases in params]
 
     def add_block(total, block):
-        return total + _block_loss(layers, *block, hidden, row_loss), None
+        rows, answers = block
+        return total + _block_loss(layers, rows, answers, hidden, row_loss), None
 
-    blocks, rest = divmod(x.shape[0], ROWS_PER_BLOCK)
-    cut = blocks * ROWS_PER_BLOCK
+    per_block = _rows_per_block(loss, targets.shape[1])
+    blocks, rest = divmod(x.shape[0], per_block)
+    cut = blocks * per_block
     total = jnp.zeros((), dtype)
     if blocks:
-        stacked = tuple(a[:cut].reshape(blocks, ROWS_PER_BLOCK, -1) for a in (x, targets))
+        stacked = tuple(a[:cut].reshape(blocks, per_block, -1) for a in (x, targets))
         total, _ = jax.lax.scan(add_block, total, stacked)
     if rest:
         total, _ = add_block(total, (x[cut:], targets[cut:]))
     return total / (x.shape[0] if loss == "categorical_crossentropy" else targets.size)
+
+
+def _rows_per_block(loss: str, outputs: int) -> int:
+    """So few rows that the product of their factors, at most 2 an output, fits float32."""
+    if loss != "binary_crossentropy":
+        return ROWS_PER_BLOCK
+    return max(1, min(ROWS_PER_BLOCK, 126 // outputs))
 
 
 def _unpack(weights: jax.Array, biases: jax.Array | None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +48,7 @@ def layer_shapes(sizes: tuple[int, ...], hidden_biases: bool = True) -> LayerSha
     last = len(sizes) - 2
     return tuple(
         ((fan_in, fan_out), (fan_out,) if hidden_biases or layer == last else None)
-        for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+        for layer, (fan_in, fan_out) in enumerate(pairwise(sizes))
     )
 
 
@@ -114,10 +115,12 @@ def check_params(name: str, params: Any, shapes: LayerShapes) -> None:
         TypeError: if the tree is not a tuple of `Dense`, or a leaf is not float32 (or float64).
         ValueError: if the number of layers or a shape differs.
     """
-    if not isinstance(params, (tuple, list)) or not all(hasattr(p, "weights") for p in params):
-        raise TypeError(
-            f"{name} must be a tuple of Dense(weights, biases); got a {type(params).__name__}"
-        )
+    if not isinstance(params, tuple):
+        raise TypeError(f"{name} must be a tuple of Dense; got a {type(params).__name__}")
+    for layer, dense in enumerate(params):
+        if not isinstance(dense, Dense):
+            wanted = "a Dense(weights, biases)"
+            raise TypeError(f"{name}[{layer}] must be {wanted}; got a {type(dense).__name__}")
     if len(params) != len(shapes):
         raise ValueError(f"{name} must hold {len(shapes)} layers; got {len(params)}")
     dtypes = set()
@@ -127,7 +130,9 @@ def check_params(name: str, params: Any, shapes: LayerShapes) -> None:
             if shape is None and leaf is None:
                 continue
             if shape is None or leaf is None:
-                wanted_word = "None: the network has hidden_biases=False" if shape is None else shape
+                wanted_word = (
+                    "None: the network has hidden_biases=False" if shape is None else shape
+                )
                 raise ValueError(f"{path} must be {wanted_word}; got {_shape(leaf)}")
             _check_leaf(path, leaf, shape)
             dtypes.add(str(leaf.dtype))
@@ -138,7 +143,8 @@ def check_params(name: str, params: Any, shapes: LayerShapes) -> None:
 def _check_leaf(path: str, leaf: Any, shape: tuple[int, ...]) -> None:
     if not hasattr(leaf, "dtype") or _shape(leaf) != shape:
         raise ValueError(f"{path} must be an array of shape {shape}; got {_shape(leaf)}")
-    allowed = ("float32", "float64") if jax.config.jax_enable_x64 else ("float32",)
+    wide = jax.dtypes.canonicalize_dtype("float64") == "float64"
+    allowed = ("float32", "float64") if wide else ("float32",)
     if str(leaf.dtype) not in allowed:
         raise TypeError(f"{path} must be {' or '.join(allowed)}; got {leaf.dtype}")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxnn.batch import check_targets, check_values
 
@@ -54,7 +55,7 @@ def encode(targets: jax.Array, outputs: int, dtype: jnp.dtype) -> jax.Array:
     return targets.astype(dtype)
 
 
-def mean_squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
     """Mean squared error `mean((predictions - targets)^2)`, with no factor 1/2.
 
     Args:
@@ -76,7 +77,7 @@ def mean_squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(predictions - targets))
 
 
-def mean_squared_error_gradient(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+def mean_squared_error_gradient(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
     """Derivative by the predictions: `2 (predictions - targets) / (rows outputs)`.
 
     Args and errors as for `mean_squared_error`; returns an array of shape `(rows, outputs)`.
@@ -89,7 +90,7 @@ def mean_squared_error_gradient(predictions: jax.Array, targets: jax.Array) -> j
     return 2 * (predictions - targets) / predictions.size
 
 
-def binary_crossentropy(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Binary cross-entropy `-mean(y log p + (1 - y) log(1 - p))`.
 
     Args:
@@ -112,7 +113,7 @@ def binary_crossentropy(probabilities: jax.Array, labels: jax.Array) -> jax.Arra
     return -jnp.mean(y * jnp.log(p) + (1 - y) * jnp.log1p(-p))
 
 
-def binary_crossentropy_gradient(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+def binary_crossentropy_gradient(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Derivative by the probabilities: `(p - y) / (p (1 - p)) / (rows outputs)`.
 
     It is 0 where the clip holds the loss constant. Args and errors as for `binary_crossentropy`;
@@ -128,7 +129,7 @@ def binary_crossentropy_gradient(probabilities: jax.Array, labels: jax.Array) ->
     return jnp.where(clipped == p, slope, jnp.zeros_like(slope))
 
 
-def categorical_crossentropy(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+def categorical_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Categorical cross-entropy `-mean over rows of log p_y`.
 
     Args:
@@ -150,7 +151,7 @@ def categorical_crossentropy(probabilities: jax.Array, labels: jax.Array) -> jax
     return -jnp.mean(jnp.sum(y * jnp.log(_clip(p)), axis=1))
 
 
-def categorical_crossentropy_gradient(probabilities: jax.Array, labels: jax.Array) -> jax.Array:
+def categorical_crossentropy_gradient(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Derivative by the probabilities: `-y / p / rows`, 0 where the clip holds.
 
     Args and errors as for `categorical_crossentropy`; returns shape `(rows, classes)`.
@@ -165,8 +166,10 @@ def categorical_crossentropy_gradient(probabilities: jax.Array, labels: jax.Arra
     return jnp.where(clipped == p, slope, jnp.zeros_like(slope))
 
 
-def sigmoid_crossentropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def sigmoid_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Binary cross-entropy of `sigmoid(logits)`, from the logits: `mean(log(1 + e^z) - y z)`.
+
+    Written as `y log(1 + e^-z) + (1 - y) log(1 + e^z)`, whose small values keep their digits.
 
     Args:
         logits: `z`, shape `(rows, outputs)`, float, any size.
@@ -184,12 +187,13 @@ def sigmoid_crossentropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         Array(5000., dtype=float32)
     """
     z, y = _border("logits", logits, labels, "binary_crossentropy")
-    return jnp.mean(jax.nn.softplus(z) - y * z)
+    return jnp.mean(y * jax.nn.softplus(-z) + (1 - y) * jax.nn.softplus(z))
 
 
-def sigmoid_crossentropy_gradient(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def sigmoid_crossentropy_gradient(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Derivative by the logits: `(sigmoid(z) - y) / (rows outputs)`.
 
+    Written as `(1 - y) sigmoid(z) - y sigmoid(-z)`, whose small values keep their digits.
     Args and errors as for `sigmoid_crossentropy`; returns shape `(rows, outputs)`.
 
     Example:
@@ -197,10 +201,10 @@ def sigmoid_crossentropy_gradient(logits: jax.Array, labels: jax.Array) -> jax.A
         Array([[-0.5]], dtype=float32)
     """
     z, y = _border("logits", logits, labels, "binary_crossentropy")
-    return (jax.nn.sigmoid(z) - y) / z.size
+    return ((1 - y) * jax.nn.sigmoid(z) - y * jax.nn.sigmoid(-z)) / z.size
 
 
-def softmax_crossentropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Categorical cross-entropy of `softmax(logits)`: `mean over rows of log sum e^z - z_y`.
 
     Args:
@@ -222,7 +226,7 @@ def softmax_crossentropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(z, axis=1), axis=1))
 
 
-def softmax_crossentropy_gradient(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def softmax_crossentropy_gradient(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Derivative by the logits: `(softmax(z) - y) / rows`.
 
     Args and errors as for `softmax_crossentropy`; returns shape `(rows, classes)`.
@@ -239,7 +243,9 @@ def _clip(probabilities: jax.Array) -> jax.Array:
     return jnp.clip(probabilities, CLIP, 1 - CLIP)
 
 
-def _border(name: str, predictions: jax.Array, targets: jax.Array, loss: str):
+def _border(
+    name: str, predictions: ArrayLike, targets: ArrayLike, loss: str
+) -> tuple[jax.Array, jax.Array]:
     """Refuses what does not fit; returns predictions and encoded targets of one float dtype."""
     shape = check_values(name, predictions, 2, "numbers of shape (rows, outputs)").shape
     targets_name = "targets" if loss == "mean_squared_error" else "labels"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -177,7 +177,9 @@ def _apply(settings: Settings) -> Callable[[Params, jax.Array], jax.Array]:
     return apply
 
 
-def _checked(settings: Settings, name: str, function: Callable[[Params, Batch], Any]):
+def _checked(
+    settings: Settings, name: str, function: Callable[[Params, Batch], Any]
+) -> BatchFunction:
     """The compiled function behind its border check, which it carries as `validate`."""
     compiled = jax.jit(lambda params, batch: function(params, _cast(params, batch)))
 
@@ -195,8 +197,8 @@ def _checked(settings: Settings, name: str, function: Callable[[Params, Batch], 
         return compiled(params, batch)
 
     checked.__name__ = checked.__qualname__ = name
-    checked.validate = validate  # type: ignore[attr-defined]
-    return checked
+    vars(checked)["validate"] = validate
+    return cast(BatchFunction, checked)
 
 
 def _cast(params: Params, batch: Batch) -> Batch:
@@ -239,7 +241,7 @@ def _loss(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
 
 
 def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
+    _, logits = propagate(params, jnp.asarray(batch.x), settings.hidden)
     if settings.loss == "binary_crossentropy":
-        outputs = forward(params, batch.x, hidden=settings.hidden, output="sigmoid")
-        return metrics.binary_accuracy(outputs, batch.y)
-    return metrics.accuracy(forward(params, batch.x, hidden=settings.hidden), batch.y)
+        return metrics.binary_accuracy(jax.nn.sigmoid(logits), batch.y)
+    return metrics.accuracy(logits, batch.y)

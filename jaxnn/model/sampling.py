@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.checks import as_choice, as_real
+from jaxnn.checks import as_choice, as_key, as_real
 from jaxnn.model.layers import Dense, LayerShapes, Params
 
 __all__ = ["DISTRIBUTIONS", "Distribution", "sampler"]
@@ -91,6 +91,7 @@ def _drawer(shapes: LayerShapes, unit: str):
     total = sum(math.prod(shape) for layer in shapes for shape in layer if shape)
 
     def draw(scales: tuple[jax.Array, ...], bias_scales: tuple[jax.Array, ...], key: jax.Array):
+        key = as_key("key", key, traced=True)
         if unit == "uniform":
             flat = jax.random.uniform(key, (total,), jnp.float32, minval=-1, maxval=1)
         else:

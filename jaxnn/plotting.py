@@ -1,0 +1,331 @@
+"""Pictures of data, decision regions and learning curves, for a lecture or a paper.
+
+Every function draws into the axes that it is given, or into those of a new figure if `ax` is
+None, and returns them; showing and saving is the caller's. Colours are those of Okabe and Ito,
+which colour-blind readers tell apart; classes differ by marker as well, curves by dashes.
+An argument of the wrong kind, `ax` among them, raises `TypeError` before anything is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
+from numpy.typing import ArrayLike
+
+from jaxnn.batch import Batch, check_targets, check_values
+from jaxnn.checks import as_count, as_numpy, as_real
+
+__all__ = ["data", "decision_regions", "loss_curves", "smoothed"]
+
+# In this order their pale versions, too, stay apart for colour-blind readers.
+COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#D55E00", "#56B4E9", "#009E73", "#000000", "#F0E442")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
+
+Curve = tuple[ArrayLike, ArrayLike]
+PredictFn = Callable[[np.ndarray], ArrayLike]
+
+
+def data(batch: Batch, ax: Axes | None = None) -> Axes:
+    """Points of two features, a colour and a marker a class.
+
+    Args:
+        batch: `x` finite, shape `(rows, 2)`; `y` integer classes `(rows,)` or one-hot rows.
+        ax: where to draw.
+
+    Raises:
+        ValueError: if `x` or `y` has another shape, or values that are no points or no classes.
+
+    Example:
+        >>> data(Batch(x=np.eye(2), y=np.array([0, 1]))).get_title()
+        '2 rows, 2 classes'
+    """
+    x, labels = _points(batch)
+    ax = _axes(ax, (5.0, 5.0))
+    classes = np.unique(labels)
+    for k in classes:
+        style = {"color": COLORS[k % len(COLORS)], "marker": MARKERS[k % len(MARKERS)]}
+        rows = x[labels == k]
+        ax.scatter(*rows.T, s=28, edgecolors="white", linewidths=0.5, label=f"class {k}", **style)
+    ax.set(xlabel="first feature", ylabel="second feature")
+    ax.set_title(f"{len(x)} rows, {len(classes)} class{'es' * (len(classes) > 1)}")
+    _legend_above(ax, handle_length=0.8)
+    return ax
+
+
+def decision_regions(
+    predict_fn: PredictFn,
+    batch: Batch,
+    ax: Axes | None = None,
+    *,
+    resolution: int = 300,
+) -> Axes:
+    """The class predicted at each point of the plane, with the data on top.
+
+    Ties go to the lowest class, as in `metrics.accuracy`; where a prediction is NaN it is white.
+
+    Args:
+        predict_fn: inputs `(rows, 2)`, float32, to probabilities or logits `(rows, classes)`.
+        batch: the data, as for `data`.
+        ax: where to draw.
+        resolution: number of points along each side of the picture.
+
+    Raises:
+        ValueError: if the batch, the predictions' shape or the resolution does not fit.
+
+    Example:
+        >>> decision_regions(lambda x: x, Batch(x=np.eye(2), y=np.array([0, 1]))).get_title()
+        'Decision regions: 100.0 % of 2 rows right'
+    """
+    x, labels = _points(batch)
+    resolution = as_count("resolution", resolution, minimum=2)
+    hits = _winners(_scores(predict_fn, x, labels.max() + 1)) == labels
+    ax = data(batch, ax)
+    extent = *ax.get_xlim(), *ax.get_ylim()
+    columns, rows = _centres(*extent[:2], resolution), _centres(*extent[2:], resolution)
+    plane = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
+    scores = _scores(predict_fn, plane, labels.max() + 1).reshape(resolution, resolution, -1)
+    _fill(ax, _winners(scores), scores.shape[-1], extent)
+    _boundaries(ax, columns, rows, scores)
+    ax.set_title(f"Decision regions: {100 * np.mean(hits):.1f} % of {len(x)} rows right")
+    return ax
+
+
+def loss_curves(
+    curves: Mapping[str, Curve | list[Curve]],
+    ax: Axes | None = None,
+    *,
+    xlabel: str = "loss evaluations",
+    log_x: bool = False,
+    log_y: bool = False,
+    reference: float | None = None,
+    reference_label: str = "reference",
+    steps: bool = False,
+) -> Axes:
+    """Losses of several methods in one picture, a colour and a dash style a method.
+
+    Several curves of one method, as from several seeds, are thin and pale, with their median on
+    top where all share the same x. Values that are not finite, or not positive on a logarithmic
+    scale, leave gaps.
+
+    Args:
+        curves: a label to a tuple `(x, y)` of arrays `(points,)`, or to a list of such tuples.
+        ax: where to draw.
+        xlabel: what x counts.
+        log_x: whether x is on a logarithmic scale.
+        log_y: whether y is.
+        reference: a loss to compare with, drawn as a dashed horizontal line.
+        reference_label: its name in the legend.
+        steps: whether a value holds until the next one, as the best loss so far does.
+
+    Raises:
+        ValueError: if there is no curve, x and y differ in shape, or the reference has no place.
+
+    Example:
+        >>> loss_curves({"sgd": ([1, 2], [0.7, 0.6])}).get_legend_handles_labels()[1]
+        ['sgd']
+    """
+    groups = _groups(curves)
+    if reference is not None:
+        as_real("reference", reference, minimum=0.0 if log_y else -math.inf)
+    ax = _axes(ax, (7.0, 4.2))
+    for is_log, set_scale in ((log_x, ax.set_xscale), (log_y, ax.set_yscale)):
+        if is_log:
+            set_scale("log", nonpositive="mask")
+    for index, (label, group) in enumerate(groups.items()):
+        drawstyle = "steps-post" if steps else "default"
+        _draw(ax, label, group, _line_style(index) | {"drawstyle": drawstyle})
+    if reference is not None:
+        ax.axhline(
+            float(reference), color="0.35", linestyle=(0, (8, 3)), lw=1, label=reference_label
+        )
+    ax.set(xlabel=xlabel, ylabel="loss", title="Loss curves")
+    _legend_above(ax)
+    return ax
+
+
+def smoothed(
+    values: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    window: int = 101,
+    label: str | None = None,
+    ylabel: str = "accuracy",
+    xlabel: str = "step",
+) -> Axes:
+    """A noisy series, pale, and its centred moving average; a further call, a further colour.
+
+    Towards both ends the average is over as much of the window as there is. Values that are not
+    finite are left out of it.
+
+    Args:
+        values: shape `(steps,)`.
+        ax: where to draw.
+        window: number of values to average, odd.
+        label: the average's name in the legend; no legend if None.
+        ylabel: what the values are.
+        xlabel: what their places count, from 0.
+
+    Raises:
+        ValueError: if `values` is empty or not one-dimensional, or `window` even or below 1.
+
+    Example:
+        >>> smoothed([0, 1, 5], window=3).get_lines()[1].get_ydata().tolist()
+        [0.5, 2.0, 3.0]
+    """
+    raw = _finite(check_values("values", values, 1, "numbers of shape (steps,)"))
+    window = as_count("window", window, minimum=1)
+    if window % 2 == 0:
+        raise ValueError(f"window must be odd, to have a centre; got {window}")
+    ax = _axes(ax, (7.0, 4.2))
+    style = _line_style(len(ax.get_lines()) // 2)
+    ax.plot(raw, color=style["color"], lw=0.6, alpha=0.3, zorder=1.5)
+    ax.plot(_moving_average(raw, window // 2), lw=1.8, label=label, **style)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=f"Moving average of {window} (raw values pale)")
+    if label is not None:
+        _legend_above(ax)
+    return ax
+
+
+def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+    if ax is None:
+        return plt.subplots(figsize=size, layout="constrained")[1]
+    if not isinstance(ax, Axes):
+        raise TypeError(f"ax must be a matplotlib Axes or None; got a {type(ax).__name__}")
+    return ax
+
+
+def _points(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs `(rows, 2)` and integer classes `(rows,)` of a batch that can be drawn."""
+    if not isinstance(batch, Batch):
+        raise TypeError(f"batch must be a jaxnn.Batch(x, y); got a {type(batch).__name__}")
+    x = np.asarray(check_values("batch.x", batch.x, 2, "numbers of shape (rows, 2)"))
+    if x.shape[1] != 2:
+        raise ValueError(f"batch.x must be numbers of shape (rows, 2); got shape {x.shape}")
+    if not np.all(finite := np.isfinite(x)):
+        raise ValueError(f"batch.x must be finite; got {x[~finite][0]}")
+    y = as_numpy("batch.y", batch.y)
+    largest = int(y.max(initial=0)) if y.dtype.kind in "iu" else 0
+    classes = y.shape[1] if y.ndim == 2 else largest + 1
+    check_targets("batch.y", y, "categorical_crossentropy", len(x), classes)
+    return x, (y if y.ndim == 1 else np.argmax(y, axis=1)).astype(np.int64)
+
+
+def _scores(predict_fn: PredictFn, x: np.ndarray, at_least: int) -> np.ndarray:
+    scores = as_numpy("predict_fn(x)", predict_fn(x.astype(np.float32)))
+    if scores.ndim != 2 or len(scores) != len(x) or scores.shape[1] < max(2, at_least):
+        wanted = f"({len(x)}, classes), with at least {max(2, at_least)} classes"
+        raise ValueError(f"predict_fn(x) must be of shape {wanted}; got {scores.shape}")
+    return scores.astype(np.float64)
+
+
+def _winners(scores: np.ndarray) -> np.ndarray:
+    """The class of the largest score, -1 where a score is NaN."""
+    return np.where(np.isnan(scores).any(axis=-1), -1, np.argmax(scores, axis=-1))
+
+
+def _centres(low: float, high: float, count: int) -> np.ndarray:
+    return low + (high - low) * (np.arange(count) + 0.5) / count
+
+
+def _fill(ax: Axes, winners: np.ndarray, classes: int, extent: tuple[float, ...]) -> None:
+    pale = [1 - 0.35 * (1 - np.array(to_rgb(COLORS[k % len(COLORS)]))) for k in range(classes)]
+    colors = {"cmap": ListedColormap(pale), "vmin": -0.5, "vmax": classes - 0.5}
+    place = {"origin": "lower", "extent": extent, "aspect": ax.get_aspect(), "zorder": 0}
+    ax.imshow(np.ma.masked_less(winners, 0), interpolation="nearest", **colors, **place)
+
+
+def _boundaries(ax: Axes, columns: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
+    """A thin line around each class, where its score crosses the best of the others."""
+    winners = _winners(scores)
+    # Each boundary lies between two classes: those around all but the last are all there are.
+    for k in range(scores.shape[-1] - 1):
+        with np.errstate(invalid="ignore"):
+            margin = scores[..., k] - np.delete(scores, k, axis=-1).max(axis=-1)
+        # A tie belongs to the lowest class, so the line goes around it, not through it.
+        inside = np.where(winners == k, 1, -1) * np.maximum(np.abs(margin), 1e-30)
+        if np.any(inside > 0) and np.any(inside < 0):
+            line = {"colors": "0.25", "linewidths": 0.8, "linestyles": "solid", "zorder": 0.5}
+            ax.contour(columns, rows, inside, levels=[0.0], **line)
+
+
+def _groups(curves: Any) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    if not isinstance(curves, Mapping):
+        raise TypeError(f"curves must map labels to (x, y); got a {type(curves).__name__}")
+    groups = {}
+    for label, group in curves.items():
+        pairs = group if isinstance(group, list) else [group]
+        groups[label] = [_curve(f"curves[{label!r}]", pair) for pair in pairs]
+    if not groups or not all(groups.values()):
+        raise ValueError("curves must hold at least one label, and each label at least one (x, y)")
+    return groups
+
+
+def _curve(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        came = f"a tuple of {len(pair)}" if isinstance(pair, tuple) else f"a {type(pair).__name__}"
+        raise ValueError(f"{name} must be a tuple (x, y) or a list of such tuples; got {came}")
+    x, y = as_numpy(f"{name} x", pair[0]), as_numpy(f"{name} y", pair[1])
+    if x.ndim != 1 or x.shape != y.shape:
+        raise ValueError(f"{name} must be x and y of one shape (points,); got {x.shape}, {y.shape}")
+    return x.astype(np.float64), y.astype(np.float64)
+
+
+def _draw(ax: Axes, label: str, group: list, style: dict[str, Any]) -> None:
+    """One line for one curve; for several, thin ones, and their median where x is shared."""
+    x = group[0][0]
+    shared = all(np.array_equal(x, other, equal_nan=True) for other, _ in group)
+    thin: dict[str, Any] = (
+        style | {"lw": 0.8} | ({"linestyle": "-", "alpha": 0.35} if shared else {})
+    )
+    if len(group) > 1:
+        lines = [ax.plot(*map(_finite, pair), **thin)[0] for pair in group]
+        if not shared:
+            lines[0].set_label(label)
+    if shared:
+        with np.errstate(invalid="ignore"):
+            median = np.median([y for _, y in group], axis=0)
+        ax.plot(_finite(x), _finite(median), lw=1.6, label=label, **style)
+
+
+def _line_style(index: int) -> dict[str, Any]:
+    return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
+
+
+def _finite(values: Any) -> np.ndarray:
+    """As float64, with NaN, which matplotlib leaves out, for all that is not finite."""
+    return np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+
+
+def _moving_average(values: np.ndarray, half: int) -> np.ndarray:
+    """Mean of the finite values at most `half` places away; NaN where there is none."""
+    half = min(half, len(values) - 1)
+    inside, kernel = slice(half, half + len(values)), np.ones(2 * half + 1)
+    finite = np.isfinite(values)
+    sums = np.convolve(np.where(finite, values, 0.0), kernel)[inside]
+    counts = np.convolve(finite.astype(np.float64), kernel)[inside]
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+
+
+def _legend_above(ax: Axes, handle_length: float = 2.2) -> None:
+    """A legend along the top, as wide as fits, with the limit of y raised by its height."""
+    ax.autoscale_view()
+    frame, (handles, labels) = ax.get_window_extent(), ax.get_legend_handles_labels()
+    look: dict[str, Any] = {"edgecolor": "none", "framealpha": 0.9, "columnspacing": 1.2}
+    look |= {"loc": "upper center", "handlelength": handle_length}
+    columns = max(1, len(labels))
+    box = ax.legend(handles, labels, ncols=columns, **look).get_window_extent()
+    while columns > 1 and box.width > frame.width:
+        columns -= 1
+        box = ax.legend(handles, labels, ncols=columns, **look).get_window_extent()
+    # Limits that the caller has set are the caller's.
+    if ax.get_autoscaley_on():
+        top = 1 / (1 - min(0.5, box.height / frame.height))
+        to_data = (ax.transScale + ax.transLimits).inverted()
+        ax.set_ylim(top=to_data.transform((0.5, top))[1], auto=None)

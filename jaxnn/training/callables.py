@@ -1,0 +1,118 @@
+"""What the trainers ask of the functions they are given, and how they check it.
+
+Every callable may be a plain function or a `jax.tree_util.Partial`, whose numbers are traced: a
+sweep over them compiles once. A callable may carry `validate(params, batch)`, which raises for
+bad input with NumPy alone; a trainer calls it first, with shapes in place of params it has not
+drawn yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
+
+from jaxnn.checks import as_arrays
+
+__all__ = [
+    "LossFn",
+    "MetricFn",
+    "SampleFn",
+    "ValueAndGradFn",
+    "as_batch",
+    "as_params",
+    "as_partial",
+    "check_gradients_match",
+    "check_scalar",
+]
+
+
+class LossFn(Protocol):
+    """A loss to be made small."""
+
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
+        """Returns the loss of `params`, any pytree, on `batch`, any pytree: a float scalar."""
+        ...
+
+
+class MetricFn(Protocol):
+    """A number worth watching, such as the accuracy."""
+
+    def __call__(self, params: Any, batch: Any) -> jax.Array:
+        """Returns a float scalar."""
+        ...
+
+
+class ValueAndGradFn(Protocol):
+    """A loss together with its gradient, as `jax.value_and_grad(loss_fn)` returns it."""
+
+    def __call__(self, params: Any, batch: Any) -> tuple[jax.Array, Any]:
+        """Returns the loss, a float scalar, and its gradient, a tree like `params`."""
+        ...
+
+
+class SampleFn(Protocol):
+    """A distribution over whole weight sets."""
+
+    def __call__(self, key: jax.Array) -> Any:
+        """Returns the params that belong to a typed key: same key, same params."""
+        ...
+
+
+def as_partial(name: str, function: Any) -> Partial:
+    """The callable as a `Partial`, a pytree that can be an argument of a compiled function."""
+    if not callable(function):
+        raise TypeError(f"{name} must be callable; got a {type(function).__name__}")
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def as_batch(batch: Any, params: Any, *functions: Callable[..., Any] | None) -> Any:
+    """The batch as fresh JAX arrays, once each function's own `validate` has let it pass."""
+    for function in functions:
+        validate = getattr(function, "validate", None)
+        if validate is not None:
+            validate(params, batch)
+    return as_arrays("batch", batch)
+
+
+def as_params(params: Any) -> Any:
+    """Params as fresh JAX arrays; every leaf a float of one dtype."""
+    arrays = as_arrays("params", params)
+    leaves = tree_leaves_with_path(arrays)
+    if not leaves:
+        raise ValueError("params must hold at least one array; got an empty tree")
+    for path, leaf in leaves:
+        if leaf.dtype != leaves[0][1].dtype or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"params must be floats of one dtype; got {leaf.dtype} at params{keystr(path)}"
+            )
+    return arrays
+
+
+def check_scalar(name: str, value: Any) -> None:
+    """Refuses a function's result, as `jax.eval_shape` tells it, that is not a float scalar."""
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        raise TypeError(f"{name} must return a float scalar; got a {type(value).__name__}")
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must return a float scalar; got {value.dtype} of shape {value.shape}"
+        )
+
+
+def check_gradients_match(name: str, gradients: Any, params: Any) -> None:
+    """Refuses gradients whose tree, shapes or dtypes are not those of the params."""
+    if jax.tree.structure(gradients) != jax.tree.structure(params):
+        raise TypeError(
+            f"{name} must return gradients with the tree of params, "
+            f"{jax.tree.structure(params)}; got {jax.tree.structure(gradients)}"
+        )
+    pairs = zip(tree_leaves_with_path(gradients), jax.tree.leaves(params), strict=True)
+    for (path, gradient), leaf in pairs:
+        if (gradient.shape, gradient.dtype) != (leaf.shape, leaf.dtype):
+            raise TypeError(
+                f"{name} must return gradients like params; got {gradient.dtype} of shape "
+                f"{gradient.shape} for params{keystr(path)}, {leaf.dtype} of shape {leaf.shape}"
+            )

@@ -1,0 +1,331 @@
+"""Gradient descent: follow the gradient down, on all rows or on shuffled batches of them.
+
+Each epoch shuffles the rows and cuts them into batches. For each batch: the loss and its
+gradient, a look at the stop rules, then one step of the optimizer. The whole loop is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxnn.checks import as_count, as_key, as_real
+from jaxnn.training.callables import (
+    ValueAndGradFn,
+    as_batch,
+    as_params,
+    as_partial,
+    check_gradients_match,
+    check_scalar,
+)
+from jaxnn.training.optimizers import Optimizer, sgd
+from jaxnn.training.pacing import Status, chunks
+
+__all__ = ["DescentHistory", "GradientDescentResult", "gradient_descent"]
+
+TAG = 0x47524144
+"""Folded into the key, so that no other trainer draws the same from it."""
+
+RECORDS_PER_CHUNK = 2**17
+EVALUATIONS_PER_GRADIENT = 3
+"""A forward pass, and a backward pass that costs twice as much."""
+
+RUNNING, CONVERGED, DIVERGED = range(3)
+
+
+class DescentHistory(NamedTuple):
+    """The loss at every step; ready to plot.
+
+    Attributes:
+        evaluations: evaluations made up to and with each step, in units of one loss on the whole
+            batch, `(num_steps,)`, float64.
+        loss: loss of the step's batch *before* the step, `(num_steps,)`.
+    """
+
+    evaluations: np.ndarray
+    loss: np.ndarray
+
+
+class GradientDescentResult(NamedTuple):
+    """Where a gradient descent ended.
+
+    Attributes:
+        params: the params reached; if it diverged, the last whose loss was finite.
+        loss: their loss on the whole batch.
+        num_evaluations: losses on the whole batch that the work amounts to: a gradient step
+            counts 3 times its share of the rows, the loss reported counts 1; rounded up.
+        num_steps: gradients evaluated.
+        status: "completed", "converged", "diverged" or "interrupted".
+        history: the loss at every step.
+    """
+
+    params: Any
+    loss: float
+    num_evaluations: int
+    num_steps: int
+    status: Status
+    history: DescentHistory
+
+
+def gradient_descent(
+    key: jax.Array,
+    value_and_grad_fn: ValueAndGradFn,
+    params: Any,
+    batch: Any,
+    *,
+    num_epochs: int,
+    learning_rate: float | None = None,
+    optimizer: Optimizer | None = None,
+    batch_size: int | None = None,
+    tolerance: float = 0.0,
+    progress: bool = False,
+) -> GradientDescentResult:
+    """Descends from `params`, full batch or mini-batch.
+
+    Args:
+        key: a typed key, `jax.random.key(seed)`; it shuffles the rows.
+        value_and_grad_fn: `value_and_grad_fn(params, batch)` -> the loss, a float scalar, and
+            its gradient, a tree like `params`; as `model.value_and_grad`.
+        params: where to start, any pytree of floats.
+        batch: any pytree that the function takes; for mini-batches, rows first in every leaf.
+        num_epochs: passes over the rows; 0 returns the start.
+        learning_rate: short for `optimizer=sgd(learning_rate)`.
+        optimizer: as in `jaxnn.optimizers`, or an optax transformation.
+        batch_size: rows a step; None, or more than there are, means all rows. What is left of an
+            epoch after the last full batch is dropped.
+        tolerance: stop when two consecutive losses differ by less; 0 never stops.
+        progress: whether to show a progress bar.
+
+    Returns:
+        A `GradientDescentResult`.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind, or the gradients are not like `params`.
+        ValueError: if a number is out of range, if not exactly one of `learning_rate` and
+            `optimizer` is given, or if the leaves of `batch` differ in rows.
+
+    Example:
+        >>> value_and_grad_fn = jax.value_and_grad(lambda p, batch: jnp.sum((p - batch) ** 2))
+        >>> start, batch = jnp.zeros(2), jnp.ones(2)
+        >>> trained = gradient_descent(
+        ...     jax.random.key(0), value_and_grad_fn, start, batch,
+        ...     learning_rate=0.1, num_epochs=100,
+        ... )
+        >>> trained.params
+        Array([1., 1.], dtype=float32)
+    """
+    key = as_key("key", key)
+    num_epochs = as_count("num_epochs", num_epochs, maximum=2**32 - 1)
+    tolerance_ = as_real("tolerance", tolerance, inclusive=True)
+    chosen = _as_optimizer(learning_rate, optimizer)
+    start = as_params(params)
+    batch = as_batch(batch, params, value_and_grad_fn)
+    function = as_partial("value_and_grad_fn", value_and_grad_fn)
+    _check_results(function, start, batch)
+    rows, rows_a_step = _cut(batch, batch_size)
+
+    with jax.threefry_partitionable(True):
+        stream = jax.random.fold_in(key, TAG)
+        descend = partial(_descend, function, chosen, batch, stream, tolerance_)
+        state, losses = _walk(
+            partial(descend, rows_a_step=rows_a_step if rows_a_step < rows else None),
+            _begin(chosen, start),
+            num_epochs,
+            rows // rows_a_step,
+            progress,
+        )
+        final, loss = _settle(function, state, batch)
+    work = EVALUATIONS_PER_GRADIENT * rows_a_step * np.arange(1, len(losses) + 1)
+    return GradientDescentResult(
+        params=final,
+        loss=float(loss),
+        num_evaluations=1 - (-EVALUATIONS_PER_GRADIENT * rows_a_step * len(losses) // rows),
+        num_steps=len(losses),
+        status=_status(state, loss, is_complete=len(losses) == num_epochs * (rows // rows_a_step)),
+        history=DescentHistory(work / rows, losses),
+    )
+
+
+class _State(NamedTuple):
+    """Where the descent stands."""
+
+    params: Any
+    optimizer: Any
+    measured: Any
+    """The last params whose loss was measured and finite: one step before `params`."""
+    loss: jax.Array
+    verdict: jax.Array
+
+
+def _as_optimizer(learning_rate: float | None, optimizer: Optimizer | None) -> Optimizer:
+    if (learning_rate is None) == (optimizer is None):
+        given = "neither" if optimizer is None else "both"
+        raise ValueError(f"give either learning_rate or optimizer; got {given}")
+    if optimizer is None:
+        return sgd(learning_rate)  # type: ignore[arg-type]
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"optimizer must have init and update, as jaxnn.optimizers.adam(0.05) has; "
+            f"got a {type(optimizer).__name__}"
+        )
+    init = as_partial("optimizer.init", optimizer.init)
+    return Optimizer(init, as_partial("optimizer.update", optimizer.update))
+
+
+def _check_results(function: Partial, params: Any, batch: Any) -> None:
+    results = jax.eval_shape(function, params, batch)
+    if not (isinstance(results, tuple) and len(results) == 2):
+        raise TypeError(
+            "value_and_grad_fn must return (loss, gradients), as jax.value_and_grad(loss_fn) "
+            f"does; got a {type(results).__name__}"
+        )
+    check_scalar("value_and_grad_fn", results[0])
+    check_gradients_match("value_and_grad_fn", results[1], params)
+
+
+def _cut(batch: Any, batch_size: int | None) -> tuple[int, int]:
+    """Rows of the batch, and rows a step; `(1, 1)` where the batch is never cut."""
+    if batch_size is None:
+        return 1, 1
+    batch_size = as_count("batch_size", batch_size, minimum=1)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+        raise ValueError(
+            "batch must have the same number of rows in every leaf to be cut by batch_size; "
+            f"got shapes {shapes}"
+        )
+    rows = shapes[0][0]
+    return rows, min(batch_size, rows)
+
+
+def _begin(optimizer: Optimizer, start: Any) -> _State:
+    dtype = jax.tree.leaves(start)[0].dtype
+    state = _start_optimizer(optimizer, start)
+    return _State(start, state, start, jnp.asarray(jnp.inf, dtype), jnp.int32(RUNNING))
+
+
+@jax.jit
+def _start_optimizer(optimizer: Optimizer, start: Any) -> Any:
+    return optimizer.init(start)
+
+
+def _walk(
+    descend: Callable[..., tuple[_State, jax.Array, jax.Array]],
+    state: _State,
+    num_epochs: int,
+    steps_per_epoch: int,
+    progress: bool,
+) -> tuple[_State, np.ndarray]:
+    """Descends chunk after chunk; returns where it ends and the loss before every step."""
+    epochs = max(RECORDS_PER_CHUNK // steps_per_epoch, 1)
+    descend = partial(descend, capacity=epochs * steps_per_epoch)
+    pieces = [np.zeros(0, state.loss.dtype)]
+    for chunk in chunks(num_epochs, largest=epochs, unit="epochs", show=progress):
+        size = chunk.end - chunk.begin
+        state, losses, count = descend(state, np.uint32(chunk.begin), np.uint32(size))
+        pieces.append(np.asarray(losses[: int(count)]))
+        chunk.report(float(state.loss))
+        if int(state.verdict) != RUNNING:
+            break
+    return state, np.concatenate(pieces)
+
+
+@partial(jax.jit, static_argnames=("rows_a_step", "capacity"))
+def _descend(
+    function: Partial,
+    optimizer: Optimizer,
+    batch: Any,
+    stream: jax.Array,
+    tolerance: jax.Array,
+    state: _State,
+    first_epoch: jax.Array,
+    num_epochs: jax.Array,
+    *,
+    rows_a_step: int | None,
+    capacity: int,
+) -> tuple[_State, jax.Array, jax.Array]:
+    """One chunk: `num_epochs` epochs, or fewer if a stop rule is met."""
+
+    def step(state: _State, rows: Any, losses: jax.Array, count: jax.Array):
+        stepped = _step(function, optimizer, tolerance, state, rows)
+        return stepped, losses.at[count].set(stepped.loss), count + 1
+
+    def run_epoch(carry):
+        epoch, state, losses, count = carry
+        if rows_a_step is None:
+            return epoch + 1, *step(state, batch, losses, count)
+        order = _shuffled(jax.random.fold_in(stream, epoch), batch, rows_a_step)
+
+        def run_batch(carry):
+            number, state, losses, count = carry
+            rows = jax.tree.map(lambda leaf: leaf[order[number]], batch)
+            return number + 1, *step(state, rows, losses, count)
+
+        def more_batches(carry):
+            return (carry[0] < len(order)) & (carry[1].verdict == RUNNING)
+
+        carry = (jnp.int32(0), state, losses, count)
+        return epoch + 1, *jax.lax.while_loop(more_batches, run_batch, carry)[1:]
+
+    def more_epochs(carry):
+        return (carry[0] < first_epoch + num_epochs) & (carry[1].verdict == RUNNING)
+
+    carry = (first_epoch, state, jnp.zeros(capacity, state.loss.dtype), jnp.int32(0))
+    return jax.lax.while_loop(more_epochs, run_epoch, carry)[1:]
+
+
+def _shuffled(key: jax.Array, batch: Any, rows_a_step: int) -> jax.Array:
+    """Row numbers of an epoch, `(steps, rows_a_step)`; the remainder is dropped."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    steps = rows // rows_a_step
+    order = jax.random.permutation(key, jnp.arange(rows, dtype=jnp.int32))
+    return order[: steps * rows_a_step].reshape(steps, rows_a_step)
+
+
+def _step(
+    function: Partial, optimizer: Optimizer, tolerance: jax.Array, state: _State, rows: Any
+) -> _State:
+    """Loss and gradient of the rows, the stop rules, and one step of the optimizer."""
+    loss, gradients = function(state.params, rows)
+    is_finite = jnp.isfinite(loss)
+    is_flat = jnp.abs(loss - state.loss) < tolerance.astype(loss.dtype)
+    verdict = jnp.where(is_flat, CONVERGED, jnp.where(is_finite, RUNNING, DIVERGED))
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    return _State(
+        params=jax.tree.map(jnp.add, state.params, updates),
+        optimizer=optimizer_state,
+        measured=_select(is_finite, state.params, state.measured),
+        loss=loss,
+        verdict=verdict.astype(jnp.int32),
+    )
+
+
+@jax.jit
+def _settle(function: Partial, state: _State, batch: Any) -> tuple[Any, jax.Array]:
+    """The params to return, and their loss: those reached, unless a stop rule was met before."""
+    reached, _ = function(state.params, batch)
+    take_reached = (state.verdict == RUNNING) & jnp.isfinite(reached)
+    measured, _ = function(state.measured, batch)
+    return (
+        _select(take_reached, state.params, state.measured),
+        jnp.where(take_reached, reached, measured),
+    )
+
+
+def _select(condition: jax.Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _status(state: _State, loss: jax.Array, *, is_complete: bool) -> Status:
+    verdict = int(state.verdict)
+    if verdict == CONVERGED:
+        return "converged"
+    if verdict == DIVERGED:
+        return "diverged"
+    return "completed" if is_complete else "interrupted"
