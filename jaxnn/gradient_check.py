@@ -51,8 +51,9 @@ COORDINATES_AT_ONCE = 64
 class LeafReport(NamedTuple):
     """What was found for one leaf, over all samples.
 
-    Errors are relative to the leaf's largest coordinate in the same sample, and absolute where
-    that is below a thousandth of the whole gradient's largest.
+    Errors are relative to the leaf's largest coordinate in the same sample, or to a thousandth of
+    the largest coordinate of all leaves and samples where that is more: the gradient of a
+    saturated network is rounding noise, and noise is not an error.
 
     Attributes:
         name: where the leaf is, such as `params[0].weights`.
@@ -248,13 +249,13 @@ def _report(
     params: Any, found: _Found, num_samples: int, tolerance: float, difference_tolerance: float
 ) -> GradientReport:
     leaves, begin = [], 0
-    overall = np.max(np.abs(found.reference), axis=1, keepdims=True)
+    floor = max(1e-3 * _worst(np.abs(found.reference)), np.finfo(np.float64).tiny)
     for path, leaf in tree_leaves_with_path(params):
         here = slice(begin, begin + leaf.size)
         begin += leaf.size
         part = _Found(found.value_error, *(field[:, here] for field in found[1:]))
         name = "params" + keystr(path)
-        leaves.append(_leaf(name, leaf.shape, part, overall, tolerance, difference_tolerance))
+        leaves.append(_leaf(name, leaf.shape, part, floor, tolerance, difference_tolerance))
     value_error = _worst(found.value_error)
     return GradientReport(
         leaves=tuple(leaves),
@@ -270,13 +271,12 @@ def _leaf(
     name: str,
     shape: tuple[int, ...],
     found: _Found,
-    overall: np.ndarray,
+    floor: float,
     tolerance: float,
     difference_tolerance: float,
 ) -> LeafReport:
     gradient, reference = found.gradient, found.reference
-    size = np.max(np.abs(reference), axis=1, keepdims=True)
-    size = np.maximum(np.maximum(size, 1e-3 * overall), np.finfo(np.float64).tiny)
+    size = np.maximum(np.max(np.abs(reference), axis=1, keepdims=True), floor)
     low = np.minimum(found.forward, found.backward)
     high = np.maximum(found.forward, found.backward)
     outside = np.maximum(low - gradient, gradient - high)

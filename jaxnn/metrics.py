@@ -33,8 +33,8 @@ def accuracy(predictions: ArrayLike, labels: ArrayLike) -> jax.Array:
     scores = jnp.asarray(check_values("predictions", predictions, 2, wanted))
     check_targets("labels", labels, "categorical_crossentropy", *scores.shape)
     classes = jnp.asarray(labels)
-    classes = jnp.argmax(classes, axis=1) if classes.ndim == 2 else classes.astype(jnp.int32)
-    hits = jnp.argmax(scores, axis=1) == classes
+    classes = jnp.argmax(classes, axis=1) if classes.ndim == 2 else classes
+    hits = jnp.argmax(scores, axis=1).astype(jnp.int32) == classes.astype(jnp.int32)
     return jnp.mean(hits, dtype=jnp.float32)
 
 
@@ -59,7 +59,7 @@ def binary_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
     wanted = "numbers of shape (rows, outputs)"
     scores = jnp.asarray(check_values("probabilities", probabilities, 2, wanted))
     check_targets("labels", labels, "binary_crossentropy", *scores.shape)
-    hits = (scores > 0.5) == (jnp.asarray(labels) == 1)
+    hits = (scores > 0.5) == jnp.asarray(labels).astype(bool)
     return jnp.mean(hits, dtype=jnp.float32)
 
 

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from numpy.typing import ArrayLike
 
-from jaxnn.batch import Batch, check_targets, check_values
+from jaxnn.batch import Batch, check_targets
 from jaxnn.checks import as_count, as_numpy, as_real
 
 __all__ = ["data", "decision_regions", "loss_curves", "smoothed"]
@@ -28,7 +28,7 @@ COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#D55E00", "#56B4E9", "#009E73", "#00
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
 
-Curve = tuple[ArrayLike, ArrayLike]
+Curve = tuple[Any, Any]
 PredictFn = Callable[[np.ndarray], ArrayLike]
 
 
@@ -47,7 +47,7 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
         '2 rows, 2 classes'
     """
     x, labels = _points(batch)
-    ax = _axes(ax, (5.0, 5.0))
+    ax = _axes(ax, (6.0, 5.0))
     classes = np.unique(labels)
     for k in classes:
         style = {"color": COLORS[k % len(COLORS)], "marker": MARKERS[k % len(MARKERS)]}
@@ -55,7 +55,7 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
         ax.scatter(*rows.T, s=28, edgecolors="white", linewidths=0.5, label=f"class {k}", **style)
     ax.set(xlabel="first feature", ylabel="second feature")
     ax.set_title(f"{len(x)} rows, {len(classes)} class{'es' * (len(classes) > 1)}")
-    _legend_above(ax, handle_length=0.8)
+    _legend_beside(ax)
     return ax
 
 
@@ -134,7 +134,7 @@ def loss_curves(
     groups = _groups(curves)
     if reference is not None:
         as_real("reference", reference, minimum=0.0 if log_y else -math.inf)
-    ax = _axes(ax, (7.0, 4.2))
+    ax = _axes(ax, (9.0, 4.2))
     for is_log, set_scale in ((log_x, ax.set_xscale), (log_y, ax.set_yscale)):
         if is_log:
             set_scale("log", nonpositive="mask")
@@ -145,8 +145,8 @@ def loss_curves(
         ax.axhline(
             float(reference), color="0.35", linestyle=(0, (8, 3)), lw=1, label=reference_label
         )
-    ax.set(xlabel=xlabel, ylabel="loss", title="Loss curves")
-    _legend_above(ax)
+    ax.set(xlabel=xlabel, ylabel="loss")
+    _legend_beside(ax)
     return ax
 
 
@@ -179,17 +179,19 @@ def smoothed(
         >>> smoothed([0, 1, 5], window=3).get_lines()[1].get_ydata().tolist()
         [0.5, 2.0, 3.0]
     """
-    raw = _finite(check_values("values", values, 1, "numbers of shape (steps,)"))
+    raw = _finite(as_numpy("values", values))
+    if raw.ndim != 1 or not raw.size:
+        raise ValueError(f"values must be numbers of shape (steps,); got shape {raw.shape}")
     window = as_count("window", window, minimum=1)
     if window % 2 == 0:
         raise ValueError(f"window must be odd, to have a centre; got {window}")
-    ax = _axes(ax, (7.0, 4.2))
+    ax = _axes(ax, (9.0, 4.2))
     style = _line_style(len(ax.get_lines()) // 2)
     ax.plot(raw, color=style["color"], lw=0.6, alpha=0.3, zorder=1.5)
     ax.plot(_moving_average(raw, window // 2), lw=1.8, label=label, **style)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=f"Moving average of {window} (raw values pale)")
     if label is not None:
-        _legend_above(ax)
+        _legend_beside(ax)
     return ax
 
 
@@ -205,8 +207,8 @@ def _points(batch: Any) -> tuple[np.ndarray, np.ndarray]:
     """Inputs `(rows, 2)` and integer classes `(rows,)` of a batch that can be drawn."""
     if not isinstance(batch, Batch):
         raise TypeError(f"batch must be a jaxnn.Batch(x, y); got a {type(batch).__name__}")
-    x = np.asarray(check_values("batch.x", batch.x, 2, "numbers of shape (rows, 2)"))
-    if x.shape[1] != 2:
+    x = as_numpy("batch.x", batch.x)
+    if x.ndim != 2 or x.shape[1] != 2 or not len(x):
         raise ValueError(f"batch.x must be numbers of shape (rows, 2); got shape {x.shape}")
     if not np.all(finite := np.isfinite(x)):
         raise ValueError(f"batch.x must be finite; got {x[~finite][0]}")
@@ -313,19 +315,6 @@ def _moving_average(values: np.ndarray, half: int) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
-def _legend_above(ax: Axes, handle_length: float = 2.2) -> None:
-    """A legend along the top, as wide as fits, with the limit of y raised by its height."""
-    ax.autoscale_view()
-    frame, (handles, labels) = ax.get_window_extent(), ax.get_legend_handles_labels()
-    look: dict[str, Any] = {"edgecolor": "none", "framealpha": 0.9, "columnspacing": 1.2}
-    look |= {"loc": "upper center", "handlelength": handle_length}
-    columns = max(1, len(labels))
-    box = ax.legend(handles, labels, ncols=columns, **look).get_window_extent()
-    while columns > 1 and box.width > frame.width:
-        columns -= 1
-        box = ax.legend(handles, labels, ncols=columns, **look).get_window_extent()
-    # Limits that the caller has set are the caller's.
-    if ax.get_autoscaley_on():
-        top = 1 / (1 - min(0.5, box.height / frame.height))
-        to_data = (ax.transScale + ax.transLimits).inverted()
-        ax.set_ylim(top=to_data.transform((0.5, top))[1], auto=None)
+def _legend_beside(ax: Axes) -> None:
+    """A legend to the right of the axes, where it covers nothing."""
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)

@@ -127,15 +127,12 @@ def check_params(name: str, params: Any, shapes: LayerShapes) -> None:
     for layer, (dense, wanted) in enumerate(zip(params, shapes, strict=True)):
         for field, leaf, shape in zip(("weights", "biases"), dense, wanted, strict=True):
             path = f"{name}[{layer}].{field}"
-            if shape is None and leaf is None:
-                continue
-            if shape is None or leaf is None:
-                wanted_word = (
-                    "None: the network has hidden_biases=False" if shape is None else shape
-                )
-                raise ValueError(f"{path} must be {wanted_word}; got {_shape(leaf)}")
-            _check_leaf(path, leaf, shape)
-            dtypes.add(str(leaf.dtype))
+            if shape is not None:
+                _check_leaf(path, leaf, shape)
+                dtypes.add(str(leaf.dtype))
+            elif leaf is not None:
+                wanted_none = "None: the network has hidden_biases=False"
+                raise ValueError(f"{path} must be {wanted_none}; got {_shape(leaf)}")
     if len(dtypes) > 1:
         raise TypeError(f"{name} must be of one dtype; got {', '.join(sorted(dtypes))}")
 

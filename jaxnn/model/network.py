@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxnn import metrics
 from jaxnn.batch import Batch, check_batch, check_inputs
@@ -74,7 +75,7 @@ class Model(NamedTuple):
 
     settings: Settings
     init: Callable[..., Params]
-    apply: Callable[[Params, jax.Array], jax.Array]
+    apply: Callable[[Params, ArrayLike], jax.Array]
     loss: BatchFunction
     value_and_grad: BatchFunction
     loss_reference: BatchFunction
@@ -163,13 +164,13 @@ def _init(
     return draw(as_key("key", key))
 
 
-def _apply(settings: Settings) -> Callable[[Params, jax.Array], jax.Array]:
+def _apply(settings: Settings) -> Callable[[Params, ArrayLike], jax.Array]:
     @jax.jit
     def compiled(params: Params, x: jax.Array) -> jax.Array:
         x = x.astype(params[0].weights.dtype)
         return forward(params, x, hidden=settings.hidden, output=settings.output)
 
-    def apply(params: Params, x: jax.Array) -> jax.Array:
+    def apply(params: Params, x: ArrayLike) -> jax.Array:
         check_params("params", params, settings.shapes)
         check_inputs("x", x, settings.sizes[0])
         return compiled(params, jnp.asarray(x))

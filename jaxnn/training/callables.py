@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from jaxnn.checks import as_arrays
+from jaxnn.checks import as_arrays, is_traced
 
 __all__ = [
     "LossFn",
@@ -25,8 +25,10 @@ __all__ = [
     "as_batch",
     "as_params",
     "as_partial",
+    "check_concrete",
     "check_gradients_match",
     "check_scalar",
+    "shapes_of",
 ]
 
 
@@ -66,7 +68,31 @@ def as_partial(name: str, function: Any) -> Partial:
     """The callable as a `Partial`, a pytree that can be an argument of a compiled function."""
     if not callable(function):
         raise TypeError(f"{name} must be callable; got a {type(function).__name__}")
+    check_concrete(name, function)
     return function if isinstance(function, Partial) else Partial(function)
+
+
+def check_concrete(name: str, value: Any) -> None:
+    """Refuses a number, or a `Partial` with a number, that has no value yet: the host needs it."""
+    if any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
+        raise TypeError(f"{name} must be concrete; got a tracer: call this outside jit and vmap")
+
+
+def shapes_of(name: str, function: Partial, *arguments: Any) -> Any:
+    """Shapes and dtypes of a function's result; traced once for the same function and shapes.
+
+    An error of the function's own goes through, with a note that says which function it was.
+    """
+    try:
+        return _call.eval_shape(function, *arguments)
+    except Exception as error:
+        error.add_note(f"This came from tracing {name}.")
+        raise
+
+
+@jax.jit
+def _call(function: Partial, *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 def as_batch(batch: Any, params: Any, *functions: Callable[..., Any] | None) -> Any:

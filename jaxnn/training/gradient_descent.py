@@ -21,8 +21,10 @@ from jaxnn.training.callables import (
     as_batch,
     as_params,
     as_partial,
+    check_concrete,
     check_gradients_match,
     check_scalar,
+    shapes_of,
 )
 from jaxnn.training.optimizers import Optimizer, sgd
 from jaxnn.training.pacing import Status, chunks
@@ -122,12 +124,13 @@ def gradient_descent(
     """
     key = as_key("key", key)
     num_epochs = as_count("num_epochs", num_epochs, maximum=2**32 - 1)
+    check_concrete("tolerance", tolerance)
     tolerance_ = as_real("tolerance", tolerance, inclusive=True)
     chosen = _as_optimizer(learning_rate, optimizer)
     start = as_params(params)
     batch = as_batch(batch, params, value_and_grad_fn)
     function = as_partial("value_and_grad_fn", value_and_grad_fn)
-    _check_results(function, start, batch)
+    loss_dtype = _check_results(function, start, batch)
     rows, rows_a_step = _cut(batch, batch_size)
 
     with jax.threefry_partitionable(True):
@@ -135,19 +138,19 @@ def gradient_descent(
         descend = partial(_descend, function, chosen, batch, stream, tolerance_)
         state, losses = _walk(
             partial(descend, rows_a_step=rows_a_step if rows_a_step < rows else None),
-            _begin(chosen, start),
+            _begin(chosen, start, loss_dtype),
             num_epochs,
             rows // rows_a_step,
             progress,
         )
-        final, loss = _settle(function, state, batch)
+        final, loss, verdict = _settle(function, state, batch)
     work = EVALUATIONS_PER_GRADIENT * rows_a_step * np.arange(1, len(losses) + 1)
     return GradientDescentResult(
         params=final,
         loss=float(loss),
         num_evaluations=1 - (-EVALUATIONS_PER_GRADIENT * rows_a_step * len(losses) // rows),
         num_steps=len(losses),
-        status=_status(state, loss, is_complete=len(losses) == num_epochs * (rows // rows_a_step)),
+        status=_status(verdict, is_complete=len(losses) == num_epochs * (rows // rows_a_step)),
         history=DescentHistory(work / rows, losses),
     )
 
@@ -168,6 +171,7 @@ def _as_optimizer(learning_rate: float | None, optimizer: Optimizer | None) -> O
         given = "neither" if optimizer is None else "both"
         raise ValueError(f"give either learning_rate or optimizer; got {given}")
     if optimizer is None:
+        check_concrete("learning_rate", learning_rate)
         return sgd(learning_rate)  # type: ignore[arg-type]
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
@@ -178,8 +182,9 @@ def _as_optimizer(learning_rate: float | None, optimizer: Optimizer | None) -> O
     return Optimizer(init, as_partial("optimizer.update", optimizer.update))
 
 
-def _check_results(function: Partial, params: Any, batch: Any) -> None:
-    results = jax.eval_shape(function, params, batch)
+def _check_results(function: Partial, params: Any, batch: Any) -> Any:
+    """Refuses results that are no loss and gradient; returns the dtype of the loss."""
+    results = shapes_of("value_and_grad_fn", function, params, batch)
     if not (isinstance(results, tuple) and len(results) == 2):
         raise TypeError(
             "value_and_grad_fn must return (loss, gradients), as jax.value_and_grad(loss_fn) "
@@ -187,6 +192,7 @@ def _check_results(function: Partial, params: Any, batch: Any) -> None:
         )
     check_scalar("value_and_grad_fn", results[0])
     check_gradients_match("value_and_grad_fn", results[1], params)
+    return results[0].dtype
 
 
 def _cut(batch: Any, batch_size: int | None) -> tuple[int, int]:
@@ -195,19 +201,18 @@ def _cut(batch: Any, batch_size: int | None) -> tuple[int, int]:
         return 1, 1
     batch_size = as_count("batch_size", batch_size, minimum=1)
     shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
-    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or not shapes[0][0]:
         raise ValueError(
-            "batch must have the same number of rows in every leaf to be cut by batch_size; "
-            f"got shapes {shapes}"
+            "batch must have the same number of rows, at least 1, in every leaf to be cut by "
+            f"batch_size; got shapes {shapes}"
         )
     rows = shapes[0][0]
     return rows, min(batch_size, rows)
 
 
-def _begin(optimizer: Optimizer, start: Any) -> _State:
-    dtype = jax.tree.leaves(start)[0].dtype
+def _begin(optimizer: Optimizer, start: Any, loss_dtype: Any) -> _State:
     state = _start_optimizer(optimizer, start)
-    return _State(start, state, start, jnp.asarray(jnp.inf, dtype), jnp.int32(RUNNING))
+    return _State(start, state, start, jnp.asarray(jnp.inf, loss_dtype), jnp.int32(RUNNING))
 
 
 @jax.jit
@@ -229,7 +234,7 @@ def _walk(
     for chunk in chunks(num_epochs, largest=epochs, unit="epochs", show=progress):
         size = chunk.end - chunk.begin
         state, losses, count = descend(state, np.uint32(chunk.begin), np.uint32(size))
-        pieces.append(np.asarray(losses[: int(count)]))
+        pieces.append(np.asarray(losses)[: int(count)].copy())
         chunk.report(float(state.loss))
         if int(state.verdict) != RUNNING:
             break
@@ -307,25 +312,27 @@ def _step(
 
 
 @jax.jit
-def _settle(function: Partial, state: _State, batch: Any) -> tuple[Any, jax.Array]:
-    """The params to return, and their loss: those reached, unless a stop rule was met before."""
+def _settle(function: Partial, state: _State, batch: Any) -> tuple[Any, jax.Array, jax.Array]:
+    """The params to return, their loss and the verdict.
+
+    They are those reached, unless a stop rule was met before or their loss is not finite.
+    """
     reached, _ = function(state.params, batch)
     take_reached = (state.verdict == RUNNING) & jnp.isfinite(reached)
     measured, _ = function(state.measured, batch)
-    return (
-        _select(take_reached, state.params, state.measured),
-        jnp.where(take_reached, reached, measured),
-    )
+    loss = jnp.where(take_reached, reached, measured)
+    is_sound = take_reached | ((state.verdict == CONVERGED) & jnp.isfinite(loss))
+    params = _select(take_reached, state.params, state.measured)
+    return params, loss, jnp.where(is_sound, state.verdict, DIVERGED)
 
 
 def _select(condition: jax.Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def _status(state: _State, loss: jax.Array, *, is_complete: bool) -> Status:
-    verdict = int(state.verdict)
-    if verdict == CONVERGED:
+def _status(verdict: jax.Array, *, is_complete: bool) -> Status:
+    if int(verdict) == CONVERGED:
         return "converged"
-    if verdict == DIVERGED:
+    if int(verdict) == DIVERGED:
         return "diverged"
     return "completed" if is_complete else "interrupted"

@@ -27,7 +27,9 @@ from jaxnn.training.callables import (
     as_batch,
     as_params,
     as_partial,
+    check_concrete,
     check_scalar,
+    shapes_of,
 )
 from jaxnn.training.pacing import Status, chunks
 
@@ -131,6 +133,7 @@ def perturbation_search(
     """
     key = as_key("key", key)
     num_steps = as_count("num_steps", num_steps, maximum=2**32 - 1)
+    check_concrete("scale", scale)
     scale_ = as_real("scale", scale)
     width = 1 if num_chains is None else as_count("num_chains", num_chains, 1, 2**31 - 1)
     functions = [loss_fn] if metric_fn is None else [loss_fn, metric_fn]
@@ -138,9 +141,9 @@ def perturbation_search(
     batch = as_batch(batch, params, *functions)
     loss = as_partial("loss_fn", loss_fn)
     metric = None if metric_fn is None else as_partial("metric_fn", metric_fn)
-    check_scalar("loss_fn", jax.eval_shape(loss, start, batch))
+    check_scalar("loss_fn", shapes_of("loss_fn", loss, start, batch))
     if metric is not None:
-        check_scalar("metric_fn", jax.eval_shape(metric, start, batch))
+        check_scalar("metric_fn", shapes_of("metric_fn", metric, start, batch))
     with jax.threefry_partitionable(True):
         stream = jax.random.fold_in(key, TAG)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(stream, jnp.arange(width, dtype=jnp.uint32))
@@ -194,7 +197,7 @@ def _walk(
     for chunk in chunks(num_steps, largest=capacity, unit="steps", scale=width, show=progress):
         size = chunk.end - chunk.begin
         state, records = climb(state, np.uint32(chunk.begin), np.uint32(size))
-        pieces.append(jax.tree.map(lambda a, size=size: np.asarray(a[:size]), records))
+        pieces.append(jax.tree.map(lambda a, size=size: np.asarray(a)[:size].copy(), records))
         chunk.report(float(jnp.min(state.loss)))
     return state, jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
 

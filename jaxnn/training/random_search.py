@@ -20,7 +20,14 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.checks import as_count, as_key
-from jaxnn.training.callables import LossFn, SampleFn, as_batch, as_partial, check_scalar
+from jaxnn.training.callables import (
+    LossFn,
+    SampleFn,
+    as_batch,
+    as_partial,
+    check_scalar,
+    shapes_of,
+)
 from jaxnn.training.pacing import Status, chunks
 from jaxnn.training.streams import add, fold_index, join, words
 
@@ -121,9 +128,11 @@ def random_search(
             f"start + num_candidates must be at most 2**63; got {start} + {num_candidates}"
         )
     loss, sample = as_partial("loss_fn", loss_fn), as_partial("sample_fn", sample_fn)
-    shapes = jax.eval_shape(sample, key)
+    shapes = shapes_of("sample_fn", sample, key)
+    if not jax.tree.leaves(shapes):
+        raise TypeError(f"sample_fn must return params, a tree of arrays; got {shapes}")
     batch = as_batch(batch, shapes, loss_fn)
-    loss_shape = jax.eval_shape(loss, shapes, batch)
+    loss_shape = shapes_of("loss_fn", loss, shapes, batch)
     check_scalar("loss_fn", loss_shape)
     tile = _tile_size(shapes, batch)
 
@@ -221,8 +230,8 @@ def _walk(
     done, num_nonfinite = 0, 0
     trail = [_Trail(np.zeros(0, np.int64), np.zeros(0, best.dtype))]
     num_tiles = -(-num_candidates // tile)
-    steps = chunks(num_tiles, largest=2**30 // tile, unit="candidates", scale=tile, show=progress)
-    for chunk in steps:
+    largest = 2**30 // tile
+    for chunk in chunks(num_tiles, largest=largest, unit="candidates", scale=tile, show=progress):
         begin, done = chunk.begin * tile, min(chunk.end * tile, num_candidates)
         records, count = search(words(start + begin), done - begin, best)
         found = int(records.count)

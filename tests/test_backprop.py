@@ -1,0 +1,225 @@
+"""The gradients written by hand, against `jax.grad`, central differences and worked figures."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import FORWARD, GRADIENT, leaf_error
+
+from jaxnn.batch import Batch
+from jaxnn.model.activations import HIDDEN_ACTIVATIONS
+from jaxnn.model.heads import HEADS
+from jaxnn.model.layers import Dense, layer_shapes
+from jaxnn.model.network import mlp
+
+ROWS, WIDTHS, OUTPUTS = 7, (3, 5, 4, 6, 3), 2
+DTYPES = ("float32", "float64")
+PRODUCT = list(itertools.product(HIDDEN_ACTIVATIONS, HEADS, range(1, 6), (True, False)))
+SAMPLE = PRODUCT[::19]
+
+
+def name_of(case):
+    hidden, (output, loss), depth, hidden_biases = case
+    return f"{hidden}-{output}-{loss}-{depth}-{'with' if hidden_biases else 'no'}_biases"
+
+
+def network(hidden, head, depth, hidden_biases):
+    output, loss = head
+    sizes = (*WIDTHS[:depth], OUTPUTS)
+    return mlp(sizes, hidden=hidden, output=output, loss=loss, hidden_biases=hidden_biases)
+
+
+def problem(model, dtype, seed=7):
+    """Params and a batch off centre, float32 values in either width."""
+    rng = np.random.default_rng(seed)
+
+    def draw(mean, sd, shape):
+        return jnp.asarray(rng.normal(mean, sd, shape).astype(np.float32), dtype)
+
+    sizes, _, _, loss, hidden_biases = model.settings
+    params = tuple(
+        Dense(draw(0.2, 1.0 / np.sqrt(w[0]), w), b and draw(0.4, 0.3, b))
+        for w, b in layer_shapes(sizes, hidden_biases)
+    )
+    y = {
+        "mean_squared_error": draw(0.3, 1.0, (ROWS, OUTPUTS)),
+        "binary_crossentropy": draw(0.2, 1.0, (ROWS, OUTPUTS)) > 0,
+        "categorical_crossentropy": jnp.asarray(rng.integers(0, OUTPUTS, ROWS)),
+    }
+    return params, Batch(draw(0.5, 1.0, (ROWS, sizes[0])), y[loss])
+
+
+def check_case(case, dtype):
+    model = network(*case)
+    with jax.enable_x64(dtype == "float64"):
+        params, batch = problem(model, dtype)
+
+        @jax.jit
+        def three_ways(params, batch):
+            by_hand = model.value_and_grad(params, batch)
+            return (
+                by_hand,
+                jax.value_and_grad(model.loss_reference)(params, batch),
+                (
+                    model.loss(params, batch),
+                    jax.grad(model.loss)(params, batch),
+                ),
+            )
+
+        (value, gradient), (expected, by_jax), (loss, through_loss) = three_ways(params, batch)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    assert {leaf.dtype for leaf in jax.tree.leaves((value, gradient, loss))} == {np.dtype(dtype)}
+    assert leaf_error(value, expected) <= FORWARD[dtype]
+    assert leaf_error(loss, expected) <= FORWARD[dtype]
+    assert leaf_error(gradient, by_jax) <= GRADIENT[dtype]
+    assert leaf_error(through_loss, gradient) <= FORWARD[dtype]
+
+
+def test_the_sample_holds_every_choice():
+    for position, choices in enumerate((HIDDEN_ACTIVATIONS, HEADS, range(1, 6), (True, False))):
+        assert {case[position] for case in SAMPLE} == set(choices)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", SAMPLE, ids=name_of)
+def test_by_hand_is_by_jax(case, dtype):
+    check_case(case, dtype)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", PRODUCT, ids=name_of)
+def test_by_hand_is_by_jax_for_every_network(case, dtype):
+    check_case(case, dtype)
+
+
+@pytest.mark.parametrize("head", HEADS, ids="-".join)
+def test_gradient_by_the_batch_is_right_as_well(head):
+    model = network("tanh", head, 2, True)
+    params, batch = problem(model, "float32")
+
+    @jax.jit
+    def both(params, batch):
+        def by_rows(loss):
+            if head[1] == "mean_squared_error":  # its targets are numbers too
+                return jax.grad(loss, argnums=1)(params, batch)
+            return jax.grad(lambda x: loss(params, Batch(x, batch.y)))(batch.x)
+
+        return by_rows(model.loss), by_rows(model.loss_reference)
+
+    got, expected = both(params, batch)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(expected))
+    assert leaf_error(got, expected) <= GRADIENT["float32"]
+
+
+@pytest.mark.parametrize("head", HEADS, ids="-".join)
+def test_central_differences(head):
+    """Every coordinate of the gradient of `model.loss`, in float64."""
+    model = network("sigmoid" if "relu" in head else "tanh", head, 3, True)
+    step = 1e-5
+    with jax.enable_x64(True):
+        params, batch = problem(model, "float64")
+        leaves, tree = jax.tree.flatten(params)
+        flat, sizes = (
+            np.concatenate([np.ravel(leaf) for leaf in leaves]),
+            [leaf.size for leaf in leaves],
+        )
+
+        def loss_at(flat):
+            parts = np.split(flat, np.cumsum(sizes)[:-1])
+            moved = [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]
+            return float(model.loss(jax.tree.unflatten(tree, moved), batch))
+
+        moves = step * np.eye(len(flat))
+        slopes = [(loss_at(flat + move) - loss_at(flat - move)) / (2 * step) for move in moves]
+        _, gradient = model.value_and_grad(params, batch)
+        by_hand = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
+    assert leaf_error(by_hand, np.array(slopes)) <= 1e-7  # what central differences can tell
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_at_the_kink_of_relu_the_slope_is_0(dtype):
+    model = mlp((3, 5, 2), hidden="relu")
+    with jax.enable_x64(dtype == "float64"):
+        params, batch = problem(model, dtype)
+        first = Dense(params[0].weights, jnp.zeros_like(params[0].biases))
+        at_kink = (first, params[1]), Batch(jnp.zeros_like(batch.x), batch.y)  # z = 0 exactly
+        _, gradient = model.value_and_grad(*at_kink)
+        assert leaf_error(gradient, jax.grad(model.loss_reference)(*at_kink)) <= GRADIENT[dtype]
+    assert not np.any(gradient[0].weights)
+    assert not np.any(gradient[0].biases)
+    assert not np.any(gradient[1].weights)
+    assert np.all(gradient[1].biases)
+
+
+@pytest.mark.parametrize("value", [0.0, -50.0])
+def test_a_dead_network_has_a_gradient_at_its_last_biases_alone(value):
+    model = mlp((3, 5, 2), hidden="relu", output="identity", loss="mean_squared_error")
+    params, batch = problem(model, "float32")
+    dead = (Dense(0 * params[0].weights, jnp.full((5,), value)), params[1])
+    loss, gradient = model.value_and_grad(dead, batch)
+    outputs = np.float64(params[1].biases)
+    assert float(loss) == pytest.approx(np.mean((outputs - np.float64(batch.y)) ** 2), rel=2e-6)
+    alive = [bool(np.any(leaf)) for leaf in jax.tree.leaves(gradient)]
+    assert alive == [False, False, False, True]
+
+
+LINE = mlp((2, 1), output="identity", loss="mean_squared_error")
+LINE_X = np.array([[1, 2], [3, 1], [1, 1]], np.float32)
+LINE_Y = np.array([[4.6], [6.1], [3.1]], np.float32)
+
+
+def step(params, gradient, rate):
+    return jax.tree.map(lambda leaf, slope: leaf - rate * slope, params, gradient)
+
+
+def line(weights, bias=0.0):
+    return (Dense(np.float32(weights).reshape(-1, 1), np.float32([bias])),)
+
+
+def test_linear_regression_figures():
+    # REFERENCE-FIGURES, "Slopes and one step": the first 3 of the 12 rows
+    start = line([1, 1])
+    _, gradient = LINE.value_and_grad(start, Batch(LINE_X, LINE_Y))
+    np.testing.assert_allclose(gradient[0].weights, [[-6], [-4.26666667]], rtol=1e-6)
+    np.testing.assert_allclose(gradient[0].biases, [-3.2], rtol=1e-6)
+    (after,) = step(start, gradient, 0.1)
+    np.testing.assert_allclose(after.weights, [[1.6], [1.42666667]], rtol=1e-6)
+    np.testing.assert_allclose(after.biases, [0.32], rtol=1e-6)
+
+
+def test_one_weight_figures():
+    # REFERENCE-FIGURES: 2 x (-4) x 3 = -24; weight 2, rate 0.01: 2.24
+    model = mlp((1, 1), output="identity", loss="mean_squared_error")
+    batch = Batch(np.float32([[3]]), np.float32([[10]]))
+    _, gradient = model.value_and_grad(line([2]), batch)
+    assert gradient[0].weights == -24
+    after = step(line([2]), gradient, 0.01)
+    np.testing.assert_allclose(after[0].weights, [[2.24]], rtol=1e-6)
+
+
+def test_three_weights_figures():
+    # REFERENCE-FIGURES: prediction 7, slope [14, 28, 42], error 5.04 after a step at 0.01
+    model = mlp((3, 1), output="identity", loss="mean_squared_error")
+    batch = Batch(np.float32([[1, 2, 3]]), np.float32([[0]]))
+    start = line([0, 2, 1])
+    assert model.apply(start, batch.x) == 7
+    loss, gradient = model.value_and_grad(start, batch)
+    assert loss == 49
+    np.testing.assert_array_equal(gradient[0].weights, [[14], [28], [42]])
+    after = (Dense(step(start, gradient, 0.01)[0].weights, start[0].biases),)
+    assert float(model.apply(after, batch.x)[0, 0]) == pytest.approx(5.04, rel=1e-6)
+
+
+@pytest.mark.parametrize(("x", "target", "slope"), [(1, -2, 6), (3, 0, 18), (-3, -3, 0)])
+def test_chain_rule_figures(x, target, slope):
+    # REFERENCE-FIGURES: 2 x error 3 x input 1 x relu's slope 1 = 6; with input 3: 18
+    model = mlp((1, 1, 1), output="identity", loss="mean_squared_error", hidden_biases=False)
+    one = np.ones((1, 1), np.float32)
+    params = (Dense(one, None), Dense(one, np.zeros(1, np.float32)))
+    loss, gradient = model.value_and_grad(params, Batch(one * x, one * target))
+    assert loss == 9  # error 3
+    assert gradient[0].weights == slope
+    assert gradient[0].biases is None

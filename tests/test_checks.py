@@ -1,0 +1,261 @@
+"""The border functions: what passes, in which form, and what is refused in which words."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+
+from jaxnn import checks
+
+KEY = jax.random.key(3)
+
+
+def test_is_traced_only_inside_a_transformation():
+    seen = []
+
+    def look(x):
+        seen.append(checks.is_traced(x))
+        return x
+
+    for value in (jnp.float32(1), np.ones(2), 1.0):
+        look(value)
+    jax.jit(look)(1.0)
+    jax.vmap(look)(jnp.ones(2))
+    jax.grad(look)(1.0)
+    assert seen == [False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "philox4x32"])
+def test_as_key_returns_a_typed_key_itself(implementation):
+    key = jax.random.key(5, impl=implementation)
+    assert checks.as_key("key", key) is key
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        (0, TypeError, r"seed_key must be a single typed key.*got 0 \(int\)"),
+        (None, TypeError, r"seed_key must be a single typed key.*got None"),
+        (np.arange(2, dtype=np.uint32), TypeError, "seed_key must be.*dtype uint32"),
+        (jax.random.PRNGKey(0), TypeError, r"seed_key must be.*dtype uint32 and shape \(2,\)"),
+        (jax.random.split(KEY, 3), ValueError, r"seed_key must be.*keys of shape \(3,\)"),
+        (jax.random.key(0, impl="rbg"), ValueError, "seed_key must be of.*threefry2x32.*got rbg"),
+        (jax.random.key(0, impl="unsafe_rbg"), ValueError, "seed_key must be of.*unsafe_rbg"),
+    ],
+)
+def test_as_key_refuses(key, error, message):
+    with pytest.raises(error, match=message):
+        checks.as_key("seed_key", key)
+
+
+def test_as_key_refuses_a_tracer_unless_told_otherwise():
+    with pytest.raises(TypeError, match="seed_key must be concrete; got a tracer"):
+        jax.jit(lambda key: checks.as_key("seed_key", key))(KEY)
+    same = jax.jit(lambda key: checks.as_key("seed_key", key, traced=True))(KEY)
+    assert jnp.array_equal(jax.random.key_data(same), jax.random.key_data(KEY))
+    with pytest.raises(ValueError, match="seed_key must be of.*got rbg"):
+        jax.jit(lambda key: checks.as_key("seed_key", key, traced=True))(
+            jax.random.key(0, impl="rbg")
+        )
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), np.int32(3)])
+def test_as_count_returns_a_python_int(value):
+    count = checks.as_count("num_steps", value, minimum=3)
+    assert type(count) is int
+    assert count == 3
+
+
+@pytest.mark.parametrize("value", [2**31, 2**53 + 1, 2**63])
+def test_as_count_is_exact_up_to_its_maximum(value):
+    assert checks.as_count("start", value) == value
+    with pytest.raises(ValueError, match=f"start must be at most {value - 1}; got {value}"):
+        checks.as_count("start", value, maximum=value - 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "got"),
+    [
+        (2, ValueError, "2"),
+        (-1, ValueError, "-1"),
+        (3.0, TypeError, r"3.0 \(float\)"),
+        (1e9, TypeError, r"1000000000.0 \(float\)"),
+        (True, TypeError, r"True \(bool\)"),
+        (np.True_, TypeError, "dtype bool"),
+        ("3", TypeError, r"'3' \(str\)"),
+        (None, TypeError, "None"),
+        ([3], TypeError, "a list"),
+        (np.array([3]), TypeError, r"dtype int64 and shape \(1,\)"),
+        (np.float32(3), TypeError, "dtype float32"),
+    ],
+)
+def test_as_count_refuses(value, error, got):
+    with pytest.raises(error, match=f"^num_steps must be an integer of at least 3; got .*{got}"):
+        checks.as_count("num_steps", value, minimum=3)
+
+
+def test_as_count_refuses_a_tracer():
+    with pytest.raises(TypeError, match="num_steps must be an integer.*got a tracer"):
+        jax.jit(lambda n: checks.as_count("num_steps", n))(3)
+
+
+@pytest.mark.parametrize("value", [0.25, np.float64(0.25), np.float32(0.25), jnp.float32(0.25)])
+def test_as_real_returns_a_float32(value):
+    number = checks.as_real("scale", value)
+    assert type(number) is np.float32
+    assert number == 0.25
+
+
+def test_as_real_bounds():
+    assert checks.as_real("noise", 0, inclusive=True) == 0
+    assert checks.as_real("offset", -2.5, minimum=-math.inf) == -2.5
+    with pytest.raises(
+        ValueError, match="decay must be a finite number above 1 that fits float32; got 1.0"
+    ):
+        checks.as_real("decay", 1.0, minimum=1.0)
+    with pytest.raises(ValueError, match="decay must be a finite number of at least 1"):
+        checks.as_real("decay", 0.5, minimum=1.0, inclusive=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (0, ValueError),
+        (-0.1, ValueError),
+        (math.nan, ValueError),
+        (math.inf, ValueError),
+        (-math.inf, ValueError),
+        (1e39, ValueError),
+        (10**400, ValueError),
+        (1e-50, ValueError),
+        (True, TypeError),
+        ("0.1", TypeError),
+        (None, TypeError),
+        (0.1 + 0j, TypeError),
+        ([0.1], TypeError),
+        (np.array([0.1]), TypeError),
+        (jnp.ones((2, 3)), TypeError),
+        (KEY, TypeError),
+    ],
+)
+def test_as_real_refuses(value, error):
+    with pytest.raises(error, match="^scale must be a finite number above 0.*; got "):
+        checks.as_real("scale", value)
+
+
+def test_as_real_passes_a_traced_number_but_no_traced_array():
+    assert jax.jit(lambda scale: 2 * checks.as_real("scale", scale))(0.25) == 0.5
+    assert jax.vmap(lambda scale: checks.as_real("scale", scale))(jnp.ones(3)).shape == (3,)
+    with pytest.raises(TypeError, match=r"scale must be.*got a tracer of shape \(3,\)"):
+        jax.jit(lambda scale: checks.as_real("scale", scale))(jnp.ones(3))
+
+
+def test_as_choice():
+    options = ("relu", "tanh")
+    assert checks.as_choice("hidden", "tanh", options) == "tanh"
+    with pytest.raises(ValueError, match="hidden must be one of 'relu', 'tanh'; got 'Relu'"):
+        checks.as_choice("hidden", "Relu", options)
+    with pytest.raises(TypeError, match="hidden must be one of 'relu', 'tanh'; got a function"):
+        checks.as_choice("hidden", test_as_choice, options)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "float32", "float64"])
+def test_as_numpy_leaves_numpy_data_alone(dtype):
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    assert checks.as_numpy("x", array) is array
+
+
+def test_as_numpy_takes_lists_and_jax_arrays():
+    np.testing.assert_array_equal(checks.as_numpy("x", [[1, 2], [3, 4]]), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(checks.as_numpy("x", jnp.ones((2, 3))), np.ones((2, 3)))
+
+
+NO_NUMBERS = [
+    ([[1.0, 2.0], [3.0]], ValueError, "ragged rows"),
+    (np.array([1, "a", None], object), TypeError, "dtype object"),
+    (scipy.sparse.eye(3), TypeError, "dtype object"),
+    ("one", TypeError, "dtype <U3"),
+    (np.ones(3, complex), TypeError, "dtype complex128"),
+    (None, TypeError, "dtype object"),
+    (np.array(["2026-10-01"], "datetime64[D]"), TypeError, "dtype datetime64"),
+    (jnp.ones(3, jnp.bfloat16), TypeError, "dtype bfloat16"),
+    (jax.random.split(KEY, 3), TypeError, "dtype key<fry>"),
+]
+
+
+@pytest.mark.parametrize(("value", "error", "got"), NO_NUMBERS)
+@pytest.mark.parametrize("function", [checks.as_numpy, checks.as_values])
+def test_arrays_without_real_numbers_are_refused(function, value, error, got):
+    with pytest.raises(error, match=f"^x must be an array of .*numbers; got .*{re.escape(got)}"):
+        function("x", value)
+
+
+TOO_LARGE = [
+    (np.array([[0.0, -1e300]]), "must fit float32; got magnitudes up to 1e[+]300"),
+    (np.array([0, 2**40]), "must fit int32; got 0 to 1099511627776"),
+    (np.array([2**32], np.uint64), "must fit uint32; got 4294967296"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), TOO_LARGE)
+@pytest.mark.parametrize("function", [checks.as_values, checks.as_arrays])
+def test_values_that_jax_would_lose_are_refused(function, value, message):
+    with pytest.raises(ValueError, match="^x " + message):
+        function("x", value)
+    with jax.enable_x64(True):
+        assert np.array_equal(function("x", value), value)
+
+
+def test_as_values_keeps_data_nonfinite_numbers_and_tracers():
+    array = np.array([1.5, np.nan, np.inf])
+    assert checks.as_values("x", array) is array
+    assert jax.jit(lambda x: checks.as_values("x", x) + 1)(np.float32(1)) == 2
+    for value in (jnp.ones(2, jnp.complex64), jnp.ones(2, jnp.bfloat16), KEY):
+        with pytest.raises(TypeError, match="x must be an array of real numbers; got dtype"):
+            jax.jit(lambda x: checks.as_values("x", x))(value)
+
+
+def test_as_arrays_narrows_to_the_default_widths_and_keeps_the_tree():
+    tree = {"x": np.array([1.5, 2.5]), "y": (np.array([1, 2]), None, KEY), "z": 3.5}
+    arrays = checks.as_arrays("batch", tree)
+    assert jax.tree.structure(arrays) == jax.tree.structure(tree)
+    assert arrays["x"].dtype == jnp.float32
+    assert arrays["y"][0].dtype == jnp.int32
+    assert arrays["y"][2] is KEY
+    np.testing.assert_array_equal(arrays["x"], tree["x"])
+    np.testing.assert_array_equal(arrays["y"][0], tree["y"][0])
+    assert arrays["z"] == 3.5
+    with jax.enable_x64(True):
+        assert checks.as_arrays("batch", tree)["x"].dtype == jnp.float64
+
+
+def test_as_arrays_shares_no_memory_with_the_caller():
+    mine = np.arange(64, dtype=np.float32)
+    on_device = jnp.arange(64.0)
+    copies = checks.as_arrays("batch", (mine, on_device))
+    mine[:] = -1
+    on_device.delete()
+    for copy in copies:
+        np.testing.assert_array_equal(copy, np.arange(64))
+
+
+@pytest.mark.parametrize(
+    ("tree", "error", "message"),
+    [
+        ({"a": [np.ones(2), np.array([1e300])]}, ValueError, r"batch\['a'\]\[1\] must fit float32"),
+        ((np.ones(2), "text"), TypeError, r"batch\[1\] must be an array of real numbers"),
+        ([np.array([2**31])], ValueError, r"batch\[0\] must fit int32; got 2147483648"),
+    ],
+)
+def test_as_arrays_names_the_leaf(tree, error, message):
+    with pytest.raises(error, match=message):
+        checks.as_arrays("batch", tree)
+
+
+def test_as_arrays_refuses_a_tracer():
+    with pytest.raises(TypeError, match=r"batch\['x'\] must be concrete; got a tracer"):
+        jax.jit(lambda x: checks.as_arrays("batch", {"x": x}))(jnp.ones(3))

@@ -1,0 +1,410 @@
+"""Each data set against its formula, nnfs 0.5.1 and, for Bayes, outside integration and draws.
+
+Means and deviations of drawn columns may miss by 5 standard errors, which a right program does
+less than once in a million keys; the keys are fixed.
+"""
+
+import hashlib
+import math
+import pickle
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from jaxnn import datasets
+from jaxnn.batch import Batch, check_batch
+
+UNTYPED: Any = datasets  # for arguments that pass though their types are others
+KEY = jax.random.key(7)
+STANDARD_ERRORS = 5
+ROUNDING = 2.0**-24  # float32: half a unit in the last place, relative
+
+DRAWN = {
+    "clusters": datasets.vertical,
+    "bands": partial(datasets.vertical, layout="bands"),
+    "spiral": datasets.spiral,
+    "linear": partial(datasets.linear, noise=0.5),
+}
+CLASSIFIED = {name: DRAWN[name] for name in ("clusters", "bands", "spiral")} | {
+    "nnfs_vertical": lambda key, samples, classes: datasets.nnfs_vertical(3, samples, classes),
+    "nnfs_spiral": lambda key, samples, classes: datasets.nnfs_spiral(3, samples, classes),
+}
+
+
+def by_class(batch: Batch, samples: int) -> np.ndarray:
+    """Inputs in float64, shape `(classes, samples, 2)`."""
+    return np.asarray(batch.x, np.float64).reshape(-1, samples, 2)
+
+
+def assert_normal(values: np.ndarray, mean: float, deviation: float) -> None:
+    count = values.size
+    assert abs(values.mean() - mean) <= STANDARD_ERRORS * deviation / math.sqrt(count)
+    assert abs(values.std() - deviation) <= STANDARD_ERRORS * deviation / math.sqrt(2 * count)
+    assert stats.kstest((values - mean) / deviation, "norm").pvalue > 1e-6
+
+
+def assert_uncorrelated(columns: np.ndarray) -> None:
+    correlations = np.triu(np.corrcoef(columns), k=1)
+    assert np.abs(correlations).max() <= STANDARD_ERRORS / math.sqrt(columns.shape[1])
+
+
+def assert_same(first: Batch, second: Batch) -> None:
+    for mine, other in zip(first, second, strict=True):
+        assert mine.dtype == other.dtype
+        assert np.asarray(mine).tobytes() == np.asarray(other).tobytes()
+
+
+def digest(batch: Batch) -> str:
+    return hashlib.sha256(np.asarray(batch.x).tobytes() + np.asarray(batch.y).tobytes()).hexdigest()
+
+
+# What every set promises.
+
+
+@pytest.mark.parametrize("name", CLASSIFIED)
+@pytest.mark.parametrize(("samples", "classes"), [(7, 5), (1, 1)])
+def test_classes_come_in_order_with_the_stated_shapes_and_dtypes(name, samples, classes):
+    batch = CLASSIFIED[name](KEY, samples, classes)
+    assert isinstance(batch, Batch)
+    assert isinstance(batch.x, jax.Array)
+    assert isinstance(batch.y, jax.Array)
+    assert (batch.x.shape, batch.x.dtype) == ((samples * classes, 2), np.float32)
+    assert batch.y.dtype == np.int32
+    assert batch.y.tolist() == [c for c in range(classes) for _ in range(samples)]
+    check_batch("batch", batch, "categorical_crossentropy", features=2, outputs=classes)
+
+
+@pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
+def test_rows_depend_on_the_key_alone(make):
+    assert_same(make(KEY), make(jax.random.key(7)))
+    same = np.asarray(make(KEY).x) == np.asarray(make(jax.random.key(8)).x)
+    evenly_spaced = make is DRAWN["bands"]
+    assert same[:, 1].mean() < 0.02
+    assert same[:, 0].mean() == (1 if evenly_spaced else pytest.approx(0, abs=0.02))
+
+
+@pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
+def test_rows_are_the_same_with_x64(make):
+    narrow = make(KEY)
+    with jax.enable_x64(True):
+        wide = make(KEY)
+    assert_same(narrow, wide)
+
+
+@pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
+def test_rows_are_the_same_inside_jit(make):
+    assert_same(make(KEY), jax.jit(lambda: make(KEY))())
+
+
+@pytest.mark.parametrize("make", [datasets.nnfs_vertical, datasets.nnfs_spiral])
+def test_published_rows_are_the_same_with_x64(make):
+    with jax.enable_x64(True):
+        wide = make(), datasets.linear_rows()
+    assert_same(make(), wide[0])
+    assert_same(datasets.linear_rows(), wide[1])
+
+
+@pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
+def test_defaults_are_a_hundred_rows_and_three_classes(make):
+    assert make(KEY).x.shape == (100 if make is DRAWN["linear"] else 300, 2)
+
+
+def test_numpy_counts_pass():
+    assert_same(UNTYPED.spiral(KEY, np.int64(7), np.uint8(5)), datasets.spiral(KEY, 7, 5))
+
+
+# vertical
+
+
+def test_clusters_have_the_stated_means_and_deviations():
+    points = by_class(datasets.vertical(KEY, 20_000, 5), 20_000)
+    for c in range(5):
+        assert_normal(points[c, :, 0], c / 3, 0.1)
+        assert_normal(points[c, :, 1], 0.5, 0.1)
+
+
+def test_bands_have_the_stated_means_and_deviations():
+    points = by_class(datasets.vertical(KEY, 20_000, 5, layout="bands"), 20_000)
+    for c in range(5):
+        assert_normal(points[c, :, 1], 0.2 * c, 1.0)
+
+
+@pytest.mark.parametrize("samples", [1, 7])
+def test_bands_are_evenly_spaced_from_0_to_1(samples):
+    points = by_class(datasets.vertical(KEY, samples, 5, layout="bands"), samples)
+    even = np.arange(samples) / max(samples - 1, 1)
+    np.testing.assert_array_equal(points[..., 0], np.tile(np.float32(even), (5, 1)))
+
+
+@pytest.mark.parametrize("layout", datasets.LAYOUTS)
+def test_each_normal_of_vertical_is_drawn_afresh(layout):
+    samples = 20_000
+    points = by_class(datasets.vertical(KEY, samples, 5, layout=layout), samples)
+    columns = np.concatenate([points[..., 0], points[..., 1]])
+    if layout == "bands":
+        columns = columns[5:]  # the first column is no draw
+    assert_uncorrelated(columns)
+
+
+# spiral
+
+
+@pytest.mark.parametrize("make", [CLASSIFIED["spiral"], CLASSIFIED["nnfs_spiral"]])
+@pytest.mark.parametrize(("samples", "classes"), [(1, 1), (7, 5)])
+def test_spiral_radius_is_evenly_spaced_from_0_to_1(make, samples, classes):
+    points = by_class(make(KEY, samples, classes), samples)
+    radius = np.hypot(points[..., 0], points[..., 1])
+    even = np.tile(np.arange(samples) / max(samples - 1, 1), (classes, 1))
+    np.testing.assert_allclose(radius, even, rtol=ROUNDING, atol=0)
+
+
+@pytest.mark.parametrize("make", [CLASSIFIED["spiral"], CLASSIFIED["nnfs_spiral"]])
+def test_spiral_angle_runs_evenly_from_4c_to_4c_plus_4_with_noise(make):
+    samples, classes = 20_000, 5
+    points = by_class(make(KEY, samples, classes), samples)[:, 1:]
+    # float32 normals stay within 5.42, so the angle 2.5 t strays less than half a turn
+    # (0.2 x 2.5 x 5.42 = 2.71 < pi), and its whole turns are known.
+    starts = 4 * np.arange(classes)[:, None]
+    even = 2.5 * (starts + 4 * np.arange(samples) / (samples - 1))[:, 1:]
+    noise = (np.arctan2(points[..., 0], points[..., 1]) - even + np.pi) % (2 * np.pi) - np.pi
+    for c in range(classes):
+        assert_normal(noise[c] / 2.5, 0, 0.2)
+    assert_uncorrelated(noise)
+
+
+# linear
+
+
+@pytest.mark.parametrize(("weights", "bias"), [((1.5, 1.5), 0.1), ((0.25, -3.0, 1e4), -7.0)])
+def test_linear_without_noise_is_on_the_plane_to_rounding(weights, bias):
+    x, y = datasets.linear(KEY, 100, weights=weights, bias=bias)
+    assert (x.dtype, y.dtype) == (np.float32, np.float32)
+    assert (x.shape, y.shape) == ((100, len(weights)), (100, 1))
+    plane = np.asarray(x, np.float64) @ np.array(weights)[:, None] + np.float32(bias)
+    np.testing.assert_allclose(np.asarray(y, np.float64), plane, rtol=ROUNDING, atol=1e-12)
+
+
+def test_linear_defaults():
+    stated = datasets.linear(KEY, 100, noise=0.0, weights=(1.5, 1.5), bias=0.1)
+    assert_same(datasets.linear(KEY), stated)
+    assert_same(stated, UNTYPED.linear(KEY, weights=np.array([1.5, 1.5]), bias=np.float64(0.1)))
+
+
+def test_linear_inputs_and_noise_are_normal():
+    x, y = (np.asarray(part) for part in datasets.linear(KEY, 20_000, noise=0.3))
+    noise = y[:, 0] - x.astype(np.float64) @ [1.5, 1.5] - 0.1
+    assert_normal(x[:, 0].astype(np.float64), 0, 1)
+    assert_normal(x[:, 1].astype(np.float64), 0, 1)
+    assert_normal(noise, 0, 0.3)
+    assert_uncorrelated(np.column_stack([x, noise]).T)
+
+
+def test_linear_inputs_are_the_same_for_every_noise_weights_and_bias():
+    x = np.asarray(datasets.linear(KEY).x)
+    other = datasets.linear(KEY, noise=2.0, weights=(-1, 4), bias=9)
+    np.testing.assert_array_equal(x, other.x)
+
+
+def test_linear_rows_are_the_published_ones():
+    x, y = datasets.linear_rows()
+    assert (x.dtype, y.dtype, y.shape) == (np.float32, np.float32, (12, 1))
+    rows = [[1, 2], [3, 1], [1, 1], [0, 1], [2, 2], [-2, 3]]
+    rows += [[1, 2], [-1, -0.5], [0.5, 1.2], [2, 1], [-2, 3], [-1, 1]]
+    np.testing.assert_array_equal(x, np.array(rows, np.float32))
+    answers = [4.6, 6.1, 3.1, 1.6, 6.1, 1.6, 4.6, -2.15, 2.65, 4.6, 1.6, 0.1]
+    np.testing.assert_array_equal(y[:, 0], np.array(answers, np.float32))
+
+
+def test_linear_rows_lead_to_the_published_slopes():
+    x, y = (np.asarray(part, np.float64)[:3] for part in datasets.linear_rows())
+    slope = 2 * (x.sum(axis=1, keepdims=True) - y) / 3
+    np.testing.assert_allclose((x.T @ slope)[:, 0], [-6, -4.26666667], rtol=1e-7)
+    np.testing.assert_allclose(slope.sum(), -3.2, rtol=1e-7)
+
+
+# nnfs. The digests are sha256 over the bytes of x and then of y as int32, from nnfs 0.5.1 of
+# PyPI with NumPy 2.4.6, each in a fresh process: nnfs.init(random_seed=seed), then
+# vertical_data(samples, classes) or spiral_data(samples, classes). nnfs.init() gave the
+# digests of seed 0.
+
+LAST = 2**32 - 1
+NNFS = [
+    ("vertical", 0, 100, 3, "01c044bf72a8cd3b4fcd42ba9ccfb77d41675fa04f9c8a44f2be66ecab9ae93d"),
+    ("vertical", 1, 100, 3, "262693f0d2bef5755d9c4be1f10b890259c22fa3edfade9ebe89b2e0330f4143"),
+    ("vertical", 7, 7, 5, "a0e37004283c64212ecb112d9e67fb5bfd561b1647c01d76de63d33f09a72483"),
+    ("vertical", LAST, 33, 2, "153f4185bdf8144a6eebf19e2dae206b1a62ae2fbbcfb91a56f9d14126e07c53"),
+    ("vertical", 0, 1, 1, "98be84e965a2ea0df7f00b2e80b0782a4bd3fe7511357cf32d2893d1927ecb4b"),
+    ("vertical", 3, 20, 256, "4d59ddbe01df7bf6f6c888cf563d680c639c40c0acbb946fd27f83fd594685f9"),
+    ("spiral", 0, 100, 3, "9dc7b475dfe217f6d011c6a583a791a029b27c545c3efac5f180e27dd5ba879b"),
+    ("spiral", 1, 100, 3, "ca86ed400a10c64166a8bcaf97fb4af6cfb95ab2894a926827c535aa95de5f04"),
+    ("spiral", 7, 7, 5, "8eb06020da1ea6da87e35933515b5391434bee5700753db144aa799bf5f352ce"),
+    ("spiral", LAST, 33, 2, "1ed32cca71fed984350c7559f45a9be3a7f757ca8224f538f5b53fe49376066d"),
+    ("spiral", 0, 1, 1, "15ec7bf0b50732b49f8228e07d24365338f9e3ab994b00af08e5a3bffe55fd8b"),
+    ("spiral", 3, 20, 256, "46688b313c4e688b6ff9e7a9caa415c8e5c11024554ca8651142af73fa16be93"),
+]
+NNFS_MAKERS = {"vertical": datasets.nnfs_vertical, "spiral": datasets.nnfs_spiral}
+
+
+@pytest.mark.parametrize(("name", "seed", "samples", "classes", "expected"), NNFS)
+def test_nnfs_rows_are_those_of_the_package(name, seed, samples, classes, expected):
+    assert digest(NNFS_MAKERS[name](seed, samples, classes)) == expected
+
+
+def test_nnfs_values_of_the_package():
+    vertical, spiral = datasets.nnfs_vertical().x, datasets.nnfs_spiral().x
+    assert vertical[1].tolist() == [0.040015723556280136, 0.36522409319877625]
+    assert vertical[-1].tolist() == [0.6588811874389648, 0.48214107751846313]
+    assert spiral[1].tolist() == [0.0029955569189041853, 0.00964660756289959]
+    assert spiral[-1].tolist() == [-0.9427887797355652, 0.3333906829357147]
+
+
+@pytest.mark.parametrize("make", NNFS_MAKERS.values(), ids=NNFS_MAKERS)
+def test_nnfs_defaults_are_those_of_a_plain_init(make):
+    assert_same(make(), make(seed=0, samples=100, classes=3))
+
+
+@pytest.mark.parametrize("make", NNFS_MAKERS.values(), ids=NNFS_MAKERS)
+def test_nnfs_neither_reads_nor_moves_the_global_generator(make):
+    before = pickle.dumps(np.random.get_state(legacy=False))  # noqa: NPY002
+    first = make(5)
+    assert pickle.dumps(np.random.get_state(legacy=False)) == before  # noqa: NPY002
+    np.random.random(3)  # noqa: NPY002
+    assert_same(first, make(5))
+
+
+# Bayes
+
+
+def test_bayes_values_to_four_digits():
+    # The published 0.1626 is 0.162666 cut off, not rounded.
+    assert datasets.vertical_bayes() == pytest.approx((0.9363, 0.1627), abs=5e-5)
+    assert datasets.vertical_bayes(layout="bands") == pytest.approx((0.3864, 1.0855), abs=5e-5)
+
+
+def test_bayes_is_two_plain_floats():
+    bayes = datasets.vertical_bayes()
+    assert isinstance(bayes, datasets.Bayes)
+    assert (type(bayes.accuracy), type(bayes.crossentropy)) == (float, float)
+
+
+def test_bayes_defaults():
+    assert datasets.vertical_bayes() == datasets.vertical_bayes(3, layout="clusters")
+
+
+@pytest.mark.parametrize("layout", datasets.LAYOUTS)
+def test_bayes_of_one_class_is_perfect(layout):
+    assert datasets.vertical_bayes(1, layout=layout) == (1.0, 0.0)
+
+
+GEOMETRY = {"clusters": (0, 1 / 3, 0.1), "bands": (1, 0.2, 1.0)}  # column, step, deviation
+
+
+def log_joint(position, classes: int, step: float, deviation: float):
+    """Log of prior times density, a column a class."""
+    means = step * np.arange(classes)
+    return stats.norm.logpdf(np.asarray(position)[..., None], means, deviation) - math.log(classes)
+
+
+def surprises(joint: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """-log posterior of each row's class."""
+    return np.logaddexp.reduce(joint, axis=1) - joint[np.arange(y.size), y]
+
+
+@pytest.mark.parametrize("layout", datasets.LAYOUTS)
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_bayes_agrees_with_adaptive_integration(layout, classes):
+    _, step, deviation = GEOMETRY[layout]
+
+    def best(position):
+        return np.exp(log_joint(position, classes, step, deviation)).max()
+
+    def surprise(position):
+        joint = log_joint(position, classes, step, deviation)
+        return np.exp(joint) @ (np.logaddexp.reduce(joint) - joint)
+
+    # Between the middles of neighbouring means both integrands are smooth.
+    middles = step * (np.arange(classes + 1) - 0.5)
+    middles[0], middles[-1] = -10 * deviation, step * (classes - 1) + 10 * deviation
+    expected = [
+        sum(integrate.quad(f, a, b, epsabs=1e-12)[0] for a, b in pairwise(middles))
+        for f in (best, surprise)
+    ]
+    assert datasets.vertical_bayes(classes, layout=layout) == pytest.approx(expected, abs=1e-11)
+
+
+@pytest.mark.parametrize("layout", datasets.LAYOUTS)
+def test_bayes_agrees_with_the_true_posterior_on_drawn_rows(layout):
+    column, step, deviation = GEOMETRY[layout]
+    x, y = (np.asarray(part) for part in datasets.vertical(KEY, 20_000, 5, layout=layout))
+    joint = log_joint(x[:, column].astype(np.float64), 5, step, deviation)
+    hits = joint.argmax(axis=1) == y
+    surprise = surprises(joint, y)
+    bayes = datasets.vertical_bayes(5, layout=layout)
+    for drawn, expected in ((hits, bayes.accuracy), (surprise, bayes.crossentropy)):
+        assert abs(drawn.mean() - expected) <= STANDARD_ERRORS * drawn.std() / math.sqrt(y.size)
+
+
+def test_bayes_is_no_floor_on_300_rows():
+    bayes = datasets.vertical_bayes()
+    losses = []
+    for seed in range(40):
+        x, y = (np.asarray(part) for part in datasets.vertical(jax.random.key(seed)))
+        joint = log_joint(x[:, 0], 3, 1 / 3, 0.1)
+        losses.append(surprises(joint, y).mean())
+    assert min(losses) < 0.14 < bayes.crossentropy < 0.19 < max(losses)
+
+
+# Bad input: the type of the error, the argument that the message names, what came, for whom.
+
+MAKERS = [datasets.vertical, datasets.spiral, datasets.linear]
+CLASSIFIERS = [datasets.vertical, datasets.spiral, datasets.nnfs_vertical, datasets.nnfs_spiral]
+SEEDED = [datasets.nnfs_vertical, datasets.nnfs_spiral]
+LAID_OUT = [datasets.vertical, datasets.vertical_bayes]
+LINEAR = [datasets.linear]
+
+BAD = [
+    (TypeError, "key", [0, None, np.zeros(2, np.uint32), jax.random.PRNGKey(0)], MAKERS),
+    (ValueError, "key", [jax.random.split(KEY, 2), jax.random.key(0, impl="rbg")], MAKERS),
+    (ValueError, "samples", [0, -1], [*MAKERS, *SEEDED]),
+    (TypeError, "samples", [9.0, "9", True, None], [*MAKERS, *SEEDED]),
+    (ValueError, "classes", [0, -1], [*CLASSIFIERS, datasets.vertical_bayes]),
+    (TypeError, "classes", [3.0, "3", True, None], [*CLASSIFIERS, datasets.vertical_bayes]),
+    (ValueError, "classes", [257], SEEDED),
+    (ValueError, "seed", [-1, 2**32], SEEDED),
+    (TypeError, "seed", [0.5, None, KEY], SEEDED),
+    (ValueError, "layout", ["rings", "Bands", ""], LAID_OUT),
+    (TypeError, "layout", [None, 1, ["bands"]], LAID_OUT),
+    (ValueError, "noise", [-1, -1e-9, math.nan, math.inf, 1e39], LINEAR),
+    (TypeError, "noise", ["1", True, [1.0], None], LINEAR),
+    (ValueError, "bias", [math.nan, -math.inf, 1e39], LINEAR),
+    (TypeError, "bias", ["1", True, [0.1], None], LINEAR),
+    (ValueError, "weights", [1.5, (), [[1.5, 1.5]], (1.5, math.nan), (-1e39, 1.5)], LINEAR),
+    (TypeError, "weights", ["1.5", ("1", "2"), None, (True, False)], LINEAR),
+]
+
+
+@pytest.mark.parametrize(("error", "argument", "values", "makers"), BAD)
+def test_bad_input_is_refused_by_name(error, argument, values, makers):
+    for make in makers:
+        key = {"key": KEY} if make in MAKERS else {}
+        for value in values:
+            with pytest.raises(error, match=rf"^{argument}\b.* must "):
+                make(**{**key, argument: value})
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_traced_key_is_refused_by_name(make):
+    with pytest.raises(TypeError, match=r"^key must be concrete"):
+        jax.jit(make)(KEY)
+
+
+def test_public_names():
+    assert datasets.__all__ == sorted(datasets.__all__)
+    assert all(hasattr(datasets, name) for name in datasets.__all__)
+    assert jnp.issubdtype(KEY.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,193 @@
+"""`Dense`, the forward pass over a tuple of them, and params of another network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from tolerances import FORWARD, leaf_error
+
+from jaxnn.model.layers import Dense, check_params, dot, forward, layer_shapes, propagate
+
+RNG = np.random.default_rng(6)
+SHAPES = layer_shapes((3, 5, 2))
+X = RNG.normal(2.0, 3.0, (7, 3)).astype(np.float32)
+PARAMS = tuple(
+    Dense(RNG.normal(0.5, 1.0, w).astype(np.float32), RNG.normal(-1, 2, b).astype(np.float32))
+    for w, b in (((3, 5), (5,)), ((5, 2), (2,)))
+)
+
+
+def dense(weights, biases=None):
+    return Dense(jnp.asarray(weights, jnp.float32), biases and jnp.asarray(biases, jnp.float32))
+
+
+def test_layer_shapes():
+    assert layer_shapes((3, 5, 2)) == (((3, 5), (5,)), ((5, 2), (2,)))
+    assert layer_shapes((4, 3, 2, 1), hidden_biases=False) == (
+        ((4, 3), None),
+        ((3, 2), None),
+        ((2, 1), (1,)),
+    )
+    assert layer_shapes((3, 2), hidden_biases=False) == layer_shapes((3, 2)) == (((3, 2), (2,)),)
+
+
+def test_one_layer():
+    # REFERENCE-FIGURES, "Forward pass and activations"
+    x = jnp.array([[1.0, 2.0], [3.0, -1.0]])
+    np.testing.assert_array_equal(forward((dense([[2], [-1]], [1]),), x), [[1], [8]])
+
+
+def test_two_layers():
+    # REFERENCE-FIGURES, "Forward pass and activations": "yes", with 52.65 %
+    params = (
+        dense([[0.3, 0.6], [0.8, 0.4], [0.1, 0.5]], [1, 1]),
+        dense([[0.1, 0.5], [0.7, 0.2]], [1, 1]),
+    )
+    x = jnp.array([[0.29, 0.11, 0.80]])
+    (_, hidden), logits = propagate(params, x, "sigmoid")
+    np.testing.assert_allclose(hidden, [[0.77816418, 0.83451912]], rtol=FORWARD["float32"])
+    outputs = forward(params, x, hidden="sigmoid", output="softmax")
+    np.testing.assert_allclose(outputs, [[0.52647369, 0.47352631]], rtol=FORWARD["float32"])
+    np.testing.assert_allclose(outputs, scipy.special.softmax(logits, axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("node_1", "output", "prediction"), [([1, 2], [1, 1], 9), ([1, 1], [0.5, 0.5], 3)]
+)
+def test_a_network_without_biases(node_1, output, prediction):
+    # REFERENCE-FIGURES: inputs [0, 3], node_0 weights [2, 1], target 3: errors 6 and 0
+    hidden = dense(np.transpose([[2, 1], node_1]))
+    params = (hidden, dense(np.reshape(output, (2, 1))))
+    outputs = forward(params, jnp.array([[0.0, 3.0]]), hidden="identity")
+    np.testing.assert_array_equal(outputs, [[prediction]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("output", ["identity", "softmax", "relu"])
+def test_forward_is_numpys(output, dtype):
+    hidden = np.tanh(np.float64(X) @ PARAMS[0].weights.astype(float) + PARAMS[0].biases)
+    logits = hidden @ PARAMS[1].weights.astype(float) + PARAMS[1].biases
+    expected = {
+        "identity": logits,
+        "softmax": scipy.special.softmax(logits, axis=1),
+        "relu": np.maximum(logits, 0),
+    }[output]
+    with jax.enable_x64(dtype == "float64"):
+        params, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (PARAMS, X))
+        outputs = jax.jit(lambda p, x: forward(p, x, hidden="tanh", output=output))(params, x)
+    assert outputs.dtype == dtype
+    assert leaf_error(outputs, expected) <= FORWARD[dtype]
+
+
+def test_propagate_keeps_what_each_layer_was_given():
+    inputs, logits = propagate(PARAMS, jnp.asarray(X), "relu")
+    assert [leaf.shape for leaf in inputs] == [(7, 3), (7, 5)]
+    assert logits.shape == (7, 2)
+    np.testing.assert_array_equal(inputs[0], X)
+    np.testing.assert_array_equal(inputs[1] >= 0, True)
+
+
+def test_forward_refuses_an_unknown_activation():
+    with pytest.raises(KeyError, match="swish"):
+        forward(PARAMS, jnp.asarray(X), hidden="swish")
+
+
+def test_dot_asks_for_full_precision():
+    text = str(jax.make_jaxpr(dot)(X, PARAMS[0].weights))
+    assert "Precision.HIGHEST" in text
+    with jax.default_matmul_precision("bfloat16"):
+        assert "Precision.HIGHEST" in str(jax.make_jaxpr(dot)(X, PARAMS[0].weights))
+
+
+def test_check_params_takes_jax_numpy_and_read_only_arrays():
+    read_only = jax.tree.map(np.copy, PARAMS)
+    for leaf in jax.tree.leaves(read_only):
+        leaf.flags.writeable = False
+    for params in (PARAMS, jax.tree.map(jnp.asarray, PARAMS), read_only):
+        check_params("params", params, SHAPES)
+        jax.jit(lambda p: check_params("params", p, SHAPES))(params)
+    with jax.enable_x64(True):
+        check_params("params", jax.tree.map(np.float64, PARAMS), SHAPES)
+
+
+FIRST, LAST = PARAMS
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        (list(PARAMS), TypeError, "params must be a tuple of Dense; got a list"),
+        ({"w": 1}, TypeError, "params must be a tuple of Dense; got a dict"),
+        (None, TypeError, "params must be a tuple of Dense; got a NoneType"),
+        (LAST, TypeError, r"params\[0\] must be a Dense\(weights, biases\); got a ndarray"),
+        ((FIRST, tuple(LAST)), TypeError, r"params\[1\] must be a Dense.*; got a tuple"),
+        ((FIRST,), ValueError, "params must hold 2 layers; got 1"),
+        ((), ValueError, "params must hold 2 layers; got 0"),
+        ((*PARAMS, LAST), ValueError, "params must hold 2 layers; got 3"),
+        (
+            (FIRST, Dense(LAST.weights.T, LAST.biases)),
+            ValueError,
+            r"params\[1\]\.weights must be an array of shape \(5, 2\); got \(2, 5\)",
+        ),
+        (
+            (Dense(FIRST.weights, FIRST.biases[:, None]), LAST),
+            ValueError,
+            r"params\[0\]\.biases must be an array of shape \(5,\); got \(5, 1\)",
+        ),
+        (
+            (Dense(FIRST.weights, None), LAST),
+            ValueError,
+            r"params\[0\]\.biases must be an array of shape \(5,\); got a NoneType",
+        ),
+        (
+            (Dense(FIRST.weights.tolist(), FIRST.biases), LAST),
+            ValueError,
+            r"params\[0\]\.weights must be an array of shape \(3, 5\); got a list",
+        ),
+        (
+            (Dense(None, FIRST.biases), LAST),
+            ValueError,
+            r"params\[0\]\.weights must be an array of shape \(3, 5\); got a NoneType",
+        ),
+        (
+            (Dense(FIRST.weights.astype(np.float64), FIRST.biases), LAST),
+            TypeError,
+            r"params\[0\]\.weights must be float32; got float64",
+        ),
+        (
+            (FIRST, Dense(LAST.weights, jnp.asarray(LAST.biases, jnp.bfloat16))),
+            TypeError,
+            r"params\[1\]\.biases must be float32; got bfloat16",
+        ),
+        (
+            (FIRST, Dense(LAST.weights.astype(np.int32), LAST.biases)),
+            TypeError,
+            r"params\[1\]\.weights must be float32; got int32",
+        ),
+    ],
+)
+def test_params_of_another_network_are_refused(params, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        check_params("params", params, SHAPES)
+
+
+def test_biases_where_the_network_has_none_are_refused():
+    shapes = layer_shapes((3, 5, 2), hidden_biases=False)
+    check_params("params", (Dense(FIRST.weights, None), LAST), shapes)
+    with pytest.raises(ValueError, match=r"params\[0\]\.biases must be None.*hidden_biases=False"):
+        check_params("params", PARAMS, shapes)
+
+
+def test_mixed_dtypes_are_refused():
+    with jax.enable_x64(True):
+        mixed = (FIRST, Dense(LAST.weights, LAST.biases.astype(np.float64)))
+        with pytest.raises(TypeError, match="params must be of one dtype; got float32, float64"):
+            check_params("params", mixed, SHAPES)
+
+
+def test_params_are_checked_while_tracing():
+    with pytest.raises(ValueError, match=r"params\[1\]\.weights must be.*\(5, 2\); got \(2, 5\)"):
+        jax.jit(lambda p: check_params("params", p, SHAPES))(
+            (FIRST, Dense(LAST.weights.T, LAST.biases))
+        )

@@ -1,0 +1,120 @@
+"""Accuracy and explained variance, against plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import FORWARD
+
+from jaxnn import metrics
+
+RNG = np.random.default_rng(5)
+SCORES = RNG.normal(1.0, 2.0, (7, 3)).astype(np.float32)
+CLASSES = np.array([2, 0, 1, 1, 0, 2, 0])
+PROBABILITIES = RNG.random((7, 2)).astype(np.float32)
+BITS = (RNG.random((7, 2)) < 0.6).astype(np.float32)
+NUMBERS = RNG.normal(-3.0, 5.0, (7, 2))
+GUESSES = (NUMBERS + RNG.normal(0.0, 2.0, (7, 2))).astype(np.float32)
+
+
+def test_accuracy_counts_rows():
+    expected = np.mean([int(np.argmax(row)) == c for row, c in zip(SCORES, CLASSES, strict=True)])
+    assert 0 < expected < 1
+    for labels in (CLASSES, CLASSES.tolist(), np.eye(3)[CLASSES], jnp.asarray(CLASSES)):
+        accuracy = metrics.accuracy(SCORES, labels)
+        assert accuracy.dtype == jnp.float32
+        assert float(accuracy) == pytest.approx(expected, rel=FORWARD["float32"])
+
+
+def test_accuracy_of_a_uniform_prediction_is_one_in_three():
+    # REFERENCE-FIGURES, "Losses"; ties go to the lowest class
+    assert metrics.accuracy(np.full((6, 3), 1 / 3), [0, 1, 2] * 2) == np.float32(1 / 3)
+    assert metrics.accuracy([[0.0, 2.0, 2.0]], [1]) == 1
+    assert metrics.accuracy([[0.0, 2.0, 2.0]], [2]) == 0
+
+
+def test_binary_accuracy_counts_entries():
+    expected = np.mean((PROBABILITIES > 0.5) == (BITS > 0))
+    assert 0 < expected < 1
+    for labels in (BITS, BITS.astype(bool), BITS.astype(int)):
+        share = float(metrics.binary_accuracy(PROBABILITIES, labels))
+        assert share == pytest.approx(expected, rel=FORWARD["float32"])
+    assert metrics.binary_accuracy([[0.5, 0.5]], [[0, 1]]) == 0.5  # a half says 0
+
+
+def test_r2_is_one_minus_the_unexplained_share():
+    residual = np.sum((NUMBERS - GUESSES) ** 2)
+    expected = 1 - residual / np.sum((NUMBERS - NUMBERS.mean(axis=0)) ** 2)
+    assert float(metrics.r2(GUESSES, NUMBERS)) == pytest.approx(expected, rel=FORWARD["float32"])
+    assert metrics.r2(NUMBERS, NUMBERS) == 1
+    means = np.broadcast_to(NUMBERS.mean(axis=0), NUMBERS.shape)
+    assert float(metrics.r2(means, NUMBERS)) == pytest.approx(0, abs=1e-6)
+
+
+def test_r2_of_constant_targets_is_not_a_number_or_minus_infinity():
+    constant = np.full((4, 1), 2.5)
+    assert np.isnan(metrics.r2(constant, constant))
+    assert metrics.r2(constant + 1, constant) == -np.inf
+
+
+def test_metrics_work_on_tracers_and_under_vmap():
+    stack = np.stack([SCORES, -SCORES, np.roll(SCORES, 1, axis=0)])
+    together = jax.jit(jax.vmap(metrics.accuracy, in_axes=(0, None)))(stack, CLASSES)
+    np.testing.assert_array_equal(together, [metrics.accuracy(s, CLASSES) for s in stack])
+    for metric, predictions, truth in (
+        (metrics.binary_accuracy, PROBABILITIES, BITS),
+        (metrics.r2, GUESSES, NUMBERS),
+    ):
+        eager = float(metric(predictions, truth))
+        assert float(jax.jit(metric)(predictions, truth)) == pytest.approx(eager, rel=1e-6)
+
+
+def test_metrics_are_float32_in_either_width():
+    with jax.enable_x64(True):
+        for value in (
+            metrics.accuracy(np.float64(SCORES), CLASSES),
+            metrics.binary_accuracy(np.float64(PROBABILITIES), BITS),
+            metrics.r2(np.float64(GUESSES), NUMBERS),
+        ):
+            assert value.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("metric", "predictions", "truth", "first", "second"),
+    [
+        (metrics.accuracy, SCORES, CLASSES, "predictions", "labels"),
+        (metrics.binary_accuracy, PROBABILITIES, BITS, "probabilities", "labels"),
+        (metrics.r2, GUESSES, NUMBERS, "predictions", "targets"),
+    ],
+)
+def test_bad_arguments_are_refused(metric, predictions, truth, first, second):
+    for bad, error in (
+        (predictions[0], ValueError),
+        (predictions[:0], ValueError),
+        (predictions[:, :0], ValueError),
+        (predictions[None], ValueError),
+        (predictions.astype(complex), TypeError),
+        ([[1.0, 2.0], [3.0]], ValueError),
+        (np.full((7, 2), 1e300), ValueError),
+        (None, TypeError),
+    ):
+        with pytest.raises(error, match=f"^{first} must "):
+            metric(bad, truth)
+    for bad, error in (
+        (truth[:6], ValueError),
+        (truth.reshape(7, -1)[:, :1], ValueError),
+        (truth * np.nan, ValueError),
+        (truth.astype(str), TypeError),
+        (None, TypeError),
+    ):
+        with pytest.raises(error, match=f"^{second} must "):
+            metric(predictions, bad)
+    with pytest.raises(ValueError, match=f"^{second} must "):
+        jax.jit(metric)(predictions, truth[:6])
+
+
+def test_labels_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"^labels must be classes 0 to 2; got 3 at \[6\]"):
+        metrics.accuracy(SCORES, np.where(np.arange(7) == 6, 3, CLASSES))
+    with pytest.raises(ValueError, match=r"^labels must be 0 or 1; got -1.0 at \[\d, \d\]"):
+        metrics.binary_accuracy(PROBABILITIES, 2 * BITS - 1)

@@ -1,0 +1,497 @@
+"""What is drawn, read back from matplotlib's artists: points, regions, lines, legends, limits."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgb
+
+import jaxnn.plotting
+from jaxnn.batch import Batch
+
+plotting: Any = jaxnn.plotting  # untyped: arguments that are refused, getters of many types
+RNG = np.random.default_rng(11)
+ROWS = RNG.normal((3.0, -40.0), (1.0, 5.0), (21, 2)).astype(np.float32)
+LABELS = np.arange(21, dtype=np.int32) % 3
+BATCH = Batch(x=ROWS, y=LABELS)
+WEIGHTS = np.array([[-2.0, 0.1, 2.0], [0.1, 0.5, -0.2]])
+BIASES = np.array([8.0, 22.0, -14.0])
+STEPS = np.arange(1, 51)
+DRAW = {
+    "data": lambda ax=None: plotting.data(BATCH, ax),
+    "decision_regions": lambda ax=None: plotting.decision_regions(linear, BATCH, ax, resolution=9),
+    "loss_curves": lambda ax=None: plotting.loss_curves({"sgd": (STEPS, 1 / STEPS)}, ax),
+    "smoothed": lambda ax=None: plotting.smoothed(1 / STEPS, ax, label="train"),
+}
+
+
+def linear(x):
+    return x @ WEIGHTS + BIASES
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch):
+    """No figure outlives its test, none is shown, and matplotlib's settings stay as they were."""
+    monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("show() was called"))
+    settings = dict(mpl.rcParams)
+    yield
+    assert dict(mpl.rcParams) == settings
+    plt.close("all")
+
+
+def legend_texts(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def legend_box(ax):
+    """The legend's corners, as shares of the axes' width and height."""
+    ax.figure.canvas.draw()
+    return ax.get_legend().get_window_extent().transformed(ax.transAxes.inverted())
+
+
+# Every picture
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_draws_into_the_axes_given_or_into_a_new_figure(name):
+    _, (left, right) = plt.subplots(1, 2)
+    assert DRAW[name](right) is right
+    assert not left.has_data()
+    assert plt.get_fignums() == [1]
+    new = DRAW[name]()
+    assert plt.get_fignums() == [1, 2]
+    assert new.figure is plt.figure(2)
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_has_labels_and_a_legend_beside_the_axes_but_inside_the_figure(name):
+    ax = DRAW[name]()
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+    assert legend_box(ax).x0 >= 1
+    assert ax.get_legend().get_window_extent().x1 <= ax.figure.bbox.x1
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_refuses_what_is_not_one_axes(name):
+    with pytest.raises(TypeError, match="ax must be a matplotlib Axes or None; got a list"):
+        DRAW[name]([1, 2])
+    assert plt.get_fignums() == []
+
+
+def test_limits_set_by_the_caller_stay():
+    _, ax = plt.subplots()
+    ax.set_ylim(0, 1)
+    for _ in range(2):
+        plotting.smoothed(1 / STEPS, ax, label="train")
+    assert ax.get_ylim() == (0, 1)
+
+
+def test_colors_are_different_and_every_class_has_its_own_look():
+    assert len(set(plotting.COLORS)) == len(plotting.COLORS)
+    looks = {
+        (plotting.COLORS[k % len(plotting.COLORS)], plotting.MARKERS[k % len(plotting.MARKERS)])
+        for k in range(50)
+    }
+    assert len(looks) == 50
+
+
+# Data
+
+
+@pytest.mark.parametrize("labels", [LABELS, np.eye(3)[LABELS], jnp.asarray(LABELS)])
+def test_data_draws_the_points_of_each_class_in_its_color_and_marker(labels):
+    ax = plotting.data(Batch(x=jnp.asarray(ROWS), y=labels))
+    assert len(ax.collections) == 3
+    for k, points in enumerate(ax.collections):
+        np.testing.assert_array_equal(points.get_offsets(), ROWS[k == LABELS])
+        assert to_hex(points.get_facecolor()[0]).upper() == plotting.COLORS[k]
+    shapes = {points.get_paths()[0].vertices.tobytes() for points in ax.collections}
+    assert len(shapes) == 3
+    assert legend_texts(ax) == ["class 0", "class 1", "class 2"]
+    assert ax.get_title() == "21 rows, 3 classes"
+
+
+def test_data_without_a_class_keeps_the_others_colors():
+    ax = plotting.data(Batch(x=ROWS[:2], y=np.array([2, 2])))
+    assert legend_texts(ax) == ["class 2"]
+    assert to_hex(ax.collections[0].get_facecolor()[0]).upper() == plotting.COLORS[2]
+    assert ax.get_title() == "2 rows, 1 class"
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "message"),
+    [
+        ((ROWS, LABELS), TypeError, r"batch must be a jaxnn.Batch\(x, y\); got a tuple"),
+        (
+            Batch(x=ROWS[:, :1], y=LABELS),
+            ValueError,
+            r"batch.x .* \(rows, 2\); got shape \(21, 1\)",
+        ),
+        (Batch(x=ROWS[0], y=LABELS), ValueError, r"batch.x .* \(rows, 2\); got shape \(2,\)"),
+        (Batch(x=ROWS[:0], y=LABELS[:0]), ValueError, r"batch.x .* got shape \(0, 2\)"),
+        (Batch(x=ROWS * np.nan, y=LABELS), ValueError, "batch.x must be finite; got nan"),
+        (Batch(x=ROWS, y=LABELS[:-1]), ValueError, r"batch.y .* got int32 of shape \(20,\)"),
+        (Batch(x=ROWS, y=LABELS - 1), ValueError, "batch.y must be classes 0 to 1; got -1"),
+        (Batch(x=ROWS, y=LABELS * np.nan), ValueError, "batch.y must be integer classes"),
+        (Batch(x=ROWS, y=np.ones((21, 3))), ValueError, "batch.y must be one-hot"),
+        (Batch(x=ROWS, y=np.array(["a"] * 21)), TypeError, "batch.y must be an array of real"),
+    ],
+)
+def test_data_and_regions_refuse_batches_that_cannot_be_drawn(batch, error, message):
+    with pytest.raises(error, match=message):
+        plotting.data(batch)
+    with pytest.raises(error, match=message):
+        plotting.decision_regions(linear, batch)
+    assert plt.get_fignums() == []
+
+
+# Decision regions
+
+
+def cell_centres(ax, resolution):
+    left, right, bottom, top = ax.images[0].get_extent()
+    shares = (np.arange(resolution) + 0.5) / resolution
+    columns, rows = left + (right - left) * shares, bottom + (top - bottom) * shares
+    return np.stack(np.meshgrid(columns, rows), axis=-1)
+
+
+def test_regions_are_the_classes_that_a_linear_network_predicts():
+    ax = plotting.decision_regions(linear, BATCH, resolution=40)
+    expected = np.argmax(linear(np.float32(cell_centres(ax, 40))), axis=-1)
+    assert set(expected.flat) == {0, 1, 2}
+    np.testing.assert_array_equal(ax.images[0].get_array(), expected)
+    assert ax.images[0].origin == "lower"
+    hits = 100 * np.mean(np.argmax(linear(ROWS), axis=1) == LABELS)
+    assert ax.get_title() == f"Decision regions: {hits:.1f} % of 21 rows right"
+
+
+def test_regions_fill_the_view_and_the_view_holds_the_data_with_a_margin():
+    ax = plotting.decision_regions(linear, BATCH, resolution=9)
+    ax.figure.canvas.draw()
+    left, right, bottom, top = ax.images[0].get_extent()
+    assert (*ax.get_xlim(), *ax.get_ylim()) == (left, right, bottom, top)
+    width, height = np.ptp(ROWS, axis=0)
+    assert left < ROWS[:, 0].min() - width / 50
+    assert right > ROWS[:, 0].max() + width / 50
+    assert bottom < ROWS[:, 1].min() - height / 50
+    assert top > ROWS[:, 1].max() + height / 50
+
+
+def test_regions_are_pale_class_colors_below_boundaries_below_points():
+    ax = plotting.decision_regions(linear, BATCH, resolution=9)
+    image = ax.images[0]
+    for k in range(3):
+        pale, full = np.array(image.to_rgba(k)[:3]), np.array(to_rgb(plotting.COLORS[k]))
+        np.testing.assert_allclose(1 - pale, 0.35 * (1 - full), atol=0.01)
+    boundaries, points = ax.collections[3:], ax.collections[:3]
+    assert boundaries
+    assert all(image.zorder < line.zorder < points[0].zorder for line in boundaries)
+
+
+def test_boundary_is_where_two_scores_are_equal():
+    ax = plotting.decision_regions(lambda x: x @ WEIGHTS[:, :2] + BIASES[:2], two_classes())
+    (boundary,) = ax.collections[2:]
+    points = np.concatenate([path.vertices for path in boundary.get_paths()])
+    scores = points @ WEIGHTS[:, :2] + BIASES[:2]
+    assert len(points) > 100
+    np.testing.assert_allclose(scores[:, 0], scores[:, 1], atol=1e-4)
+
+
+def two_classes():
+    return Batch(x=ROWS, y=LABELS % 2)
+
+
+def test_predictions_are_asked_for_float32_rows_and_may_be_jax_arrays():
+    seen = []
+
+    def predict(x):
+        seen.append((x.dtype, x.shape))
+        return jax.jit(lambda x: jnp.stack([x[:, 0], -x[:, 0]], axis=1))(x)
+
+    wide = Batch(x=ROWS.astype(np.float64), y=LABELS % 2)
+    ax = plotting.decision_regions(predict, wide, resolution=8)
+    assert seen == [(np.float32, (21, 2)), (np.float32, (64, 2))]
+    assert ax.images[0].get_array().shape == (8, 8)
+
+
+@pytest.mark.parametrize("resolution", [8, 30])
+def test_ties_go_to_the_lowest_class_and_nan_stays_white(resolution):
+    def predict(x):
+        left = np.where(x[:, 0] < 3, 1.0, 0.0)
+        scores = np.stack([np.zeros(len(x)), left * 0, left], axis=1)
+        return np.where(x[:, 1:] > -40, scores, np.nan)
+
+    ax = plotting.decision_regions(predict, BATCH, resolution=resolution)
+    x, y = np.moveaxis(cell_centres(ax, resolution), -1, 0)
+    drawn = ax.images[0].get_array()
+    np.testing.assert_array_equal(np.ma.getmaskarray(drawn), y <= -40)
+    np.testing.assert_array_equal(drawn[y > -40], np.where(x < 3, 2, 0)[y > -40])
+    ax.figure.canvas.draw()
+
+
+def test_boundary_goes_around_a_tie():
+    ax = plotting.decision_regions(
+        lambda x: np.maximum(x - 3, 0) * [0, 1], shifted(), resolution=50
+    )
+    (boundary,) = ax.collections[2:]
+    heights = np.concatenate([path.vertices for path in boundary.get_paths()])[:, 1]
+    np.testing.assert_allclose(heights, 3, atol=np.ptp(ax.get_ylim()) / 50)  # one cell
+
+
+def shifted():
+    return Batch(x=ROWS + np.array([0, 43])[None], y=LABELS % 2)
+
+
+def test_one_class_everywhere_has_no_boundary():
+    ax = plotting.decision_regions(lambda x: np.zeros((len(x), 4)), BATCH, resolution=5)
+    assert len(ax.collections) == 3
+    assert not np.any(ax.images[0].get_array())
+    ax = plotting.decision_regions(lambda x: np.full((len(x), 3), np.nan), BATCH, resolution=5)
+    assert ax.get_title() == "Decision regions: 0.0 % of 21 rows right"
+
+
+@pytest.mark.parametrize(
+    ("predict", "error", "message"),
+    [
+        (
+            lambda x: x[:, 0],
+            ValueError,
+            r"predict_fn\(x\) must be of shape \(21, classes\).*\(21,\)",
+        ),
+        (lambda x: x[:, :1], ValueError, r"at least 3 classes; got \(21, 1\)"),
+        (lambda x: x, ValueError, r"at least 3 classes; got \(21, 2\)"),
+        (lambda x: linear(x)[:5], ValueError, r"\(21, classes\).* got \(5, 3\)"),
+        (lambda x: "class 1", TypeError, r"predict_fn\(x\) must be an array of real numbers"),
+    ],
+)
+def test_regions_refuse_predictions_that_do_not_fit(predict, error, message):
+    with pytest.raises(error, match=message):
+        plotting.decision_regions(predict, BATCH)
+    assert plt.get_fignums() == []
+
+
+def test_regions_refuse_a_single_output_though_the_data_have_one_class():
+    with pytest.raises(ValueError, match=r"at least 2 classes; got \(21, 1\)"):
+        plotting.decision_regions(lambda x: x[:, :1], Batch(x=ROWS, y=LABELS * 0))
+
+
+@pytest.mark.parametrize(("resolution", "error"), [(1, ValueError), (2.5, TypeError)])
+def test_regions_refuse_resolutions(resolution, error):
+    with pytest.raises(error, match="resolution must be an integer of at least 2"):
+        plotting.decision_regions(linear, BATCH, resolution=resolution)
+
+
+# Loss curves
+
+
+def test_curves_are_lines_of_different_color_and_dashes():
+    curves = {"sgd": (STEPS, 1 / STEPS), "adam": (STEPS * 3, np.exp(-STEPS))}
+    ax = plotting.loss_curves(curves, xlabel="epoch")
+    first, second = ax.get_lines()
+    np.testing.assert_array_equal(first.get_xydata(), np.stack([STEPS, 1 / STEPS], axis=1))
+    np.testing.assert_array_equal(second.get_xydata(), np.stack([STEPS * 3, np.exp(-STEPS)], 1))
+    assert first.get_color() != second.get_color()
+    assert (first.get_linestyle(), second.get_linestyle()) == ("-", "--")
+    assert legend_texts(ax) == ["sgd", "adam"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "linear")
+
+
+@pytest.mark.parametrize(("log_x", "log_y"), [(True, False), (False, True), (True, True)])
+def test_scales(log_x, log_y):
+    ax = plotting.loss_curves({"sgd": (STEPS, 1 / STEPS)}, log_x=log_x, log_y=log_y)
+    assert (ax.get_xscale() == "log", ax.get_yscale() == "log") == (log_x, log_y)
+
+
+def test_seeds_of_one_x_are_pale_and_their_median_strong():
+    seeds = [(STEPS, RNG.random(50)) for _ in range(4)]
+    ax = plotting.loss_curves({"search": seeds, "descent": (STEPS, 1 / STEPS)})
+    *pale, median, other = ax.get_lines()
+    for line, (_, y) in zip(pale, seeds, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), y)
+        assert line.get_alpha() < 0.5
+        assert line.get_linewidth() < median.get_linewidth()
+        assert line.get_color() == median.get_color() != other.get_color()
+    ordered = np.sort([y for _, y in seeds], axis=0)
+    np.testing.assert_allclose(median.get_ydata(), (ordered[1] + ordered[2]) / 2, rtol=1e-12)
+    assert median.get_alpha() is None
+    assert legend_texts(ax) == ["search", "descent"]
+
+
+def test_seeds_of_different_x_have_no_median_and_one_legend_entry():
+    seeds = [(STEPS[:30], 1 / STEPS[:30]), (STEPS, 1 / STEPS), (STEPS + 1, 1 / STEPS)]
+    ax = plotting.loss_curves({"search": seeds})
+    assert [len(line.get_xdata()) for line in ax.get_lines()] == [30, 50, 50]
+    assert len({line.get_color() for line in ax.get_lines()}) == 1
+    assert legend_texts(ax) == ["search"]
+
+
+def test_a_list_of_one_is_one_line():
+    ax = plotting.loss_curves({"search": [(STEPS, 1 / STEPS)]})
+    (line,) = ax.get_lines()
+    np.testing.assert_array_equal(line.get_ydata(), 1 / STEPS)
+
+
+def test_values_that_are_not_finite_leave_gaps():
+    y = np.array([np.inf, 3.0, np.nan, 2.0, -np.inf, 1.0])
+    ax = plotting.loss_curves({"sgd": (np.arange(6), y), "adam": (y, np.arange(6))})
+    ax.figure.canvas.draw()
+    expected = [np.nan, 3, np.nan, 2, np.nan, 1]
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), expected)
+    np.testing.assert_array_equal(ax.get_lines()[1].get_xdata(), expected)
+    assert 5 < ax.get_ylim()[1] < 7
+
+
+def test_a_diverged_seed_counts_as_large_in_the_median():
+    seeds = [([1, 2], [5.0, np.inf]), ([1, 2], [4.0, 2.0]), ([1, 2], [3.0, 1.0])]
+    *_, median = plotting.loss_curves({"sgd": seeds}).get_lines()
+    np.testing.assert_array_equal(median.get_ydata(), [4, 2])
+
+
+def test_values_without_a_logarithm_leave_gaps():
+    ax = plotting.loss_curves({"sgd": (np.arange(4), [8.0, 4.0, 0.0, 2.0])}, log_x=True, log_y=True)
+    (line,) = ax.get_lines()
+    path = ax.transScale.transform_path(line.get_path())
+    assert np.isfinite(path.vertices).all(axis=1).tolist() == [False, True, False, True]
+    ax.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_an_empty_history_is_a_legend_entry_without_a_line(log):
+    ax = plotting.loss_curves({"sgd": ([], []), "adam": [([], []), ([], [])]}, log_x=log, log_y=log)
+    ax.figure.canvas.draw()
+    assert legend_texts(ax) == ["sgd", "adam"]
+
+
+def test_steps_draws_staircases():
+    seeds = [(STEPS, 1 / STEPS), (STEPS, 2 / STEPS)]
+    stairs = plotting.loss_curves({"search": seeds}, steps=True).get_lines()
+    assert {line.get_drawstyle() for line in stairs} == {"steps-post"}
+    slopes = plotting.loss_curves({"search": seeds}).get_lines()
+    assert {line.get_drawstyle() for line in slopes} == {"default"}
+
+
+def test_reference_is_a_dashed_line_across():
+    ax = plotting.loss_curves(
+        {"sgd": (STEPS, 1 / STEPS)},
+        log_x=True,
+        reference=0.25,
+        reference_label="population Bayes value",
+    )
+    line = ax.get_lines()[-1]
+    assert list(line.get_ydata()) == [0.25, 0.25]
+    assert list(line.get_xdata()) == [0, 1]
+    assert line.get_linestyle() == "--"
+    assert legend_texts(ax) == ["sgd", "population Bayes value"]
+
+
+@pytest.mark.parametrize(
+    ("curves", "error", "message"),
+    [
+        ([(STEPS, STEPS)], TypeError, "curves must map labels to .* got a list"),
+        ({}, ValueError, "curves must hold at least one label"),
+        ({"sgd": []}, ValueError, "curves must hold at least one label"),
+        ({"sgd": STEPS}, ValueError, r"curves\['sgd'\] must be a tuple .* got a ndarray"),
+        ({"sgd": [STEPS, STEPS]}, ValueError, r"curves\['sgd'\] must be a tuple"),
+        ({"sgd": (STEPS,)}, ValueError, r"curves\['sgd'\] must be a tuple .* got a tuple of 1"),
+        ({"sgd": (STEPS, STEPS[1:])}, ValueError, r"curves\['sgd'\] .* got \(50,\), \(49,\)"),
+        ({"sgd": [(ROWS, ROWS)]}, ValueError, r"curves\['sgd'\] .* got \(21, 2\), \(21, 2\)"),
+        ({"sgd": (STEPS, ["a"] * 50)}, TypeError, r"curves\['sgd'\] y must be an array of real"),
+    ],
+)
+def test_curves_refuse(curves, error, message):
+    with pytest.raises(error, match=message):
+        plotting.loss_curves(curves)
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "log_y", "error"),
+    [(np.nan, False, ValueError), (0.0, True, ValueError), ("0.1", False, TypeError)],
+)
+def test_curves_refuse_references(reference, log_y, error):
+    with pytest.raises(error, match="reference must be a finite number"):
+        plotting.loss_curves({"sgd": (STEPS, STEPS)}, reference=reference, log_y=log_y)
+    assert plt.get_fignums() == []
+
+
+# Moving averages
+
+
+def naive_average(values, window):
+    averages = []
+    for centre in range(len(values)):
+        near = [v for i, v in enumerate(values) if abs(i - centre) <= window // 2]
+        finite = [v for v in near if np.isfinite(v)]
+        averages.append(sum(finite) / len(finite) if finite else np.nan)
+    return averages
+
+
+@pytest.mark.parametrize("window", [1, 3, 7, 37, 39, 101])
+@pytest.mark.parametrize("broken", [False, True])
+def test_average_is_that_of_a_plain_loop(window, broken):
+    values = RNG.normal(3.0, 2.0, 38)
+    if broken:
+        values[[0, 20, 21, 22, 30]] = np.nan, np.inf, -np.inf, np.nan, 1e30
+    raw, average = plotting.smoothed(values, window=window).get_lines()
+    np.testing.assert_array_equal(raw.get_ydata(), np.where(np.isfinite(values), values, np.nan))
+    np.testing.assert_allclose(average.get_ydata(), naive_average(values, window), rtol=1e-12)
+    np.testing.assert_array_equal(average.get_xdata(), np.arange(38))
+
+
+def test_raw_values_are_pale_behind_the_average():
+    raw, average = plotting.smoothed(jnp.arange(9), ylabel="loss", xlabel="epoch").get_lines()
+    assert raw.get_alpha() < 0.5
+    assert raw.zorder < average.zorder
+    assert raw.get_color() == average.get_color()
+    ax = average.axes
+    assert ax.get_legend() is None
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
+    assert "101" in ax.get_title()
+
+
+def test_further_averages_take_further_colors_and_dashes():
+    ax = plotting.smoothed(STEPS, label="train")
+    plotting.smoothed(STEPS, ax, label="test")
+    _, first, _, second = ax.get_lines()
+    assert first.get_color() != second.get_color()
+    assert first.get_linestyle() != second.get_linestyle()
+    assert legend_texts(ax) == ["train", "test"]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (ROWS, ValueError, r"values .* \(steps,\); got shape \(21, 2\)"),
+        ([], ValueError, r"values .* got shape \(0,\)"),
+        (0.5, ValueError, r"values .* got shape \(\)"),
+        (["a"], TypeError, "values must be an array of real numbers"),
+    ],
+)
+def test_averages_refuse_values(values, error, message):
+    with pytest.raises(error, match=message):
+        plotting.smoothed(values)
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("window", "error", "message"),
+    [
+        (0, ValueError, "window must be an integer of at least 1; got 0"),
+        (4, ValueError, "window must be odd, to have a centre; got 4"),
+        (3.0, TypeError, "window must be an integer"),
+    ],
+)
+def test_averages_refuse_windows(window, error, message):
+    with pytest.raises(error, match=message):
+        plotting.smoothed(STEPS, window=window)
+
+
+def test_tracers_are_refused():
+    with pytest.raises(TypeError, match=r"values must be .*tracer"):
+        jax.jit(lambda values: plotting.smoothed(values) and values)(jnp.ones(3))
