@@ -23,13 +23,15 @@ from jaxnn.model.network import Model, mlp
 from jaxnn.training import optimizers
 from jaxnn.training.gradient_descent import GradientDescentResult, gradient_descent
 from jaxnn.training.perturbation_search import PerturbationSearchResult, perturbation_search
-from jaxnn.training.random_search import RandomSearchResult, random_search, reconstruct
+from jaxnn.training.random_search import Collect, RandomSearchResult, random_search, reconstruct
+from jaxnn.training.search_report import expected_best
 
 if TYPE_CHECKING:
     from jaxnn import plotting
 
 __all__ = [
     "Batch",
+    "Collect",
     "Dense",
     "GradientDescentResult",
     "GradientReport",
@@ -39,6 +41,7 @@ __all__ = [
     "activations",
     "check_gradients",
     "datasets",
+    "expected_best",
     "forward",
     "gradient_descent",
     "losses",

@@ -31,6 +31,7 @@ from jaxnn.training.callables import (
     as_partial,
     check_gradients_match,
     check_scalar,
+    shapes_of,
 )
 
 __all__ = ["GradientReport", "LeafReport", "check_gradients"]
@@ -41,8 +42,13 @@ TAG = 0x43484B47
 STEP = 1e-6
 """Of the finite differences, relative to the coordinate where that is above 1."""
 
+TINY = float(np.finfo(np.float64).tiny)
+
 KINK = 1e-2
 """Where the two differences disagree by more, relative to the leaf, a kink lies between them."""
+
+NOISE = 1e-4
+"""Of the loss: differences of `STEP` round by some 1e-10 of it, 1e-6 of this."""
 
 SAMPLES_AT_ONCE = 16
 COORDINATES_AT_ONCE = 64
@@ -51,9 +57,10 @@ COORDINATES_AT_ONCE = 64
 class LeafReport(NamedTuple):
     """What was found for one leaf, over all samples.
 
-    Errors are relative to the leaf's largest coordinate in the same sample, or to a thousandth of
-    the largest coordinate of all leaves and samples where that is more: the gradient of a
-    saturated network is rounding noise, and noise is not an error.
+    Errors are relative to the leaf's largest coordinate in the same sample, or, where that is
+    more, to a thousandth of the largest coordinate of all leaves and samples or to `NOISE` of the
+    largest loss: the gradient of a saturated network, or at a minimum, is rounding noise, and
+    noise is not an error.
 
     Attributes:
         name: where the leaf is, such as `params[0].weights`.
@@ -178,8 +185,9 @@ def check_gradients(
 
 
 class _Found(NamedTuple):
-    """What was measured: `gradient` to `backward` are `(samples, size)`."""
+    """What was measured: of each sample, and from `gradient` on also of each coordinate."""
 
+    value: Any
     value_error: Any
     gradient: Any
     reference: Any
@@ -205,13 +213,13 @@ def _widen(tree: Any) -> Any:
 
 
 def _check_results(loss: Partial, by_hand: Partial, params: Any, batch: Any) -> None:
-    value = jax.eval_shape(loss, params, batch)
+    value = shapes_of("loss_fn", loss, params, batch)
     check_scalar("loss_fn", value)
     if value.dtype != jnp.float64:
         raise TypeError(
             f"loss_fn must compute in the dtype of the params; got {value.dtype} for float64"
         )
-    results = jax.eval_shape(by_hand, params, batch)
+    results = shapes_of("value_and_grad_fn", by_hand, params, batch)
     if not (isinstance(results, tuple) and len(results) == 2):
         raise TypeError(
             f"value_and_grad_fn must return (loss, gradients); got a {type(results).__name__}"
@@ -240,7 +248,7 @@ def _measure(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> _Foun
         forward, backward = jax.lax.map(differences, coordinates, batch_size=COORDINATES_AT_ONCE)
         error = jnp.abs(value_by_hand - value) / jnp.maximum(jnp.abs(value), 1e-3)
         gradients = ravel_pytree(gradient)[0], ravel_pytree(reference)[0]
-        return _Found(error, *gradients, forward, backward)
+        return _Found(value, error, *gradients, forward, backward)
 
     return jax.lax.map(measure, samples, batch_size=SAMPLES_AT_ONCE)
 
@@ -249,11 +257,11 @@ def _report(
     params: Any, found: _Found, num_samples: int, tolerance: float, difference_tolerance: float
 ) -> GradientReport:
     leaves, begin = [], 0
-    floor = max(1e-3 * _worst(np.abs(found.reference)), np.finfo(np.float64).tiny)
+    floor = max(1e-3 * _largest(found.reference), NOISE * _largest(found.value), TINY)
     for path, leaf in tree_leaves_with_path(params):
         here = slice(begin, begin + leaf.size)
         begin += leaf.size
-        part = _Found(found.value_error, *(field[:, here] for field in found[1:]))
+        part = _Found(found.value, found.value_error, *(field[:, here] for field in found[2:]))
         name = "params" + keystr(path)
         leaves.append(_leaf(name, leaf.shape, part, floor, tolerance, difference_tolerance))
     value_error = _worst(found.value_error)
@@ -276,12 +284,13 @@ def _leaf(
     difference_tolerance: float,
 ) -> LeafReport:
     gradient, reference = found.gradient, found.reference
-    size = np.maximum(np.max(np.abs(reference), axis=1, keepdims=True), floor)
+    size = np.maximum(np.max(np.abs(reference), axis=1, keepdims=True, initial=0), floor)
     low = np.minimum(found.forward, found.backward)
     high = np.maximum(found.forward, found.backward)
-    outside = np.maximum(low - gradient, gradient - high)
-    error = _worst(np.abs(gradient - reference) / size)
-    difference_error = _worst(np.maximum(outside, 0) / size)
+    with np.errstate(invalid="ignore"):
+        outside = np.maximum(low - gradient, gradient - high)
+        error = _worst(np.abs(gradient - reference) / size)
+        difference_error = _worst(np.maximum(outside, 0) / size)
     return LeafReport(
         name=name,
         shape=shape,
@@ -296,7 +305,12 @@ def _leaf(
 
 def _worst(errors: np.ndarray) -> float:
     """The largest error; one that is not a number is infinite."""
-    return float(np.max(np.where(np.isnan(errors), np.inf, errors)))
+    return float(np.max(np.where(np.isnan(errors), np.inf, errors), initial=0))
+
+
+def _largest(numbers: np.ndarray) -> float:
+    """The largest magnitude among the finite ones."""
+    return float(np.max(np.abs(numbers), where=np.isfinite(numbers), initial=0))
 
 
 def _ratio(gradient: np.ndarray, reference: np.ndarray) -> float:

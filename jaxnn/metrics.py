@@ -14,6 +14,8 @@ __all__ = ["accuracy", "binary_accuracy", "r2"]
 def accuracy(predictions: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Share of rows whose largest prediction is at the label; ties go to the lowest class.
 
+    A row with a nan is never right.
+
     Args:
         predictions: probabilities or logits, shape `(rows, classes)`.
         labels: integer classes `(rows,)`, or one-hot rows `(rows, classes)`.
@@ -35,11 +37,11 @@ def accuracy(predictions: ArrayLike, labels: ArrayLike) -> jax.Array:
     classes = jnp.asarray(labels)
     classes = jnp.argmax(classes, axis=1) if classes.ndim == 2 else classes
     hits = jnp.argmax(scores, axis=1).astype(jnp.int32) == classes.astype(jnp.int32)
-    return jnp.mean(hits, dtype=jnp.float32)
+    return jnp.mean(hits & ~jnp.any(jnp.isnan(scores), axis=1), dtype=jnp.float32)
 
 
 def binary_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Share of entries where `probability > 1/2` says what the label says.
+    """Share of entries where `probability > 1/2` says what the label says; nan is never right.
 
     Args:
         probabilities: shape `(rows, outputs)`.
@@ -60,7 +62,7 @@ def binary_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
     scores = jnp.asarray(check_values("probabilities", probabilities, 2, wanted))
     check_targets("labels", labels, "binary_crossentropy", *scores.shape)
     hits = (scores > 0.5) == jnp.asarray(labels).astype(bool)
-    return jnp.mean(hits, dtype=jnp.float32)
+    return jnp.mean(hits & ~jnp.isnan(scores), dtype=jnp.float32)
 
 
 def r2(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:

@@ -177,7 +177,7 @@ def test_values_pass_while_tracing():
     nan, out_of_range = np.full_like(X, np.nan), CLASSES + 5
     assert jax.jit(lambda x: check_inputs("x", x, FEATURES))(nan) == ROWS
     jax.jit(lambda y: check_targets("y", y, CATEGORICAL, ROWS, OUTPUTS))(out_of_range)
-    with pytest.raises(ValueError, match="^y must be classes 0 to 1; got 5"):
+    with pytest.raises(ValueError, match=r"^y must be classes 0 to 1; got 5"):
         check_targets("y", out_of_range, CATEGORICAL, ROWS, OUTPUTS)
 
 

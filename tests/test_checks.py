@@ -57,7 +57,7 @@ def test_as_key_refuses_a_tracer_unless_told_otherwise():
         jax.jit(lambda key: checks.as_key("seed_key", key))(KEY)
     same = jax.jit(lambda key: checks.as_key("seed_key", key, traced=True))(KEY)
     assert jnp.array_equal(jax.random.key_data(same), jax.random.key_data(KEY))
-    with pytest.raises(ValueError, match="seed_key must be of.*got rbg"):
+    with pytest.raises(ValueError, match=r"seed_key must be of.*got rbg"):
         jax.jit(lambda key: checks.as_key("seed_key", key, traced=True))(
             jax.random.key(0, impl="rbg")
         )
@@ -99,7 +99,7 @@ def test_as_count_refuses(value, error, got):
 
 
 def test_as_count_refuses_a_tracer():
-    with pytest.raises(TypeError, match="num_steps must be an integer.*got a tracer"):
+    with pytest.raises(TypeError, match=r"num_steps must be an integer.*got a tracer"):
         jax.jit(lambda n: checks.as_count("num_steps", n))(3)
 
 
@@ -114,7 +114,7 @@ def test_as_real_bounds():
     assert checks.as_real("noise", 0, inclusive=True) == 0
     assert checks.as_real("offset", -2.5, minimum=-math.inf) == -2.5
     with pytest.raises(
-        ValueError, match="decay must be a finite number above 1 that fits float32; got 1.0"
+        ValueError, match=r"decay must be a finite number above 1 that fits float32; got 1\.0"
     ):
         checks.as_real("decay", 1.0, minimum=1.0)
     with pytest.raises(ValueError, match="decay must be a finite number of at least 1"):
@@ -143,7 +143,7 @@ def test_as_real_bounds():
     ],
 )
 def test_as_real_refuses(value, error):
-    with pytest.raises(error, match="^scale must be a finite number above 0.*; got "):
+    with pytest.raises(error, match=r"^scale must be a finite number above 0.*; got "):
         checks.as_real("scale", value)
 
 

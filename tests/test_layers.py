@@ -1,21 +1,25 @@
 """`Dense`, the forward pass over a tuple of them, and params of another network."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from tolerances import FORWARD, leaf_error
+from tolerances import FORWARD, float32, leaf_error
 
 from jaxnn.model.layers import Dense, check_params, dot, forward, layer_shapes, propagate
 
 RNG = np.random.default_rng(6)
 SHAPES = layer_shapes((3, 5, 2))
-X = RNG.normal(2.0, 3.0, (7, 3)).astype(np.float32)
-PARAMS = tuple(
-    Dense(RNG.normal(0.5, 1.0, w).astype(np.float32), RNG.normal(-1, 2, b).astype(np.float32))
+X = float32(RNG.normal(2.0, 3.0, (7, 3)))
+PARAMS: Any = tuple(
+    Dense(float32(RNG.normal(0.5, 1.0, w)), float32(RNG.normal(-1.0, 2.0, b)))
     for w, b in (((3, 5), (5,)), ((5, 2), (2,)))
 )
+FIRST, LAST = PARAMS
+NONE: Any = None
 
 
 def dense(weights, biases=None):
@@ -66,8 +70,8 @@ def test_a_network_without_biases(node_1, output, prediction):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("output", ["identity", "softmax", "relu"])
 def test_forward_is_numpys(output, dtype):
-    hidden = np.tanh(np.float64(X) @ PARAMS[0].weights.astype(float) + PARAMS[0].biases)
-    logits = hidden @ PARAMS[1].weights.astype(float) + PARAMS[1].biases
+    hidden = np.tanh(np.float64(X) @ FIRST.weights.astype(float) + FIRST.biases)
+    logits = hidden @ LAST.weights.astype(float) + LAST.biases
     expected = {
         "identity": logits,
         "softmax": scipy.special.softmax(logits, axis=1),
@@ -111,9 +115,6 @@ def test_check_params_takes_jax_numpy_and_read_only_arrays():
         check_params("params", jax.tree.map(np.float64, PARAMS), SHAPES)
 
 
-FIRST, LAST = PARAMS
-
-
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
@@ -146,7 +147,7 @@ FIRST, LAST = PARAMS
             r"params\[0\]\.weights must be an array of shape \(3, 5\); got a list",
         ),
         (
-            (Dense(None, FIRST.biases), LAST),
+            (Dense(NONE, FIRST.biases), LAST),
             ValueError,
             r"params\[0\]\.weights must be an array of shape \(3, 5\); got a NoneType",
         ),

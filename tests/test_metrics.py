@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import FORWARD
+from tolerances import FORWARD, float32
 
 from jaxnn import metrics
 
@@ -28,9 +28,10 @@ def test_accuracy_counts_rows():
 
 def test_accuracy_of_a_uniform_prediction_is_one_in_three():
     # REFERENCE-FIGURES, "Losses"; ties go to the lowest class
-    assert metrics.accuracy(np.full((6, 3), 1 / 3), [0, 1, 2] * 2) == np.float32(1 / 3)
-    assert metrics.accuracy([[0.0, 2.0, 2.0]], [1]) == 1
-    assert metrics.accuracy([[0.0, 2.0, 2.0]], [2]) == 0
+    assert metrics.accuracy(np.full((6, 3), 1 / 3), np.array([0, 1, 2] * 2)) == np.float32(1 / 3)
+    tied = float32([[0, 2, 2]])
+    assert metrics.accuracy(tied, np.array([1])) == 1
+    assert metrics.accuracy(tied, np.array([2])) == 0
 
 
 def test_binary_accuracy_counts_entries():
@@ -39,7 +40,16 @@ def test_binary_accuracy_counts_entries():
     for labels in (BITS, BITS.astype(bool), BITS.astype(int)):
         share = float(metrics.binary_accuracy(PROBABILITIES, labels))
         assert share == pytest.approx(expected, rel=FORWARD["float32"])
-    assert metrics.binary_accuracy([[0.5, 0.5]], [[0, 1]]) == 0.5  # a half says 0
+    a_half = float32([[0.5]])  # says 0
+    assert metrics.binary_accuracy(a_half, np.array([[0]])) == 1
+    assert metrics.binary_accuracy(a_half, np.array([[1]])) == 0
+
+
+def test_nan_is_never_right():
+    broken = np.where(np.arange(7)[:, None] == 1, np.nan, np.eye(3)[CLASSES])
+    assert float(metrics.accuracy(broken, CLASSES)) == pytest.approx(6 / 7, rel=1e-6)
+    assert metrics.accuracy(np.full((7, 3), np.nan), CLASSES) == 0
+    assert metrics.binary_accuracy(np.full((7, 2), np.nan), BITS) == 0
 
 
 def test_r2_is_one_minus_the_unexplained_share():
@@ -73,6 +83,8 @@ def test_metrics_are_float32_in_either_width():
     with jax.enable_x64(True):
         for value in (
             metrics.accuracy(np.float64(SCORES), CLASSES),
+            metrics.accuracy(np.float64(SCORES), CLASSES.astype(np.uint8)),
+            metrics.accuracy(np.float64(SCORES), np.eye(3)[CLASSES]),
             metrics.binary_accuracy(np.float64(PROBABILITIES), BITS),
             metrics.r2(np.float64(GUESSES), NUMBERS),
         ):

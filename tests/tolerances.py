@@ -1,10 +1,17 @@
 """How close is close: one table, and the measure it is held against."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
 FORWARD = {"float32": 2e-6, "float64": 1e-12}
 GRADIENT = {"float32": 1e-5, "float64": 1e-12}
+
+
+def float32(values) -> Any:
+    """The values as users hold them: a NumPy array of float32."""
+    return np.asarray(values, np.float32)
 
 
 def leaf_error(got, expected) -> float:

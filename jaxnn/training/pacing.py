@@ -18,7 +18,9 @@ from tqdm import tqdm
 
 __all__ = ["Chunk", "Status", "chunks"]
 
-Status = Literal["completed", "converged", "diverged", "interrupted", "nonfinite"]
+Status = Literal[
+    "completed", "converged", "diverged", "interrupted", "nonfinite", "reached", "stopped"
+]
 """How a run ended.
 
 completed: all of it was done.
@@ -26,6 +28,8 @@ converged: a stop rule of the trainer was met.
 diverged: a loss was no longer finite; the params returned are the last with a finite one.
 interrupted: Ctrl-C; the result is the best so far.
 nonfinite: no finite loss was ever met.
+reached: what was looked for was found: a target loss, or enough candidates.
+stopped: the time was over, or a callback asked for it.
 """
 
 SECONDS_PER_CHUNK = 0.25

@@ -1,25 +1,26 @@
-"""Random search: draw whole weight sets, keep the best.
+"""Random search: draw whole weight sets, keep the best, and learn how losses are spread.
 
 Candidate `i` is `sample_fn(key_i)` with a key that depends on the search's key and on `i` alone,
 so an index stands for its weights: the search stores indices, and `reconstruct` gives any
 candidate back. Losses are always evaluated in tiles of one width, which makes them the same bits
-however the search is cut into chunks.
+however the search is cut into chunks, devices or runs.
 
 Reference: Brooks, "A discussion of random methods for seeking maxima", Operations Research 1958.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.checks import as_count, as_key
+from jaxnn.checks import as_count, as_key, as_numpy, as_real
+from jaxnn.training import statistics
 from jaxnn.training.callables import (
     LossFn,
     SampleFn,
@@ -28,18 +29,41 @@ from jaxnn.training.callables import (
     check_scalar,
     shapes_of,
 )
-from jaxnn.training.pacing import Status, chunks
-from jaxnn.training.streams import add, fold_index, join, words
+from jaxnn.training.checkpoints import fingerprint
+from jaxnn.training.folding import Engine, Statistic
+from jaxnn.training.pacing import Status
+from jaxnn.training.search_report import (
+    Candidates,
+    Histogram,
+    ThresholdCounts,
+    as_candidates,
+    as_histogram,
+    as_threshold_counts,
+)
+from jaxnn.training.searching import Checkpoint, Reached, SearchProgress, Span, StopRules, walk
+from jaxnn.training.streams import fold_index, words
 
-__all__ = ["Improvements", "RandomSearchResult", "random_search", "reconstruct"]
+__all__ = ["Collect", "Improvements", "RandomSearchResult", "random_search", "reconstruct"]
 
 TAG = 0x52414E44
 """Folded into the key, so that no other trainer draws the same from it."""
 
 LARGEST_TILE = 16_384
-TILE_BYTES = 2**26
-MAX_RECORDS = 256
-"""Improvements kept of one chunk. Among n independent draws there are about ln n, at most 44."""
+MEMORY_BUDGET = 2**26
+
+
+class Collect(NamedTuple):
+    """Which candidates to collect: all with a loss of at most `threshold`, up to a limit.
+
+    Attributes:
+        threshold: the loss.
+        limit: most candidates to keep, the first ones.
+        stop: whether the search ends with the candidate that reaches the limit.
+    """
+
+    threshold: float
+    limit: int = 1_000
+    stop: bool = False
 
 
 class Improvements(NamedTuple):
@@ -48,7 +72,7 @@ class Improvements(NamedTuple):
     Attributes:
         evaluations: evaluations made up to and with each improvement, int64.
         index: index of the candidate, int64.
-        loss: its loss, float32.
+        loss: its loss.
     """
 
     evaluations: np.ndarray
@@ -65,8 +89,12 @@ class RandomSearchResult(NamedTuple):
         index: its index; None if none was finite. Ties go to the lowest index.
         num_evaluations: candidates evaluated.
         num_nonfinite: how many of them had a loss of NaN or +-inf; those never win.
-        status: "completed", "interrupted" or "nonfinite".
+        status: "completed", "interrupted", "reached", "stopped" or "nonfinite".
         history: the trail of improvements.
+        top: the `top_k` best candidates, best first.
+        histogram: how the finite losses are spread.
+        counts: how many losses are at most each of the `thresholds`.
+        collected: the candidates that `collect` asked for, by rising index.
     """
 
     params: Any
@@ -76,6 +104,10 @@ class RandomSearchResult(NamedTuple):
     num_nonfinite: int
     status: Status
     history: Improvements
+    top: Candidates
+    histogram: Histogram
+    counts: ThresholdCounts
+    collected: Candidates
 
 
 def random_search(
@@ -86,12 +118,24 @@ def random_search(
     *,
     num_candidates: int,
     start: int = 0,
+    top_k: int = 1,
+    thresholds: Sequence[float] = (),
+    bins: Sequence[float] | None = None,
+    collect: Collect | None = None,
+    target_loss: float | None = None,
+    max_seconds: float | None = None,
+    callback: Callable[[SearchProgress], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    devices: Sequence[Any] | None = None,
+    memory_budget: int = MEMORY_BUDGET,
     progress: bool = False,
 ) -> RandomSearchResult:
-    """Draws `num_candidates` weight sets and returns the one with the lowest loss.
+    """Draws `num_candidates` weight sets; returns the best, and statistics of all losses.
 
-    Memory does not grow with the count, and the result depends on the arguments alone: not on
-    how the work was cut, nor on the speed of the machine.
+    Memory does not grow with the count. The result depends on the key, the functions, the batch
+    and the range of indices alone: not on how the work was cut, on how many devices it ran, nor
+    on whether it was interrupted and resumed. (`memory_budget` sets the width of the tiles that
+    losses are evaluated in, and with it the rounding of losses that depend on that width.)
 
     Args:
         key: a typed key, `jax.random.key(seed)`.
@@ -100,6 +144,18 @@ def random_search(
         batch: any pytree that the loss takes.
         num_candidates: how many to draw, at least 1.
         start: index of the first; two searches that adjoin equal one.
+        top_k: how many of the best to list.
+        thresholds: losses to count the candidates at or below of.
+        bins: rising edges of the histogram's bins; by default 64 to each power of two.
+        collect: which candidates to collect; see `Collect`.
+        target_loss: the search ends with the first candidate at or below, status "reached".
+        max_seconds: the search ends when these are over, status "stopped".
+        callback: called with a `SearchProgress` after every chunk, some four times a second; a
+            `StopIteration` that it raises ends the search, status "stopped".
+        checkpoint: a file to save to every half minute and at the end. If it is there already,
+            the search goes on from it, and refuses one made with other settings.
+        devices: where to work; by default all local devices.
+        memory_budget: bytes for the largest intermediate value of a tile of candidates.
         progress: whether to show a progress bar.
 
     Returns:
@@ -107,7 +163,10 @@ def random_search(
 
     Raises:
         TypeError: if an argument is of the wrong kind, or the loss not a float scalar.
-        ValueError: if a count is out of range, or `start + num_candidates` exceeds 2^63.
+        ValueError: if a number is out of range, `start + num_candidates` exceeds 2^63, or the
+            checkpoint is of another search or damaged.
+        OSError: if the checkpoint cannot be written.
+        MemoryError: if a tile does not fit into memory.
 
     Example:
         >>> def loss_fn(params, batch):
@@ -121,12 +180,7 @@ def random_search(
         True
     """
     key = as_key("key", key)
-    num_candidates = as_count("num_candidates", num_candidates, minimum=1)
-    start = as_count("start", start)
-    if start + num_candidates > 2**63:
-        raise ValueError(
-            f"start + num_candidates must be at most 2**63; got {start} + {num_candidates}"
-        )
+    start, stop = _as_range(start, num_candidates)
     loss, sample = as_partial("loss_fn", loss_fn), as_partial("sample_fn", sample_fn)
     shapes = shapes_of("sample_fn", sample, key)
     if not jax.tree.leaves(shapes):
@@ -134,31 +188,23 @@ def random_search(
     batch = as_batch(batch, shapes, loss_fn)
     loss_shape = shapes_of("loss_fn", loss, shapes, batch)
     check_scalar("loss_fn", loss_shape)
-    tile = _tile_size(shapes, batch)
+    tile = _tile_size(shapes, batch, as_count("memory_budget", memory_budget, minimum=1))
+    rules = _as_rules(target_loss, collect, max_seconds, callback)
+    limits, edges = _as_rising("thresholds", thresholds), _as_edges(bins)
+    kept = _statistics(loss_shape.dtype, as_count("top_k", top_k, 1, tile), limits, edges, collect)
 
-    search = partial(_search, loss, sample, batch)
     with jax.threefry_partitionable(True):
-        stream = jax.random.fold_in(key, TAG)
-        done, num_nonfinite, trail = _walk(
-            partial(search, stream, tile=tile),
-            start=start,
-            num_candidates=num_candidates,
-            tile=tile,
-            best=np.asarray(np.inf, loss_shape.dtype),
+        engine = Engine(loss, sample, batch, jax.random.fold_in(key, TAG))
+        reached = walk(
+            engine,
+            kept,
+            Span(start, stop, tile),
+            rules,
+            jax.local_devices() if devices is None else devices,
+            _as_checkpoint(checkpoint, key, start, tile, engine, shapes, kept),
             progress=progress,
         )
-    history = Improvements(trail.index - start + 1, trail.index, trail.loss)
-    if not trail.index.size:
-        return RandomSearchResult(None, np.inf, None, done, num_nonfinite, "nonfinite", history)
-    return RandomSearchResult(
-        params=reconstruct(key, sample_fn, int(trail.index[-1])),
-        loss=float(trail.loss[-1]),
-        index=int(trail.index[-1]),
-        num_evaluations=done,
-        num_nonfinite=num_nonfinite,
-        status="completed" if done == num_candidates else "interrupted",
-        history=history,
-    )
+    return _result(key, sample_fn, start, reached, limits, edges)
 
 
 def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int) -> Any:
@@ -188,119 +234,141 @@ def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int) -> Any:
         return _draw(as_partial("sample_fn", sample_fn), stream, *words(index))
 
 
-def _tile_size(params: Any, batch: Any) -> int:
-    """Candidates a tile: a power of two, a function of shapes alone.
+def _as_range(start: int, num_candidates: int) -> tuple[int, int]:
+    num_candidates = as_count("num_candidates", num_candidates, minimum=1)
+    start = as_count("start", start)
+    if start + num_candidates > 2**63:
+        raise ValueError(
+            f"start + num_candidates must be at most 2**63; got {start} + {num_candidates}"
+        )
+    return start, start + num_candidates
 
-    Rows times the widest axis of the params stands for the largest intermediate of one
-    candidate, and a tile of those is kept within `TILE_BYTES`.
+
+def _as_rules(
+    target_loss: float | None,
+    collect: Collect | None,
+    max_seconds: float | None,
+    callback: Callable[[SearchProgress], None] | None,
+) -> StopRules:
+    if target_loss is not None:
+        target_loss = float(as_real("target_loss", target_loss, minimum=-np.inf))
+    if max_seconds is not None:
+        max_seconds = float(as_real("max_seconds", max_seconds))
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable; got a {type(callback).__name__}")
+    limit = None
+    if collect is not None:
+        limit = as_count("collect.limit", collect.limit, 1, 2**28) if collect.stop else None
+    return StopRules(target_loss, limit, max_seconds, callback)
+
+
+def _as_rising(name: str, values: Sequence[float]) -> np.ndarray:
+    """Finite numbers in strictly rising order, float32."""
+    numbers = as_numpy(name, values).astype(np.float32)
+    if numbers.ndim != 1 or not np.all(np.isfinite(numbers)) or np.any(np.diff(numbers) <= 0):
+        raise ValueError(f"{name} must be finite numbers in rising order; got {values}")
+    return numbers
+
+
+def _as_edges(bins: Sequence[float] | None) -> np.ndarray | None:
+    edges = None if bins is None else _as_rising("bins", bins)
+    if edges is not None and not edges.size:
+        raise ValueError("bins must hold at least one edge; got none")
+    return edges
+
+
+def _statistics(
+    dtype: Any,
+    top_k: int,
+    thresholds: np.ndarray,
+    edges: np.ndarray | None,
+    collect: Collect | None,
+) -> dict[str, Statistic]:
+    kept = {
+        "nonfinite": statistics.nonfinite(),
+        "best": statistics.best(top_k, dtype),
+        "improvements": statistics.improvements(dtype),
+        "histogram": statistics.loss_histogram(edges),
+        "below": statistics.count_below(thresholds),
+    }
+    if collect is not None:
+        threshold = as_real("collect.threshold", collect.threshold, minimum=-np.inf)
+        limit = as_count("collect.limit", collect.limit, 1, 2**28)
+        kept["collected"] = statistics.first_below(np.float32(threshold), limit, dtype)
+    return kept
+
+
+def _tile_size(params: Any, batch: Any, memory_budget: int) -> int:
+    """Candidates a tile: a power of two, a function of shapes and of the budget alone.
+
+    Rows times the widest axis of the params stands for the largest intermediate value of one
+    candidate, and a tile of those is kept within the budget.
     """
     rows = max((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=1)
     widest = max((max(leaf.shape, default=1) for leaf in jax.tree.leaves(params)), default=1)
-    fitting = max(TILE_BYTES // (4 * rows * widest), 1)
+    fitting = max(memory_budget // (4 * rows * widest), 1)
     return min(1 << (fitting.bit_length() - 1), LARGEST_TILE)
 
 
-class _Trail(NamedTuple):
-    """Improvements on the host: index int64, loss float."""
-
-    index: np.ndarray
-    loss: np.ndarray
-
-
-class _Records(NamedTuple):
-    """Improvements of one chunk, on the device: words and losses in order, `count` of them."""
-
-    high: jax.Array
-    low: jax.Array
-    loss: jax.Array
-    count: jax.Array
-    best: jax.Array
-
-
-def _walk(
-    search: Callable[..., tuple[_Records, jax.Array]],
-    *,
+def _as_checkpoint(
+    path: str | os.PathLike[str] | None,
+    key: jax.Array,
     start: int,
-    num_candidates: int,
     tile: int,
-    best: np.ndarray,
-    progress: bool,
-) -> tuple[int, int, _Trail]:
-    """Searches chunk after chunk; returns candidates done, how many not finite, and the trail."""
-    done, num_nonfinite = 0, 0
-    trail = [_Trail(np.zeros(0, np.int64), np.zeros(0, best.dtype))]
-    num_tiles = -(-num_candidates // tile)
-    largest = 2**30 // tile
-    for chunk in chunks(num_tiles, largest=largest, unit="candidates", scale=tile, show=progress):
-        begin, done = chunk.begin * tile, min(chunk.end * tile, num_candidates)
-        records, count = search(words(start + begin), done - begin, best)
-        found = int(records.count)
-        index = join(np.asarray(records.high)[:found], np.asarray(records.low)[:found])
-        trail.append(_Trail(index.astype(np.int64), np.asarray(records.loss)[:found]))
-        best = np.asarray(records.best)
-        num_nonfinite += int(count)
-        chunk.report(float(best))
-    return done, num_nonfinite, _Trail(*map(np.concatenate, zip(*trail, strict=True)))
+    engine: Engine,
+    shapes: Any,
+    kept: Mapping[str, Statistic],
+) -> Checkpoint | None:
+    if path is None:
+        return None
+    facts = {
+        "trainer": "random_search",
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key_implementation": str(jax.random.key_impl(key)),
+        "start": start,
+        "tile": tile,
+        "loss_fn": _identity(engine.value),
+        "sample_fn": _identity(engine.sample),
+        "params": str(shapes),
+        "batch": fingerprint(engine.batch),
+        "statistics": {name: fingerprint((s.start, s.update)) for name, s in kept.items()},
+    }
+    return Checkpoint(Path(path), facts)
+
+
+def _identity(function: Partial) -> str:
+    """A function's name and the numbers bound to it: as much as one can know of it later."""
+    name = getattr(function.func, "__qualname__", type(function.func).__name__)
+    return f"{name} {fingerprint((function.args, function.keywords))}"
+
+
+def _result(
+    key: jax.Array,
+    sample_fn: SampleFn,
+    start: int,
+    reached: Reached,
+    thresholds: np.ndarray,
+    edges: np.ndarray | None,
+) -> RandomSearchResult:
+    totals, done = reached.totals, reached.end - start
+    top, trail = as_candidates(totals["best"]), as_candidates(totals["improvements"])
+    index = int(top.index[0]) if top.index.size else None
+    nothing = Candidates(np.zeros(0, np.int64), np.zeros(0, trail.loss.dtype))
+    return RandomSearchResult(
+        params=None if index is None else reconstruct(key, sample_fn, index),
+        loss=np.inf if index is None else float(top.loss[0]),
+        index=index,
+        num_evaluations=done,
+        num_nonfinite=int(totals["nonfinite"]),
+        status="nonfinite" if index is None else reached.status,
+        history=Improvements(trail.index - start + 1, trail.index, trail.loss),
+        top=top,
+        histogram=as_histogram(totals["histogram"], edges),
+        counts=as_threshold_counts(thresholds, totals["below"], done),
+        collected=as_candidates(totals["collected"]) if "collected" in totals else nothing,
+    )
 
 
 @jax.jit
 def _draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> Any:
     return sample(fold_index(stream, high, low))
-
-
-@partial(jax.jit, static_argnames="tile")
-def _search(
-    loss: Partial,
-    sample: Partial,
-    batch: Any,
-    stream: jax.Array,
-    begin: tuple[jax.Array, jax.Array],
-    size: jax.Array,
-    best: jax.Array,
-    *,
-    tile: int,
-) -> tuple[_Records, jax.Array]:
-    """One chunk: `size` candidates from index `begin` on, tile after tile."""
-    lanes = jnp.arange(tile, dtype=jnp.uint32)
-    size = jnp.asarray(size, jnp.uint32)
-
-    def evaluate(high: jax.Array, low: jax.Array) -> jax.Array:
-        return loss(sample(fold_index(stream, high, low)), batch)
-
-    def search_tile(number: jax.Array, state: tuple[_Records, jax.Array]):
-        records, num_nonfinite = state
-        offset = number.astype(jnp.uint32) * jnp.uint32(tile) + lanes
-        high, low = add(*begin, offset)
-        losses = jax.vmap(evaluate)(high, low)
-        inside, finite = offset < size, jnp.isfinite(losses)
-        num_nonfinite += jnp.sum(inside & ~finite, dtype=jnp.uint32)
-        losses = jnp.where(inside & finite, losses, jnp.inf)
-        improved = jnp.min(losses) < records.best
-        records = jax.lax.cond(improved, _add_records, _keep, records, high, low, losses)
-        return records, num_nonfinite
-
-    num_tiles = (size + jnp.uint32(tile - 1)) // jnp.uint32(tile)
-    empty = jnp.zeros(MAX_RECORDS, jnp.uint32)
-    records = _Records(empty, empty, jnp.zeros(MAX_RECORDS, best.dtype), jnp.int32(0), best)
-    return jax.lax.fori_loop(jnp.uint32(0), num_tiles, search_tile, (records, jnp.uint32(0)))
-
-
-def _keep(records: _Records, high: jax.Array, low: jax.Array, losses: jax.Array) -> _Records:
-    del high, low, losses
-    return records
-
-
-def _add_records(records: _Records, high: jax.Array, low: jax.Array, losses: jax.Array) -> _Records:
-    """Appends every candidate of a tile that beats all candidates before it."""
-    before = jnp.minimum(jax.lax.cummin(losses), records.best)
-    before = jnp.concatenate([records.best[None], before[:-1]])
-    is_record = losses < before
-    slot = records.count + jnp.cumsum(is_record, dtype=jnp.int32) - 1
-    slot = jnp.where(is_record, slot, MAX_RECORDS)
-    return _Records(
-        high=records.high.at[slot].set(high, mode="drop"),
-        low=records.low.at[slot].set(low, mode="drop"),
-        loss=records.loss.at[slot].set(losses, mode="drop"),
-        count=records.count + jnp.sum(is_record, dtype=jnp.int32),
-        best=jnp.min(losses),
-    )

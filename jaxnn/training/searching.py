@@ -1,0 +1,211 @@
+"""The walk of a random search over its range: chunk after chunk, stop rules and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from jaxnn.training import checkpoints
+from jaxnn.training.folding import Engine, Statistic, fold_range, merge_all
+from jaxnn.training.pacing import Status, chunks
+from jaxnn.training.streams import join
+
+__all__ = ["Checkpoint", "Reached", "SearchProgress", "Span", "StopRules", "walk"]
+
+LARGEST_CHUNK = 2**30
+SECONDS_BETWEEN_SAVES = 30.0
+MOST_HALVINGS = 6
+
+
+class Span(NamedTuple):
+    """A range of candidates, and the width of the tiles they are evaluated in."""
+
+    start: int
+    stop: int
+    tile: int
+
+
+class SearchProgress(NamedTuple):
+    """Where a search stands, for a callback.
+
+    Attributes:
+        num_evaluations: candidates evaluated so far.
+        loss: lowest loss so far; inf if none was finite.
+    """
+
+    num_evaluations: int
+    loss: float
+
+
+class StopRules(NamedTuple):
+    """When a search ends before its range does.
+
+    Attributes:
+        target_loss: with the first candidate at or below.
+        num_collected: with the candidate that makes the collection this large.
+        max_seconds: after the chunk in which these are over.
+        callback: after the chunk for which it raises `StopIteration`.
+    """
+
+    target_loss: float | None = None
+    num_collected: int | None = None
+    max_seconds: float | None = None
+    callback: Callable[[SearchProgress], None] | None = None
+
+
+class Checkpoint(NamedTuple):
+    """Where a search is saved, and the facts that whoever goes on from it has to share."""
+
+    path: Path
+    facts: Mapping[str, Any]
+
+
+class Reached(NamedTuple):
+    """How far a walk came: the statistics of all candidates below `end`, and why it ended."""
+
+    totals: dict[str, Any]
+    end: int
+    status: Status
+
+
+def walk(
+    engine: Engine,
+    statistics: Mapping[str, Statistic],
+    span: Span,
+    rules: StopRules,
+    devices: Sequence[Any],
+    checkpoint: Checkpoint | None,
+    *,
+    progress: bool,
+) -> Reached:
+    """Folds the span, from its checkpoint if there is one, to its end or to a stop rule."""
+    fold = partial(_fold_within_memory, engine, statistics, span.tile, devices)
+    reached = _restore(checkpoint, statistics, span, rules)
+    begin, width = reached.end, span.tile
+    num_tiles = -(-(span.stop - begin) // width) if reached.status == "completed" else 0
+    largest = LARGEST_CHUNK // width
+    started = saved = time.monotonic()
+    try:
+        for chunk in chunks(
+            num_tiles, largest=largest, unit="candidates", scale=width, show=progress
+        ):
+            end = min(begin + chunk.end * width, span.stop)
+            reached = _advance(fold, statistics, rules, reached, end)
+            chunk.report(_best(reached))
+            reached = _ask(rules, reached, span, started)
+            if reached.status != "completed":
+                break
+            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                _save(checkpoint, reached)
+                saved = time.monotonic()
+    finally:
+        _save(checkpoint, reached)
+    is_cut = reached.end < span.stop and reached.status == "completed"
+    return reached._replace(status="interrupted") if is_cut else reached
+
+
+def _advance(
+    fold: Callable[[int, int], dict[str, Any]],
+    statistics: Mapping[str, Statistic],
+    rules: StopRules,
+    reached: Reached,
+    end: int,
+) -> Reached:
+    """Takes the candidates up to `end` in, or up to the one that a stop rule names."""
+    totals = merge_all(statistics, reached.totals, fold(reached.end, end))
+    last = _last_candidate(rules, totals)
+    if last is None:
+        return Reached(totals, end, "completed")
+    totals = merge_all(statistics, reached.totals, fold(reached.end, last + 1))
+    return Reached(totals, last + 1, "reached")
+
+
+def _last_candidate(rules: StopRules, totals: Mapping[str, Any]) -> int | None:
+    """The candidate with which a search ends, if it is among those taken in."""
+    lasts, trail = [], totals["improvements"]
+    if rules.target_loss is not None and np.any(below := trail.loss <= rules.target_loss):
+        lasts.append(int(join(trail.high[below][0], trail.low[below][0])))
+    if rules.num_collected is not None:
+        collected = totals["collected"]
+        if len(collected.loss) == rules.num_collected:
+            lasts.append(int(join(collected.high[-1], collected.low[-1])))
+    return min(lasts, default=None)
+
+
+def _ask(rules: StopRules, reached: Reached, span: Span, started: float) -> Reached:
+    """Ends the walk if time is up or the callback says so."""
+    stop = rules.max_seconds is not None and time.monotonic() - started >= rules.max_seconds
+    if rules.callback is not None:
+        try:
+            rules.callback(SearchProgress(reached.end - span.start, _best(reached)))
+        except StopIteration:
+            stop = True
+    is_early = stop and reached.end < span.stop and reached.status == "completed"
+    return reached._replace(status="stopped") if is_early else reached
+
+
+def _best(reached: Reached) -> float:
+    return float(np.min(reached.totals["best"].loss, initial=np.inf))
+
+
+def _fold_within_memory(
+    engine: Engine,
+    statistics: Mapping[str, Statistic],
+    tile: int,
+    devices: Sequence[Any],
+    begin: int,
+    end: int,
+    halvings: int = MOST_HALVINGS,
+) -> dict[str, Any]:
+    """Folds a range; where memory runs out, the two halves of it, with the same indices."""
+    try:
+        return fold_range(engine, statistics, begin, end, tile=tile, devices=devices)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        middle = begin + -(-(end - begin) // tile) // 2 * tile
+        if not halvings or middle == begin:
+            raise MemoryError(
+                f"a tile of {tile} candidates does not fit: give a lower memory_budget"
+            ) from error
+    fold = partial(_fold_within_memory, engine, statistics, tile, devices, halvings=halvings - 1)
+    return merge_all(statistics, fold(begin, middle), fold(middle, end))
+
+
+def _restore(
+    checkpoint: Checkpoint | None, statistics: Mapping[str, Statistic], span: Span, rules: StopRules
+) -> Reached:
+    """Where to go on: at the start, or where the checkpoint ends."""
+    fresh = Reached(merge_all(statistics), span.start, "completed")
+    if checkpoint is None:
+        return fresh
+    checkpoints.check_writable(checkpoint.path)
+    if not checkpoint.path.exists():
+        return fresh
+    arrays, facts = checkpoints.load(checkpoint.path)
+    checkpoints.refuse_other(checkpoint.path, facts, checkpoint.facts)
+    leaves = [arrays[name] for name, _ in _named(fresh.totals)]
+    totals = jax.tree.unflatten(jax.tree.structure(fresh.totals), leaves)
+    done = _last_candidate(rules, totals) is not None
+    return Reached(totals, facts["next"], "reached" if done else "completed")
+
+
+def _save(checkpoint: Checkpoint | None, reached: Reached) -> None:
+    if checkpoint is not None:
+        facts = {**checkpoint.facts, "next": reached.end}
+        checkpoints.save(checkpoint.path, dict(_named(reached.totals)), facts)
+
+
+def _named(totals: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
+    """The arrays of the totals, named as `best.loss`."""
+    return [
+        (keystr(path, simple=True, separator="."), np.asarray(leaf))
+        for path, leaf in tree_leaves_with_path(totals)
+    ]

@@ -1,0 +1,191 @@
+"""Random search over a small network's weights, from thousands to billions of candidates.
+
+    python scripts/random_search.py --candidates 1e8 --scale 4 --thresholds 0.2 0.3 --plot
+    python scripts/random_search.py --candidates 1e10 --checkpoint search.npz
+
+With a checkpoint, the same command goes on where the last one ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+
+import jaxnn
+from jaxnn.training import checkpoints
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+DATA = {
+    "vertical": jaxnn.datasets.vertical,
+    "spiral": jaxnn.datasets.spiral,
+    "nnfs-vertical": lambda key, samples: jaxnn.datasets.nnfs_vertical(0, samples),
+    "nnfs-spiral": lambda key, samples: jaxnn.datasets.nnfs_spiral(0, samples),
+}
+
+
+def count(text: str) -> int:
+    """A whole number, also written as 1e9."""
+    number = float(text)
+    if number != int(number):
+        raise argparse.ArgumentTypeError(f"must be a whole number; got {text}")
+    return int(number) if "e" in text.lower() else int(text)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--data", choices=DATA, default="vertical")
+    add("--samples", type=int, default=100, help="rows a class")
+    add("--hidden", type=int, nargs="*", default=[3], help="units of each hidden layer")
+    add("--candidates", type=count, default=1_000_000, help="how many to draw, as 1e9")
+    add("--start", type=count, default=0, help="index of the first candidate")
+    add("--scale", type=float, default=4.0, help="of the weights' unit draws")
+    add("--distribution", choices=("normal", "uniform", "lecun", "he"), default="normal")
+    add("--bias-scale", type=float, help="of the biases' unit draws (default: as the weights)")
+    add("--seed", type=int, default=0, help="of data and search")
+    add("--top-k", type=int, default=10, help="how many of the best to list")
+    add("--thresholds", type=float, nargs="*", default=[], help="losses to count at or below of")
+    add("--target-loss", type=float, help="stop at the first candidate at or below")
+    add("--max-seconds", type=float, help="stop when these are over")
+    add("--checkpoint", type=Path, help="save here, and go on from here")
+    add("--devices", type=int, help="how many devices to use (default: all)")
+    add("--verbose", action="store_true", help="print every improvement")
+    add("--plot", action="store_true", help="draw the histogram and the best of n")
+    add("--output", type=Path, default=Path("output"), help="folder for figures")
+    add("--json", type=Path, metavar="FILE", help="write the facts here")
+    return parser.parse_args(argv)
+
+
+def resumed_from(arguments: argparse.Namespace) -> int:
+    """How many candidates the checkpoint holds already."""
+    if arguments.checkpoint is None or not arguments.checkpoint.exists():
+        return 0
+    return checkpoints.load(arguments.checkpoint)[1]["next"] - arguments.start
+
+
+def search(arguments: argparse.Namespace) -> tuple[Any, jaxnn.Model, jaxnn.Batch, float]:
+    """Runs the search; returns its result, the network, the data, and candidates a second."""
+    data_key, key = jax.random.split(jax.random.key(arguments.seed))
+    batch = DATA[arguments.data](data_key, samples=arguments.samples)
+    model = jaxnn.mlp((2, *arguments.hidden, 3))
+    sample_fn = model.sampler(
+        scale=arguments.scale,
+        distribution=arguments.distribution,
+        bias_scale=arguments.bias_scale,
+    )
+    before = resumed_from(arguments)
+    started = time.perf_counter()
+    result = jaxnn.random_search(
+        key,
+        model.loss,
+        sample_fn,
+        batch,
+        num_candidates=arguments.candidates,
+        start=arguments.start,
+        top_k=arguments.top_k,
+        thresholds=sorted(arguments.thresholds),
+        target_loss=arguments.target_loss,
+        max_seconds=arguments.max_seconds,
+        checkpoint=arguments.checkpoint,
+        devices=jax.local_devices()[: arguments.devices],
+        progress=True,
+    )
+    rate = (result.num_evaluations - before) / (time.perf_counter() - started)
+    if arguments.verbose:
+        for index, loss in zip(result.history.index, result.history.loss, strict=True):
+            params = jaxnn.reconstruct(key, sample_fn, int(index))
+            accuracy = float(model.accuracy(params, batch))
+            print(f"iteration {index:>14,}  loss {loss:.6f}  accuracy {accuracy:.3f}")
+    return result, model, batch, rate
+
+
+def facts(result: Any, accuracy: float | None, rate: float) -> dict[str, Any]:
+    """What the JSON file says."""
+    counts = result.counts
+    return {
+        "best_loss": result.loss,
+        "best_index": result.index,
+        "accuracy": accuracy,
+        "num_candidates": result.num_evaluations,
+        "seconds": result.num_evaluations / rate if rate else 0.0,
+        "candidates_per_second": rate,
+        "num_nonfinite": result.num_nonfinite,
+        "status": result.status,
+        "top": [{"index": int(i), "loss": float(x)} for i, x in zip(*result.top, strict=True)],
+        "counts": [
+            dict(zip(counts._fields, map(float, row), strict=True))
+            for row in zip(*counts, strict=True)
+        ],
+    }
+
+
+def spread(histogram: Any, together: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Edges and density of the positive losses over their logarithm, some bins put together."""
+    positive = histogram.edges[:-1] > 0
+    edges = np.append(histogram.edges[:-1][positive][::together], histogram.edges[-1])
+    counts = np.add.reduceat(histogram.counts[positive], range(0, positive.sum(), together))
+    return edges, counts / histogram.counts.sum() / np.diff(np.log(edges))
+
+
+def draw(result: Any, path: Path) -> None:
+    """The histogram of losses, and the expected best of n beside the trail of improvements."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    edges, density = spread(result.histogram)
+    left.stairs(density, edges, fill=True, color="#56B4E9")
+    left.set(xscale="log", yscale="log", xlabel="loss", ylabel="share of candidates, per e-fold")
+    left.set_title("How losses are spread")
+    draws = np.geomspace(1, result.num_evaluations, 200)
+    right.plot(draws, jaxnn.expected_best(result.histogram, draws), color="#0072B2",
+               label="expected best of n")  # fmt: skip
+    met = [*result.history.evaluations, result.num_evaluations]
+    losses = [*result.history.loss, result.loss]
+    right.step(met, losses, "--", where="post", color="#D55E00", label="this search")
+    right.set(xscale="log", yscale="log", xlabel="candidates", ylabel="lowest loss")
+    right.set_title("What more candidates bring")
+    right.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one search and reports; returns the exit status."""
+    arguments = parse(argv)
+    result, model, batch, rate = search(arguments)
+    found = result.params is not None
+    accuracy = float(model.accuracy(result.params, batch)) if found else None
+    print(
+        f"{result.status}: {result.num_evaluations:,} candidates, {rate:,.0f} a second, "
+        f"{result.num_nonfinite:,} not finite"
+    )
+    for index, loss in zip(*result.top, strict=True):
+        print(f"  candidate {index:>16,}  loss {loss:.6f}")
+    for row in zip(*result.counts, strict=True):
+        threshold, number, share, low, high = row
+        print(
+            f"  loss <= {threshold:g}: {number:,}, a share of {share:.3g} "
+            f"(95 %: {low:.3g} to {high:.3g})"
+        )
+    if arguments.plot and found:
+        path = arguments.output / f"random-search-{arguments.data}.png"
+        draw(result, path)
+        print(path)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(facts(result, accuracy, rate), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,572 @@
+"""Gradient descent against plain loops in NumPy float64 and against the material's figures."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import FORWARD
+
+import jaxnn
+from jaxnn.training import gradient_descent as module
+from jaxnn.training import pacing
+
+KEY = jax.random.key(12)
+MODEL = jaxnn.mlp((2, 1), output="identity", loss="mean_squared_error")
+LINE = jaxnn.datasets.linear_rows()
+ROWS = 12
+
+
+def line(weight_1, weight_2, bias):
+    weights = jnp.array([[weight_1], [weight_2]], jnp.float32)
+    return (jaxnn.Dense(weights, jnp.array([bias], jnp.float32)),)
+
+
+ONES = line(1, 1, 0)
+
+
+def descend(
+    params: Any = ONES,
+    *,
+    key=KEY,
+    epochs=100,
+    batch: Any = LINE,
+    function: Any = MODEL.value_and_grad,
+    **options: Any,
+) -> Any:
+    """All rows at rate 0.1 from weights of one, unless asked otherwise."""
+    if "optimizer" not in options:
+        options = {"learning_rate": 0.1} | options
+    return jaxnn.gradient_descent(key, function, params, batch, num_epochs=epochs, **options)
+
+
+def numbers(params):
+    """Both weights and the bias."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+
+
+def loss_and_slope(theta, rows):
+    """Mean squared error of a line and its gradient, in float64."""
+    x = np.column_stack([np.asarray(LINE.x, np.float64), np.ones(ROWS)])[rows]
+    error = x @ theta - np.asarray(LINE.y, np.float64)[rows, 0]
+    return np.mean(error**2), 2 * x.T @ error / len(error)
+
+
+def orders(key, epochs, batch_size):
+    """Rows of every step: a fresh permutation an epoch, its remainder dropped."""
+    stream = jax.random.fold_in(key, module.TAG)
+    for epoch in range(epochs):
+        order = jax.random.permutation(jax.random.fold_in(stream, epoch), ROWS)
+        for begin in range(0, ROWS - batch_size + 1, batch_size):
+            yield np.asarray(order[begin : begin + batch_size])
+
+
+def by_loop(steps, rate=0.1, start=(1.0, 1.0, 0.0)):
+    """Losses before every step, and where the steps lead."""
+    theta, losses = np.array(start), []
+    for rows in steps:
+        loss, slope = loss_and_slope(theta, rows)
+        losses.append(loss)
+        theta = theta - rate * slope
+    return np.array(losses), theta
+
+
+# --- the loop
+
+
+def test_all_rows_at_once_follow_the_plain_loop():
+    losses, theta = by_loop([np.arange(ROWS)] * 40)
+    result = descend(epochs=40)
+    np.testing.assert_allclose(result.history.loss, losses, rtol=1e-5)
+    np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-6)
+    assert result.loss == pytest.approx(loss_and_slope(theta, np.arange(ROWS))[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 7, 11])
+def test_batches_follow_the_plain_loop_over_the_same_permutations(batch_size):
+    steps = list(orders(KEY, 6, batch_size))
+    losses, theta = by_loop(steps, rate=0.03)
+    result = descend(epochs=6, batch_size=batch_size, learning_rate=0.03)
+    assert len(result.history.loss) == result.num_steps == 6 * (ROWS // batch_size) == len(steps)
+    np.testing.assert_allclose(result.history.loss, losses, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-5)
+
+
+def rows_seen(params, batch):
+    """As a loss the sum of the rows, here powers of two, and no slope."""
+    return jnp.sum(batch) + 0 * params[0], jnp.zeros_like(params)
+
+
+POWERS = (2.0 ** np.arange(ROWS)).astype(np.float32)
+
+
+def seen(epochs, batch_size, key=KEY):
+    """Sets of rows, a set for every step of every epoch."""
+    options = {"batch": POWERS, "function": rows_seen, "batch_size": batch_size}
+    result = descend(np.zeros(1, np.float32), key=key, epochs=epochs, **options)
+    sums = result.history.loss.astype(int)
+    sets = [{row for row in range(ROWS) if total >> row & 1} for total in sums]
+    return np.reshape(np.array(sets, object), (epochs, -1)).tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 6, 7])
+def test_an_epoch_shows_no_row_twice_and_drops_only_the_remainder(batch_size):
+    steps = ROWS // batch_size
+    for epoch in seen(9, batch_size):
+        assert [len(rows) for rows in epoch] == [batch_size] * steps
+        assert len(set().union(*epoch)) == steps * batch_size
+
+
+def test_the_rows_dropped_change_from_epoch_to_epoch():
+    dropped = [frozenset(range(ROWS)) - set().union(*epoch) for epoch in seen(60, 5)]
+    assert frozenset().union(*dropped) == set(range(ROWS))
+    assert len(set(dropped)) > 20
+
+
+def test_the_order_is_another_for_another_epoch_and_another_key():
+    (first, second), (other, _) = seen(2, 1), seen(2, 1, jax.random.key(13))
+    assert first != second
+    assert first != other
+    assert first == [set(rows.tolist()) for rows in orders(KEY, 1, 1)]
+
+
+@pytest.mark.parametrize("batch_size", [12, 13, 32, 2**31, None])
+def test_a_batch_size_of_all_rows_or_more_means_all_rows(batch_size):
+    got, expected = descend(batch_size=batch_size, epochs=20), descend(epochs=20)
+    assert np.array_equal(got.history.loss, expected.history.loss)
+    assert np.array_equal(numbers(got.params), numbers(expected.params))
+    assert got.num_evaluations == expected.num_evaluations == 61
+
+
+def test_the_key_matters_only_where_rows_are_shuffled():
+    other = jax.random.key(1)
+    assert np.array_equal(descend(key=other).history.loss, descend().history.loss)
+    shuffled = descend(key=other, batch_size=3, epochs=5).history.loss
+    assert not np.array_equal(shuffled, descend(batch_size=3, epochs=5).history.loss)
+
+
+def test_a_batch_that_is_never_cut_may_have_leaves_of_any_shape():
+    def function(params, batch):
+        return jnp.square(params - batch["goal"])[0], 2 * (params - batch["goal"])
+
+    batch = {"goal": np.float32(3), "unused": np.ones((2, 5), np.float32)}
+    result = descend(np.zeros(1, np.float32), batch=batch, function=function)
+    assert result.params == pytest.approx(3)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_the_result_does_not_depend_on_how_the_work_is_cut(monkeypatch, seconds, batch_size):
+    options = {"batch_size": batch_size, "tolerance": 1e-4, "epochs": 90}
+    expected = descend(**options)
+    monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", seconds)
+    got = descend(**options)
+    assert np.array_equal(got.history.loss, expected.history.loss)
+    assert np.array_equal(numbers(got.params), numbers(expected.params))
+    assert (got.status, got.num_steps) == (expected.status, expected.num_steps)
+
+
+def test_a_chunk_never_outgrows_its_records(monkeypatch):
+    expected = descend(batch_size=5, epochs=30)
+    monkeypatch.setattr(module, "RECORDS_PER_CHUNK", 7)
+    got = descend(batch_size=5, epochs=30)
+    assert np.array_equal(got.history.loss, expected.history.loss)
+
+
+# --- counting and history
+
+
+@pytest.mark.parametrize(("batch_size", "epochs"), [(None, 7), (3, 4), (5, 3), (7, 2), (1, 1)])
+def test_a_step_counts_three_times_its_share_of_the_rows(batch_size, epochs):
+    result = descend(epochs=epochs, batch_size=batch_size, learning_rate=0.01)
+    rows = batch_size or ROWS
+    steps = epochs * (ROWS // rows)
+    work = 3 * rows * np.arange(1, steps + 1) / ROWS
+    assert np.array_equal(result.history.evaluations, work)
+    assert result.num_evaluations == int(np.ceil(work[-1])) + 1
+    assert result.num_steps == steps
+    assert [array.dtype for array in result.history] == [np.float64, np.float32]
+
+
+def test_the_history_holds_the_loss_before_every_step():
+    result = descend(epochs=25)
+    assert result.history.loss[0] == pytest.approx(float(MODEL.loss(ONES, LINE)), rel=2e-6)
+    for steps in (1, 10):
+        after = descend(epochs=steps)
+        assert after.loss == pytest.approx(float(result.history.loss[steps]), rel=2e-6)
+
+
+def test_the_loss_reported_is_that_of_the_params_on_the_whole_batch():
+    result = descend(batch_size=3, epochs=3)
+    loss = float(MODEL.loss(result.params, LINE))
+    assert result.loss == pytest.approx(loss, rel=FORWARD["float32"])
+
+
+# --- stop rules
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 1e-2, 1e-4])
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_it_stops_at_the_first_two_losses_closer_than_the_tolerance(tolerance, batch_size):
+    free = descend(batch_size=batch_size, epochs=200, learning_rate=0.05)
+    losses = free.history.loss
+    close = np.abs(np.diff(losses)) < np.float32(tolerance)
+    stop = int(np.argmax(close)) + 2
+    assert 2 < stop < len(losses)
+    result = descend(batch_size=batch_size, epochs=200, learning_rate=0.05, tolerance=tolerance)
+    assert (result.status, result.num_steps) == ("converged", stop)
+    assert np.array_equal(result.history.loss, losses[:stop])
+    if batch_size is None:
+        assert result.loss == pytest.approx(float(losses[stop - 1]), rel=FORWARD["float32"])
+        before = descend(epochs=stop - 1, learning_rate=0.05)
+        assert np.array_equal(numbers(result.params), numbers(before.params))
+
+
+def flat(params, batch):
+    return jnp.sum(batch) + 0 * params[0], jnp.zeros_like(params)
+
+
+def test_a_tolerance_of_zero_never_stops_and_any_other_stops_where_nothing_changes():
+    params, batch = np.zeros(1, np.float32), np.ones(12, np.float32)
+    options = {"batch": batch, "function": flat, "epochs": 50}
+    assert descend(params, **options).status == "completed"
+    assert descend(params, **options).num_steps == 50
+    stopped = descend(params, tolerance=1e-30, **options)
+    assert (stopped.status, stopped.num_steps) == ("converged", 2)
+
+
+def test_a_single_step_never_converges():
+    assert descend(epochs=1, tolerance=1e9).status == "completed"
+    assert descend(epochs=2, tolerance=1e9).status == "converged"
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 3}])
+@pytest.mark.parametrize("rate", [1e30, 1e18, 3.0])
+def test_a_rate_too_high_diverges_and_leaves_the_last_finite_params(rate, options):
+    result = descend(epochs=500, learning_rate=rate, **options)
+    assert result.status == "diverged"
+    assert np.all(np.isfinite(numbers(result.params)))
+    assert np.all(np.isfinite(result.history.loss[:-1]))
+    assert not np.isfinite(result.history.loss[-1])
+    assert result.num_steps == len(result.history.loss) < 500
+    assert result.num_evaluations == int(np.ceil(result.history.evaluations[-1])) + 1
+    steps = result.num_steps - 2
+    if not options:
+        before = descend(epochs=steps, learning_rate=rate) if steps else None
+        assert before is None or np.array_equal(numbers(before.params), numbers(result.params))
+        assert result.loss == pytest.approx(float(result.history.loss[-2]), rel=FORWARD["float32"])
+
+
+def test_a_last_step_into_the_infinite_is_taken_back_and_called_divergence():
+    """Every loss of the history is finite here; only the params reached have none."""
+    result = descend(epochs=1, learning_rate=1e30)
+    assert result.status == "diverged"
+    assert np.array_equal(numbers(result.params), numbers(ONES))
+    assert result.loss == pytest.approx(float(MODEL.loss(ONES, LINE)), rel=FORWARD["float32"])
+    assert np.isfinite(result.history.loss).all()
+
+
+def test_a_start_without_a_finite_loss_is_not_called_complete():
+    result = descend(line(1e30, 1e30, 0), epochs=0)
+    assert result.status == "diverged"
+    assert not np.isfinite(result.loss)
+    assert np.array_equal(numbers(result.params), numbers(line(1e30, 1e30, 0)))
+
+
+# --- optimizers
+
+
+class Plain(NamedTuple):
+    """An optax transformation in all but name."""
+
+    init: Any
+    update: Any
+
+
+def heavy_ball(rate, decay):
+    """Momentum as plain functions over plain numbers."""
+
+    def init(params):
+        return {"velocity": jax.tree.map(jnp.zeros_like, params), "count": jnp.int32(0)}
+
+    def update(gradients, state, params=None):
+        velocity = jax.tree.map(lambda v, g: decay * v + g, state["velocity"], gradients)
+        steps = jax.tree.map(lambda v: -rate * v, velocity)
+        return steps, {"velocity": velocity, "count": state["count"] + 1}
+
+    return Plain(init, update)
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_a_ready_made_pair_of_plain_functions_is_an_optimizer(batch_size):
+    ours = jaxnn.optimizers.sgd(0.02, momentum=0.8)
+    expected = descend(optimizer=ours, epochs=30, batch_size=batch_size)
+    got = descend(optimizer=heavy_ball(0.02, 0.8), epochs=30, batch_size=batch_size)
+    np.testing.assert_allclose(got.history.loss, expected.history.loss, rtol=1e-5, atol=1e-8)
+    plain = descend(learning_rate=0.02, epochs=30, batch_size=batch_size)
+    assert not np.allclose(got.history.loss, plain.history.loss, rtol=1e-2)
+
+
+def test_learning_rate_is_short_for_sgd():
+    short, long = descend(), descend(optimizer=jaxnn.optimizers.sgd(0.1))
+    assert np.array_equal(short.history.loss, long.history.loss)
+    assert np.array_equal(numbers(short.params), numbers(long.params))
+
+
+def test_adam_takes_its_first_step_of_the_learning_rate_in_every_direction():
+    result = descend(optimizer=jaxnn.optimizers.adam(0.25), epochs=1)
+    _, slope = loss_and_slope(np.array([1.0, 1.0, 0.0]), np.arange(ROWS))
+    np.testing.assert_allclose(
+        numbers(result.params) - numbers(ONES), -0.25 * np.sign(slope), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "error"),
+    [
+        (jaxnn.optimizers.sgd(0.05), 2e-5),
+        (jaxnn.optimizers.adam(0.05), 5e-4),
+        (heavy_ball(0.02, 0.8), 2e-5),
+    ],
+    ids=["sgd", "adam", "heavy_ball"],
+)
+def test_descent_on_a_noisy_line_ends_at_the_normal_equations(optimizer, error):
+    """Adam divides small gradients by their own size, so their rounding stirs it for ever."""
+    noise = 0.3 * np.random.default_rng(4).normal(size=(ROWS, 1))
+    y = np.asarray(LINE.y) + noise.astype(np.float32)
+    design = np.column_stack([np.asarray(LINE.x, np.float64), np.ones(ROWS)])
+    expected = np.linalg.solve(design.T @ design, design.T @ y[:, 0])
+    batch = jaxnn.Batch(LINE.x, y)
+    result = descend(line(-2, 0.5, 3), optimizer=optimizer, batch=batch, epochs=4_000)
+    np.testing.assert_allclose(numbers(result.params), expected, atol=error)
+
+
+# --- the material's figures
+
+
+def test_one_step_on_the_first_three_rows():
+    """REFERENCE-FIGURES: slope -6, -4.26666667, -3.2; after a step 1.6, 1.42666667, 0.32."""
+    batch = jaxnn.Batch(LINE.x[:3], LINE.y[:3])
+    result = descend(epochs=1, batch=batch)
+    np.testing.assert_allclose(numbers(result.params), [1.6, 1.42666667, 0.32], rtol=1e-6)
+
+
+def dot_product(weights, batch):
+    inputs, target = batch
+    return jnp.square(jnp.sum(inputs * weights) - target[0])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "weights", "target", "rate", "after", "error"),
+    [
+        ([3], [2], 10, 0.01, [2.24], -3.28),
+        ([1, 2, 3], [0, 2, 1], 0, 0.01, [-0.14, 1.72, 0.58], 5.04),
+    ],
+)
+def test_one_step_of_a_single_node(inputs, weights, target, rate, after, error):
+    """REFERENCE-FIGURES: slope -24 and weight 2.24; slope 14, 28, 42 and error 5.04."""
+    batch = (np.array(inputs, np.float32), np.array([target], np.float32))
+    function = jax.value_and_grad(dot_product)
+    start = np.array(weights, np.float32)
+    result = descend(start, function=function, batch=batch, epochs=1, learning_rate=rate)
+    np.testing.assert_allclose(result.params, after, rtol=1e-6)
+    assert result.loss == pytest.approx(error**2, rel=1e-5)
+
+
+def test_the_defaults_of_the_material_give_its_figures():
+    """REFERENCE-FIGURES, exact: batch 32, rate 0.1, at most 100 epochs, tolerance 1e-8."""
+    result = descend(batch_size=32, tolerance=1e-8)
+    assert (result.status, result.num_steps) == ("completed", 100)
+    np.testing.assert_allclose(
+        numbers(result.params), [1.49966686, 1.49862483, 0.10270104], atol=2e-6
+    )
+
+
+DRAWN = [
+    (ONES, 0.1, 0.01, 0.02),
+    (line(1.4, 1.6, 0.15), 0.05, 0.01, 0.02),
+    (line(-10, -10, 5), 0.05, 0.015, 0.03),
+]
+
+
+def outside(start, rate, of_weights, of_bias, seeds):
+    """Seeds whose run is not as REFERENCE-FIGURES says: batch 3, 1,000 epochs, tolerance 1e-8."""
+    found = []
+    for seed in seeds:
+        result = descend(
+            start,
+            key=jax.random.key(seed),
+            learning_rate=rate,
+            batch_size=3,
+            epochs=1_000,
+            tolerance=1e-8,
+        )
+        errors = np.abs(numbers(result.params) - [1.5, 1.5, 0.1])
+        if result.status not in {"completed", "converged"} or np.any(
+            errors > [of_weights, of_weights, of_bias]
+        ):
+            found.append((seed, result.status, errors.tolist()))
+    return found
+
+
+@pytest.mark.parametrize(("start", "rate", "of_weights", "of_bias"), DRAWN)
+def test_small_batches_end_near_the_line(start, rate, of_weights, of_bias):
+    assert outside(start, rate, of_weights, of_bias, range(10)) == []
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("start", "rate", "of_weights", "of_bias"), DRAWN)
+def test_small_batches_end_near_the_line_for_300_seeds(start, rate, of_weights, of_bias):
+    assert outside(start, rate, of_weights, of_bias, range(300)) == []
+
+
+def diverges(seed):
+    result = descend(
+        key=jax.random.key(seed), learning_rate=0.3, batch_size=3, epochs=1_000, tolerance=1e-8
+    )
+    return result.status == "diverged" and np.all(np.isfinite(numbers(result.params)))
+
+
+def test_a_rate_of_0_3_diverges_with_small_batches():
+    assert all(diverges(seed) for seed in range(10))
+
+
+@pytest.mark.exhaustive
+def test_a_rate_of_0_3_diverges_for_300_seeds():
+    assert all(diverges(seed) for seed in range(300))
+
+
+SPIRAL = {
+    "sgd": (jaxnn.optimizers.sgd(1.0), 0.56, 0.85),
+    "adam": (jaxnn.optimizers.adam(0.05), 0.88, 1.0),
+}
+"""REFERENCE-FIGURES: accuracy of 2-64-3 after 10,000 epochs of all rows, start 0.01 x normal."""
+
+
+def is_as_known_on_the_spiral(name, seed):
+    optimizer, low, high = SPIRAL[name]
+    model, (data_key, init_key) = jaxnn.mlp((2, 64, 3)), jax.random.split(jax.random.key(seed))
+    batch, start = jaxnn.datasets.spiral(data_key), model.init(init_key)
+    options = {"batch": batch, "function": model.value_and_grad, "optimizer": optimizer}
+    result = descend(start, epochs=10_000, **options)
+    return low <= float(model.accuracy(result.params, batch)) <= high
+
+
+@pytest.mark.parametrize("name", SPIRAL)
+def test_the_spiral_yields_to_adam_more_than_to_plain_descent(name):
+    assert is_as_known_on_the_spiral(name, 0)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", SPIRAL)
+def test_the_spiral_for_20_seeds(name):
+    """Seeds 11 and 18 leave Adam in a local minimum, accuracy 0.84, in a float64 loop as well."""
+    outside = [seed for seed in range(20) if not is_as_known_on_the_spiral(name, seed)]
+    assert len(outside) <= 3
+
+
+# --- precision
+
+
+def test_the_loss_may_be_wider_than_the_params():
+    """As where x64 is on and only the batch is float64."""
+
+    def function(params, batch):
+        error = params.astype(jnp.float64) - batch
+        return jnp.sum(jnp.square(error)), (2 * error).astype(params.dtype)
+
+    with jax.enable_x64(True):
+        batch = np.array([1.0, 2.0])
+        result = descend(np.zeros(2, np.float32), function=function, batch=batch)
+    assert result.params.dtype == np.float32
+    assert result.history.loss.dtype == np.float64
+    np.testing.assert_allclose(result.params, batch, rtol=1e-6)
+
+
+def test_float64_params_descend_in_float64():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(np.float64), ONES)
+        result = descend(params, learning_rate=0.0625)
+    losses, theta = by_loop([np.arange(ROWS)] * 100, rate=0.0625)
+    np.testing.assert_allclose(result.history.loss, losses, rtol=1e-5)
+    assert numbers(result.params).dtype == np.float64
+    np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-6)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": None}, "give either learning_rate or optimizer; got neither"),
+        ({"optimizer": jaxnn.optimizers.sgd(0.1)}, "learning_rate or optimizer; got both"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
+        ({"batch_size": -3}, "batch_size must be an integer of at least 1; got -3"),
+        ({"tolerance": -1e-8}, "tolerance must be a finite number of at least 0"),
+        ({"tolerance": np.nan}, "tolerance must be a finite number of at least 0"),
+        ({"num_epochs": 2**32}, "num_epochs must be at most 4294967295"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(options, message):
+    options = {"learning_rate": 0.1, "num_epochs": 3} | options
+    with pytest.raises(ValueError, match=message):
+        jaxnn.gradient_descent(KEY, MODEL.value_and_grad, ONES, LINE, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 3.0}, "batch_size must be an integer"),
+        ({"batch_size": True}, "batch_size must be an integer"),
+        ({"tolerance": "1e-8"}, "tolerance must be a finite number"),
+        ({"tolerance": None}, "tolerance must be a finite number"),
+        ({"optimizer": 3}, "optimizer must have init and update.*got a int"),
+        ({"optimizer": (1, 2)}, "optimizer must have init and update.*got a tuple"),
+        ({"optimizer": Plain(1, 2)}, r"optimizer\.init must be callable; got a int"),
+        ({"optimizer": Plain(print, 2)}, r"optimizer\.update must be callable; got a int"),
+        ({"optimizer": jaxnn.optimizers.adam}, "optimizer must have init and update"),
+    ],
+)
+def test_options_of_another_kind_are_refused_by_name(options, message):
+    with pytest.raises(TypeError, match=message):
+        descend(**options)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"x": np.ones((4, 2)), "y": np.ones(3)},
+        {"x": np.ones((4, 2)), "y": np.float32(1)},
+        np.float32(1),
+        (),
+        np.ones((0, 2)),
+    ],
+)
+def test_batches_without_rows_to_cut_are_refused(batch):
+    def function(params, batch):
+        return jnp.sum(params), params
+
+    with pytest.raises(ValueError, match="batch must have the same number of rows, at least 1"):
+        descend(np.ones(1), function=function, batch=batch, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda p, b: jnp.sum(p), r"must return \(loss, gradients\).*got a ShapeDtypeStruct"),
+        (lambda p, b: [jnp.sum(p), p], r"must return \(loss, gradients\).*got a list"),
+        (lambda p, b: (jnp.sum(p), p, p), r"must return \(loss, gradients\)"),
+        (lambda p, b: (p, p), "must return a float scalar"),
+        (lambda p, b: (jnp.sum(p), {"w": p}), "must return gradients with the tree of params"),
+        (lambda p, b: (jnp.sum(p), p[:1]), r"must return gradients like params.*\(1,\)"),
+        (
+            lambda p, b: (jnp.sum(p), p.astype(jnp.float16)),
+            "must return gradients like params; got float16",
+        ),
+    ],
+)
+def test_functions_that_give_no_loss_and_gradient_are_refused(function, message):
+    with pytest.raises(TypeError, match=f"value_and_grad_fn {message}"):
+        descend(np.ones(3), function=function)

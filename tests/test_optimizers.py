@@ -1,0 +1,186 @@
+"""The optimizers against their formulas, written out again in NumPy float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import FORWARD, leaf_error
+
+from jaxnn.training import optimizers
+
+STEPS = 7
+SGD = [(rate, momentum) for rate in (0.03, 1.7) for momentum in (None, 0.0, 0.9, 1.0)]
+ADAM = [
+    {"learning_rate": 0.01},
+    {"learning_rate": 0.3, "beta1": 0.0},
+    {"learning_rate": 0.3, "beta2": 0.0},
+    {"learning_rate": 0.5, "beta1": 0.5, "beta2": 0.75, "epsilon": 0.125},
+]
+
+
+def gradients(seed=3):
+    """A few gradients of unequal leaves, some of them tiny, as float32 numbers."""
+    rng = np.random.default_rng(seed)
+    shapes = {"b": (), "w": (2, 3)}
+    return [
+        {
+            k: (rng.normal(0.3, 10.0 ** rng.integers(-3, 2), s)).astype(np.float32)
+            for k, s in shapes.items()
+        }
+        for _ in range(STEPS)
+    ]
+
+
+def by_formula(step, zeros=0.0):
+    """Updates of every step, leaf by leaf, in float64."""
+    series = gradients()
+    updates = [{} for _ in series]
+    for leaf in series[0]:
+        state = None
+        for t, gradient in enumerate(series, start=1):
+            update, state = step(t, gradient[leaf].astype(np.float64), state)
+            updates[t - 1][leaf] = update
+    return updates
+
+
+def by_optimizer(optimizer, dtype):
+    params = {"b": jnp.ones((), dtype), "w": jnp.ones((2, 3), dtype)}
+    state, updates = optimizer.init(params), []
+    update = jax.jit(lambda g, s: optimizer.update(g, s, params))
+    for gradient in gradients():
+        step, state = update(jax.tree.map(lambda leaf: leaf.astype(dtype), gradient), state)
+        assert {leaf.dtype for leaf in jax.tree.leaves(step)} == {np.dtype(dtype)}
+        updates.append(step)
+    return updates
+
+
+def worst(got, expected):
+    return max(leaf_error(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize(("rate", "momentum"), SGD)
+def test_sgd_follows_its_formula(rate, momentum):
+    def step(t, g, velocity):
+        del t
+        velocity = (momentum or 0.0) * (0 if velocity is None else velocity) + g
+        return -rate * velocity, velocity
+
+    got = by_optimizer(optimizers.sgd(rate, momentum=momentum), "float32")
+    assert worst(got, by_formula(step)) <= FORWARD["float32"]
+
+
+def adam_step(learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    def step(t, g, moments):
+        mean, variance = moments or (0.0, 0.0)
+        mean = beta1 * mean + (1 - beta1) * g
+        variance = beta2 * variance + (1 - beta2) * g**2
+        root = np.sqrt(variance / (1 - beta2**t))
+        return -learning_rate * (mean / (1 - beta1**t)) / (root + epsilon), (mean, variance)
+
+    return step
+
+
+@pytest.mark.parametrize("settings", ADAM)
+def test_adam_follows_its_formula(settings):
+    """Within 2e-5: float32 rounds 0.999 by 1.3e-8, hence 1 - 0.999 by 1.3e-5 of itself."""
+    got = by_optimizer(optimizers.adam(**settings), "float32")
+    assert worst(got, by_formula(adam_step(**settings))) <= 2e-5
+
+
+def test_adam_follows_its_formula_exactly_for_decays_that_float32_holds():
+    settings = {"learning_rate": 0.25, "beta1": 0.875, "beta2": 1 - 2.0**-10, "epsilon": 2.0**-27}
+    got = by_optimizer(optimizers.adam(**settings), "float32")
+    assert worst(got, by_formula(adam_step(**settings))) <= FORWARD["float32"]
+
+
+def test_float64_params_get_float64_steps():
+    with jax.enable_x64(True):
+        sgd = by_optimizer(optimizers.sgd(0.25, momentum=0.5), "float64")
+        adam = by_optimizer(optimizers.adam(0.25, beta1=0.5, beta2=0.5), "float64")
+
+    def step(t, g, velocity):
+        del t
+        velocity = 0.5 * (0 if velocity is None else velocity) + g
+        return -0.25 * velocity, velocity
+
+    assert worst(sgd, by_formula(step)) <= FORWARD["float64"]
+    assert worst(adam, by_formula(adam_step(0.25, 0.5, 0.5, float(np.float32(1e-8))))) <= 1e-12
+
+
+def test_adam_counts_its_steps_and_starts_from_zero_moments():
+    optimizer = optimizers.adam(0.1)
+    params = {"w": jnp.full(3, 5.0)}
+    state = optimizer.init(params)
+    assert int(state.count) == 0
+    assert not np.any(state.mean["w"])
+    assert not np.any(state.variance["w"])
+    for _ in range(3):
+        _, state = optimizer.update(params, state, params)
+    assert int(state.count) == 3
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        optimizers.sgd,
+        lambda rate: optimizers.sgd(rate, momentum=rate / 2),
+        lambda rate: optimizers.adam(rate, beta1=rate / 2, beta2=rate / 3, epsilon=rate),
+    ],
+)
+def test_other_numbers_compile_nothing(make):
+    traces = []
+
+    @jax.jit
+    def first_update(optimizer, params):
+        traces.append(None)
+        return optimizer.update(params, optimizer.init(params), params)[0]
+
+    steps = [first_update(make(rate), jnp.array([1.0, -2.0])) for rate in (0.1, 0.2, 0.4)]
+    assert len(traces) == 1
+    assert len({tuple(step.tolist()) for step in steps}) == 3
+
+
+def test_a_traced_learning_rate_is_differentiable():
+    def after_one_step(rate):
+        optimizer = optimizers.sgd(rate)
+        params = jnp.array([3.0])
+        update, _ = optimizer.update(2 * params, optimizer.init(params), params)
+        return (params + update)[0]
+
+    assert jax.grad(after_one_step)(0.25) == -6.0
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (optimizers.sgd, "learning_rate"),
+        (lambda value: optimizers.sgd(0.1, momentum=value), "momentum"),
+        (optimizers.adam, "learning_rate"),
+        (lambda value: optimizers.adam(0.1, beta1=value), "beta1"),
+        (lambda value: optimizers.adam(0.1, beta2=value), "beta2"),
+        (lambda value: optimizers.adam(0.1, epsilon=value), "epsilon"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(make, name):
+    for value in (-0.1, float("nan"), float("inf"), 1e300):
+        with pytest.raises(ValueError, match=f"^{name} must be a finite number"):
+            make(value)
+    for value in ("0.1", {}, True, [0.1], np.ones(2)):
+        with pytest.raises(TypeError, match=f"^{name} must be a finite number"):
+            make(value)
+
+
+@pytest.mark.parametrize(
+    "make", [optimizers.sgd, optimizers.adam, lambda e: optimizers.adam(0.1, epsilon=e)]
+)
+@pytest.mark.parametrize("value", [0, 0.0, 1e-60])
+def test_zero_is_refused_where_nothing_would_move(make, value):
+    with pytest.raises(ValueError, match="must be a finite number above 0"):
+        make(value)
+
+
+@pytest.mark.parametrize("value", [1.0, 1.5, 1 - 1e-9])
+@pytest.mark.parametrize("name", ["beta1", "beta2"])
+def test_decays_of_adam_are_below_one(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be below 1"):
+        optimizers.adam(0.1, **{name: value})

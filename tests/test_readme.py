@@ -1,0 +1,58 @@
+"""The README's code runs as written, prints what it says, and names files that exist."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """What each of the README's Python blocks prints, run one after the other."""
+    namespace, outputs = {}, []
+    for block in blocks("python"):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(block, namespace)
+        outputs.append(output.getvalue())
+    return outputs
+
+
+def test_the_contract_prints_what_the_readme_says(printed):
+    expected, actual = blocks("text")[0].split("\n"), printed[0].split("\n")
+    assert len(actual) == len(expected)
+    for line, wanted in zip(actual[:3], expected[:3], strict=True):
+        loss, accuracy, evaluations = line.split()
+        # Another machine may round otherwise and so take another path to the same valley.
+        assert float(loss) == pytest.approx(float(wanted.split()[0]), abs=0.01)
+        assert float(accuracy) == pytest.approx(float(wanted.split()[1]), abs=0.02)
+        assert evaluations == wanted.split()[2]
+    assert [NUMBER.sub("#", line).split() for line in actual[3:]] == [
+        NUMBER.sub("#", line).split() for line in expected[3:]
+    ]
+
+
+def test_the_model_of_ones_own_is_learnt(printed):
+    climbed, trained = re.findall(r"\[(.*?)\]", printed[1])
+    for found in (climbed, trained):
+        slope = [float(number) for number in found.split(",")]
+        assert slope == pytest.approx([1.0, -2.0], abs=0.05)
+
+
+def test_every_file_that_the_readme_shows_or_runs_exists():
+    shown = re.findall(r"\]\(([^)]+)\)", README)
+    run = re.findall(r"(scripts/\w+\.py)", README)
+    assert shown
+    assert run
+    for name in {*shown, *run}:
+        assert (ROOT / name).is_file(), name

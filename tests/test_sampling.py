@@ -1,0 +1,239 @@
+"""Whole weight sets from one key: their distribution, their bits and their scales."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxnn.model.layers import Dense, layer_shapes
+from jaxnn.model.network import mlp
+from jaxnn.model.sampling import DISTRIBUTIONS, sampler
+
+SHAPES = layer_shapes((3, 5, 2))
+BIG = (((200, 300), (300,)), ((50, 400), (400,)))
+KEY = jax.random.key(11)
+KEYS = {name: jax.random.key(12, impl=name) for name in ("threefry2x32", "philox4x32")}
+UNITS = {
+    "normal": scipy.stats.norm(),
+    "uniform": scipy.stats.uniform(-1, 2),
+    "lecun": scipy.stats.norm(),
+    "he": scipy.stats.norm(),
+}
+GAINS = {"normal": lambda n: 1, "uniform": lambda n: 1, "lecun": lambda n: n**-0.5}
+GAINS["he"] = lambda n: (2 / n) ** 0.5
+
+
+def assert_same_bits(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("hidden_biases", [True, False])
+def test_a_draw_is_params_of_the_network(hidden_biases):
+    model = mlp((3, 5, 2), hidden_biases=hidden_biases)
+    params = model.sampler()(KEY)
+    assert isinstance(params, tuple)
+    assert all(isinstance(layer, Dense) for layer in params)
+    assert params[0].weights.shape == (3, 5)
+    assert (params[0].biases is not None) == hidden_biases
+    assert params[1].weights.shape == (5, 2)
+    assert params[1].biases is not None
+    assert params[1].biases.shape == (2,)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("distribution", "implementation"), list(zip(DISTRIBUTIONS, 2 * list(KEYS), strict=True))
+)
+def test_moments_and_shape_of_the_distribution(distribution, implementation):
+    scales, unit = (0.3, 4.0), UNITS[distribution]
+    draw = jax.jit(sampler(BIG, scale=scales, distribution=distribution))
+    layers = draw(KEYS[implementation])
+    for layer, scale, ((fan_in, _), _) in zip(layers, scales, BIG, strict=True):
+        for leaf in layer:
+            u = np.ravel(np.float64(leaf)) / (scale * GAINS[distribution](fan_in))
+            kurtosis = unit.stats(moments="k") + 3
+            five_errors = 5 * unit.std() / np.sqrt(u.size)
+            assert abs(np.mean(u)) < five_errors
+            five_errors = 5 * unit.var() * np.sqrt((kurtosis - 1) / u.size)
+            assert abs(np.var(u) - unit.var()) < five_errors
+            assert scipy.stats.kstest(u, unit.cdf).pvalue > 1e-6
+
+
+def test_uniform_bounds_and_the_longest_normal():
+    (uniform,) = sampler((((300, 300), (9,)),), scale=2.0, distribution="uniform")(KEY)
+    assert -2 <= np.min(uniform.weights) < -1.999
+    assert 1.999 < np.max(uniform.weights) <= 2
+    (normal,) = sampler((((300, 300), (9,)),))(KEY)
+    assert 4 < np.max(np.abs(normal.weights)) < 5.42  # float32 normals come from 23 bits
+
+
+def test_entries_keys_and_leaves_are_unrelated():
+    keys = jax.random.split(KEY, 20_000)
+    params = jax.jit(jax.vmap(sampler(SHAPES)))(keys)
+    columns = np.concatenate(
+        [np.reshape(leaf, (20_000, -1)) for leaf in jax.tree.leaves(params)], 1
+    )
+    correlations = np.corrcoef(columns.T) - np.eye(32)
+    assert np.max(np.abs(correlations)) < 5.5 / np.sqrt(20_000)  # 496 pairs
+    neighbours = np.corrcoef(columns[:-1, 0], columns[1:, 0])[0, 1]
+    assert abs(neighbours) < 5 / np.sqrt(20_000)
+
+
+def every(distribution, implementation, *marks):
+    return pytest.param(distribution, implementation, marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "implementation"),
+    [
+        every("normal", "threefry2x32"),
+        every("uniform", "philox4x32"),
+        every("he", "philox4x32"),
+        every("normal", "philox4x32", pytest.mark.exhaustive),
+        every("uniform", "threefry2x32", pytest.mark.exhaustive),
+        every("he", "threefry2x32", pytest.mark.exhaustive),
+        every("lecun", "threefry2x32", pytest.mark.exhaustive),
+        every("lecun", "philox4x32", pytest.mark.exhaustive),
+    ],
+)
+def test_the_same_key_gives_the_same_bits_however_it_is_called(distribution, implementation):
+    sample_fn = sampler(SHAPES, scale=0.05, distribution=distribution)
+    keys = jax.random.split(KEYS[implementation], 9)
+    eager = jax.tree.map(lambda *leaves: np.stack(leaves), *[sample_fn(key) for key in keys])
+    assert len(np.unique(eager[0].weights)) == eager[0].weights.size
+    ways = {
+        "again": jax.tree.map(lambda *leaves: np.stack(leaves), *map(sample_fn, keys)),
+        "vmap": jax.vmap(sample_fn)(keys),
+        "as argument": jax.jit(lambda draw, keys: jax.vmap(draw)(keys))(sample_fn, keys),
+        "closed over": jax.jit(lambda keys: jax.lax.map(sample_fn, keys))(keys),
+    }
+    for params in ways.values():
+        assert_same_bits(params, eager)
+    with jax.enable_x64(True):
+        assert_same_bits(jax.vmap(sample_fn)(keys), eager)
+
+
+def test_scales_are_leaves_and_a_sweep_traces_once():
+    traces = []
+
+    @jax.jit
+    def draw(sample_fn, key):
+        traces.append(sample_fn)
+        return sample_fn(key)
+
+    model = mlp((3, 5, 2))
+    unit = model.sampler(scale=1.0)(KEY)
+    for scale in (0.05, 1, np.float64(3.5), jnp.float32(8.0)):
+        swept = draw(model.sampler(scale=scale, bias_scale=2 * scale), KEY)
+        np.testing.assert_allclose(swept[0].weights, np.float32(scale) * unit[0].weights, rtol=3e-7)
+        np.testing.assert_allclose(
+            swept[1].biases, np.float32(2 * scale) * unit[1].biases, rtol=3e-7
+        )
+    assert len(traces) == 1
+    draw(mlp([3, 5, 2]).sampler(scale=[1.0, 2.0], distribution="he"), KEY)  # he: normal with a gain
+    assert len(traces) == 1
+    draw(model.sampler(distribution="uniform"), KEY)
+    assert len(traces) == 2
+
+
+def test_scales_may_be_traced_and_mapped():
+    sweep = jax.vmap(lambda scale: sampler(SHAPES, scale=scale)(KEY))(jnp.array([0.5, 2.0]))
+    for row, scale in enumerate((0.5, 2.0)):
+        one = sampler(SHAPES, scale=scale)(KEY)
+        assert_same_bits(jax.tree.map(lambda leaf, i=row: leaf[i], sweep), one)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_layer_scales_gains_and_bias_scales(distribution):
+    one = sampler(SHAPES, distribution="uniform" if distribution == "uniform" else "normal")(KEY)
+    scales, bias_scales = (0.5, 3.0), (0.0, 7.0)
+    gains = [np.float32(GAINS[distribution](fan_in)) for fan_in in (3, 5)]
+    options = {"scale": scales, "distribution": distribution}
+    likewise = sampler(SHAPES, **options)(KEY)
+    apart = sampler(SHAPES, **options, bias_scale=list(bias_scales))(KEY)
+    for layer in range(2):
+        factor = np.float32(scales[layer]) * gains[layer]
+        assert_same_bits(likewise[layer], Dense(*(factor * leaf for leaf in one[layer])))
+        expected = Dense(
+            likewise[layer].weights, np.float32(bias_scales[layer]) * one[layer].biases
+        )
+        assert_same_bits(apart[layer], expected)
+    assert not np.any(apart[0].biases)
+    none = sampler(SHAPES, **options, bias_scale=0)(KEY)
+    assert not any(np.any(layer.biases) for layer in none)
+
+
+def test_init_draws_small_normal_weights_and_zero_biases():
+    model = mlp((200, 300, 2))
+    first, last = model.init(KEY)
+    weights = np.float64(first.weights) / 0.01
+    assert abs(np.mean(weights)) < 5 / np.sqrt(weights.size)
+    assert abs(np.var(weights) - 1) < 5 * np.sqrt(2 / weights.size)
+    assert scipy.stats.kstest(np.ravel(weights), "norm").pvalue > 1e-6
+    assert not np.any(first.biases)
+    assert not np.any(last.biases)
+    assert_same_bits(model.init(KEY), (first, last))
+    with jax.enable_x64(True):
+        assert_same_bits(model.init(KEY), (first, last))
+
+
+def test_init_takes_a_scale_and_a_distribution():
+    model = mlp((3, 5, 2), hidden_biases=False)
+    params = model.init(KEY, scale=2.0, distribution="he")
+    expected = model.sampler(scale=2.0, distribution="he", bias_scale=0.0)(KEY)
+    assert_same_bits(params, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"scale": 0}, ValueError, "^scale must be a finite number above 0"),
+        ({"scale": -1.0}, ValueError, "^scale must be"),
+        ({"scale": np.nan}, ValueError, "^scale must be"),
+        ({"scale": 1e39}, ValueError, "^scale must be.*fits float32"),
+        ({"scale": "1"}, TypeError, "^scale must be"),
+        ({"scale": np.ones(2)}, TypeError, "^scale must be"),
+        ({"scale": (1.0, 2.0, 3.0)}, ValueError, "^scale must be one number or 2, one a layer"),
+        ({"scale": (1.0, 0.0)}, ValueError, r"^scale\[1\] must be a finite number above 0"),
+        ({"bias_scale": -0.1}, ValueError, "^bias_scale must be a finite number of at least 0"),
+        ({"bias_scale": [1.0]}, ValueError, "^bias_scale must be one number or 2"),
+        ({"bias_scale": (1.0, None)}, TypeError, r"^bias_scale\[1\] must be"),
+        (
+            {"distribution": "cauchy"},
+            ValueError,
+            "^distribution must be one of 'normal', 'uniform'",
+        ),
+        ({"distribution": "Normal"}, ValueError, "^distribution must be one of"),
+        ({"distribution": None}, TypeError, "^distribution must be one of"),
+    ],
+)
+def test_bad_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        mlp((3, 5, 2)).sampler(**options)
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        (7, TypeError, r"^key must be a single typed key.*got 7 \(int\)"),
+        (None, TypeError, "^key must be a single typed key"),
+        (jax.random.PRNGKey(7), TypeError, "^key must be a single typed key.*uint32"),
+        (jax.random.split(KEY), ValueError, r"^key must be.*keys of shape \(2,\)"),
+        (jax.random.key(7, impl="rbg"), ValueError, "^key must be of.*got rbg"),
+    ],
+)
+@pytest.mark.parametrize("draw", ["init", "sampler"])
+def test_bad_keys_are_refused(draw, key, error, message):
+    model = mlp((3, 5, 2))
+    with pytest.raises(error, match=message):
+        (model.init if draw == "init" else model.sampler())(key)
+
+
+def test_keys_that_do_not_map_are_refused_under_vmap_as_well():
+    keys = jax.random.split(jax.random.key(7, impl="unsafe_rbg"), 3)
+    with pytest.raises(ValueError, match=r"^key must be of.*got unsafe_rbg"):
+        jax.vmap(sampler(SHAPES))(keys)

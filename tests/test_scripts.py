@@ -1,0 +1,91 @@
+"""The scripts, called as functions: small runs, their files and their exit status."""
+
+import json
+
+import check_gradients
+import compare
+import pytest
+
+import jaxnn
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """A small comparison: exit status, folder of figures and the facts."""
+    folder = tmp_path_factory.mktemp("output")
+    facts = folder / "comparison.json"
+    small = ["--seeds", "2", "--candidates", "500", "--steps", "300", "--epochs", "200"]
+    arguments = [*small, "--output", str(folder), "--json", str(facts), "--verbose"]
+    return compare.main(arguments), folder, json.loads(facts.read_text())
+
+
+def test_compare_exits_with_0_and_writes_three_figures_an_experiment(comparison):
+    status, folder, _ = comparison
+    assert status == 0
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    kinds = ("methods", "proposals", "regions")
+    names = ("spiral-2-3-3", "spiral-2-64-3", "vertical-2-3-3")
+    assert pictures == [f"{kind}-{name}.png" for kind in kinds for name in names]
+
+
+def test_compare_reports_the_work_and_the_spread_of_every_method(comparison):
+    _, _, facts = comparison
+    assert len(facts) == 5 * len(compare.EXPERIMENTS)
+    counts = {row["method"].split(",")[0]: row["evaluations"] for row in facts}
+    assert counts == {
+        "random search": [500, 500],
+        "perturbation search": [301, 301],
+        "gradient descent": [601, 601],
+    }
+    for row in facts:
+        assert len(row["loss"]) == len(row["accuracy"]) == 2
+        assert row["mean"]["loss"] == pytest.approx(sum(row["loss"]) / 2)
+        assert row["sd"]["loss"] == pytest.approx(abs(row["loss"][0] - row["loss"][1]) / 2)
+        assert all(0 <= share <= 1 for share in row["held_out_accuracy"])
+
+
+def test_compare_verbose_prints_falling_losses(capsys):
+    experiment = compare.EXPERIMENTS[0]
+    arguments = compare.parse(["--candidates", "300", "--steps", "200", "--epochs", "2"])
+    method = compare.methods(experiment, arguments)[2]
+    compare.run(experiment, method, seed=0, verbose=True)
+    lines = [line for line in capsys.readouterr().out.split("\n") if "iteration" in line]
+    losses = [float(line.split()[3]) for line in lines]
+    assert len(losses) > 3
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--candidates", "--steps", "--epochs"])
+def test_compare_refuses_a_count_of_0(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        compare.parse([option, "0"])
+    assert f"{option} must be at least 1; got 0" in capsys.readouterr().err
+
+
+def test_check_gradients_passes_and_writes_its_reports(tmp_path, capsys):
+    facts = tmp_path / "gradients.json"
+    assert check_gradients.main(["--depths", "1", "--samples", "2", "--json", str(facts)]) == 0
+    rows = json.loads(facts.read_text())
+    assert len(rows) == 7
+    assert all(row["passed"] for row in rows)
+    assert "7 of 7 networks passed" in capsys.readouterr().out
+
+
+def test_check_gradients_fails_and_names_the_leaf(monkeypatch, capsys):
+    right = jaxnn.check_gradients
+
+    def with_a_fault(key, loss_fn, value_and_grad_fn, *arguments, **options):
+        def wrong(params, batch):
+            loss, gradient = value_and_grad_fn(params, batch)
+            (layer,) = gradient
+            return loss, (layer._replace(biases=2 * layer.biases),)
+
+        return right(key, loss_fn, wrong, *arguments, **options)
+
+    monkeypatch.setattr(jaxnn, "check_gradients", with_a_fault)
+    assert check_gradients.main(["--depths", "1", "--samples", "2"]) == 1
+    output = capsys.readouterr().out
+    wrong = [line for line in output.split("\n") if "WRONG" in line]
+    assert len(wrong) == 7
+    assert all(line.startswith("params[0].biases") and "2.0000" in line for line in wrong)
+    assert "0 of 7 networks passed" in output

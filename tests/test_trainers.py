@@ -1,0 +1,718 @@
+"""The contract that the three trainers share, on one small problem and one set of callables.
+
+The problem is a linear layer under squared error with params in a dict. What a test needs to
+vary is in the batch, so that nearly all tests run the same compiled code: where a bias is above
+`limit`, the loss is `poison / 0`.
+"""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+from tolerances import FORWARD
+
+import jaxnn
+from jaxnn import gradient_check
+from jaxnn.training import gradient_descent, perturbation_search, random_search
+
+close = functools.partial(pytest.approx, rel=FORWARD["float32"])
+ROWS = 6
+KEY = jax.random.key(2024)
+POISONS = {"nan": 0.0, "inf": 1.0, "-inf": -1.0}
+every_poison = pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS.keys())
+
+
+class Rows(NamedTuple):
+    """A batch that is no `jaxnn.Batch`, rows first in every leaf."""
+
+    x: Any
+    y: Any
+    limit: Any
+    poison: Any
+
+
+def problem(limit=np.inf, poison=0.0, seed=5):
+    """Params to start from and rows to fit, both of NumPy."""
+    rng = np.random.default_rng(seed)
+    params = {"w": rng.normal(size=(2, 3)), "b": rng.normal(size=3)}
+    x = rng.normal(size=(ROWS, 2))
+    y = x @ rng.normal(size=(2, 3)) + 0.5
+    rows = Rows(x, y, np.full(ROWS, limit), np.full(ROWS, poison))
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), (params, rows))
+
+
+def squared_error(params, rows):
+    error = rows.x @ params["w"] + params["b"][None, :] - rows.y
+    loss = jnp.mean(jnp.square(error))
+    return jnp.where(jnp.max(params["b"]) > rows.limit[0], rows.poison[0] / 0, loss)
+
+
+compiled = jax.jit(squared_error)
+
+
+def loss_of(params, rows):
+    return float(compiled(params, rows))
+
+
+def around(params, size, key):
+    """Params plus `size` times a standard normal on every number."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    pairs = zip(keys, leaves, strict=True)
+    drawn = [leaf + size * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in pairs]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def draw(key, loss_fn, params, batch, *, steps=300, size=0.5, **options):
+    sample_fn = Partial(around, params, np.float32(size))
+    return jaxnn.random_search(key, loss_fn, sample_fn, batch, num_candidates=steps, **options)
+
+
+def climb(key, loss_fn, params, batch, *, steps=300, size=0.1, **options):
+    return jaxnn.perturbation_search(
+        key, loss_fn, params, batch, num_steps=steps, scale=size, **options
+    )
+
+
+gradient_of = functools.cache(jax.value_and_grad)
+
+
+def follow(key, value_and_grad_fn, params, batch, *, steps=100, size=0.05, **options):
+    options = {"batch_size": 4, "learning_rate": size} | options
+    return jaxnn.gradient_descent(
+        key, value_and_grad_fn, params, batch, num_epochs=steps, **options
+    )
+
+
+def descend(key, loss_fn, params, batch, **options):
+    return follow(key, gradient_of(loss_fn), params, batch, **options)
+
+
+every_trainer = pytest.mark.parametrize("train", [draw, climb, descend])
+every_bare_trainer = pytest.mark.parametrize("train", [draw, climb, follow])
+"""Those that hand their function over as it is."""
+from_params = pytest.mark.parametrize("train", [climb, descend])
+FUNCTIONS = {draw: "loss_fn", climb: "loss_fn", follow: "value_and_grad_fn"}
+COUNTS = {draw: "num_candidates", climb: "num_steps", descend: "num_epochs"}
+
+
+def as_bytes(tree):
+    """Every number of a tree as it lies in memory, with shapes and dtypes."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    return [(leaf.dtype.str, leaf.shape, leaf.tobytes()) for leaf in leaves]
+
+
+def series(result):
+    """The arrays of a history, those that were recorded."""
+    return {k: v for k, v in result.history._asdict().items() if v is not None}
+
+
+# --- what comes out
+
+
+@every_trainer
+def test_the_result_is_a_named_tuple_with_a_history_ready_to_plot(train):
+    result = train(KEY, squared_error, *problem())
+    assert {"params", "loss", "num_evaluations", "status", "history"} <= set(result._fields)
+    assert issubclass(type(result), tuple)
+    assert (type(result.loss), type(result.num_evaluations)) == (float, int)
+    assert result.status == "completed"
+    assert jax.tree.map(np.shape, result.params) == {"w": (2, 3), "b": (3,)}
+    arrays = series(result)
+    assert {type(array) for array in arrays.values()} == {np.ndarray}
+    assert len({array.shape for array in arrays.values()}) == 1
+    assert np.all(np.diff(arrays["evaluations"]) > 0)
+    assert arrays["evaluations"][-1] <= result.num_evaluations
+
+
+@every_trainer
+def test_training_lowers_the_loss_and_the_loss_is_that_of_the_params(train):
+    params, rows = problem()
+    result = train(KEY, squared_error, params, rows)
+    assert result.loss < 0.7 * loss_of(params, rows)
+    again = loss_of(result.params, rows)
+    assert again == close(result.loss)
+
+
+@every_trainer
+def test_the_same_key_gives_the_same_result_and_another_another(train):
+    first, second = (train(KEY, squared_error, *problem()) for _ in range(2))
+    assert as_bytes(first) == as_bytes(second)
+    assert first.status == second.status
+    other = train(jax.random.key(2025), squared_error, *problem())
+    assert other.loss != first.loss
+
+
+@every_trainer
+def test_philox_keys_work_and_draw_otherwise(train):
+    key = jax.random.key(2024, impl="philox4x32")
+    first, second = (train(key, squared_error, *problem()) for _ in range(2))
+    assert as_bytes(first) == as_bytes(second)
+    threefry = train(KEY, squared_error, *problem())
+    assert first.loss != threefry.loss
+    assert first.loss < 0.7 * loss_of(*problem())
+
+
+@from_params
+def test_no_steps_return_the_start(train):
+    params, rows = problem()
+    result = train(KEY, squared_error, params, rows, steps=0)
+    assert as_bytes(result.params) == as_bytes(params)
+    assert result.loss == close(loss_of(params, rows))
+    assert (result.num_evaluations, result.status) == (1, "completed")
+    assert {array.shape for array in series(result).values()} == {(0,)}
+
+
+def test_no_candidates_are_an_error():
+    with pytest.raises(ValueError, match="num_candidates must be an integer of at least 1; got 0"):
+        draw(KEY, squared_error, *problem(), steps=0)
+
+
+def distance(params, batch):
+    """A loss of a tree with a bare number, a list, None and an empty dict."""
+    number, [vector, _, _] = params
+    return jnp.square(number - batch["goal"][0]) + jnp.sum(jnp.square(vector))
+
+
+@every_trainer
+def test_any_tree_will_do_for_params_and_batch(train):
+    params = (np.float32(3), [np.ones(2, np.float32), None, {}])
+    batch = {"goal": np.full(5, 2.0, np.float32), "none": None, "rest": ()}
+    result = train(KEY, distance, params, batch)
+    assert jax.tree.structure(result.params) == jax.tree.structure(params)
+    assert result.loss < 1.5
+    assert result.loss == close(float(distance(result.params, batch)))
+
+
+# --- what is left alone
+
+
+@every_trainer
+def test_the_callers_arrays_are_left_as_they_were(train):
+    params, rows = problem()
+    before = as_bytes((params, rows))
+    train(KEY, squared_error, params, rows)
+    assert as_bytes((params, rows)) == before
+    assert all(leaf.flags.writeable for leaf in jax.tree.leaves((params, rows)))
+
+
+@every_trainer
+def test_jax_arrays_of_the_caller_are_not_donated(train):
+    params, rows = jax.tree.map(jnp.asarray, problem())
+    result = train(KEY, squared_error, params, rows)
+    assert as_bytes((params, rows)) == as_bytes(problem())
+    assert as_bytes(result) == as_bytes(train(KEY, squared_error, *problem()))
+
+
+@every_trainer
+def test_read_only_float64_arrays_will_do(train):
+    def lock(leaf):
+        leaf = leaf.astype(np.float64)
+        leaf.flags.writeable = False
+        return leaf
+
+    result = train(KEY, squared_error, *jax.tree.map(lock, problem()))
+    assert as_bytes(result) == as_bytes(train(KEY, squared_error, *problem()))
+
+
+@from_params
+def test_changing_the_callers_arrays_later_changes_no_result(train):
+    params, rows = problem()
+    result = train(KEY, squared_error, params, rows, steps=0)
+    before = as_bytes(result)
+    for leaf in jax.tree.leaves((params, rows)):
+        leaf += 1
+    assert as_bytes(result) == before
+
+
+# --- losses that are not finite
+
+
+@every_poison
+@pytest.mark.parametrize("train", [draw, climb])
+def test_losses_that_are_not_finite_never_win(train, poison):
+    params, rows = problem(limit=float(problem()[0]["b"].max()) + 0.1, poison=poison)
+    result = train(KEY, squared_error, params, rows)
+    assert result.status == "completed"
+    assert np.max(result.params["b"]) <= rows.limit[0]
+    assert result.loss < loss_of(params, rows)
+    assert result.loss == close(loss_of(result.params, rows))
+    proposed = result.history.loss if train is draw else result.history.proposed_loss
+    assert not np.any(np.isnan(proposed) | np.isneginf(proposed))
+    if train is draw:
+        assert 0 < result.num_nonfinite < result.num_evaluations
+    else:
+        assert 0 < np.sum(np.isposinf(proposed)) < len(proposed)
+
+
+@every_poison
+def test_descent_into_losses_that_are_not_finite_ends_before_them(poison):
+    params, rows = problem()
+    free = descend(KEY, squared_error, params, rows)
+    limit = (params["b"].max() + np.max(free.params["b"])) / 2
+    assert limit > params["b"].max(), "the way of the descent must cross the limit"
+    params, rows = problem(limit=limit, poison=poison)
+    result = descend(KEY, squared_error, params, rows)
+    assert result.status == "diverged"
+    assert 1 < result.num_steps < free.num_steps
+    assert np.max(result.params["b"]) <= limit
+    assert result.loss == close(loss_of(result.params, rows))
+    assert np.all(np.isfinite(result.history.loss[:-1]))
+    last = {0.0: np.nan, 1.0: np.inf, -1.0: -np.inf}[poison]
+    np.testing.assert_equal(result.history.loss[-1], np.float32(last))
+
+
+@every_poison
+@every_trainer
+def test_a_run_that_meets_nothing_finite_says_so_and_invents_no_winner(train, poison):
+    params, rows = problem(limit=-np.inf, poison=poison)
+    result = train(KEY, squared_error, params, rows)
+    assert result.status == ("diverged" if train is descend else "nonfinite")
+    if train is draw:
+        assert (result.params, result.index, result.loss) == (None, None, np.inf)
+        assert result.num_nonfinite == result.num_evaluations == 300
+        assert {array.shape for array in series(result).values()} == {(0,)}
+        return
+    assert as_bytes(result.params) == as_bytes(params)
+    assert not np.isfinite(result.loss)
+    if train is climb:
+        assert result.loss == np.inf
+        assert result.num_accepted == 0
+
+
+def test_a_climb_that_starts_at_nan_takes_the_first_finite_proposal():
+    params, rows = problem(limit=float(problem()[0]["b"].max()) - 0.05, poison=0)
+    result = climb(KEY, squared_error, params, rows)
+    losses = result.history.proposed_loss
+    first = int(np.argmax(np.isfinite(losses)))
+    assert result.status == "completed"
+    assert first > 0, "the first proposals must be poisoned as well"
+    assert np.flatnonzero(result.history.accepted)[0] == first
+    assert result.history.current_loss[first] == losses[first]
+    assert np.all(np.isposinf(result.history.current_loss[:first]))
+
+
+# --- streams of their own
+
+
+def first_weight(params, rows):
+    return params["w"][0, 0]
+
+
+def test_candidates_and_proposals_of_one_key_are_unrelated():
+    """Without a tag of its own, step t would draw from the very key of candidate t.
+
+    |r| of 300 independent pairs stays below 0.35, six of its standard deviations.
+    """
+    params, rows = problem(limit=-np.inf)
+    sample_fn = Partial(around, params, np.float32(1))
+    candidates = [jaxnn.reconstruct(KEY, sample_fn, i)["w"][0, 0] for i in range(300)]
+    climbed = climb(KEY, squared_error, params, rows, size=1, metric_fn=first_weight)
+    assert climbed.num_accepted == 0
+    r = np.corrcoef(candidates, climbed.history.proposed_metric)[0, 1]
+    assert abs(r) < 0.35
+
+
+def test_every_consumer_of_keys_has_a_tag_of_its_own():
+    modules = (random_search, perturbation_search, gradient_descent, gradient_check)
+    assert len({module.TAG for module in modules}) == 4
+
+
+# --- compilation
+
+
+class Traced:
+    """`squared_error`, counting how often JAX runs through it."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, params, rows):
+        self.count += 1
+        return squared_error(params, rows)
+
+
+@every_trainer
+def test_other_numbers_and_data_of_the_same_shapes_compile_nothing(train, caplog):
+    loss_fn, (params, rows) = Traced(), problem()
+    train(KEY, loss_fn, params, rows)
+    traces = loss_fn.count
+    with jax.log_compiles():
+        caplog.clear()
+        train(KEY, loss_fn, params, rows)
+        train(KEY, loss_fn, *problem(seed=6), size=0.07)
+        train(jax.random.key(1), loss_fn, params, rows, size=0.2, steps=217)
+        train(KEY, loss_fn, params, rows, size=np.float64(0.3))
+        train(KEY, loss_fn, params, rows, size=1)
+        if train is descend:
+            train(KEY, loss_fn, params, rows, tolerance=1e-3)
+        compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    assert loss_fn.count == traces <= 6
+    assert compiled == []
+
+
+def test_other_numbers_of_an_optimizer_compile_nothing():
+    loss_fn, losses, traces = Traced(), [], []
+    for rate in (0.01, 0.02):
+        adam = jaxnn.optimizers.adam(rate, beta1=1 - rate)
+        result = descend(KEY, loss_fn, *problem(), optimizer=adam, learning_rate=None)
+        losses.append(result.loss)
+        traces.append(loss_fn.count)
+    assert traces[0] == traces[1]
+    assert losses[0] != losses[1]
+
+
+# --- interruptions, threads, output
+
+
+@pytest.mark.parametrize(("train", "steps"), [(draw, 10**15), (climb, 2**32 - 1), (descend, 10**9)])
+def test_ctrl_c_returns_the_best_so_far_within_two_seconds(train, steps, capfd):
+    train(KEY, squared_error, *problem())
+    before = signal.getsignal(signal.SIGINT)
+    sent = []
+
+    def interrupt():
+        sent.append(time.perf_counter())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.4, interrupt)
+    timer.start()
+    result = train(KEY, squared_error, *problem(), steps=steps)
+    seconds = time.perf_counter() - sent[0]
+    timer.join()
+    assert seconds < 2
+    assert signal.getsignal(signal.SIGINT) is before
+    assert result.status == "interrupted"
+    assert 1 < result.num_evaluations < steps
+    assert result.loss == close(loss_of(result.params, problem()[1]))
+    assert capfd.readouterr() == ("", "")
+    made = result.num_evaluations if train is draw else len(result.history.evaluations)
+    whole = train(KEY, squared_error, *problem(), steps=made)
+    assert whole.status == "completed"
+    assert as_bytes(whole) == as_bytes(result._replace(status="completed"))
+
+
+@every_trainer
+def test_an_error_while_compiling_leaves_ctrl_c_as_it_was(train):
+    calls = []
+
+    def loss_fn(params, rows):
+        calls.append(None)
+        if len(calls) > 1:
+            raise ArithmeticError("second trace")
+        return squared_error(params, rows)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ArithmeticError, match="second trace") as held:
+        train(KEY, loss_fn, *problem())
+    assert signal.getsignal(signal.SIGINT) is before
+    assert held.tb is not None
+
+
+@every_trainer
+def test_two_threads_at_once_get_their_single_run_results(train):
+    seeds = (31, 32)
+    alone = [as_bytes(train(jax.random.key(s), squared_error, *problem())) for s in seeds]
+    together: dict[int, list[Any]] = {seed: [] for seed in seeds}
+
+    def work(seed):
+        for _ in range(10):
+            found = train(jax.random.key(seed), squared_error, *problem())
+            together[seed].append(as_bytes(found))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in seeds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(together.values()) == [[expected] * 10 for expected in alone]
+
+
+@every_trainer
+def test_nothing_is_printed_unless_asked_and_then_on_standard_error(train, capfd):
+    quiet = train(KEY, squared_error, *problem())
+    assert capfd.readouterr() == ("", "")
+    loud = train(KEY, squared_error, *problem(), progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert {draw: "candidates", climb: "steps", descend: "epochs"}[train] in err
+    assert "loss" in err
+    assert as_bytes(loud) == as_bytes(quiet)
+
+
+# --- what is refused
+
+
+def untouched(params, rows):
+    raise AssertionError("bad input must be refused before the loss is looked at")
+
+
+BAD_KEYS = [
+    (0, TypeError, r"key must be a single typed key.*got 0"),
+    (None, TypeError, "key must be a single typed key.*got None"),
+    (np.arange(2, dtype=np.uint32), TypeError, "key must be.*got an array of dtype uint32"),
+    (jax.random.PRNGKey(0), TypeError, "key must be.*got an array of dtype uint32"),
+    (jax.random.key(0, impl="rbg"), ValueError, "key must be of implementation.*got rbg"),
+    (jax.random.key(0, impl="unsafe_rbg"), ValueError, "key must be of.*got unsafe_rbg"),
+    (jax.random.split(KEY, 3), ValueError, r"key must be.*got keys of shape \(3,\)"),
+]
+
+
+@pytest.mark.parametrize(("key", "error", "message"), BAD_KEYS)
+@every_trainer
+def test_keys_of_other_kinds_are_refused(train, key, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        train(key, untouched, *problem())
+
+
+BAD_COUNTS = [
+    (-1, ValueError, "got -1"),
+    (1e9, TypeError, r"got 1000000000.0 \(float\)"),
+    (True, TypeError, r"got True \(bool\)"),
+    ("10", TypeError, r"got '10' \(str\)"),
+    (None, TypeError, "got None"),
+    (np.float32(10), TypeError, "got an array of dtype float32"),
+    (2**64, ValueError, "got 18446744073709551616"),
+]
+
+
+@pytest.mark.parametrize(("count", "error", "message"), BAD_COUNTS)
+@every_trainer
+def test_counts_that_are_none_are_refused(train, count, error, message):
+    with pytest.raises(error, match=f"^{COUNTS[train]} must be .*{message}"):
+        train(KEY, untouched, *problem(), steps=count)
+
+
+@every_trainer
+def test_numpy_integers_are_counts(train):
+    expected = train(KEY, squared_error, *problem(), steps=10)
+    assert as_bytes(train(KEY, squared_error, *problem(), steps=np.int64(10))) == as_bytes(expected)
+
+
+@pytest.mark.parametrize("value", [0, -1, np.nan, np.inf, 1e300])
+@pytest.mark.parametrize(("train", "name"), [(climb, "scale"), (descend, "learning_rate")])
+def test_step_sizes_out_of_range_are_refused(train, name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be a finite number above 0"):
+        train(KEY, untouched, *problem(), size=value)
+
+
+@pytest.mark.parametrize("value", ["0.1", True, [0.1], {}])
+@pytest.mark.parametrize(("train", "name"), [(climb, "scale"), (descend, "learning_rate")])
+def test_step_sizes_that_are_no_numbers_are_refused(train, name, value):
+    with pytest.raises(TypeError, match=f"^{name} must be a finite number above 0"):
+        train(KEY, untouched, *problem(), size=value)
+
+
+BAD_PARAMS = [
+    ({}, ValueError, "params must hold at least one array"),
+    ({"w": np.ones(2, int)}, TypeError, r"params must be floats of one dtype; got int32.*\['w'\]"),
+    ({"w": "abc"}, TypeError, r"params\['w'\] must be an array of real numbers"),
+    ({"w": np.array([1e300])}, ValueError, r"params\['w'\] must fit float32"),
+]
+
+
+@pytest.mark.parametrize(("params", "error", "message"), BAD_PARAMS)
+@from_params
+def test_params_that_cannot_move_are_refused(train, params, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        train(KEY, untouched, params, problem()[1])
+
+
+@pytest.mark.parametrize("leaf", ["abc", object(), np.ones(2, complex), np.array([1e300])])
+@every_trainer
+def test_batches_that_hold_no_numbers_are_refused(train, leaf):
+    params, rows = problem()
+    error = ValueError if np.asarray(leaf).dtype.kind == "f" else TypeError
+    with pytest.raises(error, match=r"^batch\.x must"):
+        train(KEY, untouched, params, rows._replace(x=leaf))
+
+
+def a_vector(params, rows):
+    return params["b"]
+
+
+def an_integer(params, rows):
+    return jnp.int32(3)
+
+
+def a_word(params, rows):
+    return "low"
+
+
+def nothing(params, rows):
+    return None
+
+
+def an_error(params, rows):
+    raise LookupError("lost my way")
+
+
+BAD_LOSSES = [
+    (a_vector, TypeError, r"must return a float scalar; got float32 of shape \(3,\)"),
+    (an_integer, TypeError, r"must return a float scalar; got int32 of shape \(\)"),
+    (nothing, TypeError, "must return a float scalar; got a NoneType"),
+    (a_word, TypeError, "str"),
+    (an_error, LookupError, "lost my way"),
+]
+
+
+def with_params_as_gradient(loss_fn):
+    return lambda params, rows: (loss_fn(params, rows), params)
+
+
+@pytest.mark.parametrize(("loss_fn", "error", "message"), BAD_LOSSES)
+@every_bare_trainer
+def test_losses_that_are_no_float_scalar_are_refused_before_compilation(
+    train, loss_fn, error, message, caplog
+):
+    function = with_params_as_gradient(loss_fn) if train is follow else loss_fn
+    with jax.log_compiles(), pytest.raises(error, match=message) as raised:
+        train(KEY, function, *problem())
+    said = "\n".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
+    assert FUNCTIONS[train] in said
+    names = " ".join(r.getMessage() for r in caplog.records if "Compiling" in r.getMessage())
+    assert not any(name in names for name in ("_search", "_climb", "_descend", "_start"))
+
+
+@pytest.mark.parametrize("value", [None, 3, "relu"])
+@every_bare_trainer
+def test_what_cannot_be_called_is_refused(train, value):
+    with pytest.raises(TypeError, match=f"^{FUNCTIONS[train]} must be callable"):
+        train(KEY, value, *problem())
+
+
+@every_trainer
+def test_tracers_are_refused_wherever_they_come_in(train):
+    params, rows = problem()
+    calls = {
+        "key": lambda t: train(jax.random.wrap_key_data(t), untouched, params, rows),
+        r"batch\.x": lambda t: train(KEY, untouched, params, rows._replace(x=t)),
+    }
+    if train is draw:
+        calls["sample_fn"] = lambda t: train(KEY, untouched, params | {"b": t}, rows)
+    else:
+        calls[r"params\['b'\]"] = lambda t: train(KEY, untouched, params | {"b": t}, rows)
+        name = "scale" if train is climb else "learning_rate"
+        calls[name] = lambda t: train(KEY, untouched, params, rows, size=t[0])
+    if train is descend:
+        calls["tolerance"] = lambda t: train(KEY, untouched, params, rows, tolerance=t[0])
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"^{name} must be concrete; got a tracer"):
+            jax.jit(call)(jnp.ones(2, jnp.uint32))
+        if name != "key":
+            with pytest.raises(TypeError, match=f"^{name} must be concrete; got a tracer"):
+                jax.vmap(call)(jnp.ones((2, 2)))
+
+
+@every_trainer
+def test_a_count_that_is_traced_is_refused(train):
+    with pytest.raises(TypeError, match=f"^{COUNTS[train]} must be an integer.*got a tracer"):
+        jax.jit(lambda n: train(KEY, untouched, *problem(), steps=n))(3)
+
+
+@every_bare_trainer
+def test_validate_is_asked_before_the_function(train):
+    seen = []
+
+    def function(params, rows):
+        raise AssertionError("validate comes first")
+
+    def validate(params, rows):
+        seen.append((jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params), rows))
+        raise ValueError("batch.y must be finite; got nan")
+
+    vars(function)["validate"] = validate
+    params, rows = problem()
+    with pytest.raises(ValueError, match=r"batch\.y must be finite; got nan"):
+        train(KEY, function, params, rows)
+    ((shapes, batch),) = seen
+    assert shapes == {"w": ((2, 3), np.float32), "b": ((3,), np.float32)}
+    assert batch is rows
+
+
+@every_bare_trainer
+def test_a_network_refuses_params_of_another_one(train):
+    model, other = jaxnn.mlp((2, 3, 3)), jaxnn.mlp((2, 4, 3))
+    function = model.value_and_grad if train is follow else model.loss
+    params = jax.tree.map(np.asarray, other.init(KEY))
+    batch = jaxnn.datasets.nnfs_vertical(samples=4)
+    with pytest.raises(ValueError, match=r"params\[0\]\.weights.*\(2, 3\).*\(2, 4\)"):
+        train(KEY, function, params, batch)
+
+
+# --- the user's own settings of JAX
+
+HOSTILE = {
+    "x64": {"jax_enable_x64": True},
+    "old threefry": {"jax_threefry_partitionable": False},
+    "strict promotion": {"jax_numpy_dtype_promotion": "strict"},
+    "no rank promotion": {"jax_numpy_rank_promotion": "raise"},
+    "debug nans": {"jax_debug_nans": True},
+    "coarse matmuls": {"jax_default_matmul_precision": "bfloat16"},
+    "rbg keys": {"jax_default_prng_impl": "rbg"},
+    "checks": {"jax_enable_checks": True},
+    "key reuse": {"jax_debug_key_reuse": True},
+}
+
+
+def run_all(key):
+    """Bytes of what the three trainers return, the searches among losses of which some are nan."""
+    params, rows = problem(limit=float(problem()[0]["b"].max()) + 0.5, poison=0)
+    results = (
+        draw(key, squared_error, params, rows),
+        climb(key, squared_error, params, rows),
+        descend(key, squared_error, *problem()),
+    )
+    assert all(result.status == "completed" for result in results)
+    kept = [(result.params, np.float64(result.loss), result.history) for result in results]
+    return [[dtype, list(shape), data.hex()] for dtype, shape, data in as_bytes(kept)]
+
+
+def print_all(configs):
+    """Prints what the trainers return under each of some settings; runs in a subprocess."""
+    for config in configs:
+        before = {name: getattr(jax.config, name) for name in config}
+        for name, value in config.items():
+            jax.config.update(name, value)
+        found = run_all(jax.random.key(2024, impl="threefry2x32"))
+        sys.stdout.write(json.dumps(found) + "\n")
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def found_under(configs):
+    code = f"import test_trainers; test_trainers.print_all({configs!r})"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_results_are_the_same_bits_under_all_hostile_settings_at_once():
+    together = functools.reduce(dict.__or__, HOSTILE.values())
+    assert found_under([together]) == [run_all(KEY)]
+
+
+@pytest.mark.exhaustive
+def test_results_are_the_same_bits_under_each_hostile_setting():
+    found = dict(zip(("none", *HOSTILE), found_under([{}, *HOSTILE.values()]), strict=True))
+    expected = run_all(KEY)
+    assert [name for name, result in found.items() if result != expected] == []
