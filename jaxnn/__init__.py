@@ -23,8 +23,8 @@ from jaxnn.model.network import Model, mlp
 from jaxnn.training import optimizers
 from jaxnn.training.gradient_descent import GradientDescentResult, gradient_descent
 from jaxnn.training.perturbation_search import PerturbationSearchResult, perturbation_search
-from jaxnn.training.random_search import Collect, RandomSearchResult, random_search, reconstruct
-from jaxnn.training.search_report import expected_best
+from jaxnn.training.random_search import Collect, random_search, reconstruct
+from jaxnn.training.search_report import RandomSearchResult, expected_best
 
 if TYPE_CHECKING:
     from jaxnn import plotting

@@ -200,7 +200,12 @@ def _samples(key: jax.Array, sampler: Any, num_samples: int) -> Any:
     if not callable(sampler):
         return jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
     keys = jax.random.split(jax.random.fold_in(key, TAG), num_samples)
-    return as_params(jax.vmap(sampler)(keys))
+    return as_params(_draw(as_partial("sampler", sampler), keys))
+
+
+@jax.jit
+def _draw(sampler: Partial, keys: jax.Array) -> Any:
+    return jax.vmap(sampler)(keys)
 
 
 def _widen(tree: Any) -> Any:

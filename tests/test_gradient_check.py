@@ -30,9 +30,13 @@ def data(dtype=np.float32):
 
 
 def sample(key):
-    keys = jax.random.split(key, 6)
-    weights = {f"w{i}": jax.random.normal(keys[i], SIZES[i]) for i in range(3)}
-    return weights | {f"b{i}": jax.random.normal(keys[3 + i], SIZES[i][1:]) for i in range(3)}
+    normals = jax.random.normal(key, (47,))
+    params, begin = {}, 0
+    for i, (fan_in, fan_out) in enumerate(SIZES):
+        middle, end = begin + fan_in * fan_out, begin + (fan_in + 1) * fan_out
+        params[f"w{i}"] = normals[begin:middle].reshape(fan_in, fan_out)
+        params[f"b{i}"], begin = normals[middle:end], end
+    return params
 
 
 def forward(params, x):

@@ -9,8 +9,8 @@ import pytest
 from tolerances import FORWARD
 
 import jaxnn
-from jaxnn.training import gradient_descent as module
-from jaxnn.training import pacing
+from jaxnn.training import descending as module
+from jaxnn.training import gradient_descent, pacing
 
 KEY = jax.random.key(12)
 MODEL = jaxnn.mlp((2, 1), output="identity", loss="mean_squared_error")
@@ -55,7 +55,7 @@ def loss_and_slope(theta, rows):
 
 def orders(key, epochs, batch_size):
     """Rows of every step: a fresh permutation an epoch, its remainder dropped."""
-    stream = jax.random.fold_in(key, module.TAG)
+    stream = jax.random.fold_in(key, gradient_descent.TAG)
     for epoch in range(epochs):
         order = jax.random.permutation(jax.random.fold_in(stream, epoch), ROWS)
         for begin in range(0, ROWS - batch_size + 1, batch_size):

@@ -32,6 +32,7 @@ def test_accuracy_of_a_uniform_prediction_is_one_in_three():
     tied = float32([[0, 2, 2]])
     assert metrics.accuracy(tied, np.array([1])) == 1
     assert metrics.accuracy(tied, np.array([2])) == 0
+    assert metrics.accuracy(tied.astype(int), np.array([1])) == 1
 
 
 def test_binary_accuracy_counts_entries():

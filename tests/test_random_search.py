@@ -13,8 +13,7 @@ import pytest
 from jax.tree_util import Partial
 
 import jaxnn
-from jaxnn.training import pacing, searching
-from jaxnn.training import random_search as module
+from jaxnn.training import pacing, random_search
 
 KEY = jax.random.key(99)
 TILE = 16_384
@@ -60,8 +59,10 @@ def targets(*points, limit=np.inf, weight=1.0):
     return Targets(np.array(points, np.float32), np.float32(limit), np.float32(weight))
 
 
-def search(batch, count, start=0) -> Any:
-    return jaxnn.random_search(KEY, nearest, SAMPLE, batch, num_candidates=count, start=start)
+def search(batch, count, start=0, **options) -> Any:
+    return jaxnn.random_search(
+        KEY, nearest, SAMPLE, batch, num_candidates=count, start=start, **options
+    )
 
 
 def candidate(index):
@@ -128,8 +129,9 @@ def test_the_search_is_the_loop_over_its_candidates(points, batch):
 
 def test_candidates_are_independent_normals_and_the_same_at_any_width(points):
     """20,000 candidates of 3 normals; each bound is four standard errors."""
-    stream, lows = jax.random.fold_in(KEY, module.TAG), np.arange(20_000, dtype=np.uint32)
-    at_once = jax.vmap(module._draw, (None, None, None, 0))(SAMPLE, stream, np.uint32(0), lows)
+    stream = jax.random.fold_in(jax.random.fold_in(KEY, random_search.TAG), 0)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(stream, np.arange(20_000, dtype=np.uint32))
+    at_once = jax.jit(jax.vmap(SAMPLE))(keys)
     drawn = np.column_stack([at_once["w"], at_once["b"]])
     assert np.array_equal(drawn[: len(points)], points)
     assert np.max(np.abs(drawn.mean(axis=0))) < 4 / np.sqrt(20_000)
@@ -300,48 +302,18 @@ def patched(monkeypatch, seconds, growth):
 def test_the_result_does_not_depend_on_how_the_work_is_cut(monkeypatch, seconds, growth, number):
     batch, count = targets([2.5, -3, 0.25], limit=3), 11 * TILE + 7
     expected = search(batch, count)
-    sizes = []
-
-    def count_sizes(engine, statistics, begin, end, **options):
-        sizes.append(end - begin)
-        return fold(engine, statistics, begin, end, **options)
-
-    fold = searching.fold_range
+    ends = []
     patched(monkeypatch, seconds, growth)
-    monkeypatch.setattr(searching, "fold_range", count_sizes)
-    assert same(search(batch, count), expected)
-    assert sum(sizes) == count
-    assert len(sizes) == number
+    cut = search(batch, count, callback=lambda progress: ends.append(progress.num_evaluations))
+    assert same(cut, expected)
+    assert (len(ends), ends[-1]) == (number, count)
 
 
 @pytest.mark.parametrize("tile", [1, 32])
-def test_exact_losses_do_not_depend_on_the_tile(monkeypatch, tile):
+def test_losses_without_rounding_do_not_depend_on_the_tile(tile):
     batch = targets([2.5, -3, 0.25], limit=3)
-    expected = search(batch, 331)
-    monkeypatch.setattr(module, "LARGEST_TILE", tile)
-    assert same(search(batch, 331), expected)
-
-
-@pytest.mark.parametrize(
-    ("rows", "widest", "tile"),
-    [(1, 1, TILE), (300, 3, TILE), (1024, 1, TILE), (1025, 1, 8192), (10**6, 64, 1), (0, 1, TILE)],
-)
-def test_the_tile_follows_from_shapes_and_the_budget(rows, widest, tile):
-    def shape(*sizes):
-        return jax.ShapeDtypeStruct(sizes, jnp.float32)
-
-    if rows == 0:
-        assert module._tile_size({"w": shape()}, {"x": shape()}, module.MEMORY_BUDGET) == tile
-        return
-    found = module._tile_size(
-        {"w": shape(2, widest), "b": shape()}, {"x": shape(rows, 2)}, module.MEMORY_BUDGET
-    )
-    assert (
-        found
-        <= tile
-        == module._tile_size({"w": shape(1, widest)}, {"x": shape(rows)}, module.MEMORY_BUDGET)
-    )
-    assert found & (found - 1) == 0
+    narrow = search(batch, 331, memory_budget=tile * 4 * 2 * 2)
+    assert same(narrow, search(batch, 331))
 
 
 # --- samplers

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,19 +32,11 @@ from jaxnn.training.callables import (
 )
 from jaxnn.training.checkpoints import fingerprint
 from jaxnn.training.folding import Engine, Statistic
-from jaxnn.training.pacing import Status
-from jaxnn.training.search_report import (
-    Candidates,
-    Histogram,
-    ThresholdCounts,
-    as_candidates,
-    as_histogram,
-    as_threshold_counts,
-)
-from jaxnn.training.searching import Checkpoint, Reached, SearchProgress, Span, StopRules, walk
+from jaxnn.training.search_report import RandomSearchResult, report
+from jaxnn.training.searching import Checkpoint, SearchProgress, Span, StopRules, walk
 from jaxnn.training.streams import fold_index, words
 
-__all__ = ["Collect", "Improvements", "RandomSearchResult", "random_search", "reconstruct"]
+__all__ = ["Collect", "random_search", "reconstruct"]
 
 TAG = 0x52414E44
 """Folded into the key, so that no other trainer draws the same from it."""
@@ -64,50 +57,6 @@ class Collect(NamedTuple):
     threshold: float
     limit: int = 1_000
     stop: bool = False
-
-
-class Improvements(NamedTuple):
-    """The trail of improvements, in the order they were met; ready to plot.
-
-    Attributes:
-        evaluations: evaluations made up to and with each improvement, int64.
-        index: index of the candidate, int64.
-        loss: its loss.
-    """
-
-    evaluations: np.ndarray
-    index: np.ndarray
-    loss: np.ndarray
-
-
-class RandomSearchResult(NamedTuple):
-    """What a random search found.
-
-    Attributes:
-        params: the best candidate; None if no loss was finite.
-        loss: its loss; inf if none was finite.
-        index: its index; None if none was finite. Ties go to the lowest index.
-        num_evaluations: candidates evaluated.
-        num_nonfinite: how many of them had a loss of NaN or +-inf; those never win.
-        status: "completed", "interrupted", "reached", "stopped" or "nonfinite".
-        history: the trail of improvements.
-        top: the `top_k` best candidates, best first.
-        histogram: how the finite losses are spread.
-        counts: how many losses are at most each of the `thresholds`.
-        collected: the candidates that `collect` asked for, by rising index.
-    """
-
-    params: Any
-    loss: float
-    index: int | None
-    num_evaluations: int
-    num_nonfinite: int
-    status: Status
-    history: Improvements
-    top: Candidates
-    histogram: Histogram
-    counts: ThresholdCounts
-    collected: Candidates
 
 
 def random_search(
@@ -204,7 +153,7 @@ def random_search(
             _as_checkpoint(checkpoint, key, start, tile, engine, shapes, kept),
             progress=progress,
         )
-    return _result(key, sample_fn, start, reached, limits, edges)
+    return report(partial(reconstruct, key, sample_fn), start, reached, limits, edges)
 
 
 def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int) -> Any:
@@ -340,33 +289,6 @@ def _identity(function: Partial) -> str:
     """A function's name and the numbers bound to it: as much as one can know of it later."""
     name = getattr(function.func, "__qualname__", type(function.func).__name__)
     return f"{name} {fingerprint((function.args, function.keywords))}"
-
-
-def _result(
-    key: jax.Array,
-    sample_fn: SampleFn,
-    start: int,
-    reached: Reached,
-    thresholds: np.ndarray,
-    edges: np.ndarray | None,
-) -> RandomSearchResult:
-    totals, done = reached.totals, reached.end - start
-    top, trail = as_candidates(totals["best"]), as_candidates(totals["improvements"])
-    index = int(top.index[0]) if top.index.size else None
-    nothing = Candidates(np.zeros(0, np.int64), np.zeros(0, trail.loss.dtype))
-    return RandomSearchResult(
-        params=None if index is None else reconstruct(key, sample_fn, index),
-        loss=np.inf if index is None else float(top.loss[0]),
-        index=index,
-        num_evaluations=done,
-        num_nonfinite=int(totals["nonfinite"]),
-        status="nonfinite" if index is None else reached.status,
-        history=Improvements(trail.index - start + 1, trail.index, trail.loss),
-        top=top,
-        histogram=as_histogram(totals["histogram"], edges),
-        counts=as_threshold_counts(thresholds, totals["below"], done),
-        collected=as_candidates(totals["collected"]) if "collected" in totals else nothing,
-    )
 
 
 @jax.jit

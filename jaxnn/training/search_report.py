@@ -1,18 +1,29 @@
-"""What a random search reports about the losses it met, for people and for plots."""
+"""What a random search reports: the best, the trail to it, and how the losses are spread."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from jaxnn.checks import as_numpy
+from jaxnn.training.pacing import Status
+from jaxnn.training.searching import Reached
 from jaxnn.training.statistics import Listed, bin_edges
 from jaxnn.training.streams import join
 
-__all__ = ["Candidates", "Histogram", "ThresholdCounts", "expected_best"]
+__all__ = [
+    "Candidates",
+    "Histogram",
+    "Improvements",
+    "RandomSearchResult",
+    "ThresholdCounts",
+    "expected_best",
+    "report",
+]
 
 CONFIDENCE = 0.95
 
@@ -57,6 +68,50 @@ class ThresholdCounts(NamedTuple):
     share: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+
+class Improvements(NamedTuple):
+    """The trail of improvements, in the order they were met; ready to plot.
+
+    Attributes:
+        evaluations: evaluations made up to and with each improvement, int64.
+        index: index of the candidate, int64.
+        loss: its loss.
+    """
+
+    evaluations: np.ndarray
+    index: np.ndarray
+    loss: np.ndarray
+
+
+class RandomSearchResult(NamedTuple):
+    """What a random search found.
+
+    Attributes:
+        params: the best candidate; None if no loss was finite.
+        loss: its loss; inf if none was finite.
+        index: its index; None if none was finite. Ties go to the lowest index.
+        num_evaluations: candidates evaluated.
+        num_nonfinite: how many of them had a loss of NaN or +-inf; those never win.
+        status: "completed", "interrupted", "reached", "stopped" or "nonfinite".
+        history: the trail of improvements.
+        top: the `top_k` best candidates, best first.
+        histogram: how the finite losses are spread.
+        counts: how many losses are at most each of the `thresholds`.
+        collected: the candidates that `collect` asked for, by rising index.
+    """
+
+    params: Any
+    loss: float
+    index: int | None
+    num_evaluations: int
+    num_nonfinite: int
+    status: Status
+    history: Improvements
+    top: Candidates
+    histogram: Histogram
+    counts: ThresholdCounts
+    collected: Candidates
 
 
 def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:
@@ -120,3 +175,30 @@ def as_threshold_counts(
         low = np.where(count == 0, 0.0, betaincinv(count, misses + 1, tail))
         high = np.where(misses == 0, 1.0, betaincinv(count + 1, misses, 1 - tail))
     return ThresholdCounts(thresholds, count, count / num_candidates, low, high)
+
+
+def report(
+    params_of: Callable[[int], Any],
+    start: int,
+    reached: Reached,
+    thresholds: np.ndarray,
+    edges: np.ndarray | None,
+) -> RandomSearchResult:
+    """The result of a search that began at `start`; `params_of(index)` gives a candidate."""
+    totals, done = reached.totals, reached.end - start
+    top, trail = as_candidates(totals["best"]), as_candidates(totals["improvements"])
+    index = int(top.index[0]) if top.index.size else None
+    nothing = Candidates(np.zeros(0, np.int64), np.zeros(0, trail.loss.dtype))
+    return RandomSearchResult(
+        params=None if index is None else params_of(index),
+        loss=np.inf if index is None else float(top.loss[0]),
+        index=index,
+        num_evaluations=done,
+        num_nonfinite=int(totals["nonfinite"]),
+        status="nonfinite" if index is None else reached.status,
+        history=Improvements(trail.index - start + 1, trail.index, trail.loss),
+        top=top,
+        histogram=as_histogram(totals["histogram"], edges),
+        counts=as_threshold_counts(thresholds, totals["below"], done),
+        collected=as_candidates(totals["collected"]) if "collected" in totals else nothing,
+    )
