@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tqdm.write(f"\n{model}\n{reports[-1]}")
     if arguments.json:
         rows = [facts(*pair) for pair in zip(models, reports, strict=True)]
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(rows, indent=1))
     failed = sum(not report.passed for report in reports)
     leaves = [leaf for report in reports for leaf in report.leaves]

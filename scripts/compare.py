@@ -123,10 +123,13 @@ def run(experiment: Experiment, method: Method, seed: int, verbose: bool) -> Run
     model = jaxnn.mlp(experiment.sizes)
     batch = draw(experiment.data, data_key, SAMPLES)
     params = model.init(init_key)
+    # Tiny, for compilation's sake.
     method.train(key, model, params, batch, 1)
     started = time.perf_counter()
     result = method.train(key, model, params, batch, method.amount)
     seconds = time.perf_counter() - started
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
     if verbose:
         tqdm.write(f"\n{experiment.title}, seed {seed}, {method.name}")
         for iteration, loss, accuracy in improvements(result, key, model, method, batch):

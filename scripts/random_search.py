@@ -75,8 +75,8 @@ def resumed_from(arguments: argparse.Namespace) -> int:
     return checkpoints.load(arguments.checkpoint)[1]["next"] - arguments.start
 
 
-def search(arguments: argparse.Namespace) -> tuple[Any, jaxnn.Model, jaxnn.Batch, float]:
-    """Runs the search; returns its result, the network, the data, and candidates a second."""
+def search(arguments: argparse.Namespace) -> tuple[Any, jaxnn.Model, jaxnn.Batch, float, float]:
+    """Runs the search; returns result, network, data, seconds and candidates a second."""
     data_key, key = jax.random.split(jax.random.key(arguments.seed))
     batch = DATA[arguments.data](data_key, samples=arguments.samples)
     model = jaxnn.mlp((2, *arguments.hidden, 3))
@@ -102,24 +102,25 @@ def search(arguments: argparse.Namespace) -> tuple[Any, jaxnn.Model, jaxnn.Batch
         devices=jax.local_devices()[: arguments.devices],
         progress=True,
     )
-    rate = (result.num_evaluations - before) / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    rate = (result.num_evaluations - before) / seconds
     if arguments.verbose:
         for index, loss in zip(result.history.index, result.history.loss, strict=True):
             params = jaxnn.reconstruct(key, sample_fn, int(index))
             accuracy = float(model.accuracy(params, batch))
             print(f"iteration {index:>14,}  loss {loss:.6f}  accuracy {accuracy:.3f}")
-    return result, model, batch, rate
+    return result, model, batch, seconds, rate
 
 
-def facts(result: Any, accuracy: float | None, rate: float) -> dict[str, Any]:
+def facts(result: Any, accuracy: float | None, seconds: float, rate: float) -> dict[str, Any]:
     """What the JSON file says."""
     counts = result.counts
     return {
-        "best_loss": result.loss,
+        "best_loss": result.loss if result.params is not None else None,
         "best_index": result.index,
         "accuracy": accuracy,
         "num_candidates": result.num_evaluations,
-        "seconds": result.num_evaluations / rate if rate else 0.0,
+        "seconds": seconds,
         "candidates_per_second": rate,
         "num_nonfinite": result.num_nonfinite,
         "status": result.status,
@@ -163,7 +164,7 @@ def draw(result: Any, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one search and reports; returns the exit status."""
     arguments = parse(argv)
-    result, model, batch, rate = search(arguments)
+    result, model, batch, seconds, rate = search(arguments)
     found = result.params is not None
     accuracy = float(model.accuracy(result.params, batch)) if found else None
     print(
@@ -183,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw(result, path)
         print(path)
     if arguments.json:
-        arguments.json.write_text(json.dumps(facts(result, accuracy, rate), indent=1))
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(facts(result, accuracy, seconds, rate), indent=1))
     return 0
 
 

@@ -71,7 +71,7 @@ def check_case(case, dtype):
     assert leaf_error(value, expected) <= FORWARD[dtype]
     assert leaf_error(found["loss"], expected) <= FORWARD[dtype]
     assert leaf_error(gradient, by_jax) <= GRADIENT[dtype]
-    three_times = jax.tree.map(lambda leaf: -3 * leaf, gradient)
+    three_times = jax.tree.map(lambda leaf: -3 * np.asarray(leaf), gradient)
     assert leaf_error(found["through loss"], three_times) <= FORWARD[dtype]
 
 

@@ -152,18 +152,6 @@ def test_so_many_samples_are_drawn_as_asked_for_and_largest_is_of_all_of_them(nu
     assert (leaf.name, leaf.shape) == ("params", (2,))
 
 
-NETWORKS = {
-    "deep relu, softmax": {"sizes": (3, 5, 4, 2)},
-    "tanh, sigmoid, no hidden biases": {
-        "sizes": (3, 5, 2),
-        "hidden": "tanh",
-        "output": "sigmoid",
-        "loss": "binary_crossentropy",
-        "hidden_biases": False,
-    },
-}
-
-
 def batch_for(model):
     rng = np.random.default_rng(2)
     x = rng.normal(0.3, 1.0, (ROWS, 3)).astype(np.float32)
@@ -186,9 +174,15 @@ def check_network(model, **options):
     )
 
 
-@pytest.mark.parametrize("settings", NETWORKS.values(), ids=NETWORKS.keys())
-def test_the_gradients_of_the_networks_pass(settings):
-    report = check_network(jaxnn.mlp(**settings))
+def test_the_gradients_of_a_network_pass():
+    model = jaxnn.mlp(
+        (3, 5, 2),
+        hidden="tanh",
+        output="sigmoid",
+        loss="binary_crossentropy",
+        hidden_biases=False,
+    )
+    report = check_network(model)
     assert report.passed, str(report)
     assert max(leaf.error for leaf in report.leaves) < 1e-12
 

@@ -24,12 +24,21 @@ class Clock:
         for chunk in chunks(total, largest=largest, unit="steps"):
             sizes.append(chunk.end - chunk.begin)
             self.now += sizes[-1] * seconds_per_unit + (compilation if len(sizes) == 1 else 0)
+            chunk.report(0.0)
         return sizes
 
 
 @pytest.fixture
 def clock(monkeypatch):
     return Clock(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """The handler that Python starts with, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt():
@@ -45,6 +54,7 @@ def test_chunks_tile_the_range_without_a_gap(clock, total, largest):
         assert chunk.end - chunk.begin <= largest
         end, count = chunk.end, count + 1
         clock.now += 1e-9 * (chunk.end - chunk.begin)
+        chunk.report(0.0)
         if count == 1_000:
             break
     assert end == total or count == 1_000
@@ -73,6 +83,7 @@ def test_the_size_shrinks_when_the_work_slows_down(clock):
     for chunk in chunks(20_000, largest=10**9, unit="steps"):
         sizes.append(chunk.end - chunk.begin)
         clock.now += sizes[-1] * (1e-4 if len(sizes) < 6 else 1e-2)
+        chunk.report(0.0)
     assert max(sizes[:6]) == 2500
     assert max(sizes[6:]) <= 25
 
@@ -81,12 +92,23 @@ def test_a_long_compilation_does_not_stop_the_growth(clock):
     assert clock.work(100, 1e-6, compilation=20.0) == [1, 1, 8, 64, 26]
 
 
+def test_what_a_caller_does_after_its_report_does_not_shorten_the_chunks(clock):
+    sizes = []
+    for chunk in chunks(700, largest=10**9, unit="steps"):
+        sizes.append(chunk.end - chunk.begin)
+        clock.now += 1e-6 * sizes[-1]
+        chunk.report(0.0)
+        clock.now += 60
+    assert sizes == [1, 8, 64, 512, 115]
+
+
 def test_the_first_interrupt_ends_the_loop_after_the_chunk_at_hand(clock):
     before, done = signal.getsignal(signal.SIGINT), []
     for chunk in chunks(1_000, largest=10, unit="steps"):
         if chunk.begin >= 9:
             interrupt()
         done.append(chunk.end)
+        chunk.report(0.0)
     assert done == [1, 9, 19]
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -126,12 +148,31 @@ def test_the_handler_is_restored_after_an_end_a_break_and_an_error(clock):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_program_with_a_handler_of_its_own_keeps_it(clock):
+    heard = []
+
+    def own(signum, frame):
+        heard.append(signum)
+
+    signal.signal(signal.SIGINT, own)
+    done = []
+    for chunk in chunks(100, largest=10, unit="steps"):
+        assert signal.getsignal(signal.SIGINT) is own
+        interrupt()
+        done.append(chunk.end)
+        chunk.report(0.0)
+    assert done[-1] == 100
+    assert len(heard) == len(done)
+    assert signal.getsignal(signal.SIGINT) is own
+
+
 def test_a_thread_other_than_the_main_one_leaves_signals_alone(clock):
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work():
         for chunk in chunks(9, largest=8, unit="steps"):
             seen.append((chunk.end, signal.getsignal(signal.SIGINT)))
+            chunk.report(0.0)
 
     thread = threading.Thread(target=work)
     thread.start()

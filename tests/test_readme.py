@@ -17,12 +17,12 @@ def blocks(language):
 
 
 @pytest.fixture(scope="module")
-def printed():
+def printed(tmp_path_factory):
     """What each of the README's Python blocks prints, run one after the other."""
     namespace, outputs = {}, []
     for block in blocks("python"):
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output):
+        output, folder = io.StringIO(), tmp_path_factory.mktemp("readme")
+        with contextlib.redirect_stdout(output), contextlib.chdir(folder):
             exec(block, namespace)
         outputs.append(output.getvalue())
     return outputs
@@ -42,8 +42,17 @@ def test_the_contract_prints_what_the_readme_says(printed):
     ]
 
 
+def test_the_long_search_tells_more_the_more_it_draws(printed):
+    top, shares, bests = re.split(r"\n(?=\[)", printed[1].strip())
+    assert top.startswith("Candidates(index=array([")
+    below = [float(number) for number in NUMBER.findall(shares.split("]")[0])]
+    assert 0 < below[0] < below[1] < 0.01
+    expected = [float(number) for number in NUMBER.findall(bests)]
+    assert 3 > expected[0] > expected[1] > expected[2] > 0.1
+
+
 def test_the_model_of_ones_own_is_learnt(printed):
-    climbed, trained = re.findall(r"\[(.*?)\]", printed[1])
+    climbed, trained = re.findall(r"\[(.*?)\]", printed[2])
     for found in (climbed, trained):
         slope = [float(number) for number in found.split(",")]
         assert slope == pytest.approx([1.0, -2.0], abs=0.05)

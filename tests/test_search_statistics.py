@@ -1,5 +1,6 @@
 """What a search learns of its losses, against NumPy on all of them; cut, stopped and resumed."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -37,6 +38,10 @@ def loss_fn(params, batch):
     loss = jnp.sum(params * batch) + jnp.abs(params[0])
     loss = jnp.where(params[1] > 2.0, jnp.nan, jnp.where(params[1] < -2.2, -jnp.inf, loss))
     return jnp.round(loss * 64) / 64
+
+
+def scaled_loss(params, batch, a):
+    return a * loss_fn(params, batch)
 
 
 def sample_fn(key):
@@ -188,21 +193,6 @@ class TestCuts:
         monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", seconds)
         assert same(search(), whole)
 
-    def test_memory_that_runs_out_halves_the_chunk_and_changes_nothing(self, monkeypatch):
-        whole = search()
-        fold, calls = folding.fold_range, []
-
-        def starved(engine, statistics, begin, end, **settings):
-            calls.append(end - begin)
-            if end - begin > 2 * TILE:
-                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-            return fold(engine, statistics, begin, end, **settings)
-
-        monkeypatch.setattr(searching, "fold_range", starved)
-        monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", 10.0)
-        assert same(search(), whole)
-        assert max(calls) > 2 * TILE
-
     def test_a_tile_that_does_not_fit_names_the_budget_and_keeps_the_checkpoint(
         self, monkeypatch, tmp_path
     ):
@@ -248,6 +238,51 @@ class TestResuming:
         search(num_candidates=1_000, checkpoint=path)
         assert same(search(checkpoint=path), search())
 
+    def test_a_shorter_search_is_refused(self, tmp_path):
+        path = tmp_path / "search.npz"
+        search(checkpoint=path)
+        with pytest.raises(ValueError, match="num_candidates must be at least 5000"):
+            search(num_candidates=100, checkpoint=path)
+
+    def test_a_search_stopped_before_its_first_chunk_begins_again(self, tmp_path, monkeypatch):
+        path, options = tmp_path / "search.npz", {"collect": jaxnn.Collect(-1.0, 30, stop=True)}
+
+        def interrupt(*arguments, **settings):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(searching, "fold_range", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                search(checkpoint=path, **options)
+        assert same(search(checkpoint=path, **options), search(**options))
+
+    def test_networks_and_samplers_of_other_settings_are_refused(self, tmp_path):
+        path, batch = tmp_path / "search.npz", jaxnn.Batch(np.ones((4, 2)), np.zeros(4, np.int32))
+        relu, tanh = (jaxnn.mlp((2, 3, 2), hidden=name) for name in ("relu", "tanh"))
+        options = {"num_candidates": 50, "checkpoint": path}
+        jaxnn.random_search(KEY, relu.loss, relu.sampler(), batch, **options)
+        with pytest.raises(ValueError, match=r"loss_fn=.*relu.*tanh"):
+            jaxnn.random_search(KEY, tanh.loss, relu.sampler(), batch, **options)
+        other = relu.sampler(distribution="uniform")
+        with pytest.raises(ValueError, match=r"sample_fn=.*normal.*uniform"):
+            jaxnn.random_search(KEY, relu.loss, other, batch, **options)
+
+    def test_numbers_bound_to_a_function_are_part_of_it(self, tmp_path):
+        options = {"num_candidates": 50, "checkpoint": tmp_path / "search.npz"}
+        once, twice = (functools.partial(scaled_loss, a=a) for a in (1, 2))
+        jaxnn.random_search(KEY, once, sample_fn, BATCH, **options)
+        with pytest.raises(ValueError, match=r"loss_fn=.*'a': 1.*'a': 2"):
+            jaxnn.random_search(KEY, twice, sample_fn, BATCH, **options)
+
+    def test_a_full_disk_warns_and_loses_nothing(self, tmp_path, monkeypatch):
+        def full(*arguments):
+            raise OSError(28, "No space left on device", str(tmp_path / "search.npz"))
+
+        monkeypatch.setattr(searching.checkpoints, "save", full)
+        with pytest.warns(RuntimeWarning, match="checkpoint not saved: .*search.npz"):
+            found = search(checkpoint=tmp_path / "search.npz")
+        assert same(found, search())
+
     def test_a_reached_target_stays_reached(self, tmp_path):
         path = tmp_path / "search.npz"
         found = search(target_loss=-2.0, checkpoint=path)
@@ -290,7 +325,9 @@ class TestResuming:
     ("options", "error", "match"),
     [
         ({"top_k": 0}, ValueError, "top_k"),
-        ({"top_k": TILE + 1}, ValueError, "top_k"),
+        ({"top_k": 2**24 + 1}, ValueError, "top_k"),
+        ({"devices": []}, ValueError, "devices"),
+        ({"collect": (0.1, 5)}, TypeError, "collect"),
         ({"thresholds": [1.0, 0.5]}, ValueError, "thresholds"),
         ({"thresholds": ["a"]}, TypeError, "thresholds"),
         ({"bins": []}, ValueError, "bins"),
@@ -307,6 +344,20 @@ class TestResuming:
 def test_bad_options_are_refused_by_name(options, error, match):
     with pytest.raises(error, match=match):
         search(**options)
+
+
+def test_negative_zero_ties_with_zero_and_a_half_precision_threshold_counts_no_padding():
+    def zeros(params, batch):
+        return (params[0] * batch).astype(jnp.float16)
+
+    found = jaxnn.random_search(
+        KEY, zeros, sample_fn, jnp.float32(0), num_candidates=10, thresholds=[0.0]
+    )
+    assert (found.index, found.counts.count.tolist()) == (0, [10])
+    with pytest.raises(ValueError, match="thresholds"):
+        jaxnn.random_search(
+            KEY, zeros, sample_fn, jnp.float32(0), num_candidates=10, thresholds=[1e5]
+        )
 
 
 def test_expected_best_is_the_mean_over_all_samples():

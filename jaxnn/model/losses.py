@@ -251,6 +251,6 @@ def _border(
     targets_name = "targets" if loss == "mean_squared_error" else "labels"
     check_targets(targets_name, targets, loss, *shape)
     predictions = jnp.asarray(predictions)
-    if not jnp.issubdtype(predictions.dtype, jnp.floating):
-        predictions = predictions.astype(jnp.float32)
+    if predictions.dtype not in (jnp.float32, jnp.float64):
+        predictions = predictions.astype(jnp.float32)  # half precision rounds 1 - 1e-7 to 1
     return predictions, encode(jnp.asarray(targets), shape[1], predictions.dtype)

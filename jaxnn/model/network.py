@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import jax
@@ -84,9 +84,7 @@ class Model(NamedTuple):
 
     def __repr__(self) -> str:
         """The call that builds this network."""
-        sizes, hidden, output, loss, hidden_biases = self.settings
-        biases = "" if hidden_biases else ", hidden_biases=False"
-        return f"mlp({sizes}, hidden={hidden!r}, output={output!r}, loss={loss!r}{biases})"
+        return _call(self.settings)
 
 
 def mlp(
@@ -137,7 +135,14 @@ def mlp(
     return _model(Settings(counts, hidden, output, loss, hidden_biases))
 
 
-@lru_cache(maxsize=256)
+def _call(settings: Settings) -> str:
+    """The call of `mlp` with these settings."""
+    sizes, hidden, output, loss, hidden_biases = settings
+    biases = "" if hidden_biases else ", hidden_biases=False"
+    return f"mlp({sizes}, hidden={hidden!r}, output={output!r}, loss={loss!r}{biases})"
+
+
+@cache
 def _model(settings: Settings) -> Model:
     shapes = settings.shapes
     return Model(
@@ -197,7 +202,7 @@ def _checked(
         validate(params, batch)
         return compiled(params, batch)
 
-    checked.__name__ = checked.__qualname__ = name
+    checked.__name__, checked.__qualname__ = name, f"{_call(settings)}.{name}"
     vars(checked)["validate"] = validate
     return cast(BatchFunction, checked)
 

@@ -98,6 +98,7 @@ def _drawer(shapes: LayerShapes, unit: str):
             flat = jax.random.normal(key, (total,), jnp.float32)
         return _cut(flat, shapes, scales, bias_scales)
 
+    draw.__qualname__ = f"sampler({shapes}, {unit!r})"
     return draw
 
 

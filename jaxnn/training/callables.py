@@ -26,8 +26,8 @@ __all__ = [
     "as_params",
     "as_partial",
     "check_concrete",
-    "check_gradients_match",
     "check_scalar",
+    "check_value_and_grad",
     "shapes_of",
 ]
 
@@ -128,7 +128,20 @@ def check_scalar(name: str, value: Any) -> None:
         )
 
 
-def check_gradients_match(name: str, gradients: Any, params: Any) -> None:
+def check_value_and_grad(function: Partial, params: Any, batch: Any) -> Any:
+    """Refuses results that are no loss and gradient like the params; returns the loss's dtype."""
+    results = shapes_of("value_and_grad_fn", function, params, batch)
+    if not (isinstance(results, tuple) and len(results) == 2):
+        raise TypeError(
+            "value_and_grad_fn must return (loss, gradients), as jax.value_and_grad(loss_fn) "
+            f"does; got a {type(results).__name__}"
+        )
+    check_scalar("value_and_grad_fn", results[0])
+    _check_gradients("value_and_grad_fn", results[1], params)
+    return results[0].dtype
+
+
+def _check_gradients(name: str, gradients: Any, params: Any) -> None:
     """Refuses gradients whose tree, shapes or dtypes are not those of the params."""
     if jax.tree.structure(gradients) != jax.tree.structure(params):
         raise TypeError(

@@ -280,8 +280,8 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
         shape, _, dtype = npy.read_array_header_1_0(stream, max_header_size=MAX_HEADER)
         _require(dtype in DTYPES, f"{name} has dtype {dtype}")
         size = member.file_size - stream.tell()
-        is_true = math.prod(shape) * dtype.itemsize == size and min(shape, default=0) >= 0
-        _require(is_true, f"{name} has shape {shape} in its header, but {size} bytes")
+        is_honest = math.prod(shape) * dtype.itemsize == size and min(shape, default=0) >= 0
+        _require(is_honest, f"{name} has shape {shape} in its header, but {size} bytes")
         stream.seek(0)
         return npy.read_array(stream, allow_pickle=False, max_header_size=MAX_HEADER)
 

@@ -6,12 +6,12 @@ gradient, a look at the stop rules, then one step of the optimizer. The whole lo
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import Partial
 
 from jaxnn.checks import as_count, as_key, as_real
 from jaxnn.training.callables import (
@@ -20,9 +20,7 @@ from jaxnn.training.callables import (
     as_params,
     as_partial,
     check_concrete,
-    check_gradients_match,
-    check_scalar,
-    shapes_of,
+    check_value_and_grad,
 )
 from jaxnn.training.descending import CONVERGED, DIVERGED, begin, descend, settle, walk
 from jaxnn.training.optimizers import Optimizer, sgd
@@ -55,11 +53,12 @@ class GradientDescentResult(NamedTuple):
 
     Attributes:
         params: the params reached; if it diverged, the last whose loss was finite.
-        loss: their loss on the whole batch.
+        loss: their loss on the whole batch; inf if it is not finite.
         num_evaluations: losses on the whole batch that the work amounts to: a gradient step
             counts 3 times its share of the rows, the loss reported counts 1; rounded up.
         num_steps: gradients evaluated.
-        status: "completed", "converged", "diverged" or "interrupted".
+        status: "completed", "converged", "diverged", "interrupted", or "nonfinite" if no loss
+            was ever finite.
         history: the loss at every step.
     """
 
@@ -126,7 +125,7 @@ def gradient_descent(
     start = as_params(params)
     batch = as_batch(batch, params, value_and_grad_fn)
     function = as_partial("value_and_grad_fn", value_and_grad_fn)
-    loss_dtype = _check_results(function, start, batch)
+    loss_dtype = check_value_and_grad(function, start, batch)
     rows, rows_a_step = _cut(batch, batch_size)
 
     with jax.threefry_partitionable(True):
@@ -140,13 +139,18 @@ def gradient_descent(
             progress,
         )
         final, loss, verdict = settle(function, state, batch)
+    loss = float(loss) if np.isfinite(loss) else math.inf
     work = EVALUATIONS_PER_GRADIENT * rows_a_step * np.arange(1, len(losses) + 1)
     return GradientDescentResult(
         params=final,
-        loss=float(loss),
+        loss=loss,
         num_evaluations=1 - (-EVALUATIONS_PER_GRADIENT * rows_a_step * len(losses) // rows),
         num_steps=len(losses),
-        status=_status(verdict, is_complete=len(losses) == num_epochs * (rows // rows_a_step)),
+        status=_status(
+            verdict,
+            has_finite=math.isfinite(loss) or bool(np.any(np.isfinite(losses))),
+            is_complete=len(losses) == num_epochs * (rows // rows_a_step),
+        ),
         history=DescentHistory(work / rows, losses),
     )
 
@@ -167,19 +171,6 @@ def _as_optimizer(learning_rate: float | None, optimizer: Optimizer | None) -> O
     return Optimizer(init, as_partial("optimizer.update", optimizer.update))
 
 
-def _check_results(function: Partial, params: Any, batch: Any) -> Any:
-    """Refuses results that are no loss and gradient; returns the dtype of the loss."""
-    results = shapes_of("value_and_grad_fn", function, params, batch)
-    if not (isinstance(results, tuple) and len(results) == 2):
-        raise TypeError(
-            "value_and_grad_fn must return (loss, gradients), as jax.value_and_grad(loss_fn) "
-            f"does; got a {type(results).__name__}"
-        )
-    check_scalar("value_and_grad_fn", results[0])
-    check_gradients_match("value_and_grad_fn", results[1], params)
-    return results[0].dtype
-
-
 def _cut(batch: Any, batch_size: int | None) -> tuple[int, int]:
     """Rows of the batch, and rows a step; `(1, 1)` where the batch is never cut."""
     if batch_size is None:
@@ -195,9 +186,9 @@ def _cut(batch: Any, batch_size: int | None) -> tuple[int, int]:
     return rows, min(batch_size, rows)
 
 
-def _status(verdict: jax.Array, *, is_complete: bool) -> Status:
+def _status(verdict: jax.Array, *, has_finite: bool, is_complete: bool) -> Status:
     if int(verdict) == CONVERGED:
         return "converged"
     if int(verdict) == DIVERGED:
-        return "diverged"
+        return "diverged" if has_finite else "nonfinite"
     return "completed" if is_complete else "interrupted"

@@ -167,7 +167,7 @@ def _adam_update(
     params: Any,
 ):
     del params
-    count = state.count + 1
+    count = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
     squares = jax.tree.map(jnp.square, gradients)
     mean = jax.tree.map(jnp.add, _scaled(beta1, state.mean), _scaled(1 - beta1, gradients))
     variance = jax.tree.map(jnp.add, _scaled(beta2, state.variance), _scaled(1 - beta2, squares))

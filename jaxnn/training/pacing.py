@@ -42,7 +42,8 @@ class Chunk(NamedTuple):
     Attributes:
         begin: first unit of work.
         end: one past the last.
-        report: `report(loss)` shows the best loss so far in the progress bar.
+        report: `report(loss)` says that the work is done, and shows the best loss so far in the
+            progress bar. What the caller does after it does not shorten the next chunk.
     """
 
     begin: int
@@ -55,8 +56,8 @@ def chunks(
 ) -> Iterator[Chunk]:
     """Cuts `range(total)` into chunks that take about a quarter of a second each.
 
-    The time between two yields sizes the next chunk; the first holds one unit, since it
-    includes compilation. Ends early, after the chunk at hand, on Ctrl-C.
+    The time between a yield and its report sizes the next chunk; the first holds one unit,
+    since it includes compilation. Ends early, after the chunk at hand, on Ctrl-C.
 
     Args:
         total: units of work.
@@ -71,7 +72,11 @@ def chunks(
     begin, size = 0, 1
     bar = tqdm(total=total * scale, unit=f" {unit}", unit_scale=True, disable=not show)
 
+    done = 0.0
+
     def report(loss: float) -> None:
+        nonlocal done
+        done = time.perf_counter()
         bar.set_postfix_str(f"loss {loss:.6g}", refresh=False)
 
     with _watch_interrupts() as is_interrupted, bar:
@@ -79,7 +84,8 @@ def chunks(
             end = min(begin + size, total)
             started = time.perf_counter()
             yield Chunk(begin, end, report)
-            seconds = max(time.perf_counter() - started, 1e-6)
+            ended = done if done > started else time.perf_counter()
+            seconds = max(ended - started, 1e-6)
             bar.update((end - begin) * scale)
             growth = min(SECONDS_PER_CHUNK / seconds, LARGEST_GROWTH)
             size = max(1, min(int(size * growth), largest))
@@ -88,7 +94,7 @@ def chunks(
 
 @contextmanager
 def _watch_interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag; signals belong to the main thread alone."""
+    """Turns the first Ctrl-C into a flag, unless the program handles Ctrl-C in its own way."""
     seen = threading.Event()
 
     def handle(signum: int, frame: object) -> None:
@@ -97,11 +103,12 @@ def _watch_interrupts() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         seen.set()
 
-    if threading.current_thread() is not threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield seen.is_set
         return
-    before = signal.signal(signal.SIGINT, handle)
+    signal.signal(signal.SIGINT, handle)
     try:
         yield seen.is_set
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)

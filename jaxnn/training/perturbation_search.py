@@ -109,8 +109,9 @@ def perturbation_search(
         batch: any pytree that the loss takes.
         num_steps: proposals of each chain; 0 returns the start.
         scale: standard deviation of the noise on every number, above 0.
-        num_chains: how many independent chains; each is the same however many there are, up to
-            the rounding of its losses. By default one, without a leading axis in the history.
+        num_chains: how many independent chains. The draws of each are the same however many
+            there are; its path too, until a loss that rounds differently decides a near-tie. By
+            default one, without a leading axis in the history.
         metric_fn: `metric_fn(params, batch)` -> a scalar, recorded for every proposal, as the
             chapter records the accuracy; `model.accuracy` for instance.
         progress: whether to show a progress bar.

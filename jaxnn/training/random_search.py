@@ -10,6 +10,7 @@ Reference: Brooks, "A discussion of random methods for seeking maxima", Operatio
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -42,6 +43,8 @@ TAG = 0x52414E44
 """Folded into the key, so that no other trainer draws the same from it."""
 
 LARGEST_TILE = 16_384
+MOST_LISTED = 2**24
+"""Candidates that a list of the best, or of those collected, may hold."""
 MEMORY_BUDGET = 2**26
 
 
@@ -137,10 +140,11 @@ def random_search(
     batch = as_batch(batch, shapes, loss_fn)
     loss_shape = shapes_of("loss_fn", loss, shapes, batch)
     check_scalar("loss_fn", loss_shape)
+    dtype = loss_shape.dtype
     tile = _tile_size(shapes, batch, as_count("memory_budget", memory_budget, minimum=1))
-    rules = _as_rules(target_loss, collect, max_seconds, callback)
-    limits, edges = _as_rising("thresholds", thresholds), _as_edges(bins)
-    kept = _statistics(loss_shape.dtype, as_count("top_k", top_k, 1, tile), limits, edges, collect)
+    rules = _as_rules(target_loss, collect, max_seconds, callback, dtype)
+    limits, edges = _as_rising("thresholds", thresholds, dtype), _as_edges(bins, dtype)
+    kept = _statistics(dtype, as_count("top_k", top_k, 1, MOST_LISTED), limits, edges, collect)
 
     with jax.threefry_partitionable(True):
         engine = Engine(loss, sample, batch, jax.random.fold_in(key, TAG))
@@ -149,8 +153,8 @@ def random_search(
             kept,
             Span(start, stop, tile),
             rules,
-            jax.local_devices() if devices is None else devices,
-            _as_checkpoint(checkpoint, key, start, tile, engine, shapes, kept),
+            _as_devices(devices),
+            _as_checkpoint(checkpoint, key, start, tile, engine, loss_shape, kept),
             progress=progress,
         )
     return report(partial(reconstruct, key, sample_fn), start, reached, limits, edges)
@@ -193,34 +197,44 @@ def _as_range(start: int, num_candidates: int) -> tuple[int, int]:
     return start, start + num_candidates
 
 
+def _as_devices(devices: Sequence[Any] | None) -> Sequence[Any]:
+    chosen = jax.local_devices() if devices is None else list(devices)
+    if not chosen:
+        raise ValueError("devices must hold at least one device; got none")
+    return chosen
+
+
 def _as_rules(
     target_loss: float | None,
     collect: Collect | None,
     max_seconds: float | None,
     callback: Callable[[SearchProgress], None] | None,
+    dtype: Any,
 ) -> StopRules:
     if target_loss is not None:
-        target_loss = float(as_real("target_loss", target_loss, minimum=-np.inf))
+        as_real("target_loss", target_loss, minimum=-np.inf)
+        target_loss = float(np.asarray(target_loss, dtype))
     if max_seconds is not None:
         max_seconds = float(as_real("max_seconds", max_seconds))
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable; got a {type(callback).__name__}")
-    limit = None
-    if collect is not None:
-        limit = as_count("collect.limit", collect.limit, 1, 2**28) if collect.stop else None
+    if not (collect is None or isinstance(collect, Collect)):
+        raise TypeError(f"collect must be a jaxnn.Collect; got a {type(collect).__name__}")
+    limit = collect.limit if collect and collect.stop else None
     return StopRules(target_loss, limit, max_seconds, callback)
 
 
-def _as_rising(name: str, values: Sequence[float]) -> np.ndarray:
-    """Finite numbers in strictly rising order, float32."""
-    numbers = as_numpy(name, values).astype(np.float32)
+def _as_rising(name: str, values: Sequence[float], dtype: Any) -> np.ndarray:
+    """Finite numbers in strictly rising order, of the loss's dtype."""
+    with np.errstate(over="ignore"):
+        numbers = as_numpy(name, values).astype(dtype)
     if numbers.ndim != 1 or not np.all(np.isfinite(numbers)) or np.any(np.diff(numbers) <= 0):
         raise ValueError(f"{name} must be finite numbers in rising order; got {values}")
     return numbers
 
 
-def _as_edges(bins: Sequence[float] | None) -> np.ndarray | None:
-    edges = None if bins is None else _as_rising("bins", bins)
+def _as_edges(bins: Sequence[float] | None, dtype: Any) -> np.ndarray | None:
+    edges = None if bins is None else _as_rising("bins", bins, dtype)
     if edges is not None and not edges.size:
         raise ValueError("bins must hold at least one edge; got none")
     return edges
@@ -242,8 +256,8 @@ def _statistics(
     }
     if collect is not None:
         threshold = as_real("collect.threshold", collect.threshold, minimum=-np.inf)
-        limit = as_count("collect.limit", collect.limit, 1, 2**28)
-        kept["collected"] = statistics.first_below(np.float32(threshold), limit, dtype)
+        limit = as_count("collect.limit", collect.limit, 1, MOST_LISTED)
+        kept["collected"] = statistics.first_below(np.asarray(threshold, dtype), limit, dtype)
     return kept
 
 
@@ -251,11 +265,12 @@ def _tile_size(params: Any, batch: Any, memory_budget: int) -> int:
     """Candidates a tile: a power of two, a function of shapes and of the budget alone.
 
     Rows times the widest axis of the params stands for the largest intermediate value of one
-    candidate, and a tile of those is kept within the budget.
+    candidate, if its params are not larger yet; a tile of those is kept within the budget.
     """
     rows = max((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=1)
     widest = max((max(leaf.shape, default=1) for leaf in jax.tree.leaves(params)), default=1)
-    fitting = max(memory_budget // (4 * rows * widest), 1)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    fitting = max(memory_budget // (4 * max(rows * widest, size)), 1)
     return min(1 << (fitting.bit_length() - 1), LARGEST_TILE)
 
 
@@ -265,11 +280,15 @@ def _as_checkpoint(
     start: int,
     tile: int,
     engine: Engine,
-    shapes: Any,
+    loss_shape: Any,
     kept: Mapping[str, Statistic],
 ) -> Checkpoint | None:
     if path is None:
         return None
+    if np.dtype(loss_shape.dtype).kind != "f":
+        raise TypeError(
+            f"loss_fn must return a NumPy float to be saved; got {loss_shape.dtype}: cast it"
+        )
     facts = {
         "trainer": "random_search",
         "key": np.asarray(jax.random.key_data(key)).tolist(),
@@ -278,7 +297,8 @@ def _as_checkpoint(
         "tile": tile,
         "loss_fn": _identity(engine.value),
         "sample_fn": _identity(engine.sample),
-        "params": str(shapes),
+        "params": str(jax.eval_shape(engine.sample, key)),
+        "loss_dtype": str(loss_shape.dtype),
         "batch": fingerprint(engine.batch),
         "statistics": {name: fingerprint((s.start, s.update)) for name, s in kept.items()},
     }
@@ -287,8 +307,14 @@ def _as_checkpoint(
 
 def _identity(function: Partial) -> str:
     """A function's name and the numbers bound to it: as much as one can know of it later."""
-    name = getattr(function.func, "__qualname__", type(function.func).__name__)
-    return f"{name} {fingerprint((function.args, function.keywords))}"
+    return f"{_name(function.func)} {fingerprint((function.args, function.keywords))}"
+
+
+def _name(function: Any) -> str:
+    bare = getattr(function, "fun", function)  # JAX boxes what functools.partial made
+    if isinstance(bare, partial):
+        return f"{_name(bare.func)} {bare.args} {bare.keywords}"
+    return getattr(bare, "__qualname__", type(bare).__qualname__)
 
 
 @jax.jit

@@ -55,6 +55,9 @@ class Histogram(NamedTuple):
 class ThresholdCounts(NamedTuple):
     """How many losses are at most each threshold, and how likely that makes one.
 
+    The intervals are those of a count fixed beforehand; of a search that a target or a full
+    collection ended they are approximate.
+
     Attributes:
         threshold: the thresholds, `(thresholds,)`.
         count: losses at or below, int64.
@@ -170,6 +173,7 @@ def as_threshold_counts(
 ) -> ThresholdCounts:
     """Shares and their intervals."""
     tail = (1 - CONFIDENCE) / 2
+    num_candidates = max(num_candidates, 1)
     misses = num_candidates - count
     with np.errstate(invalid="ignore"):
         low = np.where(count == 0, 0.0, betaincinv(count, misses + 1, tail))
@@ -195,7 +199,7 @@ def report(
         index=index,
         num_evaluations=done,
         num_nonfinite=int(totals["nonfinite"]),
-        status="nonfinite" if index is None else reached.status,
+        status="nonfinite" if index is None and reached.status == "completed" else reached.status,
         history=Improvements(trail.index - start + 1, trail.index, trail.loss),
         top=top,
         histogram=as_histogram(totals["histogram"], edges),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,6 @@ __all__ = ["Checkpoint", "Reached", "SearchProgress", "Span", "StopRules", "walk
 
 LARGEST_CHUNK = 2**30
 SECONDS_BETWEEN_SAVES = 30.0
-MOST_HALVINGS = 6
 
 
 class Span(NamedTuple):
@@ -86,7 +86,7 @@ def walk(
     progress: bool,
 ) -> Reached:
     """Folds the span, from its checkpoint if there is one, to its end or to a stop rule."""
-    fold = partial(_fold_within_memory, engine, statistics, span.tile, devices)
+    fold = partial(_fold, engine, statistics, span.tile, devices)
     reached = _restore(checkpoint, statistics, span, rules)
     begin, width = reached.end, span.tile
     num_tiles = -(-(span.stop - begin) // width) if reached.status == "completed" else 0
@@ -155,35 +155,31 @@ def _best(reached: Reached) -> float:
     return float(np.min(reached.totals["best"].loss, initial=np.inf))
 
 
-def _fold_within_memory(
+def _fold(
     engine: Engine,
     statistics: Mapping[str, Statistic],
     tile: int,
     devices: Sequence[Any],
     begin: int,
     end: int,
-    halvings: int = MOST_HALVINGS,
 ) -> dict[str, Any]:
-    """Folds a range; where memory runs out, the two halves of it, with the same indices."""
+    """Folds a range. Memory depends on the tile alone: a shorter range would need no less."""
     try:
         return fold_range(engine, statistics, begin, end, tile=tile, devices=devices)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        middle = begin + -(-(end - begin) // tile) // 2 * tile
-        if not halvings or middle == begin:
-            raise MemoryError(
-                f"a tile of {tile} candidates does not fit: give a lower memory_budget"
-            ) from error
-    fold = partial(_fold_within_memory, engine, statistics, tile, devices, halvings=halvings - 1)
-    return merge_all(statistics, fold(begin, middle), fold(middle, end))
+        raise MemoryError(
+            f"a tile of {tile} candidates does not fit: give a lower memory_budget"
+        ) from error
 
 
 def _restore(
     checkpoint: Checkpoint | None, statistics: Mapping[str, Statistic], span: Span, rules: StopRules
 ) -> Reached:
     """Where to go on: at the start, or where the checkpoint ends."""
-    fresh = Reached(merge_all(statistics), span.start, "completed")
+    nothing = merge_all(statistics, {name: each.start for name, each in statistics.items()})
+    fresh = Reached(nothing, span.start, "completed")
     if checkpoint is None:
         return fresh
     checkpoints.check_writable(checkpoint.path)
@@ -193,14 +189,24 @@ def _restore(
     checkpoints.refuse_other(checkpoint.path, facts, checkpoint.facts)
     leaves = [arrays[name] for name, _ in _named(fresh.totals)]
     totals = jax.tree.unflatten(jax.tree.structure(fresh.totals), leaves)
+    if facts["next"] > span.stop:
+        raise ValueError(
+            f"num_candidates must be at least {facts['next'] - span.start}, as many as "
+            f"checkpoint {checkpoint.path} holds; got {span.stop - span.start}"
+        )
     done = _last_candidate(rules, totals) is not None
     return Reached(totals, facts["next"], "reached" if done else "completed")
 
 
 def _save(checkpoint: Checkpoint | None, reached: Reached) -> None:
-    if checkpoint is not None:
-        facts = {**checkpoint.facts, "next": reached.end}
+    """Saves; a disk that is full in the middle of a run is no reason to lose the run."""
+    if checkpoint is None:
+        return
+    facts = {**checkpoint.facts, "next": reached.end}
+    try:
         checkpoints.save(checkpoint.path, dict(_named(reached.totals)), facts)
+    except OSError as error:
+        warnings.warn(f"checkpoint not saved: {error}", RuntimeWarning, stacklevel=2)
 
 
 def _named(totals: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:

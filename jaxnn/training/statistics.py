@@ -66,7 +66,7 @@ def improvements(dtype: Any) -> Statistic:
     return Statistic(_nothing(MAX_RECORDS, dtype), Partial(_add_records), _merge_records)
 
 
-def first_below(threshold: np.float32, count: int, dtype: Any) -> Statistic:
+def first_below(threshold: np.ndarray, count: int, dtype: Any) -> Statistic:
     """The first `count` candidates with a loss of at most the threshold: a `Listed`."""
     return Statistic(
         _nothing(count, dtype), Partial(_add_hits, threshold), partial(_merge_hits, count)
@@ -112,8 +112,9 @@ def _counted(tile: Tile) -> jax.Array:
 
 
 def _ranked(tile: Tile) -> jax.Array:
-    """The losses, with inf, which never wins, for what is no loss."""
-    return jnp.where(_counted(tile), tile.value, jnp.inf)
+    """The losses, with inf, which never wins, for what is no loss; -0.0 ties with 0.0."""
+    losses = jnp.where(tile.value == 0, jnp.zeros_like(tile.value), tile.value)
+    return jnp.where(_counted(tile), losses, jnp.inf)
 
 
 def _count_nonfinite(count: jax.Array, tile: Tile) -> jax.Array:
@@ -121,19 +122,18 @@ def _count_nonfinite(count: jax.Array, tile: Tile) -> jax.Array:
 
 
 def _count_below(thresholds: jax.Array, counts: jax.Array, tile: Tile) -> jax.Array:
-    below = _ranked(tile)[None, :] <= thresholds[:, None].astype(tile.value.dtype)
+    below = _ranked(tile)[None, :] <= thresholds[:, None]
     return counts + jnp.sum(below, axis=1, dtype=counts.dtype)
 
 
 def _count_bins(edges: jax.Array, counts: jax.Array, tile: Tile) -> jax.Array:
-    bins = jnp.searchsorted(edges.astype(tile.value.dtype), tile.value, side="right")
+    bins = jnp.searchsorted(edges, tile.value, side="right")
     return counts.at[bins].add(_counted(tile).astype(counts.dtype))
 
 
 def _count_bits(counts: jax.Array, tile: Tile) -> jax.Array:
     """Bins by the float's own bits, which order as integers once the negative ones are turned."""
-    losses = jnp.where(tile.value == 0, 0.0, tile.value)  # -0.0 belongs with 0.0
-    bits = jax.lax.bitcast_convert_type(losses.astype(jnp.float32), jnp.int32)
+    bits = jax.lax.bitcast_convert_type(_ranked(tile).astype(jnp.float32), jnp.int32)
     ordered = bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
     bins = (ordered >> SHIFT) + jnp.int32(NUM_BINS // 2)
     return counts.at[bins].add(_counted(tile).astype(counts.dtype))
@@ -191,7 +191,7 @@ def _merge_records(first: Listed, second: Listed) -> Listed:
 
 def _add_hits(threshold: jax.Array, listed: Listed, tile: Tile) -> Listed:
     losses = _ranked(tile)
-    chosen = losses <= threshold.astype(losses.dtype)
+    chosen = losses <= threshold
 
     def add(listed: Listed) -> Listed:
         return _append(listed, tile, losses, chosen)
