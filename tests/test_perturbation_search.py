@@ -182,16 +182,11 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(
 
 def test_each_chain_is_the_same_however_many_there_are():
     """Bit for bit, since this loss has no rounding that could depend on the width."""
-    many = climb(stairs, num_chains=5)
-    for chains in (1, 2):
-        few = climb(stairs, num_chains=chains)
-        assert same(
-            few.chain_params, jax.tree.map(lambda leaf, n=chains: leaf[:n], many.chain_params)
-        )
-        assert np.array_equal(few.chain_loss, many.chain_loss[:chains])
-        assert np.array_equal(few.history.accepted, many.history.accepted[:chains])
-    alone = climb(stairs)
-    assert np.array_equal(alone.history.proposed_loss, many.history.proposed_loss[0])
+    many, alone = climb(stairs, num_chains=5), climb(stairs, num_chains=1)
+    assert same(alone.chain_params, jax.tree.map(lambda leaf: leaf[:1], many.chain_params))
+    assert np.array_equal(alone.chain_loss, many.chain_loss[:1])
+    assert np.array_equal(alone.history.accepted, many.history.accepted[:1])
+    assert np.array_equal(alone.history.proposed_loss, many.history.proposed_loss[:1])
 
 
 @pytest.mark.parametrize("chain", [1, 4])
@@ -248,10 +243,7 @@ def test_chains_that_meet_nothing_finite_lose_to_one_that_does():
 # --- precision and scale
 
 
-def test_params_and_losses_of_other_widths():
-    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), (START, GOAL))
-    result = jaxnn.perturbation_search(KEY, bowl, *half, num_steps=50, scale=SCALE)
-    assert {leaf.dtype for leaf in jax.tree.leaves(result.params)} == {np.dtype(np.float16)}
+def test_float64_params_climb_in_float64():
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), (START, GOAL))
         result = jaxnn.perturbation_search(KEY, bowl, *wide, num_steps=50, scale=SCALE)

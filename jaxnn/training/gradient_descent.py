@@ -108,6 +108,7 @@ def gradient_descent(
             `optimizer` is given, or if the leaves of `batch` differ in rows.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> value_and_grad_fn = jax.value_and_grad(lambda p, batch: jnp.sum((p - batch) ** 2))
         >>> start, batch = jnp.zeros(2), jnp.ones(2)
         >>> trained = gradient_descent(

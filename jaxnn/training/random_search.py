@@ -121,6 +121,7 @@ def random_search(
         MemoryError: if a tile does not fit into memory.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> def loss_fn(params, batch):
         ...     return jnp.sum((params - batch) ** 2)
         >>> def sample_fn(key):
