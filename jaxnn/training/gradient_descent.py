@@ -115,7 +115,7 @@ def gradient_descent(
         ...     jax.random.key(0), value_and_grad_fn, start, batch,
         ...     learning_rate=0.1, num_epochs=100,
         ... )
-        >>> trained.params
+        >>> trained.params.round(4)
         Array([1., 1.], dtype=float32)
     """
     key = as_key("key", key)
