@@ -52,7 +52,13 @@ class Chunk(NamedTuple):
 
 
 def chunks(
-    total: int, *, largest: int, unit: str, show: bool = False, scale: int = 1
+    total: int,
+    *,
+    largest: int,
+    unit: str,
+    show: bool = False,
+    scale: int = 1,
+    shown: int | None = None,
 ) -> Iterator[Chunk]:
     """Cuts `range(total)` into chunks that take about a quarter of a second each.
 
@@ -65,12 +71,14 @@ def chunks(
         unit: their name in the progress bar.
         show: whether to show the bar, on standard error.
         scale: how many to show for each unit of work.
+        shown: how many to show in all, where the last unit is not a full one.
 
     Yields:
         `Chunk`s that follow each other without a gap.
     """
     begin, size = 0, 1
-    bar = tqdm(total=total * scale, unit=f" {unit}", unit_scale=True, disable=not show)
+    shown = total * scale if shown is None else shown
+    bar = tqdm(total=shown, unit=f" {unit}", unit_scale=True, disable=not show)
 
     done = 0.0
 
@@ -86,7 +94,7 @@ def chunks(
             yield Chunk(begin, end, report)
             ended = done if done > started else time.perf_counter()
             seconds = max(ended - started, 1e-6)
-            bar.update((end - begin) * scale)
+            bar.update(min(end * scale, shown) - bar.n)
             growth = min(SECONDS_PER_CHUNK / seconds, LARGEST_GROWTH)
             size = max(1, min(int(size * growth), largest))
             begin = end

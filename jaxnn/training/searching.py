@@ -94,7 +94,12 @@ def walk(
     started = saved = time.monotonic()
     try:
         for chunk in chunks(
-            num_tiles, largest=largest, unit="candidates", scale=width, show=progress
+            num_tiles,
+            largest=largest,
+            unit="candidates",
+            scale=width,
+            shown=span.stop - begin,
+            show=progress,
         ):
             end = min(begin + chunk.end * width, span.stop)
             reached = _advance(fold, statistics, rules, reached, end)
