@@ -425,4 +425,19 @@ def test_counts_are_exact_across_borders_of_words_and_floats(border):
 
 
 def test_tile_is_a_power_of_two_within_the_budget():
-    assert random_search._tile_size(jnp.zeros(2), jnp.zeros(2), BUDGET) == TILE
+    given = loss_fn, jnp.zeros(2), jnp.zeros(2)
+    assert random_search._tile_size(*given, BUDGET, "cpu") == TILE
+    assert random_search._tile_size(*given, BUDGET + 15, "cpu") == TILE
+    assert random_search._tile_size(*given, 1, "cpu") == 1
+    assert random_search._tile_size(*given, None, "cpu") == 2**14
+    assert random_search._tile_size(*given, None, "gpu") == 2**20
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tile"), [((2, 3, 3), 2**14), ((2, 16, 16, 3), 128), ((64, 32, 10), 64)]
+)
+def test_a_network_says_what_its_losses_need(sizes, tile):
+    model = jaxnn.mlp(sizes)
+    shapes = jax.eval_shape(model.sampler(), KEY)
+    batch = jaxnn.Batch(jnp.zeros((300, sizes[0])), jnp.zeros(300, int))
+    assert random_search._tile_size(model.loss, shapes, batch, None, "cpu") == tile

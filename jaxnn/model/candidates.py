@@ -1,18 +1,28 @@
 """The same loss for very many weight sets at once: what `jax.vmap(model.loss)` runs.
 
 The obvious `vmap` of a small network is a batch of tiny matrix products, which neither CPUs nor
-XLA like. Here every weight is a scalar and the weight sets are the vector lanes: the code below
-reads as the loss of *one* weight set written out weight by weight, and `vmap` turns each scalar
-into a vector over the weight sets. XLA fuses such a chain of elementwise operations into one
-loop; a `dot`, a `sum` or a `logsumexp` over a tiny axis would break the chain.
+XLA like. Two layouts do better; both are the loss of *one* weight set, which `vmap` maps.
 
-A `scan` walks over blocks of rows. A row's loss is `log(factor) + rest` with factors between 1
-and a small number (softmax: the sum of `e^(z - max z)`, at most the number of classes), so one
-logarithm does for the product of a whole block's factors.
+`loss_by_scalars`, for small networks: every weight is a scalar, so the weight sets become the
+vector lanes. XLA fuses such a chain of elementwise operations into one loop; a `dot`, a `sum` or
+a `logsumexp` over a tiny axis would break the chain. A `scan` walks over blocks of rows.
 
-Measured on 2 cores with AVX-512 (jax 0.10.2; 2-3-3 relu net, 300 rows, drawing included), in
-thousand weight sets a second: plain `vmap` 103 to 148 for tiles of 1,024 to 65,536; this layout
-1,170 to 1,850. Rows a block at tiles of 16,384: 4 gives 1,771, 6 gives 1,843, 10 gives 1,819.
+`loss_by_rows`, for the others: the rows come last and are the lanes, the hidden layers are matrix
+products, and the few logits of each row are again written out one by one.
+
+In both a row's loss is `log(factor) + rest`, with factors between 1 and a small number (softmax:
+the sum of `e^(z - max z)`, at most the number of classes), so that one logarithm does for the
+product of many factors.
+
+Measured on 2 cores with AVX-512 (jax 0.10.2, 300 rows, softmax, 512-bit vectors), in thousand
+weight sets a second, plain `vmap` against the layout chosen here, drawing included: 2-3-3 about
+120 against 3,000; 2-16-16-3 83 against 112; 2-64-64-3 17 against 18; 64-32-10 45 against 52.
+What made the difference by scalars, of the loss alone: labels chosen by `where` instead of a
+product with one-hot rows, 1.3 times; the running softmax, one exponential fewer a row, 1.2
+times; 10 rows a block instead of 6, 1.1 times, and 20 no more than that; 512-bit vectors, 1.6
+times. What did not: by scalars above 130 weights (2-16-16-3: 40 s of compilation, a tenth of the
+pace) or above 16 outputs; tiles by rows beyond the caches; candidates last with a scan over the
+inputs of a layer (half the pace of `loss_by_rows`).
 """
 
 from __future__ import annotations
@@ -20,50 +30,71 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnn.batch import Batch
 from jaxnn.model.activations import ACTIVATIONS
 from jaxnn.model.layers import Params
-from jaxnn.model.losses import encode
 
-__all__ = ["loss_by_scalars", "many_at_once"]
+__all__ = ["bytes_per_set", "loss_by_rows", "loss_by_scalars", "many_at_once"]
 
-ROWS_PER_BLOCK = 6
+ROWS_PER_BLOCK = 10
 MIN_LANES = 16
 """Fewer weight sets than this do not fill a vector: they go through plain `vmap`."""
-MAX_WEIGHTS = 128
-"""Networks with more weights than this would fill no cache line by line: plain `vmap` too."""
+MAX_SCALARS = 128
+"""Networks with more weights than this fill more registers than there are: they go by rows."""
+MAX_OUTPUTS = 16
+"""Outputs are written out one by one; networks with more go through plain `vmap`."""
 
 LossFn = Callable[[Params, Batch], jax.Array]
-Scalars = list[jax.Array]
-RowLoss = Callable[[Scalars, Scalars], tuple[jax.Array | None, jax.Array]]
+Values = list[jax.Array]
+"""A number for each unit: a scalar, or a vector over the rows."""
+RowLoss = Callable[[Values, Any], tuple[jax.Array | None, jax.Array]]
 
 
-def many_at_once(one_set: LossFn, by_scalars: LossFn) -> LossFn:
-    """`one_set`, with a `vmap` rule that maps `by_scalars` over the weight sets instead.
+def many_at_once(one_set: LossFn, by_scalars: LossFn, by_rows: LossFn) -> LossFn:
+    """`one_set`, with a `vmap` rule that maps the same loss in a faster layout.
 
     Args:
         one_set: the loss of one weight set.
         by_scalars: the same loss, written out weight by weight.
+        by_rows: the same loss, rows last.
 
     Returns:
-        A function equal to `one_set`, whose `vmap` over params alone is fast for small networks.
+        A function equal to `one_set`, whose `vmap` over params alone is fast.
     """
     loss = jax.custom_batching.custom_vmap(one_set)
 
     @loss.def_vmap
     def rule(axis_size: int, mapped: tuple[Params, Batch], params: Params, batch: Batch):
         only_params = all(jax.tree.leaves(mapped[0])) and not any(jax.tree.leaves(mapped[1]))
-        weights = sum(leaf.size for leaf in jax.tree.leaves(params)) // axis_size
-        fast = only_params and axis_size >= MIN_LANES and weights <= MAX_WEIGHTS
+        layout = one_set
+        if only_params and axis_size >= MIN_LANES and params[-1].weights.shape[-1] <= MAX_OUTPUTS:
+            layout = by_scalars if _num_weights(params) <= MAX_SCALARS * axis_size else by_rows
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
-        mapped_loss = jax.vmap(by_scalars if fast else one_set, in_axes=axes)
-        return mapped_loss(params, batch), True
+        return jax.vmap(layout, in_axes=axes)(params, batch), True
 
     return loss
+
+
+def bytes_per_set(params: Params, batch: Batch) -> int:
+    """What one weight set adds to the memory that `jax.vmap` of the loss works in, about.
+
+    Args:
+        params: tuple of `Dense`; shapes will do.
+        batch: inputs `(rows, features)` and targets.
+
+    Returns:
+        Bytes, for float32.
+    """
+    size, rows = _num_weights(params), np.shape(batch.x)[0]
+    if size <= MAX_SCALARS and params[-1].weights.shape[-1] <= MAX_OUTPUTS:
+        return 4 * (size + ROWS_PER_BLOCK)
+    return 4 * max(size, rows * max(layer.weights.shape[-1] for layer in params))
 
 
 def loss_by_scalars(params: Params, batch: Batch, hidden: str, output: str, loss: str):
@@ -82,7 +113,8 @@ def loss_by_scalars(params: Params, batch: Batch, hidden: str, output: str, loss
     """
     dtype = params[0].weights.dtype
     x = jnp.asarray(batch.x).astype(dtype)
-    targets = encode(jnp.asarray(batch.y), params[-1].weights.shape[1], dtype)
+    targets = _targets(batch, loss, dtype)
+    outputs = params[-1].weights.shape[1]
     row_loss = _row_loss(output, loss)
     layers = [_unpack(weights, biases) for weights, biases in params]
 
@@ -90,16 +122,49 @@ def loss_by_scalars(params: Params, batch: Batch, hidden: str, output: str, loss
         rows, answers = block
         return total + _block_loss(layers, rows, answers, hidden, row_loss), None
 
-    per_block = _rows_per_block(loss, targets.shape[1])
+    per_block = _rows_per_block(loss, outputs)
     blocks, rest = divmod(x.shape[0], per_block)
     cut = blocks * per_block
     total = jnp.zeros((), dtype)
     if blocks:
-        stacked = tuple(a[:cut].reshape(blocks, per_block, -1) for a in (x, targets))
+        stacked = tuple(a[:cut].reshape(blocks, per_block, *a.shape[1:]) for a in (x, targets))
         total, _ = jax.lax.scan(add_block, total, stacked)
     if rest:
         total, _ = add_block(total, (x[cut:], targets[cut:]))
-    return total / (x.shape[0] if loss == "categorical_crossentropy" else targets.size)
+    return total / _num_terms(loss, x.shape[0], outputs)
+
+
+def loss_by_rows(params: Params, batch: Batch, hidden: str, output: str, loss: str):
+    """The mean loss of one weight set, rows last: arguments and result as `loss_by_scalars`."""
+    dtype = params[0].weights.dtype
+    values = jnp.asarray(batch.x).astype(dtype).T
+    for layer, (weights, biases) in enumerate(params):
+        values = weights.T @ values
+        if biases is not None:
+            values = values + biases[:, None]
+        if layer < len(params) - 1:
+            values = ACTIVATIONS[hidden].forward(values)
+    targets = jnp.moveaxis(_targets(batch, loss, dtype), 0, -1)
+    factors, rests = _row_loss(output, loss)(list(values), targets)
+    losses = rests if factors is None else rests + jnp.log(factors)
+    return jnp.sum(losses) / _num_terms(loss, values.shape[1], values.shape[0])
+
+
+def _num_weights(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _targets(batch: Batch, loss: str, dtype: Any) -> jax.Array:
+    """Classes as integers `(rows,)`, other targets as floats `(rows, outputs)`."""
+    targets = jnp.asarray(batch.y)
+    if loss != "categorical_crossentropy":
+        return targets.astype(dtype)
+    return targets if targets.ndim == 1 else jnp.argmax(targets, axis=1)
+
+
+def _num_terms(loss: str, rows: int, outputs: int) -> int:
+    """How many terms the mean of a loss is over."""
+    return rows if loss == "categorical_crossentropy" else rows * outputs
 
 
 def _rows_per_block(loss: str, outputs: int) -> int:
@@ -125,33 +190,42 @@ def _block_loss(layers, x: jax.Array, targets: jax.Array, hidden: str, row_loss:
             values = [_neuron(values, *neuron) for neuron in zip(columns, biases, strict=True)]
             if layer < len(layers) - 1:
                 values = [ACTIVATIONS[hidden].forward(z) for z in values]
-        factor, rest = row_loss(values, list(targets[row]))
+        factor, rest = row_loss(values, targets[row])
         factors.append(factor)
         rests.append(rest)
     total = _sum(rests)
     return total if factors[0] is None else total + jnp.log(_product(factors))
 
 
-def _neuron(inputs: Scalars, column: Scalars, bias: jax.Array | None) -> jax.Array:
-    z = _sum([w * h for w, h in zip(column, inputs, strict=True)])
-    return z if bias is None else z + bias
+def _neuron(inputs: Values, column: Values, bias: jax.Array | None) -> jax.Array:
+    products = [w * h for w, h in zip(column, inputs, strict=True)]
+    return _sum(products if bias is None else [bias, *products])
 
 
-def _softmax_crossentropy(logits: Scalars, targets: Scalars):
-    """`log sum e^z - z_y`, relative to the largest logit: factor `sum e^(z - m)`."""
-    largest = reduce(jnp.maximum, logits)
-    factor = _sum([jnp.exp(z - largest) for z in logits])
-    return factor, largest - _sum([y * z for y, z in zip(targets, logits, strict=True)])
+def _softmax_crossentropy(logits: Values, label: jax.Array):
+    """`log sum e^z - z_label`, relative to the largest logit: factor `sum e^(z - max z)`.
+
+    One exponential a logit after the first: `max z` is the larger of two, so one of the terms
+    `e^(max z - new max)` and `e^(z - new max)` is 1.
+    """
+    largest = answer = logits[0]
+    factor = jnp.ones_like(largest)
+    for number, z in enumerate(logits[1:], start=1):
+        smaller = jnp.exp(-jnp.abs(z - largest))
+        factor = jnp.where(z > largest, factor * smaller + 1, factor + smaller)
+        largest = jnp.where(z > largest, z, largest)
+        answer = jnp.where(label == number, z, answer)
+    return factor, largest - answer
 
 
-def _sigmoid_crossentropy(logits: Scalars, targets: Scalars):
+def _sigmoid_crossentropy(logits: Values, targets: jax.Array):
     """`sum log(1 + e^z) - y z`; as `log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)`."""
     factor = _product([1 + jnp.exp(-jnp.abs(z)) for z in logits])
-    pairs = zip(targets, logits, strict=True)
+    pairs = zip(list(targets), logits, strict=True)
     return factor, _sum([ACTIVATIONS["relu"].forward(z) - y * z for y, z in pairs])
 
 
-def _squared_error(output: str, logits: Scalars, targets: Scalars):
+def _squared_error(output: str, logits: Values, targets: jax.Array):
     if output == "softmax":
         largest = reduce(jnp.maximum, logits)
         exponentials = [jnp.exp(z - largest) for z in logits]
@@ -159,7 +233,7 @@ def _squared_error(output: str, logits: Scalars, targets: Scalars):
         predictions = [e / total for e in exponentials]
     else:
         predictions = [ACTIVATIONS[output].forward(z) for z in logits]
-    pairs = zip(predictions, targets, strict=True)
+    pairs = zip(predictions, list(targets), strict=True)
     return None, _sum([jnp.square(p - y) for p, y in pairs])
 
 
@@ -171,9 +245,9 @@ def _row_loss(output: str, loss: str) -> RowLoss:
     return partial(_squared_error, output)
 
 
-def _sum(terms: Scalars) -> jax.Array:
+def _sum(terms: Values) -> jax.Array:
     return reduce(operator.add, terms)
 
 
-def _product(factors: Scalars) -> jax.Array:
+def _product(factors: Values) -> jax.Array:
     return reduce(operator.mul, factors)

@@ -15,7 +15,12 @@ from jaxnn.batch import Batch, check_batch, check_inputs
 from jaxnn.checks import as_choice, as_count, as_key
 from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
-from jaxnn.model.candidates import loss_by_scalars, many_at_once
+from jaxnn.model.candidates import (
+    bytes_per_set,
+    loss_by_rows,
+    loss_by_scalars,
+    many_at_once,
+)
 from jaxnn.model.heads import HEADS, Head
 from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, propagate
 from jaxnn.model.losses import LOSSES
@@ -149,7 +154,7 @@ def _model(settings: Settings) -> Model:
         settings=settings,
         init=partial(_init, shapes),
         apply=_apply(settings),
-        loss=_checked(settings, "loss", _loss(settings)),
+        loss=_checked(settings, "loss", _loss(settings), bytes_per_set=bytes_per_set),
         value_and_grad=_checked(settings, "value_and_grad", partial(_value_and_grad, settings)),
         loss_reference=_checked(settings, "loss_reference", partial(_reference, settings)),
         accuracy=_checked(settings, "accuracy", partial(_accuracy, settings)),
@@ -184,7 +189,7 @@ def _apply(settings: Settings) -> Callable[[Params, ArrayLike], jax.Array]:
 
 
 def _checked(
-    settings: Settings, name: str, function: Callable[[Params, Batch], Any]
+    settings: Settings, name: str, function: Callable[[Params, Batch], Any], **attributes: Any
 ) -> BatchFunction:
     """The compiled function behind its border check, which it carries as `validate`."""
     compiled = jax.jit(lambda params, batch: function(params, _cast(params, batch)))
@@ -203,7 +208,7 @@ def _checked(
         return compiled(params, batch)
 
     checked.__name__, checked.__qualname__ = name, f"{_call(settings)}.{name}"
-    vars(checked)["validate"] = validate
+    vars(checked).update(validate=validate, **attributes)
     return cast(BatchFunction, checked)
 
 
@@ -228,10 +233,9 @@ def _value_and_grad(settings: Settings, params: Params, batch: Batch):
 def _loss(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
     """The loss with a fast `vmap` and with the hand-written gradient as its `jax.grad`."""
     reference = partial(_reference, settings)
-    by_scalars = partial(
-        loss_by_scalars, hidden=settings.hidden, output=settings.output, loss=settings.loss
-    )
-    loss = jax.custom_vjp(many_at_once(reference, by_scalars))
+    names = {"hidden": settings.hidden, "output": settings.output, "loss": settings.loss}
+    layouts = partial(loss_by_scalars, **names), partial(loss_by_rows, **names)
+    loss = jax.custom_vjp(many_at_once(reference, *layouts))
 
     def forward_pass(params: Params, batch: Batch):
         value, gradient = _value_and_grad(settings, params, batch)
