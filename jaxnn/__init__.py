@@ -21,9 +21,12 @@ from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.network import Model, mlp
 from jaxnn.training import optimizers
+from jaxnn.training.drawing import reconstruct
 from jaxnn.training.gradient_descent import GradientDescentResult, gradient_descent
+from jaxnn.training.keeping import Collect
+from jaxnn.training.merging import merge_searches
 from jaxnn.training.perturbation_search import PerturbationSearchResult, perturbation_search
-from jaxnn.training.random_search import Collect, random_search, reconstruct
+from jaxnn.training.random_search import random_search
 from jaxnn.training.search_report import RandomSearchResult, expected_best
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ __all__ = [
     "forward",
     "gradient_descent",
     "losses",
+    "merge_searches",
     "metrics",
     "mlp",
     "optimizers",

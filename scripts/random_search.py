@@ -3,7 +3,16 @@
     python scripts/random_search.py --candidates 1e8 --scale 4 --thresholds 0.2 0.3 --plot
     python scripts/random_search.py --candidates 1e10 --checkpoint search.npz
 
-With a checkpoint, the same command goes on where the last one ended.
+With a checkpoint, the same command goes on where the last one ended. Machines that know nothing
+of each other share the work by `--start`, and one of them puts it together:
+
+    python scripts/random_search.py --start 5e9 --candidates 5e9 --checkpoint part-1.npz
+    python scripts/random_search.py --merge part-0.npz part-1.npz --plot
+
+Processes that can reach each other search together: the first address is that of process 0.
+
+    python scripts/random_search.py --candidates 1e10 --distributed localhost:1234 2 0
+    python scripts/random_search.py --candidates 1e10 --distributed localhost:1234 2 1
 """
 
 from __future__ import annotations
@@ -64,7 +73,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--target-loss", type=float, help="stop at the first candidate at or below")
     add("--max-seconds", type=float, help="stop when these are over")
     add("--checkpoint", type=Path, help="save here, and go on from here")
+    add("--merge", type=Path, nargs="+", metavar="FILE", help="checkpoints to put together")
     add("--devices", type=int, help="how many devices to use; all if not given")
+    add(
+        "--distributed",
+        nargs="*",
+        metavar="PART",
+        help="search with other processes: ADDRESS:PORT of the first, their number, the own "
+        "index; nothing on clusters that JAX knows",
+    )
     add("--verbose", action="store_true", help="print every improvement")
     add("--plot", action="store_true", help="draw the histogram and the best of n")
     add("--output", type=Path, default=Path("output"), help="folder for figures")
@@ -72,7 +89,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.candidates < 1:
         parser.error(f"--candidates must be at least 1; got {arguments.candidates}")
+    if arguments.distributed and len(arguments.distributed) != 3:
+        parser.error("--distributed must be followed by ADDRESS:PORT, a number and an index")
     return arguments
+
+
+def join_others(parts: Sequence[str] | None) -> None:
+    """Meets the other processes, if there are any."""
+    if parts:
+        address, processes, own = parts
+        jax.distributed.initialize(address, int(processes), int(own))
+    elif parts is not None:
+        jax.distributed.initialize()
 
 
 def resumed_from(arguments: argparse.Namespace) -> int:
@@ -82,22 +110,11 @@ def resumed_from(arguments: argparse.Namespace) -> int:
     return checkpoints.load(arguments.checkpoint)[1]["next"] - arguments.start
 
 
-def search(arguments: argparse.Namespace) -> tuple[Any, jaxnn.Model, jaxnn.Batch, float, float]:
-    """Runs the search; returns result, network, data, seconds and candidates a second."""
-    data_key, key = jax.random.split(jax.random.key(arguments.seed))
-    batch = DATA[arguments.data](data_key, samples=arguments.samples)
-    model = jaxnn.mlp((2, *arguments.hidden, 3))
-    sample_fn = model.sampler(
-        scale=arguments.scale,
-        distribution=arguments.distribution,
-        bias_scale=arguments.bias_scale,
-    )
+def search(arguments: argparse.Namespace, given: Sequence[Any]) -> tuple[Any, float, float]:
+    """Runs the search; returns result, seconds and candidates a second."""
     search = partial(
         jaxnn.random_search,
-        key,
-        model.loss,
-        sample_fn,
-        batch,
+        *given,
         top_k=arguments.top_k,
         thresholds=sorted(arguments.thresholds),
     )
@@ -114,16 +131,10 @@ def search(arguments: argparse.Namespace) -> tuple[Any, jaxnn.Model, jaxnn.Batch
         progress=True,
     )
     seconds = time.perf_counter() - started
-    rate = (result.num_evaluations - before) / seconds
-    if arguments.verbose:
-        for index, loss in zip(result.history.index, result.history.loss, strict=True):
-            params = jaxnn.reconstruct(key, sample_fn, int(index))
-            accuracy = float(model.accuracy(params, batch))
-            print(f"iteration {index:>14,}  loss {loss:.6f}  accuracy {accuracy:.3f}")
-    return result, model, batch, seconds, rate
+    return result, seconds, (result.num_evaluations - before) / seconds
 
 
-def facts(result: Any, accuracy: float | None, seconds: float, rate: float) -> dict[str, Any]:
+def facts(result: Any, accuracy: float | None, timing: dict[str, float]) -> dict[str, Any]:
     """What the JSON file says."""
     counts = result.counts
     return {
@@ -131,8 +142,7 @@ def facts(result: Any, accuracy: float | None, seconds: float, rate: float) -> d
         "best_index": result.index,
         "accuracy": accuracy,
         "num_candidates": result.num_evaluations,
-        "seconds": seconds,
-        "candidates_per_second": rate,
+        **timing,
         "num_nonfinite": result.num_nonfinite,
         "status": result.status,
         "top": [{"index": int(i), "loss": float(x)} for i, x in zip(*result.top, strict=True)],
@@ -172,15 +182,11 @@ def draw(result: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one search and reports; returns the exit status."""
-    arguments = parse(argv)
-    result, model, batch, seconds, rate = search(arguments)
-    found = result.params is not None
-    accuracy = float(model.accuracy(result.params, batch)) if found else None
+def show(result: Any, rate: float | None) -> None:
+    """Prints what was found."""
     print(
-        f"{result.status}: {result.num_evaluations:,} candidates, {rate:,.0f} a second, "
-        f"{result.num_nonfinite:,} not finite"
+        f"{result.status}: {result.num_evaluations:,} candidates, "
+        f"{f'{rate:,.0f} a second, ' if rate else ''}{result.num_nonfinite:,} not finite"
     )
     for index, loss in zip(*result.top, strict=True):
         print(f"  candidate {index:>16,}  loss {loss:.6f}")
@@ -190,13 +196,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"  loss <= {threshold:g}: {number:,}, a share of {share:.3g} "
             f"(95 %: {low:.3g} to {high:.3g})"
         )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one search, or merges several, and reports; returns the exit status."""
+    arguments = parse(argv)
+    join_others(arguments.distributed)
+    data_key, key = jax.random.split(jax.random.key(arguments.seed))
+    batch = DATA[arguments.data](data_key, samples=arguments.samples)
+    model = jaxnn.mlp((2, *arguments.hidden, 3))
+    sample_fn = model.sampler(
+        scale=arguments.scale,
+        distribution=arguments.distribution,
+        bias_scale=arguments.bias_scale,
+    )
+    if arguments.merge:
+        result, rate, timing = jaxnn.merge_searches(arguments.merge, sample_fn), None, {}
+    else:
+        result, seconds, rate = search(arguments, (key, model.loss, sample_fn, batch))
+        timing = {"seconds": seconds, "candidates_per_second": rate}
+    if jax.process_index():
+        return 0
+    if arguments.verbose:
+        for index, loss in zip(result.history.index, result.history.loss, strict=True):
+            accuracy = model.accuracy(jaxnn.reconstruct(key, sample_fn, int(index)), batch)
+            print(f"iteration {index:>14,}  loss {loss:.6f}  accuracy {accuracy:.3f}")
+    show(result, rate)
+    found = result.params is not None
     if arguments.plot and found:
         path = arguments.output / f"random-search-{arguments.data}.png"
         draw(result, path)
         print(path)
     if arguments.json:
+        accuracy = float(model.accuracy(result.params, batch)) if found else None
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(facts(result, accuracy, seconds, rate), indent=1))
+        arguments.json.write_text(json.dumps(facts(result, accuracy, timing), indent=1))
     return 0
 
 

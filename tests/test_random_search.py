@@ -13,7 +13,7 @@ import pytest
 from jax.tree_util import Partial
 
 import jaxnn
-from jaxnn.training import pacing, random_search
+from jaxnn.training import drawing, pacing
 
 KEY = jax.random.key(99)
 TILE = 16_384
@@ -129,7 +129,7 @@ def test_the_search_is_the_loop_over_its_candidates(points, batch):
 
 def test_candidates_are_independent_normals_and_the_same_at_any_width(points):
     """20,000 candidates of 3 normals; each bound is four standard errors."""
-    stream = jax.random.fold_in(jax.random.fold_in(KEY, random_search.TAG), 0)
+    stream = jax.random.fold_in(jax.random.fold_in(KEY, drawing.TAG), 0)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(stream, np.arange(20_000, dtype=np.uint32))
     at_once = jax.jit(jax.vmap(SAMPLE))(keys)
     drawn = np.column_stack([at_once["w"], at_once["b"]])

@@ -4,7 +4,10 @@ import json
 
 import check_gradients
 import compare
+import jax
 import pytest
+import random_search
+import sweep_scales
 
 import jaxnn
 
@@ -89,3 +92,55 @@ def test_check_gradients_fails_and_names_the_leaf(monkeypatch, capsys):
     assert len(wrong) == 7
     assert all(line.startswith("params[0].biases") and "2.0000" in line for line in wrong)
     assert "0 of 7 networks passed" in output
+
+
+SEARCH = ["--candidates", "3000", "--top-k", "3", "--thresholds", "0.9", "1.0"]
+
+
+def search_facts(folder, *arguments):
+    facts = folder / "facts.json"
+    assert random_search.main([*arguments, "--json", str(facts)]) == 0
+    return json.loads(facts.read_text())
+
+
+def test_random_search_reports_what_the_library_finds(tmp_path, capsys):
+    facts = search_facts(tmp_path, *SEARCH, "--verbose", "--plot", "--output", str(tmp_path))
+    data_key, key = jax.random.split(jax.random.key(0))
+    batch, model = jaxnn.datasets.vertical(data_key, samples=100), jaxnn.mlp((2, 3, 3))
+    given = key, model.loss, model.sampler(scale=4.0), batch
+    found = jaxnn.random_search(*given, num_candidates=3_000, top_k=3, thresholds=[0.9, 1.0])
+    assert (facts["best_loss"], facts["best_index"]) == (found.loss, found.index)
+    assert facts["num_candidates"] == 3_000
+    assert facts["num_nonfinite"] == 0
+    assert [row["count"] for row in facts["counts"]] == found.counts.count.tolist()
+    assert facts["candidates_per_second"] == pytest.approx(3_000 / facts["seconds"])
+    assert (tmp_path / "random-search-vertical.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.count("iteration") == len(found.history.loss)
+
+
+def test_random_search_resumes_and_merges(tmp_path):
+    whole = search_facts(tmp_path, *SEARCH)
+    parts = [str(tmp_path / name) for name in ("a.npz", "b.npz")]
+    first = ["--candidates", "1000", *SEARCH[2:], "--checkpoint", parts[0]]
+    search_facts(tmp_path, *first)
+    first[1] = "2000"
+    assert search_facts(tmp_path, *first)["num_candidates"] == 2_000
+    second = ["--start", "2000", "--candidates", "1000", *SEARCH[2:], "--checkpoint", parts[1]]
+    search_facts(tmp_path, *second)
+    merged = search_facts(tmp_path, "--merge", *reversed(parts))
+    same = {"best_loss", "best_index", "accuracy", "num_candidates", "counts", "top", "status"}
+    assert {name: merged[name] for name in same} == {name: whole[name] for name in same}
+
+
+def test_sweep_scales_writes_a_table_and_a_figure(tmp_path, capsys):
+    facts = tmp_path / "sweep.json"
+    small = ["--candidates", "20000", "--scales", "4", "0.05"]
+    assert sweep_scales.main([*small, "--output", str(tmp_path), "--json", str(facts)]) == 0
+    rows = json.loads(facts.read_text())
+    assert [row["scale"] for row in rows] == [0.05, 4]
+    for row in rows:
+        _, thousand, ten_thousand, best = row.values()
+        assert thousand > ten_thousand > 0.9 * best
+    assert rows[0]["10,000"] > 1.09 > 0.5 > rows[1]["10,000"]
+    assert (tmp_path / "scales-vertical-2-3-3.png").stat().st_size > 10_000
+    assert "20,000 drawn" in capsys.readouterr().out

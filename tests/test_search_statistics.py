@@ -293,8 +293,10 @@ class TestResuming:
         [
             ({"start": 1}, "start"),
             ({"memory_budget": 2 * BUDGET}, "tile"),
-            ({"top_k": 2}, "statistics"),
-            ({"thresholds": [0.5]}, "statistics"),
+            ({"top_k": 2}, "top_k=40; this run has 2"),
+            ({"thresholds": [0.5]}, r"thresholds=.*this run has \[0.5\]"),
+            ({"bins": [0.5]}, "bins=None; this run has"),
+            ({"collect": None}, "collect="),
         ],
     )
     def test_another_setting_is_refused_by_name(self, change, field, tmp_path):

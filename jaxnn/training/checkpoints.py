@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import stat
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -26,10 +28,20 @@ from uuid import uuid4
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
 from numpy.lib import format as npy
 
-__all__ = ["LoadError", "check_writable", "fingerprint", "load", "refuse_other", "save"]
+__all__ = [
+    "LoadError",
+    "check_writable",
+    "dumps",
+    "fingerprint",
+    "identity",
+    "load",
+    "loads",
+    "refuse_other",
+    "save",
+]
 
 StrPath = str | os.PathLike[str]
 
@@ -107,6 +119,31 @@ def load(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise LoadError(f"cannot load {os.fspath(path)}: {reason}") from error
 
 
+def dumps(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> bytes:
+    """The bytes that `save` would write, for another process.
+
+    Raises:
+        TypeError: as `save`.
+        ValueError: as `save`.
+    """
+    file = io.BytesIO()
+    _write_members(file, _pack(arrays, facts))
+    return file.getvalue()
+
+
+def loads(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the facts that `dumps` took.
+
+    Raises:
+        ValueError: if the bytes are no whole checkpoint.
+
+    Example:
+        >>> loads(dumps({"losses": np.zeros(1)}, {"step": 7}))
+        ({'losses': array([0.])}, {'step': 7})
+    """
+    return _unpack(_read_members(io.BytesIO(data)))
+
+
 def check_writable(path: StrPath) -> None:
     """Tries whether a checkpoint can be saved; for use before long work.
 
@@ -147,6 +184,11 @@ def fingerprint(tree: Any) -> str:
     return _checksum(_named_array(*leaf) for leaf in tree_leaves_with_path(tree)).hex()
 
 
+def identity(function: Partial) -> str:
+    """A function's name and the numbers bound to it: as much as one can know of it later."""
+    return f"{_name(function.func)} {fingerprint((function.args, function.keywords))}"
+
+
 def refuse_other(path: StrPath, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuses to go on with a checkpoint that another kind of run has made.
 
@@ -169,6 +211,13 @@ def refuse_other(path: StrPath, saved: Mapping[str, Any], wanted: Mapping[str, A
                 f"checkpoint {os.fspath(path)} was made with {field}={before!r}; "
                 f"this run has {value!r}"
             )
+
+
+def _name(function: Any) -> str:
+    bare = getattr(function, "fun", function)  # JAX boxes what functools.partial made
+    if isinstance(bare, partial):
+        return f"{_name(bare.func)} {bare.args} {bare.keywords}"
+    return getattr(bare, "__qualname__", type(bare).__qualname__)
 
 
 def _pack(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -223,12 +272,16 @@ def _beside(path: Path) -> Iterator[Path]:
 
 def _write(path: Path, members: Mapping[str, np.ndarray]) -> None:
     with path.open("xb") as file:
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, array in members.items():
-                with archive.open(f"{name}.npy", "w") as member:
-                    npy.write_array(member, array, version=(1, 0), allow_pickle=False)
+        _write_members(file, members)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_members(file: BinaryIO, members: Mapping[str, np.ndarray]) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in members.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                npy.write_array(member, array, version=(1, 0), allow_pickle=False)
 
 
 def _sync_directory(path: Path) -> None:
@@ -241,16 +294,20 @@ def _sync_directory(path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """All members of a file, once their names and sizes are such as `save` writes."""
     _require(stat.S_ISREG(path.stat().st_mode), "it is not a regular file")
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        _require(size <= MAX_BYTES, f"it has {size} bytes, over {MAX_BYTES}")
-        _check_directory(file, size)
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            _check_members(members, size)
-            return {member.filename[:-4]: _read_array(archive, member) for member in members}
+        return _read_members(file)
+
+
+def _read_members(file: BinaryIO) -> dict[str, np.ndarray]:
+    """All members of a file, once their names and sizes are such as `save` writes."""
+    size = file.seek(0, os.SEEK_END)
+    _require(size <= MAX_BYTES, f"it has {size} bytes, over {MAX_BYTES}")
+    _check_directory(file, size)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        _check_members(members, size)
+        return {member.filename[:-4]: _read_array(archive, member) for member in members}
 
 
 def _check_directory(file: BinaryIO, file_size: int) -> None:

@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 
 from jaxnn.training.streams import add, fold_index, words
 
-__all__ = ["Engine", "Statistic", "Tile", "fold_range", "merge_all"]
+__all__ = ["Engine", "Statistic", "Tile", "fold_range", "merge_all", "shares"]
 
 COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": "512"}
 """XLA stops at 256 bits a vector unless it is told otherwise; a CPU with less uses what it has."""
@@ -97,9 +97,9 @@ def fold_range(
     """
     states = {name: statistic.start for name, statistic in statistics.items()}
     updates = {name: statistic.update for name, statistic in statistics.items()}
-    shares = _shares(begin, end, tile, len(devices))
+    pieces = shares(begin, end, tile, len(devices))
     running = []
-    for (first, last), device in zip(shares, devices, strict=False):
+    for (first, last), device in zip(pieces, devices, strict=False):
         inputs = jax.device_put((engine, updates, states), device)
         running.append(_fold(*inputs, words(first), np.uint32(last - first), tile=tile))
     return merge_all(statistics, *(jax.tree.map(np.asarray, folded) for folded in running))
@@ -113,7 +113,7 @@ def merge_all(statistics: Mapping[str, Statistic], *parts: Mapping[str, Any]) ->
     }
 
 
-def _shares(begin: int, end: int, tile: int, workers: int) -> Iterator[tuple[int, int]]:
+def shares(begin: int, end: int, tile: int, workers: int) -> Iterator[tuple[int, int]]:
     """Cuts a range into at most `workers` pieces of whole tiles, in order."""
     num_tiles = -(-(end - begin) // tile)
     width = -(-num_tiles // workers) * tile

@@ -3,7 +3,7 @@
 Candidate `i` is `sample_fn(key_i)` with a key that depends on the search's key and on `i` alone,
 so an index stands for its weights: the search stores indices, and `reconstruct` gives any
 candidate back. Losses are always evaluated in tiles of one width, which makes them the same bits
-however the search is cut into chunks, devices or runs.
+however the search is cut into chunks, devices, processes or runs.
 
 Reference: Brooks, "A discussion of random methods for seeking maxima", Operations Research 1958.
 """
@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jax.tree_util import Partial
 
-from jaxnn.checks import as_count, as_key, as_numpy, as_real
-from jaxnn.training import statistics
+from jaxnn.checks import as_count, as_key, as_real
+from jaxnn.training import checkpoints
 from jaxnn.training.callables import (
     LossFn,
     SampleFn,
@@ -31,36 +30,26 @@ from jaxnn.training.callables import (
     check_scalar,
     shapes_of,
 )
-from jaxnn.training.checkpoints import fingerprint
-from jaxnn.training.folding import Engine, Statistic
+from jaxnn.training.drawing import candidates_stream, reconstruct
+from jaxnn.training.folding import Engine, shares
+from jaxnn.training.keeping import Collect, Kept, as_facts, as_kept, statistics_of
+from jaxnn.training.merging import Saved, merge_saved
+from jaxnn.training.processes import gather, own_path
 from jaxnn.training.search_report import RandomSearchResult, report
-from jaxnn.training.searching import Checkpoint, SearchProgress, Span, StopRules, walk
-from jaxnn.training.streams import fold_index, words
+from jaxnn.training.searching import (
+    Checkpoint,
+    SearchProgress,
+    Span,
+    StopRules,
+    as_saved,
+    walk,
+)
 
-__all__ = ["Collect", "random_search", "reconstruct"]
+__all__ = ["random_search"]
 
-TAG = 0x52414E44
-"""Folded into the key, so that no other trainer draws the same from it."""
-
-MOST_LISTED = 2**24
-"""Candidates that a list of the best, or of those collected, may hold."""
 MEMORY_BUDGETS, LARGEST_TILES = {"cpu": 2**22}, {"cpu": 2**14}
 """By platform: on CPUs a tile stays in the caches of the cores. Others get the following."""
 MEMORY_BUDGET, LARGEST_TILE = 2**28, 2**20
-
-
-class Collect(NamedTuple):
-    """Which candidates to collect: all with a loss of at most `threshold`, up to a limit.
-
-    Attributes:
-        threshold: the loss.
-        limit: most candidates to keep, the first ones.
-        stop: whether the search ends with the candidate that reaches the limit.
-    """
-
-    threshold: float
-    limit: int = 1_000
-    stop: bool = False
 
 
 def random_search(
@@ -89,6 +78,10 @@ def random_search(
     and the range of indices alone: not on how the work was cut, on how many devices it ran, nor
     on whether it was interrupted and resumed. (`memory_budget` sets the width of the tiles that
     losses are evaluated in, and with it the rounding of losses that depend on that width.)
+
+    Under `jax.distributed` every process makes the same call. Each walks its own share of the
+    range, with its own stop rules and its own checkpoint (`search.0-of-2.npz`), and all return
+    the result of the whole, from one gather at the end.
 
     Args:
         key: a typed key, `jax.random.key(seed)`.
@@ -143,52 +136,25 @@ def random_search(
     batch = as_batch(batch, shapes, loss_fn)
     loss_shape = shapes_of("loss_fn", loss, shapes, batch)
     check_scalar("loss_fn", loss_shape)
-    dtype = loss_shape.dtype
+    kept = as_kept(loss_shape.dtype, top_k, thresholds, bins, collect)
+    rules = _as_rules(target_loss, collect, max_seconds, callback, loss_shape.dtype)
     workers = _as_devices(devices)
     tile = _tile_size(loss_fn, shapes, batch, memory_budget, workers[0].platform)
-    rules = _as_rules(target_loss, collect, max_seconds, callback, dtype)
-    limits, edges = _as_rising("thresholds", thresholds, dtype), _as_edges(bins, dtype)
-    kept = _statistics(dtype, as_count("top_k", top_k, 1, MOST_LISTED), limits, edges, collect)
-
+    span = _own_share(Span(start, stop, tile))
+    alone = jax.process_count() == 1
     with jax.threefry_partitionable(True):
-        engine = Engine(loss, sample, batch, jax.random.fold_in(key, TAG))
-        reached = walk(
-            engine,
-            kept,
-            Span(start, stop, tile),
-            rules,
-            workers,
-            _as_checkpoint(checkpoint, key, start, tile, engine, loss_shape, kept),
-            progress=progress,
-        )
-    return report(partial(reconstruct, key, sample_fn), start, reached, limits, edges)
-
-
-def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int) -> Any:
-    """The weights of candidate `index` of the random search with this key and sampler.
-
-    Args:
-        key: the search's key.
-        sample_fn: the search's sampler.
-        index: the candidate's index, below 2^63.
-
-    Returns:
-        The candidate's params.
-
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if the index is out of range.
-
-    Example:
-        >>> sample_fn = lambda key: jax.random.normal(key, (2,))
-        >>> reconstruct(jax.random.key(0), sample_fn, 2**40).shape
-        (2,)
-    """
-    key = as_key("key", key)
-    index = as_count("index", index, maximum=2**63 - 1)
-    with jax.threefry_partitionable(True):
-        stream = jax.random.fold_in(key, TAG)
-        return _draw(as_partial("sample_fn", sample_fn), stream, *words(index))
+        engine = Engine(loss, sample, batch, candidates_stream(key))
+        facts = {} if alone and checkpoint is None else _facts(key, span, engine, kept)
+        saving = None if checkpoint is None else Checkpoint(own_path(Path(checkpoint)), facts)
+        progress = progress and jax.process_index() == 0
+        statistics = statistics_of(kept)
+        reached = walk(engine, statistics, span, rules, workers, saving, progress=progress)
+    params_of = partial(reconstruct, key, sample_fn)
+    if alone:
+        return report(params_of, [(start, reached.end)], reached, kept)
+    messages = gather(checkpoints.dumps(*as_saved(facts, reached, span)))
+    parts = [Saved(f"process {i}", *checkpoints.loads(part)) for i, part in enumerate(messages)]
+    return merge_saved(parts, params_of)
 
 
 def _as_range(start: int, num_candidates: int) -> tuple[int, int]:
@@ -222,47 +188,8 @@ def _as_rules(
         max_seconds = float(as_real("max_seconds", max_seconds))
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable; got a {type(callback).__name__}")
-    if not (collect is None or isinstance(collect, Collect)):
-        raise TypeError(f"collect must be a jaxnn.Collect; got a {type(collect).__name__}")
     limit = collect.limit if collect and collect.stop else None
     return StopRules(target_loss, limit, max_seconds, callback)
-
-
-def _as_rising(name: str, values: Sequence[float], dtype: Any) -> np.ndarray:
-    """Finite numbers in strictly rising order, of the loss's dtype."""
-    with np.errstate(over="ignore"):
-        numbers = as_numpy(name, values).astype(dtype)
-    if numbers.ndim != 1 or not np.all(np.isfinite(numbers)) or np.any(np.diff(numbers) <= 0):
-        raise ValueError(f"{name} must be finite numbers in rising order; got {values}")
-    return numbers
-
-
-def _as_edges(bins: Sequence[float] | None, dtype: Any) -> np.ndarray | None:
-    edges = None if bins is None else _as_rising("bins", bins, dtype)
-    if edges is not None and not edges.size:
-        raise ValueError("bins must hold at least one edge; got none")
-    return edges
-
-
-def _statistics(
-    dtype: Any,
-    top_k: int,
-    thresholds: np.ndarray,
-    edges: np.ndarray | None,
-    collect: Collect | None,
-) -> dict[str, Statistic]:
-    kept = {
-        "nonfinite": statistics.nonfinite(),
-        "best": statistics.best(top_k, dtype),
-        "improvements": statistics.improvements(dtype),
-        "histogram": statistics.loss_histogram(edges),
-        "below": statistics.count_below(thresholds),
-    }
-    if collect is not None:
-        threshold = as_real("collect.threshold", collect.threshold, minimum=-np.inf)
-        limit = as_count("collect.limit", collect.limit, 1, MOST_LISTED)
-        kept["collected"] = statistics.first_below(np.asarray(threshold, dtype), limit, dtype)
-    return kept
 
 
 def _tile_size(
@@ -285,49 +212,25 @@ def _tile_size(
     return min(1 << (fitting.bit_length() - 1), LARGEST_TILES.get(platform, LARGEST_TILE))
 
 
-def _as_checkpoint(
-    path: str | os.PathLike[str] | None,
-    key: jax.Array,
-    start: int,
-    tile: int,
-    engine: Engine,
-    loss_shape: Any,
-    kept: Mapping[str, Statistic],
-) -> Checkpoint | None:
-    if path is None:
-        return None
-    if np.dtype(loss_shape.dtype).kind != "f":
-        raise TypeError(
-            f"loss_fn must return a NumPy float to be saved; got {loss_shape.dtype}: cast it"
-        )
-    facts = {
+def _own_share(span: Span) -> Span:
+    """What of the range is this process's to walk: whole tiles, and perhaps none."""
+    pieces = dict(enumerate(shares(*span, jax.process_count())))
+    return Span(*pieces.get(jax.process_index(), (span.stop, span.stop)), span.tile)
+
+
+def _facts(key: jax.Array, span: Span, engine: Engine, kept: Kept) -> dict[str, Any]:
+    """What whoever goes on with this search, or merges it, has to share."""
+    if kept.dtype.kind != "f":
+        raise TypeError(f"loss_fn must return a NumPy float to be saved; got {kept.dtype}: cast it")
+    return {
         "trainer": "random_search",
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "key_implementation": str(jax.random.key_impl(key)),
-        "start": start,
-        "tile": tile,
-        "loss_fn": _identity(engine.value),
-        "sample_fn": _identity(engine.sample),
+        "start": span.start,
+        "tile": span.tile,
+        "loss_fn": checkpoints.identity(engine.value),
+        "sample_fn": checkpoints.identity(engine.sample),
         "params": str(jax.eval_shape(engine.sample, key)),
-        "loss_dtype": str(loss_shape.dtype),
-        "batch": fingerprint(engine.batch),
-        "statistics": {name: fingerprint((s.start, s.update)) for name, s in kept.items()},
+        "batch": checkpoints.fingerprint(engine.batch),
+        **as_facts(kept),
     }
-    return Checkpoint(Path(path), facts)
-
-
-def _identity(function: Partial) -> str:
-    """A function's name and the numbers bound to it: as much as one can know of it later."""
-    return f"{_name(function.func)} {fingerprint((function.args, function.keywords))}"
-
-
-def _name(function: Any) -> str:
-    bare = getattr(function, "fun", function)  # JAX boxes what functools.partial made
-    if isinstance(bare, partial):
-        return f"{_name(bare.func)} {bare.args} {bare.keywords}"
-    return getattr(bare, "__qualname__", type(bare).__qualname__)
-
-
-@jax.jit
-def _draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> Any:
-    return sample(fold_index(stream, high, low))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from jaxnn.checks import as_numpy
+from jaxnn.training.keeping import Kept
 from jaxnn.training.pacing import Status
 from jaxnn.training.searching import Reached
 from jaxnn.training.statistics import Listed, bin_edges
@@ -183,16 +184,15 @@ def as_threshold_counts(
 
 def report(
     params_of: Callable[[int], Any],
-    start: int,
+    spans: Sequence[tuple[int, int]],
     reached: Reached,
-    thresholds: np.ndarray,
-    edges: np.ndarray | None,
+    kept: Kept,
 ) -> RandomSearchResult:
-    """The result of a search that began at `start`; `params_of(index)` gives a candidate."""
-    totals, done = reached.totals, reached.end - start
+    """The result of a search over these ranges, in order; `params_of(index)` gives a candidate."""
+    totals, done = reached.totals, sum(end - start for start, end in spans)
     top, trail = as_candidates(totals["best"]), as_candidates(totals["improvements"])
     index = int(top.index[0]) if top.index.size else None
-    nothing = Candidates(np.zeros(0, np.int64), np.zeros(0, trail.loss.dtype))
+    nothing = Candidates(np.zeros(0, np.int64), np.zeros(0, kept.dtype))
     return RandomSearchResult(
         params=None if index is None else params_of(index),
         loss=np.inf if index is None else float(top.loss[0]),
@@ -200,9 +200,17 @@ def report(
         num_evaluations=done,
         num_nonfinite=int(totals["nonfinite"]),
         status="nonfinite" if index is None and reached.status == "completed" else reached.status,
-        history=Improvements(trail.index - start + 1, trail.index, trail.loss),
+        history=Improvements(_evaluations(spans, trail.index), *trail),
         top=top,
-        histogram=as_histogram(totals["histogram"], edges),
-        counts=as_threshold_counts(thresholds, totals["below"], done),
-        collected=as_candidates(totals["collected"]) if "collected" in totals else nothing,
+        histogram=as_histogram(totals["histogram"], kept.bins),
+        counts=as_threshold_counts(kept.thresholds, totals["below"], done),
+        collected=as_candidates(totals["collected"]) if kept.collect else nothing,
     )
+
+
+def _evaluations(spans: Sequence[tuple[int, int]], index: np.ndarray) -> np.ndarray:
+    """How many candidates of the ranges have an index up to each of these."""
+    starts, ends = np.array(spans, np.uint64).reshape(-1, 2).T
+    before = np.append(np.uint64(0), np.cumsum(ends - starts))
+    span = np.searchsorted(starts, index.astype(np.uint64), side="right") - 1
+    return (before[span] + index.astype(np.uint64) - starts[span] + np.uint64(1)).astype(np.int64)

@@ -18,7 +18,16 @@ from jaxnn.training.folding import Engine, Statistic, fold_range, merge_all
 from jaxnn.training.pacing import Status, chunks
 from jaxnn.training.streams import join
 
-__all__ = ["Checkpoint", "Reached", "SearchProgress", "Span", "StopRules", "walk"]
+__all__ = [
+    "Checkpoint",
+    "Reached",
+    "SearchProgress",
+    "Span",
+    "StopRules",
+    "as_saved",
+    "restored",
+    "walk",
+]
 
 LARGEST_CHUNK = 2**30
 SECONDS_BETWEEN_SAVES = 30.0
@@ -108,10 +117,10 @@ def walk(
             if reached.status != "completed":
                 break
             if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                _save(checkpoint, reached)
+                _save(checkpoint, reached, span)
                 saved = time.monotonic()
     finally:
-        _save(checkpoint, reached)
+        _save(checkpoint, reached, span)
     is_cut = reached.end < span.stop and reached.status == "completed"
     return reached._replace(status="interrupted") if is_cut else reached
 
@@ -183,8 +192,7 @@ def _restore(
     checkpoint: Checkpoint | None, statistics: Mapping[str, Statistic], span: Span, rules: StopRules
 ) -> Reached:
     """Where to go on: at the start, or where the checkpoint ends."""
-    nothing = merge_all(statistics, {name: each.start for name, each in statistics.items()})
-    fresh = Reached(nothing, span.start, "completed")
+    fresh = Reached(merge_all(statistics, _starts(statistics)), span.start, "completed")
     if checkpoint is None:
         return fresh
     checkpoints.check_writable(checkpoint.path)
@@ -192,8 +200,7 @@ def _restore(
         return fresh
     arrays, facts = checkpoints.load(checkpoint.path)
     checkpoints.refuse_other(checkpoint.path, facts, checkpoint.facts)
-    leaves = [arrays[name] for name, _ in _named(fresh.totals)]
-    totals = jax.tree.unflatten(jax.tree.structure(fresh.totals), leaves)
+    totals = restored(arrays, statistics)
     if facts["next"] > span.stop:
         raise ValueError(
             f"num_candidates must be at least {facts['next'] - span.start}, as many as "
@@ -203,15 +210,36 @@ def _restore(
     return Reached(totals, facts["next"], "reached" if done else "completed")
 
 
-def _save(checkpoint: Checkpoint | None, reached: Reached) -> None:
+def _save(checkpoint: Checkpoint | None, reached: Reached, span: Span) -> None:
     """Saves; a disk that is full in the middle of a run is no reason to lose the run."""
     if checkpoint is None:
         return
-    facts = {**checkpoint.facts, "next": reached.end}
     try:
-        checkpoints.save(checkpoint.path, dict(_named(reached.totals)), facts)
+        checkpoints.save(checkpoint.path, *as_saved(checkpoint.facts, reached, span))
     except OSError as error:
         warnings.warn(f"checkpoint not saved: {error}", RuntimeWarning, stacklevel=2)
+
+
+def as_saved(
+    facts: Mapping[str, Any], reached: Reached, span: Span
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A search as arrays and facts; `restored` takes the arrays."""
+    is_cut = reached.end < span.stop and reached.status == "completed"
+    status = "interrupted" if is_cut else reached.status
+    return dict(_named(reached.totals)), {**facts, "next": reached.end, "status": status}
+
+
+def restored(
+    arrays: Mapping[str, np.ndarray], statistics: Mapping[str, Statistic]
+) -> dict[str, Any]:
+    """The totals of a saved search."""
+    starts = _starts(statistics)
+    leaves = [arrays[name] for name, _ in _named(starts)]
+    return jax.tree.unflatten(jax.tree.structure(starts), leaves)
+
+
+def _starts(statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+    return {name: statistic.start for name, statistic in statistics.items()}
 
 
 def _named(totals: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
