@@ -153,7 +153,7 @@ def facts(result: Any, accuracy: float | None, timing: dict[str, float]) -> dict
     }
 
 
-def spread(histogram: Any, together: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def spread(histogram: Any, together: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Edges and density of the positive losses over their logarithm, some bins put together."""
     positive = histogram.edges[:-1] > 0
     edges = np.append(histogram.edges[:-1][positive][::together], histogram.edges[-1])

@@ -94,7 +94,7 @@ def show(rows: Sequence[dict[str, float]]) -> None:
     print("  ".join(name.rjust(width) for name, width in zip(names, widths, strict=True)))
     for row in rows:
         scale, *losses = row.values()
-        cells = [f"{scale:g}", *(f"{loss:.4f}" for loss in losses)]
+        cells = [f"{scale:g}", *(f"{loss:.3f}" for loss in losses)]
         print("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
 
 

@@ -17,6 +17,7 @@ from jaxnn.model.layers import Dense, layer_shapes
 from jaxnn.model.network import mlp
 
 SMALL, LARGE, OUTPUTS = (3, 5, 2), (3, 12, 8, 2), 2  # 32 and 170 weights
+LARGER = (2, 40, 40, 2)  # with a matrix product
 WIDTHS, ROWS = (1, 15, 16, 64, 257), (1, 9, 10, 11, 23)
 PRODUCT = list(enumerate(itertools.product((SMALL, LARGE), HEADS, WIDTHS, ROWS)))
 SAMPLE = PRODUCT[::31]
@@ -119,8 +120,9 @@ def test_in_float64(head):
     assert leaf_error(losses, reference(model, population, batch)) <= FORWARD["float64"]
 
 
-def test_without_any_jit():
-    model = mlp(SMALL, hidden="tanh")
+@pytest.mark.parametrize("sizes", [SMALL, LARGE, LARGER, (90, 12)])
+def test_without_any_jit(sizes):
+    model = mlp(sizes, hidden="tanh")
     population, batch = draw_population(model, 16), draw_batch(model, 7)
     with jax.disable_jit():
         losses = jax.vmap(model.loss, MANY)(population, batch)
@@ -137,6 +139,8 @@ def test_without_any_jit():
         ((31, 4), 16, "by scalars"),
         ((32, 4), 16, "by rows"),
         ((9, 16), 16, "by rows"),
+        ((2, 40, 40, 3), 16, "by rows"),
+        ((90, 12), 16, "by rows"),
         ((3, 17), 16, "plain"),
         ((9, 17), 16, "plain"),
     ],
@@ -145,8 +149,9 @@ def test_the_layout_goes_by_weights_outputs_and_width(sizes, width, layout):
     model = mlp(sizes)
     population, batch = draw_population(model, width), draw_batch(model, 23)
     text = str(jax.make_jaxpr(jax.vmap(model.loss, MANY))(population, batch))
-    assert ("dot_general" in text) == (layout != "by scalars")
     assert ("scan" in text) == (layout == "by scalars")
+    assert ("name=_pad" in text) == (layout == "by rows")
+    assert ("dot_general" in text) == (layout == "plain" or max(sizes) > 32)
     assert ("logsumexp" in text or "reduce_max" in text) == (layout == "plain")
 
 

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 import jaxnn
-from jaxnn.training import folding, pacing, random_search, searching
+from jaxnn.training import folding, pacing, random_search, searching, stopping
 from jaxnn.training.search_report import Histogram
 
 KEY = jax.random.key(11)
@@ -101,7 +101,7 @@ def test_automatic_bins_hold_what_numpy_counts_between_their_edges(losses):
     # NumPy's last bin alone is closed above; nothing lies on that edge.
     np.testing.assert_array_equal(counts, expected)
     wide = (edges[1:] - edges[:-1]) / np.maximum(np.abs(edges[1:]), np.abs(edges[:-1]))
-    assert np.max(wide[np.abs(edges[:-1]) > 1e-30]) <= 1 / 64
+    assert np.max(wide[np.abs(edges[:-1]) > 1e-30]) <= 1 / 512
 
 
 def test_chosen_bins_have_one_below_and_one_above(losses):
@@ -278,7 +278,7 @@ class TestResuming:
         def full(*arguments):
             raise OSError(28, "No space left on device", str(tmp_path / "search.npz"))
 
-        monkeypatch.setattr(searching.checkpoints, "save", full)
+        monkeypatch.setattr(stopping.checkpoints, "save", full)
         with pytest.warns(RuntimeWarning, match="checkpoint not saved: .*search.npz"):
             found = search(checkpoint=tmp_path / "search.npz")
         assert same(found, search())

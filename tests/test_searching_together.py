@@ -15,7 +15,7 @@ import search_setups
 from search_setups import digest, set_up, whole
 
 import jaxnn
-from jaxnn.training import searching
+from jaxnn.training import checkpoints, searching
 
 ALL = range(200)
 
@@ -185,7 +185,7 @@ def test_killed_at_50_moments_and_resumed(tmp_path):
     """SIGKILL at random moments of a search that saves all the time."""
     program = f"""
 import jaxnn, search_setups as here
-from jaxnn.training import searching
+from jaxnn.training import checkpoints, searching
 searching.LARGEST_CHUNK, searching.SECONDS_BETWEEN_SAVES = 1, 0.0
 given, options = here.set_up(1)
 options["num_candidates"] = 3_000_000
@@ -204,7 +204,7 @@ jaxnn.random_search(*given, **options, checkpoint="{tmp_path}/search.npz")
         running.communicate()
         reached.append(0)
         if path.exists():
-            reached[-1] = searching.checkpoints.load(path)[1]["next"] - options["start"]
+            reached[-1] = checkpoints.load(path)[1]["next"] - options["start"]
     assert reached == sorted(reached)
     assert len(set(reached)) > 20
     count = reached[-1] + 500

@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 from jax.extend.random import threefry_2x32
 
-from jaxnn.model.unit_draws import normals, threefry, uniforms
+from jaxnn.unit_draws import normals, threefry, uniforms
 
 KEY = jax.random.key(5)
 PHILOX = jax.random.key(5, impl="philox4x32")

@@ -7,22 +7,28 @@ XLA like. Two layouts do better; both are the loss of *one* weight set, which `v
 vector lanes. XLA fuses such a chain of elementwise operations into one loop; a `dot`, a `sum` or
 a `logsumexp` over a tiny axis would break the chain. A `scan` walks over blocks of rows.
 
-`loss_by_rows`, for the others: the rows come last and are the lanes, the hidden layers are matrix
-products, and the few logits of each row are again written out one by one.
+`loss_by_rows`, for the others: the rows come last and are the lanes. Layers of up to 32 x 32
+weights are written out as sums over their inputs, which XLA fuses with what follows; larger ones
+are matrix products.
 
 In both a row's loss is `log(factor) + rest`, with factors between 1 and a small number (softmax:
 the sum of `e^(z - max z)`, at most the number of classes), so that one logarithm does for the
 product of many factors.
 
-Measured on 2 cores with AVX-512 (jax 0.10.2, 300 rows, softmax, 512-bit vectors), in thousand
-weight sets a second, plain `vmap` against the layout chosen here, drawing included: 2-3-3 about
-120 against 3,000; 2-16-16-3 83 against 112; 2-64-64-3 17 against 18; 64-32-10 45 against 52.
-What made the difference by scalars, of the loss alone: labels chosen by `where` instead of a
-product with one-hot rows, 1.3 times; the running softmax, one exponential fewer a row, 1.2
-times; 10 rows a block instead of 6, 1.1 times, and 20 no more than that; 512-bit vectors, 1.6
-times. What did not: by scalars above 130 weights (2-16-16-3: 40 s of compilation, a tenth of the
-pace) or above 16 outputs; tiles by rows beyond the caches; candidates last with a scan over the
-inputs of a layer (half the pace of `loss_by_rows`).
+Measured on 2 cores with AVX-512 (jax 0.10.2, 300 rows, softmax, drawing included, 512-bit
+vectors), in thousand weight sets a second, plain `vmap` and the layout chosen here: 2-3-3 110 and
+3,200; 2-16-16-3 89 and 294; 2-64-64-3 17 and 22; 64-32-10 38 and 58.
+
+What made the difference by scalars, in the loss alone: labels chosen by `where` instead of a
+product with one-hot rows, 1.3 times; the running softmax, one exponential fewer a row, 1.2 times;
+10 rows a block instead of 6, 1.1 times, and 20 no more than that; 512-bit vectors, 1.6 times.
+By rows, on 2-16-16-3: the last layer and the softmax as one loop 1.2 times, the middle layer as a
+sum instead of a product 1.8 times, rows padded to whole vectors 1.25 times.
+
+What did not: by scalars above 130 weights (2-16-16-3: 40 s of compilation, a tenth of the pace)
+or above 16 outputs; sums in place of products for 64 x 32 weights and more (a tenth of the pace
+when the inputs are the data); tiles by rows beyond the caches; candidates last with a scan over
+the inputs, or over the outputs, of a layer (a fifth of the pace of `loss_by_rows`).
 """
 
 from __future__ import annotations
@@ -47,6 +53,10 @@ MIN_LANES = 16
 """Fewer weight sets than this do not fill a vector: they go through plain `vmap`."""
 MAX_SCALARS = 128
 """Networks with more weights than this fill more registers than there are: they go by rows."""
+MAX_WRITTEN_OUT = 1024
+"""Weights of a layer that is a sum of products by rows; larger ones are matrix products."""
+VECTOR = 16
+"""Rows are padded to a multiple of this, lest a part of a vector be done one by one."""
 MAX_OUTPUTS = 16
 """Outputs are written out one by one; networks with more go through plain `vmap`."""
 
@@ -137,17 +147,33 @@ def loss_by_scalars(params: Params, batch: Batch, hidden: str, output: str, loss
 def loss_by_rows(params: Params, batch: Batch, hidden: str, output: str, loss: str):
     """The mean loss of one weight set, rows last: arguments and result as `loss_by_scalars`."""
     dtype = params[0].weights.dtype
-    values = jnp.asarray(batch.x).astype(dtype).T
-    for layer, (weights, biases) in enumerate(params):
-        values = weights.T @ values
-        if biases is not None:
-            values = values + biases[:, None]
-        if layer < len(params) - 1:
-            values = ACTIVATIONS[hidden].forward(values)
-    targets = jnp.moveaxis(_targets(batch, loss, dtype), 0, -1)
-    factors, rests = _row_loss(output, loss)(list(values), targets)
+    rows = batch.x.shape[0]
+    values, targets = (
+        jnp.moveaxis(jnp.pad(a, ((0, -rows % VECTOR), *[(0, 0)] * (a.ndim - 1))), 0, -1)
+        for a in (jnp.asarray(batch.x).astype(dtype), _targets(batch, loss, dtype))
+    )
+    *before, last = params
+    for layer, (weights, biases) in enumerate(before):
+        values = ACTIVATIONS[hidden].forward(_dense(values, weights, biases))
+        if layer < len(before) - 1:  # or XLA computes a value again for each unit it goes to
+            values = jax.lax.optimization_barrier(values)
+    if last.weights.size > MAX_WRITTEN_OUT:
+        logits = list(_dense(values, *last))
+    else:
+        logits = [_neuron(list(values), *unit) for unit in zip(*_unpack(*last), strict=True)]
+    factors, rests = _row_loss(output, loss)(logits, targets)
     losses = rests if factors is None else rests + jnp.log(factors)
-    return jnp.sum(losses) / _num_terms(loss, values.shape[1], values.shape[0])
+    losses = jnp.where(jnp.arange(losses.shape[0]) < rows, losses, 0)
+    return jnp.sum(losses) / _num_terms(loss, rows, len(logits))
+
+
+def _dense(inputs: jax.Array, weights: jax.Array, biases: jax.Array | None) -> jax.Array:
+    """Units first, rows last; small matrix products are written out."""
+    if weights.size > MAX_WRITTEN_OUT:
+        z = weights.T @ inputs
+    else:
+        z = _sum([jnp.outer(w, h) for w, h in zip(weights, inputs, strict=True)])
+    return z if biases is None else z + biases[:, None]
 
 
 def _num_weights(params: Params) -> int:

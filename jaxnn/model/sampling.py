@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxnn.checks import as_choice, as_key, as_real
 from jaxnn.model.layers import Dense, LayerShapes, Params
-from jaxnn.model.unit_draws import normals, uniforms
+from jaxnn.unit_draws import normals, uniforms
 
 __all__ = ["DISTRIBUTIONS", "Distribution", "sampler"]
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.checks import as_count, as_key, as_real
+from jaxnn.checks import as_count, as_key
 from jaxnn.training import checkpoints
 from jaxnn.training.callables import (
     LossFn,
@@ -37,13 +37,12 @@ from jaxnn.training.merging import Saved, merge_saved
 from jaxnn.training.processes import gather, own_path
 from jaxnn.training.search_report import RandomSearchResult, report
 from jaxnn.training.searching import (
-    Checkpoint,
-    SearchProgress,
     Span,
     StopRules,
     as_saved,
     walk,
 )
+from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
 
 __all__ = ["random_search"]
 
@@ -92,7 +91,7 @@ def random_search(
         start: index of the first; two searches that adjoin equal one.
         top_k: how many of the best to list.
         thresholds: losses to count the candidates at or below of.
-        bins: rising edges of the histogram's bins; by default 64 to each power of two.
+        bins: rising edges of the histogram's bins; by default 512 to each power of two.
         collect: which candidates to collect; see `Collect`.
         target_loss: the search ends with the first candidate at or below, status "reached".
         max_seconds: the search ends when these are over, status "stopped".
@@ -137,7 +136,11 @@ def random_search(
     loss_shape = shapes_of("loss_fn", loss, shapes, batch)
     check_scalar("loss_fn", loss_shape)
     kept = as_kept(loss_shape.dtype, top_k, thresholds, bins, collect)
-    rules = _as_rules(target_loss, collect, max_seconds, callback, loss_shape.dtype)
+    rules = StopRules(
+        as_target(target_loss, loss_shape.dtype),
+        collect.limit if collect and collect.stop else None,
+        as_limits(max_seconds, callback),
+    )
     workers = _as_devices(devices)
     tile = _tile_size(loss_fn, shapes, batch, memory_budget, workers[0].platform)
     span = _own_share(Span(start, stop, tile))
@@ -145,10 +148,10 @@ def random_search(
     with jax.threefry_partitionable(True):
         engine = Engine(loss, sample, batch, candidates_stream(key))
         facts = {} if alone and checkpoint is None else _facts(key, span, engine, kept)
-        saving = None if checkpoint is None else Checkpoint(own_path(Path(checkpoint)), facts)
+        saver = None if checkpoint is None else Saver(own_path(Path(checkpoint)), facts)
         progress = progress and jax.process_index() == 0
         statistics = statistics_of(kept)
-        reached = walk(engine, statistics, span, rules, workers, saving, progress=progress)
+        reached = walk(engine, statistics, span, rules, workers, saver, progress=progress)
     params_of = partial(reconstruct, key, sample_fn)
     if alone:
         return report(params_of, [(start, reached.end)], reached, kept)
@@ -172,24 +175,6 @@ def _as_devices(devices: Sequence[Any] | None) -> Sequence[Any]:
     if not chosen:
         raise ValueError("devices must hold at least one device; got none")
     return chosen
-
-
-def _as_rules(
-    target_loss: float | None,
-    collect: Collect | None,
-    max_seconds: float | None,
-    callback: Callable[[SearchProgress], None] | None,
-    dtype: Any,
-) -> StopRules:
-    if target_loss is not None:
-        as_real("target_loss", target_loss, minimum=-np.inf)
-        target_loss = float(np.asarray(target_loss, dtype))
-    if max_seconds is not None:
-        max_seconds = float(as_real("max_seconds", max_seconds))
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be callable; got a {type(callback).__name__}")
-    limit = collect.limit if collect and collect.stop else None
-    return StopRules(target_loss, limit, max_seconds, callback)
 
 
 def _tile_size(

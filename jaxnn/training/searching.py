@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxnn.training import checkpoints
 from jaxnn.training.folding import Engine, Statistic, fold_range, merge_all
 from jaxnn.training.pacing import Status, chunks
+from jaxnn.training.stopping import (
+    SECONDS_BETWEEN_SAVES,
+    Limits,
+    Saver,
+    SearchProgress,
+    ask_to_stop,
+)
 from jaxnn.training.streams import join
 
 __all__ = [
-    "Checkpoint",
     "Reached",
-    "SearchProgress",
     "Span",
     "StopRules",
     "as_saved",
@@ -30,7 +32,6 @@ __all__ = [
 ]
 
 LARGEST_CHUNK = 2**30
-SECONDS_BETWEEN_SAVES = 30.0
 
 
 class Span(NamedTuple):
@@ -41,39 +42,18 @@ class Span(NamedTuple):
     tile: int
 
 
-class SearchProgress(NamedTuple):
-    """Where a search stands, for a callback.
-
-    Attributes:
-        num_evaluations: candidates evaluated so far.
-        loss: lowest loss so far; inf if none was finite.
-    """
-
-    num_evaluations: int
-    loss: float
-
-
 class StopRules(NamedTuple):
     """When a search ends before its range does.
 
     Attributes:
         target_loss: with the first candidate at or below.
         num_collected: with the candidate that makes the collection this large.
-        max_seconds: after the chunk in which these are over.
-        callback: after the chunk for which it raises `StopIteration`.
+        limits: after the chunk in which they say so.
     """
 
     target_loss: float | None = None
     num_collected: int | None = None
-    max_seconds: float | None = None
-    callback: Callable[[SearchProgress], None] | None = None
-
-
-class Checkpoint(NamedTuple):
-    """Where a search is saved, and the facts that whoever goes on from it has to share."""
-
-    path: Path
-    facts: Mapping[str, Any]
+    limits: Limits = Limits()
 
 
 class Reached(NamedTuple):
@@ -90,13 +70,13 @@ def walk(
     span: Span,
     rules: StopRules,
     devices: Sequence[Any],
-    checkpoint: Checkpoint | None,
+    saver: Saver | None,
     *,
     progress: bool,
 ) -> Reached:
     """Folds the span, from its checkpoint if there is one, to its end or to a stop rule."""
     fold = partial(_fold, engine, statistics, span.tile, devices)
-    reached = _restore(checkpoint, statistics, span, rules)
+    reached = _restore(saver, statistics, span, rules)
     begin, width = reached.end, span.tile
     num_tiles = -(-(span.stop - begin) // width) if reached.status == "completed" else 0
     largest = LARGEST_CHUNK // width
@@ -117,10 +97,10 @@ def walk(
             if reached.status != "completed":
                 break
             if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                _save(checkpoint, reached, span)
+                _save(saver, reached, span)
                 saved = time.monotonic()
     finally:
-        _save(checkpoint, reached, span)
+        _save(saver, reached, span)
     is_cut = reached.end < span.stop and reached.status == "completed"
     return reached._replace(status="interrupted") if is_cut else reached
 
@@ -154,13 +134,9 @@ def _last_candidate(rules: StopRules, totals: Mapping[str, Any]) -> int | None:
 
 
 def _ask(rules: StopRules, reached: Reached, span: Span, started: float) -> Reached:
-    """Ends the walk if time is up or the callback says so."""
-    stop = rules.max_seconds is not None and time.monotonic() - started >= rules.max_seconds
-    if rules.callback is not None:
-        try:
-            rules.callback(SearchProgress(reached.end - span.start, _best(reached)))
-        except StopIteration:
-            stop = True
+    """Ends the walk if its limits say so."""
+    progress = SearchProgress(reached.end - span.start, _best(reached))
+    stop = ask_to_stop(rules.limits, started, progress)
     is_early = stop and reached.end < span.stop and reached.status == "completed"
     return reached._replace(status="stopped") if is_early else reached
 
@@ -189,35 +165,26 @@ def _fold(
 
 
 def _restore(
-    checkpoint: Checkpoint | None, statistics: Mapping[str, Statistic], span: Span, rules: StopRules
+    saver: Saver | None, statistics: Mapping[str, Statistic], span: Span, rules: StopRules
 ) -> Reached:
     """Where to go on: at the start, or where the checkpoint ends."""
-    fresh = Reached(merge_all(statistics, _starts(statistics)), span.start, "completed")
-    if checkpoint is None:
-        return fresh
-    checkpoints.check_writable(checkpoint.path)
-    if not checkpoint.path.exists():
-        return fresh
-    arrays, facts = checkpoints.load(checkpoint.path)
-    checkpoints.refuse_other(checkpoint.path, facts, checkpoint.facts)
+    saved = saver and saver.load()
+    if not (saver and saved):
+        return Reached(merge_all(statistics, _starts(statistics)), span.start, "completed")
+    arrays, facts = saved
     totals = restored(arrays, statistics)
     if facts["next"] > span.stop:
         raise ValueError(
             f"num_candidates must be at least {facts['next'] - span.start}, as many as "
-            f"checkpoint {checkpoint.path} holds; got {span.stop - span.start}"
+            f"checkpoint {saver.path} holds; got {span.stop - span.start}"
         )
     done = _last_candidate(rules, totals) is not None
     return Reached(totals, facts["next"], "reached" if done else "completed")
 
 
-def _save(checkpoint: Checkpoint | None, reached: Reached, span: Span) -> None:
-    """Saves; a disk that is full in the middle of a run is no reason to lose the run."""
-    if checkpoint is None:
-        return
-    try:
-        checkpoints.save(checkpoint.path, *as_saved(checkpoint.facts, reached, span))
-    except OSError as error:
-        warnings.warn(f"checkpoint not saved: {error}", RuntimeWarning, stacklevel=2)
+def _save(saver: Saver | None, reached: Reached, span: Span) -> None:
+    if saver is not None:
+        saver.save(*as_saved({}, reached, span))
 
 
 def as_saved(
