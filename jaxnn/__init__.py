@@ -20,7 +20,8 @@ from jaxnn.gradient_check import GradientReport, check_gradients
 from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.network import Model, mlp
-from jaxnn.training import optimizers
+from jaxnn.training import moves, optimizers, schedules
+from jaxnn.training.annealing import calibrated_temperature
 from jaxnn.training.drawing import reconstruct
 from jaxnn.training.gradient_descent import GradientDescentResult, gradient_descent
 from jaxnn.training.keeping import Collect
@@ -42,6 +43,7 @@ __all__ = [
     "PerturbationSearchResult",
     "RandomSearchResult",
     "activations",
+    "calibrated_temperature",
     "check_gradients",
     "datasets",
     "expected_best",
@@ -51,11 +53,13 @@ __all__ = [
     "merge_searches",
     "metrics",
     "mlp",
+    "moves",
     "optimizers",
     "perturbation_search",
     "plotting",
     "random_search",
     "reconstruct",
+    "schedules",
 ]
 
 

@@ -25,7 +25,7 @@ from tolerances import FORWARD
 
 import jaxnn
 from jaxnn import gradient_check
-from jaxnn.training import gradient_descent, perturbation_search, random_search
+from jaxnn.training import annealing, drawing, gradient_descent, perturbation_search
 
 close = functools.partial(pytest.approx, rel=FORWARD["float32"])
 ROWS = 6
@@ -329,8 +329,8 @@ def test_candidates_and_proposals_of_one_key_are_unrelated():
 
 
 def test_every_consumer_of_keys_has_a_tag_of_its_own():
-    modules = (random_search, perturbation_search, gradient_descent, gradient_check)
-    assert len({module.TAG for module in modules}) == 4
+    modules = (drawing, perturbation_search, annealing, gradient_descent, gradient_check)
+    assert len({module.TAG for module in modules}) == 5
 
 
 # --- compilation

@@ -2,17 +2,25 @@
 
 Step `t` of chain `c` proposes `params + scale * noise`, the noise standard normal on every
 number, drawn from a key that depends on the search's key, `c` and `t` alone. A proposal is
-accepted if its loss is strictly lower.
+accepted if its loss is strictly lower. From these pieces a family is made:
 
-Known as hill climbing with Gaussian steps, and as the (1+1) evolution strategy with a constant
-step (Rechenberg 1973).
+    hill climbing, the chapter's       the default; Juels and Wattenberg 1995
+    (1+1) evolution strategy           `adapt_scale`: the one-fifth rule, Rechenberg 1973
+    (1+lambda)                         `num_proposals`: the best of several stands for the step
+    simulated annealing                `temperature`: Kirkpatrick, Gelatt and Vecchi 1983
+    restarts, one-coordinate moves     `patience` with `restart_fn`, `propose_fn`
+
+The chains are exact and evaluated ahead; see `jaxnn.training.chains`.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,62 +28,57 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from jaxnn.checks import as_count, as_key, as_real
+from jaxnn.checks import as_count, as_key
+from jaxnn.training import checkpoints
 from jaxnn.training.callables import (
     LossFn,
     MetricFn,
+    SampleFn,
     as_batch,
     as_params,
     as_partial,
-    check_concrete,
     check_scalar,
     shapes_of,
 )
-from jaxnn.training.pacing import Status, chunks
+from jaxnn.training.chain_history import AcceptedSteps, ChainHistory, as_history
+from jaxnn.training.chains import Layout, Problem
+from jaxnn.training.climbing import ChainRules, Climbed, walk_chains
+from jaxnn.training.pacing import Status
+from jaxnn.training.schedules import Schedule, as_schedule, values_at
+from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
 
-__all__ = ["ChainHistory", "PerturbationSearchResult", "perturbation_search"]
+__all__ = ["PerturbationSearchResult", "ProposeFn", "perturbation_search"]
 
 TAG = 0x50455254
 """Folded into the key, so that no other trainer draws the same from it."""
 
-RECORDS_PER_CHUNK = 2**18
+MOST_LANES = 2**12
+LANE_BYTES = 2**22
 
 
-class ChainHistory(NamedTuple):
-    """What happened at every step; ready to plot.
+class ProposeFn(Protocol):
+    """A move of one's own."""
 
-    Shapes are `(num_steps,)`, or `(num_chains, num_steps)` if `num_chains` was given. A loss that
-    is not finite stands as inf.
-
-    Attributes:
-        evaluations: evaluations of the chain up to and with each step, `(num_steps,)`, int64.
-        proposed_loss: loss of the proposal.
-        current_loss: loss of the chain after the step.
-        best_loss: lowest loss of the chain up to and with the step.
-        accepted: whether the proposal was taken, bool.
-        proposed_metric: `metric_fn` of the proposal; None if there was no `metric_fn`.
-    """
-
-    evaluations: np.ndarray
-    proposed_loss: np.ndarray
-    current_loss: np.ndarray
-    best_loss: np.ndarray
-    accepted: np.ndarray
-    proposed_metric: np.ndarray | None
+    def __call__(self, key: jax.Array, params: Any, scale: jax.Array) -> Any:
+        """Returns params like `params`, all randomness from `key`, the step size `scale`."""
+        ...
 
 
 class PerturbationSearchResult(NamedTuple):
     """What a perturbation search found.
 
     Attributes:
-        params: the best params of the best chain; the start, if no loss was finite.
+        params: the best params that any chain has been at; the start, if no loss was finite.
         loss: their loss; inf if none was finite.
-        num_evaluations: losses evaluated, the start's included: `num_chains * (num_steps + 1)`.
-        num_accepted: steps taken, over all chains.
-        status: "completed", "interrupted" or "nonfinite".
-        history: every step of every chain.
-        chain_params: every chain's params, with a leading axis of `num_chains`, or of 1.
-        chain_loss: every chain's loss, `(num_chains,)`, or `(1,)`.
+        num_evaluations: losses evaluated, the start's included:
+            `num_chains * (num_proposals * steps + 1)`.
+        num_accepted: steps accepted, over all chains.
+        status: "completed", "converged", "interrupted", "reached", "stopped" or "nonfinite".
+        history: the steps of every chain.
+        accepted_steps: every accepted step with its loss.
+        chain_params: every chain's best params, with a leading axis of `num_chains`, or of 1.
+        chain_loss: their losses, `(num_chains,)`, or `(1,)`.
+        chain_num_accepted: steps that each chain accepted, likewise, int64.
     """
 
     params: Any
@@ -84,8 +87,10 @@ class PerturbationSearchResult(NamedTuple):
     num_accepted: int
     status: Status
     history: ChainHistory
+    accepted_steps: AcceptedSteps
     chain_params: Any
     chain_loss: np.ndarray
+    chain_num_accepted: np.ndarray
 
 
 def perturbation_search(
@@ -95,9 +100,23 @@ def perturbation_search(
     batch: Any,
     *,
     num_steps: int,
-    scale: float,
+    scale: float | Schedule,
     num_chains: int | None = None,
+    num_proposals: int = 1,
+    propose_fn: ProposeFn | None = None,
+    adapt_scale: bool = False,
+    accept_ties: bool = False,
+    temperature: float | Schedule | None = None,
+    patience: int | None = None,
+    restart_fn: SampleFn | None = None,
     metric_fn: MetricFn | None = None,
+    state_metric_fn: MetricFn | None = None,
+    record_every: int = 1,
+    target_loss: float | None = None,
+    max_seconds: float | None = None,
+    callback: Callable[[SearchProgress], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    look_ahead: int | None = None,
     progress: bool = False,
 ) -> PerturbationSearchResult:
     """Climbs down from `params` by random steps, one chain or several side by side.
@@ -107,13 +126,36 @@ def perturbation_search(
         loss_fn: `loss_fn(params, batch)` -> a float scalar.
         params: where every chain starts, any pytree of floats.
         batch: any pytree that the loss takes.
-        num_steps: proposals of each chain; 0 returns the start.
-        scale: standard deviation of the noise on every number, above 0.
+        num_steps: steps of each chain; 0 returns the start.
+        scale: standard deviation of the noise on every number, above 0; or a schedule of it,
+            such as `jaxnn.schedules.geometric(0.5, 0.01, num_steps)`.
         num_chains: how many independent chains. The draws of each are the same however many
             there are; its path too, until a loss that rounds differently decides a near-tie. By
             default one, without a leading axis in the history.
+        num_proposals: proposals of each step; the best of them is judged.
+        propose_fn: `propose_fn(key, params, scale)` -> params, in place of the normal noise.
+        adapt_scale: whether the scale is multiplied by 2 with each step that lowers the loss and
+            divided by 2^(1/4) with each that does not, which holds one in five successful; it
+            stays within a factor of 2^50 of what it was.
+        accept_ties: whether a proposal with the same loss is accepted.
+        temperature: accepts a worse proposal with probability `exp(-rise / temperature)` too; a
+            number above 0 or a schedule.
+        patience: steps without a lower loss after which a chain starts anew from `restart_fn`;
+            without one, the search ends when all chains have gone so long, status "converged".
+        restart_fn: `restart_fn(key)` -> params; as `model.sampler(scale=...)`.
         metric_fn: `metric_fn(params, batch)` -> a scalar, recorded for every proposal, as the
             chapter records the accuracy; `model.accuracy` for instance.
+        state_metric_fn: the same, recorded for what is accepted only, which costs next to
+            nothing: the loss on a validation batch that the function holds itself, for instance.
+        record_every: which steps to keep in the history: every one, every second and so on.
+        target_loss: the search ends with the first step at or below, status "reached".
+        max_seconds: the search ends when these are over, status "stopped".
+        callback: called with a `SearchProgress` after every chunk, some four times a second; a
+            `StopIteration` that it raises ends the search, status "stopped".
+        checkpoint: a file to save to every half minute and at the end. If it is there already,
+            the search goes on from it, and refuses one made with other settings.
+        look_ahead: steps to score at once from one parent; it changes the pace and nothing else.
+            By default it follows from how rare acceptance is.
         progress: whether to show a progress bar.
 
     Returns:
@@ -121,7 +163,8 @@ def perturbation_search(
 
     Raises:
         TypeError: if an argument is of the wrong kind, or the loss not a float scalar.
-        ValueError: if a count or the scale is out of range.
+        ValueError: if a number is out of range, or the checkpoint of another search or damaged.
+        OSError: if the checkpoint cannot be written.
 
     Example:
         >>> def loss_fn(params, batch):
@@ -134,145 +177,159 @@ def perturbation_search(
     """
     key = as_key("key", key)
     num_steps = as_count("num_steps", num_steps, maximum=2**32 - 1)
-    check_concrete("scale", scale)
-    scale_ = as_real("scale", scale)
     width = 1 if num_chains is None else as_count("num_chains", num_chains, 1, 2**31 - 1)
-    functions = [loss_fn] if metric_fn is None else [loss_fn, metric_fn]
+    every = as_count("record_every", record_every, 1)
+    if look_ahead is not None:
+        look_ahead = as_count("look_ahead", look_ahead, 1, MOST_LANES)
+    layout = Layout(
+        depth=1,
+        num_proposals=as_count("num_proposals", num_proposals, 1, MOST_LANES),
+        ties=_as_flag("accept_ties", accept_ties),
+        adapts=_as_flag("adapt_scale", adapt_scale),
+        capacity=1,
+    )
     start = as_params(params)
-    batch = as_batch(batch, params, *functions)
-    loss = as_partial("loss_fn", loss_fn)
-    metric = None if metric_fn is None else as_partial("metric_fn", metric_fn)
-    check_scalar("loss_fn", shapes_of("loss_fn", loss, start, batch))
-    if metric is not None:
-        check_scalar("metric_fn", shapes_of("metric_fn", metric, start, batch))
+    functions = [f for f in (loss_fn, metric_fn, state_metric_fn) if f is not None]
+    problem = Problem(
+        loss=as_partial("loss_fn", loss_fn),
+        batch=as_batch(batch, params, *functions),
+        template=start,
+        scale=as_schedule("scale", scale),
+        temperature=None if temperature is None else as_schedule("temperature", temperature),
+        propose=_optional("propose_fn", propose_fn),
+        restart=_optional("restart_fn", restart_fn),
+        patience=None if patience is None else as_count("patience", patience, 1, 2**32 - 1),
+        metric=_optional("metric_fn", metric_fn),
+        state_metric=_optional("state_metric_fn", state_metric_fn),
+    )
+    dtype = _check(problem, key)
+    rules = ChainRules(
+        as_target(target_loss, dtype),
+        problem.patience if restart_fn is None else None,
+        as_limits(max_seconds, callback),
+    )
+    if problem.patience is not None:
+        problem = problem._replace(patience=np.uint32(problem.patience))
     with jax.threefry_partitionable(True):
         stream = jax.random.fold_in(key, TAG)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(stream, jnp.arange(width, dtype=jnp.uint32))
-        begin = _start(loss, start, batch, width=width)
-        climb = partial(_climb, loss, metric, start, batch, scale_, keys)
-        end, records = _walk(climb, begin, num_steps, width, progress)
-    history = _history(records, np.asarray(begin.loss), one_chain=num_chains is None)
-    best, done = int(np.argmin(end.loss)), len(records.accepted)
-    chain_params = jax.vmap(ravel_pytree(start)[1])(end.flat)
-    status = "completed" if done == num_steps else "interrupted"
+        saver = None
+        if checkpoint is not None:
+            saver = Saver(Path(checkpoint), _facts(key, problem, layout, width, every, dtype))
+        climbed = walk_chains(
+            problem,
+            keys,
+            num_steps,
+            layout,
+            rules,
+            saver,
+            depth=look_ahead,
+            most_lanes=_most_lanes(loss_fn, start, problem.batch),
+            every=every,
+            progress=progress,
+        )
+    return _result(problem, climbed, layout, every, one_chain=num_chains is None)
+
+
+def _result(
+    problem: Problem, climbed: Climbed, layout: Layout, every: int, *, one_chain: bool
+) -> PerturbationSearchResult:
+    state, temperature = climbed.state, problem.temperature
+    history = as_history(
+        climbed.pieces,
+        every,
+        layout.num_proposals,
+        partial(values_at, problem.scale),
+        None if temperature is None else partial(values_at, temperature),
+        one_chain=one_chain,
+    )
+    best = int(np.argmin(state.best_loss))
+    chain_params = jax.vmap(ravel_pytree(problem.template)[1])(jnp.asarray(state.best_flat))
+    is_lost = climbed.status == "completed" and not np.isfinite(state.best_loss[best])
     return PerturbationSearchResult(
         params=jax.tree.map(lambda leaf: leaf[best], chain_params),
-        loss=float(end.loss[best]),
-        num_evaluations=width * (done + 1),
-        num_accepted=int(np.sum(records.accepted)),
-        status=status if np.isfinite(end.loss[best]) else "nonfinite",
+        loss=float(state.best_loss[best]),
+        num_evaluations=len(state.loss) * (layout.num_proposals * climbed.num_steps + 1),
+        num_accepted=int(np.sum(state.num_accepted, dtype=np.int64)),
+        status="nonfinite" if is_lost else climbed.status,
         history=history,
+        accepted_steps=climbed.pieces.listed,
         chain_params=chain_params,
-        chain_loss=np.asarray(end.loss),
+        chain_loss=state.best_loss,
+        chain_num_accepted=state.num_accepted.astype(np.int64),
     )
 
 
-class _State(NamedTuple):
-    """Where the chains stand: params as one vector `(chains, size)`, losses `(chains,)`."""
-
-    flat: jax.Array
-    loss: jax.Array
-
-
-class _Records(NamedTuple):
-    """What is kept of each step, `(steps, chains)`."""
-
-    proposed_loss: Any
-    accepted: Any
-    proposed_metric: Any
+def _as_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return value
 
 
-def _walk(
-    climb: Callable[..., tuple[_State, _Records]],
-    state: _State,
-    num_steps: int,
-    width: int,
-    progress: bool,
-) -> tuple[_State, _Records]:
-    """Climbs chunk after chunk; returns where the chains end and the records of all steps."""
-    capacity = max(RECORDS_PER_CHUNK // width, 1)
-    climb = partial(climb, capacity=capacity)
-    zero = np.uint32(0)
-    _, kept = jax.eval_shape(climb, state, zero, zero)
-    pieces = [jax.tree.map(lambda leaf: np.zeros((0, width), leaf.dtype), kept)]
-    for chunk in chunks(num_steps, largest=capacity, unit="steps", scale=width, show=progress):
-        size = chunk.end - chunk.begin
-        state, records = climb(state, np.uint32(chunk.begin), np.uint32(size))
-        pieces.append(jax.tree.map(lambda a, size=size: np.asarray(a)[:size].copy(), records))
-        chunk.report(float(jnp.min(state.loss)))
-    return state, jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)
+def _optional(name: str, function: Any) -> Partial | None:
+    return None if function is None else as_partial(name, function)
 
 
-@partial(jax.jit, static_argnames="width")
-def _start(loss: Partial, start: Any, batch: Any, *, width: int) -> _State:
-    flat, value = ravel_pytree(start)[0], _finite_or_inf(loss(start, batch))
-    return _State(jnp.tile(flat, (width, 1)), jnp.tile(value, width))
+def _check(problem: Problem, key: jax.Array) -> Any:
+    """Refuses functions that return what they should not; returns the losses' dtype."""
+    if problem.restart is not None and problem.patience is None:
+        raise ValueError("patience must be given with restart_fn; got None")
+    given = problem.template, problem.batch
+    loss = shapes_of("loss_fn", problem.loss, *given)
+    check_scalar("loss_fn", loss)
+    names = {"metric_fn": problem.metric, "state_metric_fn": problem.state_metric}
+    for name, metric in names.items():
+        if metric is not None:
+            check_scalar(name, shapes_of(name, metric, *given))
+    scale = jax.ShapeDtypeStruct((), jnp.float32)
+    if problem.propose is not None:
+        moved = shapes_of("propose_fn", problem.propose, key, problem.template, scale)
+        _check_params("propose_fn", moved, problem.template)
+    if problem.restart is not None:
+        _check_params("restart_fn", shapes_of("restart_fn", problem.restart, key), problem.template)
+    return loss.dtype
 
 
-@partial(jax.jit, static_argnames="capacity")
-def _climb(
-    loss: Partial,
-    metric: Partial | None,
-    template: Any,
-    batch: Any,
-    scale: jax.Array,
-    keys: jax.Array,
-    state: _State,
-    first: jax.Array,
-    size: jax.Array,
-    *,
-    capacity: int,
-) -> tuple[_State, _Records]:
-    """One chunk of every chain: `size` steps from step `first` on."""
-    unravel = ravel_pytree(template)[1]
-
-    def propose(key: jax.Array, flat: jax.Array, step: jax.Array) -> jax.Array:
-        noise = jax.random.normal(jax.random.fold_in(key, step), flat.shape, flat.dtype)
-        return flat + scale.astype(flat.dtype) * noise
-
-    def score(flat: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        params = unravel(flat)
-        return _finite_or_inf(loss(params, batch)), metric and metric(params, batch)
-
-    def advance(number: jax.Array, carry: tuple[_State, _Records]):
-        state, records = carry
-        proposals = jax.vmap(propose, (0, 0, None))(keys, state.flat, first + number)
-        losses, metrics = jax.vmap(score)(proposals)
-        accepted = losses < state.loss
-        state = _State(
-            jnp.where(accepted[:, None], proposals, state.flat),
-            jnp.where(accepted, losses, state.loss),
-        )
-        row = _Records(losses, accepted, metrics)
-        return state, jax.tree.map(lambda kept, new: kept.at[number].set(new), records, row)
-
-    losses, metrics = jax.eval_shape(jax.vmap(score), state.flat)
-    kept = _Records(losses, state.loss < 0, metrics)
-    records = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), kept)
-    return jax.lax.fori_loop(jnp.uint32(0), size, advance, (state, records))
+def _check_params(name: str, got: Any, wanted: Any) -> None:
+    """Refuses params that are not like those of the start."""
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), (got, wanted))
+    if shapes[0] != shapes[1]:
+        raise TypeError(f"{name} must return params like the start's, {shapes[1]}; got {shapes[0]}")
 
 
-def _finite_or_inf(loss: jax.Array) -> jax.Array:
-    """A loss that never wins if it is NaN or infinite, of either sign."""
-    return jnp.where(jnp.isfinite(loss), loss, jnp.inf)
+def _most_lanes(loss_fn: LossFn, params: Any, batch: Any) -> int:
+    """Losses to score at once: as many as stay in the caches, as far as the loss can tell."""
+    size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 16 * size)(params, batch)
+    return min(max(LANE_BYTES // per_set, 1), MOST_LANES)
 
 
-def _history(records: _Records, start_loss: np.ndarray, *, one_chain: bool) -> ChainHistory:
-    """The records as `(chains, steps)`, with the losses that follow from them."""
-    steps = np.arange(len(records.accepted))
-    last_taken = np.maximum.accumulate(np.where(records.accepted, steps[:, None], -1), axis=0)
-    taken_loss = np.take_along_axis(records.proposed_loss, np.maximum(last_taken, 0), axis=0)
-    current = np.where(last_taken < 0, start_loss, taken_loss)
-    metric = records.proposed_metric
-
-    def by_chain(kept: np.ndarray) -> np.ndarray:
-        return kept[:, 0] if one_chain else kept.T
-
-    return ChainHistory(
-        evaluations=steps + 2,
-        proposed_loss=by_chain(records.proposed_loss),
-        current_loss=by_chain(current),
-        best_loss=by_chain(np.minimum.accumulate(current, axis=0)),
-        accepted=by_chain(records.accepted),
-        proposed_metric=None if metric is None else by_chain(metric),
-    )
+def _facts(
+    key: jax.Array, problem: Problem, layout: Layout, num_chains: int, every: int, dtype: Any
+) -> dict[str, Any]:
+    """What whoever goes on with this search has to share."""
+    if np.dtype(dtype).kind != "f":
+        raise TypeError(f"loss_fn must return a NumPy float to be saved; got {dtype}: cast it")
+    functions = {
+        "loss_fn": problem.loss,
+        "scale": problem.scale,
+        "temperature": problem.temperature,
+        "propose_fn": problem.propose,
+        "restart_fn": problem.restart,
+        "metric_fn": problem.metric,
+        "state_metric_fn": problem.state_metric,
+    }
+    return {
+        "trainer": "perturbation_search",
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key_implementation": str(jax.random.key_impl(key)),
+        "params": checkpoints.fingerprint(problem.template),
+        "batch": checkpoints.fingerprint(problem.batch),
+        "num_chains": num_chains,
+        "num_proposals": layout.num_proposals,
+        "accept_ties": layout.ties,
+        "adapt_scale": layout.adapts,
+        "patience": None if problem.patience is None else int(problem.patience),
+        "record_every": every,
+        **{name: f and checkpoints.identity(f) for name, f in functions.items()},
+    }

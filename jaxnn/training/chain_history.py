@@ -1,0 +1,146 @@
+"""What a perturbation search tells of its steps: records of the loop, thinned on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxnn.training.chains import Records, State
+
+__all__ = ["AcceptedSteps", "ChainHistory", "Pieces", "as_history", "join_pieces", "pieces_of"]
+
+MOST_ACCEPTED = 2**20
+"""Accepted steps listed; chains that accept more are told of by the history alone."""
+
+
+class ChainHistory(NamedTuple):
+    """What happened at every step, or at every `record_every`-th; ready to plot.
+
+    Shapes are `(records,)`, or `(num_chains, records)` if `num_chains` was given. A loss that is
+    not finite stands as inf.
+
+    Attributes:
+        evaluations: evaluations of a chain up to and with each step recorded, int64; `(records,)`.
+        proposed_loss: loss of the proposal, the best one if there were several.
+        current_loss: loss of the chain after the step.
+        best_loss: lowest loss of the chain up to and with the step.
+        accepted: whether the proposal was taken, bool.
+        num_accepted: proposals taken up to and with the step, int64.
+        scale: the step size of the proposal, float32.
+        temperature: the temperature, float32, `(records,)`; None if there is none.
+        proposed_metric: `metric_fn` of the proposal; None if there was no `metric_fn`.
+        current_metric: `state_metric_fn` of the chain after the step; None likewise.
+    """
+
+    evaluations: np.ndarray
+    proposed_loss: np.ndarray
+    current_loss: np.ndarray
+    best_loss: np.ndarray
+    accepted: np.ndarray
+    num_accepted: np.ndarray
+    scale: np.ndarray
+    temperature: np.ndarray | None
+    proposed_metric: np.ndarray | None
+    current_metric: np.ndarray | None
+
+
+class AcceptedSteps(NamedTuple):
+    """Every accepted step, the first million of them, by step and then by chain.
+
+    Attributes:
+        chain: the chain, int64.
+        step: the step, from 0 on, int64.
+        loss: the loss of the proposal taken.
+    """
+
+    chain: np.ndarray
+    step: np.ndarray
+    loss: np.ndarray
+
+
+class Pieces(NamedTuple):
+    """The records of some steps, thinned: `(chains, records)`, and what was accepted."""
+
+    proposed_loss: Any
+    current_loss: Any
+    best_loss: Any
+    accepted: Any
+    num_accepted: Any
+    scale: Any
+    proposed_metric: Any
+    current_metric: Any
+    listed: AcceptedSteps
+
+
+def pieces_of(records: Records, before: State, first: int, every: int) -> Pieces:
+    """What to keep of `records`, `(chains, steps)` from step `first` on; `before` is at `first`."""
+    steps = np.arange(records.accepted.shape[1], dtype=np.int32)
+    last = np.maximum.accumulate(np.where(records.accepted, steps, np.int32(-1)), axis=1)
+
+    def since(values: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """The value at the last accepted step, or that of the start."""
+        filled = np.take_along_axis(values, np.maximum(last, 0), axis=1)
+        return np.where(last < 0, start[:, None], filled)
+
+    current = since(records.loss, before.loss)
+    best = np.minimum(np.minimum.accumulate(current, axis=1), before.best_loss[:, None])
+    counts = np.cumsum(records.accepted, axis=1, dtype=np.int32)
+    metric = records.state_metric
+    kept = slice((-first - 1) % every, None, every)
+    step, chain = np.nonzero(records.accepted.T)
+    return Pieces(
+        records.loss[:, kept],
+        current[:, kept],
+        best[:, kept],
+        records.accepted[:, kept],
+        before.num_accepted[:, None].astype(np.int64) + counts[:, kept],
+        None if records.scale is None else records.scale[:, kept],
+        None if records.metric is None else records.metric[:, kept],
+        None if metric is None else since(metric, before.metric)[:, kept],
+        AcceptedSteps(chain, first + step, records.loss[chain, step]),
+    )
+
+
+def join_pieces(pieces: Sequence[Pieces]) -> Pieces:
+    """Pieces that follow each other as one."""
+    joined = jax.tree.map(
+        lambda *parts: np.concatenate(parts, axis=-1), *(p._replace(listed=None) for p in pieces)
+    )
+    listed = (np.concatenate(parts) for parts in zip(*(p.listed for p in pieces), strict=True))
+    return joined._replace(listed=AcceptedSteps(*(part[:MOST_ACCEPTED] for part in listed)))
+
+
+def as_history(
+    pieces: Pieces,
+    every: int,
+    num_proposals: int,
+    scale: Callable[[np.ndarray], np.ndarray],
+    temperature: Callable[[np.ndarray], np.ndarray] | None,
+    *,
+    one_chain: bool,
+) -> ChainHistory:
+    """The history; `scale(steps)` and `temperature(steps)` are what the schedules say."""
+    count = pieces.proposed_loss.shape[1]
+    steps = every * np.arange(1, count + 1, dtype=np.int64) - 1
+    scales = pieces.scale
+    if scales is None:
+        scales = np.tile(scale(steps), (len(pieces.proposed_loss), 1))
+
+    def by_chain(values: np.ndarray | None) -> Any:
+        return values if values is None or not one_chain else values[0]
+
+    return ChainHistory(
+        evaluations=1 + num_proposals * (steps + 1),
+        proposed_loss=by_chain(pieces.proposed_loss),
+        current_loss=by_chain(pieces.current_loss),
+        best_loss=by_chain(pieces.best_loss),
+        accepted=by_chain(pieces.accepted),
+        num_accepted=by_chain(pieces.num_accepted),
+        scale=by_chain(scales),
+        temperature=None if temperature is None else temperature(steps),
+        proposed_metric=by_chain(pieces.proposed_metric),
+        current_metric=by_chain(pieces.current_metric),
+    )

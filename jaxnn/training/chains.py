@@ -1,0 +1,321 @@
+"""Exact perturbation chains, evaluated ahead: the compiled loop under perturbation search.
+
+Each step of a chain needs the verdict on the step before. But acceptance is rare, and until one
+is accepted all proposals have the same parent: so a *window* of them is scored at once and the
+first success taken, which is what the one-at-a-time loop takes. What follows it in the window is
+thrown away, and proposed again from the new parent. All randomness of step `t` comes from the
+chain's key and `t` alone, so the chain is the same for every width of the window.
+
+Rejections change nothing but counters (how far the step size has shrunk, how long nothing got
+better), so the state before each proposal of a window is known beforehand.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+from jaxnn.training.folding import COMPILER_OPTIONS
+from jaxnn.unit_draws import normals
+
+__all__ = ["Layout", "Problem", "Records", "State", "climb", "start"]
+
+MIN_LANES = 16
+"""Losses are scored at least so many side by side: from there on all widths give the same bits."""
+COIN, FRESH = 0x434F494E, 0x46524553
+"""Folded into a step's key for the coin of Metropolis, and for the draw of a restart."""
+GROWTH, LIMIT = 4, 200
+"""The one-fifth rule in fourth roots of 2: up by four on success, down by one on failure."""
+
+
+class Problem(NamedTuple):
+    """What the chains climb, and how; `None` where a piece is not wanted.
+
+    Attributes:
+        loss: `loss(params, batch)`.
+        batch: the data.
+        template: params of the right shapes.
+        scale: a schedule of the step size.
+        temperature: a schedule; then worse proposals may be accepted, by Metropolis' rule.
+        propose: `propose(key, params, scale)` -> params; by default normal noise on every number.
+        restart: `restart(key)` -> params, drawn after `patience` steps in vain.
+        patience: steps, a uint32.
+        metric: `metric(params, batch)`, of every proposal.
+        state_metric: the same, of every accepted one.
+    """
+
+    loss: Partial
+    batch: Any
+    template: Any
+    scale: Partial
+    temperature: Partial | None = None
+    propose: Partial | None = None
+    restart: Partial | None = None
+    patience: Any = None
+    metric: Partial | None = None
+    state_metric: Partial | None = None
+
+
+class Layout(NamedTuple):
+    """What the compiled loop is compiled for.
+
+    Attributes:
+        depth: steps that a window looks ahead.
+        num_proposals: proposals of a step, of which the best stands.
+        ties: whether an equal loss is accepted.
+        adapts: whether the one-fifth rule changes the step size.
+        capacity: most steps of a call.
+    """
+
+    depth: int
+    num_proposals: int
+    ties: bool
+    adapts: bool
+    capacity: int
+
+
+class State(NamedTuple):
+    """Where the chains stand, leading axis `(chains,)`; params as flat vectors.
+
+    Attributes:
+        step: steps taken, uint32.
+        flat, loss: where the chain is.
+        best_flat, best_loss: the best it has been.
+        run_loss: lowest loss since the last restart.
+        vain: steps since that fell, or since the restart, uint32.
+        exponent: fourth roots of 2 that the one-fifth rule multiplies the scale by, int32.
+        num_accepted: steps accepted so far, uint32.
+        metric: the state metric of where the chain is; None if there is none.
+    """
+
+    step: Any
+    flat: Any
+    loss: Any
+    best_flat: Any
+    best_loss: Any
+    run_loss: Any
+    vain: Any
+    exponent: Any
+    num_accepted: Any
+    metric: Any
+
+
+class Records(NamedTuple):
+    """What is kept of each step, `(chains, steps)`; a state metric counts where accepted."""
+
+    loss: Any
+    accepted: Any
+    scale: Any
+    restarted: Any
+    metric: Any
+    state_metric: Any
+
+
+@partial(jax.jit, static_argnames="num_chains")
+def start(problem: Problem, *, num_chains: int) -> State:
+    """All chains at the template."""
+    flat = ravel_pytree(problem.template)[0]
+    loss = _score(problem, jnp.tile(flat, (MIN_LANES, 1)))[0]
+    zero, metric = jnp.uint32(0), None
+    if problem.state_metric is not None:
+        metric = problem.state_metric(problem.template, problem.batch)
+    state = State(zero, flat, loss, flat, loss, loss, zero, jnp.int32(0), zero, metric)
+    return jax.tree.map(lambda leaf: jnp.tile(leaf, (num_chains, *[1] * leaf.ndim)), state)
+
+
+@partial(jax.jit, static_argnames="layout", compiler_options=COMPILER_OPTIONS)
+def climb(
+    problem: Problem,
+    keys: jax.Array,
+    state: State,
+    first: jax.Array,
+    size: jax.Array,
+    *,
+    layout: Layout,
+) -> tuple[State, Records]:
+    """Takes every chain from step `first` to step `first + size`.
+
+    Args:
+        problem: what to climb.
+        keys: a key a chain.
+        state: the chains, all at step `first`.
+        first: uint32.
+        size: uint32, at most the layout's capacity.
+        layout: static.
+
+    Returns:
+        The chains, and a record of each step; those from `size` on mean nothing.
+    """
+    end, num_chains = first + size, len(keys)
+    width = max(layout.depth, -(-MIN_LANES // (num_chains * layout.num_proposals)))
+    lanes = jnp.arange(width, dtype=jnp.uint32)
+    propose = jax.vmap(partial(_propose, problem, layout, lanes))
+
+    def window(state: State) -> tuple[State, Records]:
+        proposals, scales, restarted, coins = propose(keys, state)
+        proposals = jax.lax.optimization_barrier(proposals)  # or XLA draws each of them twice
+        losses = _score(problem, proposals.reshape(-1, proposals.shape[-1]))
+        proposals, losses = _best_of_each_step(proposals, losses)
+        ahead = jnp.minimum(end - state.step, jnp.uint32(layout.depth))
+        accepted = _judge(layout, state, losses, restarted, coins)
+        accepted &= lanes[None] < ahead[:, None]
+        after = jax.vmap(partial(_advance, layout))(
+            state, proposals, losses, accepted, restarted, ahead
+        )
+        if problem.state_metric is not None:
+            reached = _metrics(problem, problem.state_metric, after.flat[:, None])
+            after = after._replace(metric=reached[:, 0])
+        return after, Records(
+            losses,
+            accepted,
+            scales if layout.adapts else None,
+            restarted,
+            _metrics(problem, problem.metric, proposals) if problem.metric else None,
+            after.metric if after.metric is None else jnp.tile(after.metric[:, None], width),
+        )
+
+    def look_ahead(carry: tuple[State, Records]) -> tuple[State, Records]:
+        state, records = carry
+        after, seen = window(state)
+        offset = (state.step - first).astype(jnp.int32)
+        return after, jax.tree.map(partial(_write, offset), records, seen)
+
+    def is_behind(carry: tuple[State, Records]) -> jax.Array:
+        return jnp.any(carry[0].step < end)
+
+    _, seen = jax.eval_shape(window, state)
+    capacity = layout.capacity + width
+    empty = jax.tree.map(lambda leaf: jnp.zeros((num_chains, capacity), leaf.dtype), seen)
+    return jax.lax.while_loop(is_behind, look_ahead, (state, empty))
+
+
+def _propose(
+    problem: Problem, layout: Layout, lanes: jax.Array, key: jax.Array, state: State
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """The window of one chain: proposals `(width, num_proposals, size)`, and what judges them."""
+    unravel = ravel_pytree(problem.template)[1]
+
+    def move(key: jax.Array, scale: jax.Array, restarted: jax.Array | None) -> jax.Array:
+        if problem.propose is None:
+            noise = normals(key, state.flat.size).astype(state.flat.dtype)
+            moved = state.flat + scale.astype(state.flat.dtype) * noise
+        else:
+            moved = ravel_pytree(problem.propose(key, unravel(state.flat), scale))[0]
+        if problem.restart is None or restarted is None:
+            return moved
+        fresh = ravel_pytree(problem.restart(jax.random.fold_in(key, FRESH)))[0]
+        return jnp.where(restarted, fresh, moved)
+
+    def at_step(lane: jax.Array):
+        step = state.step + lane
+        step_key, scale = jax.random.fold_in(key, step), problem.scale(step)
+        if layout.adapts:
+            shrunk = jnp.maximum(state.exponent - lane.astype(jnp.int32), -LIMIT)
+            scale = scale * 2 ** (shrunk / GROWTH).astype(scale.dtype)
+        restarted = None if problem.restart is None else state.vain + lane >= problem.patience
+        coin = None
+        if problem.temperature is not None:
+            draw = jax.random.uniform(jax.random.fold_in(step_key, COIN), dtype=jnp.float32)
+            coin = -problem.temperature(step) * jnp.log(draw)
+        if layout.num_proposals == 1:
+            return move(step_key, scale, restarted)[None], scale, restarted, coin
+        numbers = jnp.arange(layout.num_proposals, dtype=jnp.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, numbers)
+        return jax.vmap(move, (0, None, None))(keys, scale, restarted), scale, restarted, coin
+
+    return jax.vmap(at_step)(lanes)
+
+
+def _score(problem: Problem, flats: jax.Array) -> jax.Array:
+    """Losses side by side; inf, which never wins, for what is not finite, of either sign."""
+    unravel = ravel_pytree(problem.template)[1]
+    losses = jax.vmap(lambda flat: problem.loss(unravel(flat), problem.batch))(flats)
+    return jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+
+
+def _best_of_each_step(proposals: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of `(chains, width, num_proposals)` the best along the last axis; ties to the first."""
+    losses = losses.reshape(proposals.shape[:3])
+    if losses.shape[2] == 1:  # no gather of what is there already
+        return proposals[:, :, 0], losses[..., 0]
+    best = jnp.argmin(losses, axis=2, keepdims=True)
+    chosen = jnp.take_along_axis(proposals, best[..., None], axis=2)
+    return chosen[:, :, 0], jnp.take_along_axis(losses, best, axis=2)[..., 0]
+
+
+def _judge(
+    layout: Layout,
+    state: State,
+    losses: jax.Array,
+    restarted: jax.Array | None,
+    coins: jax.Array | None,
+) -> jax.Array:
+    """Which proposals of a window would be taken, `(chains, width)`.
+
+    Metropolis accepts with probability `exp(-rise / temperature)`: if the rise is at most
+    `-temperature * log(u)`, the coin.
+    """
+    current = state.loss[:, None]
+    accepted = losses <= current if layout.ties else losses < current
+    if coins is not None:
+        accepted |= losses - current <= coins
+    if restarted is not None:
+        accepted |= restarted
+    return accepted & (losses < jnp.inf)
+
+
+def _advance(
+    layout: Layout,
+    state: State,
+    proposals: jax.Array,
+    losses: jax.Array,
+    accepted: jax.Array,
+    restarted: jax.Array | None,
+    ahead: jax.Array,
+) -> State:
+    """One chain after its window: at the first proposal accepted, or past them all."""
+    taken, place = jnp.any(accepted), jnp.argmax(accepted)
+    failures = jnp.where(taken, place.astype(jnp.uint32), ahead)
+    flat = jnp.where(taken, proposals[place], state.flat)
+    loss = jnp.where(taken, losses[place], state.loss)
+    renewed = jnp.array(False) if restarted is None else taken & restarted[place]
+    is_best = loss < state.best_loss
+    is_lower = renewed | (loss < state.run_loss)
+    count = failures + taken.astype(jnp.uint32)
+    exponent = state.exponent
+    if layout.adapts:
+        shrunk = jnp.maximum(exponent - failures.astype(jnp.int32), -LIMIT)
+        success = jnp.where(loss < state.loss, GROWTH, -1)
+        moved = jnp.clip(shrunk + success, -LIMIT, LIMIT)
+        exponent = jnp.where(renewed, 0, jnp.where(taken, moved, shrunk))
+    return State(
+        step=state.step + count,
+        flat=flat,
+        loss=loss,
+        best_flat=jnp.where(is_best, flat, state.best_flat),
+        best_loss=jnp.where(is_best, loss, state.best_loss),
+        run_loss=jnp.where(is_lower, loss, state.run_loss),
+        vain=jnp.where(is_lower, jnp.uint32(0), state.vain + count),
+        exponent=exponent,
+        num_accepted=state.num_accepted + taken.astype(jnp.uint32),
+        metric=state.metric,
+    )
+
+
+def _metrics(problem: Problem, metric: Partial, flats: jax.Array) -> jax.Array:
+    """A metric of every row of `(chains, width, size)`."""
+    unravel = ravel_pytree(problem.template)[1]
+    return jax.vmap(jax.vmap(lambda flat: metric(unravel(flat), problem.batch)))(flats)
+
+
+def _write(offset: jax.Array, kept: jax.Array, new: jax.Array) -> jax.Array:
+    """Each chain's window at its own place; what lies behind is overwritten by the next one."""
+    if len(kept) == 1:  # A scatter, which the general case becomes, takes longer.
+        return jax.lax.dynamic_update_slice(kept, new, (jnp.int32(0), offset[0]))
+    place = offset[:, None] + jnp.arange(new.shape[1], dtype=jnp.int32)[None]
+    return kept.at[jnp.arange(len(kept))[:, None], place].set(new)

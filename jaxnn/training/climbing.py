@@ -1,0 +1,215 @@
+"""The host's side of a perturbation search: chunks, their depth, stop rules and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from jaxnn.training.chain_history import Pieces, join_pieces, pieces_of
+from jaxnn.training.chains import Layout, Problem, Records, State, climb, start
+from jaxnn.training.pacing import Status, chunks
+from jaxnn.training.stopping import (
+    SECONDS_BETWEEN_SAVES,
+    Limits,
+    Saver,
+    SearchProgress,
+    ask_to_stop,
+)
+
+__all__ = ["ChainRules", "Climbed", "walk_chains"]
+
+RECORDS_PER_CHUNK, STEPS_PER_CHUNK = 2**20, 2**18
+DEPTHS = (1, 4, 16, 64, 256)
+"""Steps to look ahead; each is compiled when it is first used."""
+SECONDS_TO_COMPILE = 1.0
+FREE_LANES = 64
+"""So many losses side by side take hardly longer than a few."""
+
+
+class ChainRules(NamedTuple):
+    """When a search ends before its last step.
+
+    Attributes:
+        target_loss: with the first step, of any chain, at or below.
+        patience: with the first step after which no chain has got better for so many.
+        limits: after the chunk in which they say so.
+    """
+
+    target_loss: float | None = None
+    patience: int | None = None
+    limits: Limits = Limits()
+
+
+class Climbed(NamedTuple):
+    """How far the chains came, what is kept of it, and why it ended."""
+
+    state: State
+    pieces: Pieces
+    num_steps: int
+    status: Status
+
+
+def walk_chains(
+    problem: Problem,
+    keys: jax.Array,
+    num_steps: int,
+    layout: Layout,
+    rules: ChainRules,
+    saver: Saver | None,
+    *,
+    depth: int | None,
+    most_lanes: int,
+    every: int,
+    progress: bool,
+) -> Climbed:
+    """Climbs from the start, or from the checkpoint, to the last step or to a stop rule.
+
+    Args:
+        problem: what to climb.
+        keys: a key a chain.
+        num_steps: steps of each chain.
+        layout: of the compiled loop; its depth is chosen here.
+        rules: when to end.
+        saver: where to save.
+        depth: steps to look ahead; None to go by how rare acceptance is.
+        most_lanes: most losses to score at once.
+        every: which steps to keep, every one or every second and so on.
+        progress: whether to show a progress bar.
+
+    Returns:
+        A `Climbed`.
+    """
+    num_chains = len(keys)
+    width = num_chains * layout.num_proposals
+    layout = layout._replace(capacity=_capacity(num_chains))
+    advance = partial(_advance, problem, keys)
+    climbed = _begin(problem, partial(advance, layout), num_chains, every, saver)
+    if climbed.num_steps > num_steps:
+        raise ValueError(
+            f"num_steps must be at least {climbed.num_steps}, as many as the checkpoint holds; "
+            f"got {num_steps}"
+        )
+    parts, state, done = [climbed.pieces], climbed.state, climbed.num_steps
+    status = _ended(rules, state)
+    left = num_steps - done if status == "completed" else 0
+    pace, share = np.inf, 1.0
+    started = saved = time.monotonic()
+    for chunk in chunks(
+        left, largest=layout.capacity, unit="steps", scale=num_chains, show=progress
+    ):
+        pays = (num_steps - done) / pace > SECONDS_TO_COMPILE
+        ahead = depth or _depth(share if pays else 1.0, width, most_lanes)
+        began, size = time.perf_counter(), chunk.end - chunk.begin
+        after, records = advance(layout._replace(depth=ahead), state, done, size)
+        cut, status = _first_stop(rules, records, state)
+        if cut < size:
+            after, records = advance(layout._replace(depth=ahead), state, done, cut)
+        parts.append(pieces_of(records, state, done, every))
+        pace = cut / (time.perf_counter() - began)
+        share = max(float(np.mean(records.accepted)), 1 / DEPTHS[-1])
+        state, done = after, done + cut
+        best = float(np.min(state.best_loss))
+        chunk.report(best)
+        so_far = SearchProgress(num_chains + width * done, best)
+        asked = ask_to_stop(rules.limits, started, so_far)
+        if asked and status == "completed" and done < num_steps:
+            status = "stopped"
+        if status != "completed":
+            break
+        if saver and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+            parts = [join_pieces(parts)]
+            _save(saver, Climbed(state, parts[0], done, "interrupted"))
+            saved = time.monotonic()
+    if done < num_steps and status == "completed":
+        status = "interrupted"
+    climbed = Climbed(state, join_pieces(parts), done, status)
+    if saver:
+        _save(saver, climbed)
+    return climbed
+
+
+def _advance(
+    problem: Problem, keys: jax.Array, layout: Layout, state: State, first: int, size: int
+) -> tuple[State, Records]:
+    """The chains and the records of `size` steps, as NumPy arrays."""
+    after, records = climb(problem, keys, state, np.uint32(first), np.uint32(size), layout=layout)
+    return jax.tree.map(np.asarray, after), jax.tree.map(
+        lambda leaf: np.asarray(leaf)[:, :size].copy(), records
+    )
+
+
+def _capacity(num_chains: int) -> int:
+    """Most steps of a chunk."""
+    return max(min(RECORDS_PER_CHUNK // num_chains, STEPS_PER_CHUNK), 1)
+
+
+def _depth(share: float, width: int, most_lanes: int) -> int:
+    """Half as many steps as it takes until one is accepted, within the lanes there are."""
+    wanted = min(max(0.5 / share, FREE_LANES / width), most_lanes / width)
+    return max(depth for depth in DEPTHS if depth <= max(wanted, 1))
+
+
+def _first_stop(rules: ChainRules, records: Records, before: State) -> tuple[int, Status]:
+    """How many of the steps are to be taken, and why no more."""
+    steps = np.arange(records.accepted.shape[1])
+    cut, status = len(steps), "completed"
+    if rules.target_loss is not None:
+        hits = np.any(records.accepted & (records.loss <= rules.target_loss), axis=0)
+        if np.any(hits):
+            cut, status = int(np.argmax(hits)) + 1, "reached"
+    if rules.patience is not None:
+        losses = np.where(records.accepted, records.loss, np.inf)
+        best = np.minimum.accumulate(np.c_[before.best_loss, losses], axis=1)
+        last = np.maximum.accumulate(np.where(best[:, 1:] < best[:, :-1], steps, -1), axis=1)
+        earlier = before.vain[:, None].astype(np.int64) + steps + 1
+        over = np.all(np.where(last < 0, earlier, steps - last) >= rules.patience, axis=0)
+        if np.any(over[:cut]):
+            cut, status = int(np.argmax(over)) + 1, "converged"
+    return cut, status
+
+
+def _ended(rules: ChainRules, state: State) -> Status:
+    """Whether there is nothing left to do at all."""
+    if rules.target_loss is not None and np.min(state.best_loss) <= rules.target_loss:
+        return "reached"
+    if rules.patience is not None and np.all(state.vain >= rules.patience):
+        return "converged"
+    return "completed"
+
+
+def _begin(
+    problem: Problem,
+    advance: Callable[[State, int, int], tuple[State, Records]],
+    num_chains: int,
+    every: int,
+    saver: Saver | None,
+) -> Climbed:
+    """Where to go on: at the start, or where the checkpoint ends."""
+    state = start(problem, num_chains=num_chains)
+    state, nothing = advance(state, 0, 0)
+    fresh = state, pieces_of(nothing, state, 0, every)
+    saved = saver and saver.load()
+    if not saved:
+        return Climbed(*fresh, 0, "completed")
+    arrays, facts = saved
+    leaves = [arrays[name] for name, _ in _named(fresh)]
+    state, pieces = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+    return Climbed(state, pieces, facts["next"], "completed")
+
+
+def _save(saver: Saver, climbed: Climbed) -> None:
+    arrays = dict(_named((climbed.state, climbed.pieces)))
+    saver.save(arrays, {"next": climbed.num_steps, "status": climbed.status})
+
+
+def _named(trees: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
+    return [
+        (f"leaf{keystr(path, simple=True, separator='.')}", np.asarray(leaf))
+        for path, leaf in tree_leaves_with_path(trees)
+    ]

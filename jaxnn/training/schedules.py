@@ -1,0 +1,123 @@
+"""Numbers that change with the step: scales, temperatures, learning rates.
+
+A schedule is a function `schedule(step)` -> a float scalar. Those below are `Partial`s whose
+numbers are leaves, so that other numbers compile nothing. Wherever a trainer takes a schedule, a
+plain number stands for one that never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxnn.checks import as_count, as_real
+from jaxnn.training.callables import as_partial, check_concrete, check_scalar, shapes_of
+
+__all__ = [
+    "Schedule",
+    "as_schedule",
+    "constant",
+    "cosine",
+    "geometric",
+    "linear",
+    "values_at",
+]
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def constant(value: float) -> Partial:
+    """Always `value`, above 0.
+
+    Example:
+        >>> float(constant(0.5)(3))
+        0.5
+    """
+    return Partial(_constant, as_real("value", value))
+
+
+def linear(start: float, end: float, num_steps: int) -> Partial:
+    """From `start` to `end` in a straight line over `num_steps` steps, then `end`.
+
+    Example:
+        >>> float(linear(1.0, 0.5, 10)(5))
+        0.75
+    """
+    return _between(_linear, start, end, num_steps)
+
+
+def geometric(start: float, end: float, num_steps: int) -> Partial:
+    """From `start` to `end` by the same factor each step, `num_steps` times, then `end`.
+
+    Example:
+        >>> round(float(geometric(1.0, 0.01, 10)(5)), 6)
+        0.1
+    """
+    return _between(_geometric, start, end, num_steps)
+
+
+def cosine(start: float, end: float, num_steps: int) -> Partial:
+    """From `start` to `end` along half a cosine over `num_steps` steps, then `end`.
+
+    Reference: Loshchilov and Hutter, "SGDR", ICLR 2017, without its restarts.
+
+    Example:
+        >>> float(cosine(1.0, 0.5, 10)(5))
+        0.75
+    """
+    return _between(_cosine, start, end, num_steps)
+
+
+def as_schedule(name: str, value: Any) -> Partial:
+    """A number, or a function of the step, as a checked schedule."""
+    if not callable(value):
+        check_concrete(name, value)
+        return Partial(_constant, as_real(name, value))
+    schedule = as_partial(name, value)
+    check_scalar(name, shapes_of(name, schedule, jax.ShapeDtypeStruct((), jnp.uint32)))
+    return schedule
+
+
+def values_at(schedule: Partial, steps: np.ndarray) -> np.ndarray:
+    """The schedule at each step, `(steps,)`; few lengths are compiled, and constants none."""
+    if schedule.func is _constant:
+        return np.full(len(steps), schedule.args[0], np.float32)
+    padded = np.zeros(1 << max(len(steps) - 1, 0).bit_length(), np.uint32)
+    padded[: len(steps)] = steps
+    return np.asarray(_evaluate(schedule, padded))[: len(steps)]
+
+
+@jax.jit
+def _evaluate(schedule: Partial, steps: jax.Array) -> jax.Array:
+    return jax.vmap(schedule)(steps)
+
+
+def _between(shape: Callable[..., jax.Array], start: float, end: float, num_steps: int) -> Partial:
+    count = as_count("num_steps", num_steps, minimum=1)
+    return Partial(shape, as_real("start", start), as_real("end", end), jnp.float32(count))
+
+
+def _share(num_steps: jax.Array, step: jax.Array) -> jax.Array:
+    return jnp.minimum(jnp.asarray(step, jnp.float32) / num_steps, 1)
+
+
+def _constant(value: jax.Array, step: jax.Array) -> jax.Array:
+    del step
+    return value
+
+
+def _linear(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
+    return start + (end - start) * _share(num_steps, step)
+
+
+def _geometric(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
+    return start * (end / start) ** _share(num_steps, step)
+
+
+def _cosine(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
+    return end + (start - end) * (1 + jnp.cos(jnp.pi * _share(num_steps, step))) / 2

@@ -1,0 +1,200 @@
+"""Perturbation search over a small network's weights: the chapter's chain and its family.
+
+python scripts/perturbation_search.py --steps 100000 --plot
+python scripts/perturbation_search.py --data spiral --hidden 64 --adapt-scale --plot
+python scripts/perturbation_search.py --data spiral --temperature 0.01 --animate climb.gif
+python scripts/perturbation_search.py --chains 1024 --steps 1e6 --checkpoint chains.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from matplotlib.animation import FuncAnimation, PillowWriter
+from random_search import DATA, count
+
+import jaxnn
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+FRAMES = 40
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", choices=DATA, default="vertical")
+    add("--samples", type=int, default=100, help="rows a class")
+    add("--hidden", type=int, nargs="*", default=[3], help="units of each hidden layer")
+    add("--steps", type=count, default=10_000, help="proposals of each chain, as 1e5")
+    add("--scale", type=float, default=0.05, help="of the noise on every weight")
+    add("--final-scale", type=float, help="lower the scale to this, by the same factor a step")
+    add("--adapt-scale", action="store_true", help="the one-fifth rule")
+    add("--temperature", type=float, help="accept worse proposals; cools to a thousandth")
+    add("--accept-ties", action="store_true")
+    add("--proposals", type=int, default=1, help="of each step, of which the best is judged")
+    add("--patience", type=count, help="steps in vain after which a chain starts anew")
+    add("--one-coordinate", action="store_true", help="move one weight a step, as mlrose does")
+    add("--chains", type=int, default=1, help="chains side by side")
+    add("--seed", type=int, default=0, help="of data, start and search")
+    add("--target-loss", type=float, help="stop at the first step at or below")
+    add("--max-seconds", type=float, help="stop when these are over")
+    add("--checkpoint", type=Path, help="save here, and go on from here")
+    add("--verbose", action="store_true", help="print every improvement")
+    add("--plot", action="store_true", help="draw loss, accuracy and acceptance rate")
+    add(
+        "--animate", type=Path, metavar="FILE.gif", help="draw the decision regions while it climbs"
+    )
+    add("--output", type=Path, default=Path("output"), help="folder for the figure")
+    add("--json", type=Path, metavar="FILE", help="write the facts here")
+    arguments = parser.parse_args(argv)
+    if arguments.animate and arguments.animate.suffix != ".gif":
+        parser.error(f"--animate must name a .gif file; got {arguments.animate}")
+    return arguments
+
+
+def options_of(arguments: argparse.Namespace, model: jaxnn.Model) -> dict[str, Any]:
+    """The options that make a member of the family."""
+    steps = max(arguments.steps, 1)
+    options: dict[str, Any] = {
+        "scale": arguments.scale,
+        "adapt_scale": arguments.adapt_scale,
+        "accept_ties": arguments.accept_ties,
+        "num_proposals": arguments.proposals,
+    }
+    if arguments.final_scale:
+        scales = arguments.scale, arguments.final_scale
+        options["scale"] = jaxnn.schedules.geometric(*scales, steps)
+    if arguments.temperature:
+        heat = arguments.temperature
+        options["temperature"] = jaxnn.schedules.geometric(heat, heat / 1_000, steps)
+    if arguments.patience:
+        options |= {"patience": arguments.patience, "restart_fn": model.sampler(distribution="he")}
+    if arguments.one_coordinate:
+        options["propose_fn"] = jaxnn.moves.one_coordinate
+    return options
+
+
+def draw(history: Any, title: str, path: Path) -> None:
+    """Loss, smoothed accuracy and acceptance rate of the first chain over its steps."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(20, 4.6), layout="constrained")
+    evaluations = history.evaluations
+    names = ("proposed", "current", "best")
+    losses = history.proposed_loss, history.current_loss, history.best_loss
+    curves = {name: (evaluations, loss[0]) for name, loss in zip(names, losses, strict=True)}
+    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
+    window = max(len(evaluations) // 50, 1) | 1
+    accuracy, accepted = history.proposed_metric[0], history.accepted[0].astype(float)
+    jaxnn.plotting.smoothed(accuracy, middle, window=window, ylabel="accuracy of proposals")
+    jaxnn.plotting.smoothed(accepted, right, window=window, ylabel="share of proposals accepted")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def animate(
+    climb: Callable[..., Any], model: jaxnn.Model, batch: jaxnn.Batch, steps: int, path: Path
+) -> None:
+    """The decision regions after more and more steps; a shorter search is a part of a longer."""
+    counts = np.unique(np.geomspace(1, steps + 1, FRAMES).astype(int)) - 1
+    figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+
+    def frame(number: int) -> list[Any]:
+        axes.clear()
+        found = climb(num_steps=int(counts[number]))
+        jaxnn.plotting.decision_regions(partial(model.apply, found.params), batch, ax=axes)
+        axes.set_title(f"step {counts[number]:,}: loss {found.loss:.3f}")
+        return []
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FuncAnimation(figure, frame, frames=len(counts)).save(path, PillowWriter(fps=5))
+    plt.close(figure)
+
+
+def facts(result: Any, accuracy: float, seconds: float, steps: int, chains: int) -> dict[str, Any]:
+    """What the JSON file says."""
+    return {
+        "best_loss": result.loss if np.isfinite(result.loss) else None,
+        "accuracy": accuracy,
+        "num_steps": steps,
+        "num_chains": chains,
+        "num_evaluations": result.num_evaluations,
+        "num_accepted": result.num_accepted,
+        "seconds": seconds,
+        "steps_per_second": steps * chains / seconds,
+        "status": result.status,
+        "chain_loss": [loss if np.isfinite(loss) else None for loss in result.chain_loss.tolist()],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one search and reports; returns the exit status."""
+    arguments = parse(argv)
+    data_key, init_key, key = jax.random.split(jax.random.key(arguments.seed), 3)
+    batch = DATA[arguments.data](data_key, samples=arguments.samples)
+    model = jaxnn.mlp((2, *arguments.hidden, 3))
+    climb: Callable[..., Any] = partial(
+        jaxnn.perturbation_search,
+        key,
+        model.loss,
+        model.init(init_key),
+        batch,
+        num_chains=arguments.chains,
+        metric_fn=model.accuracy if arguments.plot or arguments.verbose else None,
+        **options_of(arguments, model),
+    )
+    climb(num_steps=1)  # compiles, so that the seconds below are the search's own
+    started = time.perf_counter()
+    result = climb(
+        num_steps=arguments.steps,
+        target_loss=arguments.target_loss,
+        max_seconds=arguments.max_seconds,
+        checkpoint=arguments.checkpoint,
+        progress=True,
+    )
+    seconds = time.perf_counter() - started
+    per_step = arguments.proposals
+    steps = (result.num_evaluations // arguments.chains - 1) // per_step
+    accuracy = float(model.accuracy(result.params, batch))
+    if arguments.verbose:
+        best, accuracies = result.history.best_loss[0], np.asarray(result.history.proposed_metric)
+        for step in np.flatnonzero(np.diff(best, prepend=np.inf) < 0):
+            metric = accuracies[0, step]
+            print(f"iteration {step:>9,}  loss {best[step]:.6f}  accuracy {metric:.3f}")
+    print(
+        f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; {steps:,} steps of "
+        f"{arguments.chains:,} chains, {result.num_accepted:,} accepted, "
+        f"{steps * arguments.chains / seconds:,.0f} steps a second"
+    )
+    sizes = "-".join(map(str, model.settings.sizes))
+    if arguments.plot and steps:
+        path = arguments.output / f"perturbation-search-{arguments.data}-{sizes}.png"
+        draw(result.history, f"{arguments.data}, {sizes}", path)
+        print(path)
+    if arguments.animate:
+        animate(climb, model, batch, arguments.steps, arguments.animate)
+        print(arguments.animate)
+    if arguments.json:
+        report = facts(result, accuracy, seconds, steps, arguments.chains)
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

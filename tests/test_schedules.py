@@ -1,0 +1,58 @@
+"""Schedules at their ends, in between and beyond; numbers that change compile nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnn import schedules
+
+SHAPES = {
+    "linear": lambda share: 3.0 - 2.5 * share,
+    "geometric": lambda share: 3.0 * (0.5 / 3.0) ** share,
+    "cosine": lambda share: 0.5 + 2.5 * (1 + np.cos(np.pi * share)) / 2,
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_values_against_their_formula(name):
+    schedule = getattr(schedules, name)(3.0, 0.5, 40)
+    steps = np.array([0, 1, 7, 20, 39, 40, 41, 10**6, 2**32 - 2], np.uint32)
+    got = jax.jit(jax.vmap(schedule))(steps)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, SHAPES[name](np.minimum(steps / 40, 1)), rtol=1e-5)
+    assert float(schedule(0)) == 3.0
+    assert float(schedule(40)) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_other_numbers_compile_nothing():
+    traces = []
+
+    @jax.jit
+    def at(schedule, step):
+        traces.append(step)
+        return schedule(step)
+
+    for start in (1.0, 2.0, 3.5):
+        assert float(at(schedules.geometric(start, 0.1, 5), jnp.uint32(0))) == start
+    assert len(traces) == 1
+
+
+def test_a_number_is_a_constant():
+    assert float(schedules.as_schedule("scale", 0.25)(jnp.uint32(9))) == 0.25
+    assert float(schedules.constant(0.25)(jnp.uint32(9))) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0.0, 1.0, 5), ValueError, "start must be a finite number above 0"),
+        ((1.0, -1.0, 5), ValueError, "end must be"),
+        ((1.0, 1.0, 0), ValueError, "num_steps must be an integer of at least 1"),
+        ((1.0, 1.0, 2.5), TypeError, "num_steps must be"),
+    ],
+)
+@pytest.mark.parametrize("name", SHAPES)
+def test_bad_numbers_are_refused(name, arguments, error, message):
+    with pytest.raises(error, match=message):
+        getattr(schedules, name)(*arguments)
