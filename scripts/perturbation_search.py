@@ -24,11 +24,12 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from random_search import DATA, count
 
 import jaxnn
+from jaxnn.training import checkpoints
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-FRAMES = 40
+FRAMES = 24
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--patience", type=count, help="steps in vain after which a chain starts anew")
     add("--one-coordinate", action="store_true", help="move one weight a step, as mlrose does")
     add("--chains", type=int, default=1, help="chains side by side")
+    add("--record-every", type=count, default=1, help="which steps to keep in the history")
     add("--seed", type=int, default=0, help="of data, start and search")
     add("--target-loss", type=float, help="stop at the first step at or below")
     add("--max-seconds", type=float, help="stop when these are over")
@@ -77,13 +79,13 @@ def options_of(arguments: argparse.Namespace, model: jaxnn.Model) -> dict[str, A
         "accept_ties": arguments.accept_ties,
         "num_proposals": arguments.proposals,
     }
-    if arguments.final_scale:
+    if arguments.final_scale is not None:
         scales = arguments.scale, arguments.final_scale
         options["scale"] = jaxnn.schedules.geometric(*scales, steps)
-    if arguments.temperature:
+    if arguments.temperature is not None:
         heat = arguments.temperature
         options["temperature"] = jaxnn.schedules.geometric(heat, heat / 1_000, steps)
-    if arguments.patience:
+    if arguments.patience is not None:
         options |= {"patience": arguments.patience, "restart_fn": model.sampler(distribution="he")}
     if arguments.one_coordinate:
         options["propose_fn"] = jaxnn.moves.one_coordinate
@@ -126,7 +128,7 @@ def animate(
     plt.close(figure)
 
 
-def facts(result: Any, accuracy: float, seconds: float, steps: int, chains: int) -> dict[str, Any]:
+def facts(result: Any, accuracy: float, steps: int, chains: int) -> dict[str, Any]:
     """What the JSON file says."""
     return {
         "best_loss": result.loss if np.isfinite(result.loss) else None,
@@ -135,8 +137,6 @@ def facts(result: Any, accuracy: float, seconds: float, steps: int, chains: int)
         "num_chains": chains,
         "num_evaluations": result.num_evaluations,
         "num_accepted": result.num_accepted,
-        "seconds": seconds,
-        "steps_per_second": steps * chains / seconds,
         "status": result.status,
         "chain_loss": [loss if np.isfinite(loss) else None for loss in result.chain_loss.tolist()],
     }
@@ -155,10 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         model.init(init_key),
         batch,
         num_chains=arguments.chains,
+        record_every=arguments.record_every,
         metric_fn=model.accuracy if arguments.plot or arguments.verbose else None,
         **options_of(arguments, model),
     )
-    climb(num_steps=1)  # compiles, so that the seconds below are the search's own
+    climb(num_steps=1)  # compiles most of it, so that the seconds below are the search's own
+    saved: Path | None = arguments.checkpoint
+    before = checkpoints.load(saved)[1]["next"] if saved and saved.exists() else 0
     started = time.perf_counter()
     result = climb(
         num_steps=arguments.steps,
@@ -170,16 +173,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.perf_counter() - started
     per_step = arguments.proposals
     steps = (result.num_evaluations // arguments.chains - 1) // per_step
+    rate = (steps - before) * arguments.chains / seconds
     accuracy = float(model.accuracy(result.params, batch))
     if arguments.verbose:
         best, accuracies = result.history.best_loss[0], np.asarray(result.history.proposed_metric)
         for step in np.flatnonzero(np.diff(best, prepend=np.inf) < 0):
             metric = accuracies[0, step]
-            print(f"iteration {step:>9,}  loss {best[step]:.6f}  accuracy {metric:.3f}")
+            number = step * arguments.record_every
+            print(f"iteration {number:>9,}  loss {best[step]:.6f}  accuracy {metric:.3f}")
     print(
         f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; {steps:,} steps of "
         f"{arguments.chains:,} chains, {result.num_accepted:,} accepted, "
-        f"{steps * arguments.chains / seconds:,.0f} steps a second"
+        f"{rate:,.0f} steps a second"
     )
     sizes = "-".join(map(str, model.settings.sizes))
     if arguments.plot and steps:
@@ -190,7 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         animate(climb, model, batch, arguments.steps, arguments.animate)
         print(arguments.animate)
     if arguments.json:
-        report = facts(result, accuracy, seconds, steps, arguments.chains)
+        timing = {"seconds": seconds, "steps_per_second": rate}
+        report = facts(result, accuracy, steps, arguments.chains) | timing
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=1))
     return 0

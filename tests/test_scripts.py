@@ -5,6 +5,7 @@ import json
 import check_gradients
 import compare
 import jax
+import perturbation_search
 import pytest
 import random_search
 import sweep_scales
@@ -144,3 +145,20 @@ def test_sweep_scales_writes_a_table_and_a_figure(tmp_path, capsys):
     assert rows[0]["10,000"] > 1.09 > 0.5 > rows[1]["10,000"]
     assert (tmp_path / "scales-vertical-2-3-3.png").stat().st_size > 10_000
     assert "20,000 drawn" in capsys.readouterr().out
+
+
+def test_perturbation_search_reports_draws_and_animates(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(perturbation_search, "FRAMES", 3)
+    facts, film = tmp_path / "chain.json", tmp_path / "climb.gif"
+    small = ["--steps", "300", "--chains", "2", "--temperature", "0.01", "--verbose", "--plot"]
+    more = ["--output", str(tmp_path), "--json", str(facts), "--animate", str(film)]
+    assert perturbation_search.main([*small, *more]) == 0
+    report = json.loads(facts.read_text())
+    assert (report["num_steps"], report["num_evaluations"]) == (300, 602)
+    assert report["best_loss"] == pytest.approx(min(report["chain_loss"]))
+    assert 0 < report["num_accepted"] < 600
+    assert 0 < report["accuracy"] <= 1
+    assert report["steps_per_second"] > 0
+    assert (tmp_path / "perturbation-search-vertical-2-3-3.png").stat().st_size > 10_000
+    assert film.stat().st_size > 10_000
+    assert capsys.readouterr().out.count("iteration") > 3

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
@@ -75,7 +76,10 @@ def calibrated_temperature(
     check_scalar("loss_fn", shapes_of("loss_fn", loss, start, batch))
     with jax.threefry_partitionable(True):
         keys = jax.random.split(jax.random.fold_in(key, TAG), count)
-        rises = np.asarray(_rises(loss, start, batch, as_real("scale", scale), keys), np.float64)
+        losses = np.asarray(_losses(loss, start, batch, as_real("scale", scale), keys), float)
+    if not np.isfinite(losses[0]):
+        raise ValueError(f"params must have a finite loss; got {losses[0]}")
+    rises = losses[1:] - losses[0]
     worse = rises[np.isfinite(rises) & (rises > 0)]
     if not worse.size:
         raise ValueError(f"params must leave room to get worse; no proposal of {count} does")
@@ -89,12 +93,10 @@ def calibrated_temperature(
 
 
 @jax.jit
-def _rises(loss: Partial, params: Any, batch: Any, scale: jax.Array, keys: jax.Array) -> jax.Array:
-    """How much higher than at `params` the loss of each proposal is."""
+def _losses(loss: Partial, params: Any, batch: Any, scale: jax.Array, keys: jax.Array):
+    """The loss at `params`, and those of the proposals: side by side, so that all round alike."""
     flat, unravel = ravel_pytree(params)
-
-    def moved(key: jax.Array) -> jax.Array:
-        noise = normals(key, flat.size).astype(flat.dtype)
-        return loss(unravel(flat + scale.astype(flat.dtype) * noise), batch)
-
-    return jax.vmap(moved)(keys) - loss(params, batch)
+    noise = jax.vmap(lambda key: normals(key, flat.size))(keys).astype(flat.dtype)
+    noise = jnp.concatenate([jnp.zeros_like(noise[:1]), noise])
+    moved = flat[None] + scale.astype(flat.dtype) * noise
+    return jax.vmap(lambda each: loss(unravel(each), batch))(moved)

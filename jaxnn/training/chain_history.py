@@ -90,16 +90,17 @@ def pieces_of(records: Records, before: State, first: int, every: int) -> Pieces
     counts = np.cumsum(records.accepted, axis=1, dtype=np.int32)
     metric = records.state_metric
     kept = slice((-first - 1) % every, None, every)
-    step, chain = np.nonzero(records.accepted.T)
+    is_full = np.sum(before.num_accepted, dtype=np.int64) >= MOST_ACCEPTED
+    step, chain = np.nonzero(records.accepted.T[: 0 if is_full else None])
     return Pieces(
-        records.loss[:, kept],
-        current[:, kept],
-        best[:, kept],
-        records.accepted[:, kept],
+        records.loss[:, kept].copy(),
+        current[:, kept].copy(),
+        best[:, kept].copy(),
+        records.accepted[:, kept].copy(),
         before.num_accepted[:, None].astype(np.int64) + counts[:, kept],
-        None if records.scale is None else records.scale[:, kept],
-        None if records.metric is None else records.metric[:, kept],
-        None if metric is None else since(metric, before.metric)[:, kept],
+        None if records.scale is None else records.scale[:, kept].copy(),
+        None if records.metric is None else records.metric[:, kept].copy(),
+        None if metric is None else since(metric, before.metric)[:, kept].copy(),
         AcceptedSteps(chain, first + step, records.loss[chain, step]),
     )
 

@@ -4,7 +4,8 @@ Each step of a chain needs the verdict on the step before. But acceptance is rar
 is accepted all proposals have the same parent: so a *window* of them is scored at once and the
 first success taken, which is what the one-at-a-time loop takes. What follows it in the window is
 thrown away, and proposed again from the new parent. All randomness of step `t` comes from the
-chain's key and `t` alone, so the chain is the same for every width of the window.
+chain's key and `t` alone, so the chain is the same for every width of the window, as far as a
+loss has the same bits however many are scored side by side: `model.loss` has, from 16 on.
 
 Rejections change nothing but counters (how far the step size has shrunk, how long nothing got
 better), so the state before each proposal of a window is known beforehand.
@@ -111,7 +112,6 @@ class Records(NamedTuple):
     loss: Any
     accepted: Any
     scale: Any
-    restarted: Any
     metric: Any
     state_metric: Any
 
@@ -174,7 +174,6 @@ def climb(
             losses,
             accepted,
             scales if layout.adapts else None,
-            restarted,
             _metrics(problem, problem.metric, proposals) if problem.metric else None,
             after.metric if after.metric is None else jnp.tile(after.metric[:, None], width),
         )
@@ -213,15 +212,15 @@ def _propose(
 
     def at_step(lane: jax.Array):
         step = state.step + lane
-        step_key, scale = jax.random.fold_in(key, step), problem.scale(step)
+        step_key, scale = jax.random.fold_in(key, step), jnp.asarray(problem.scale(step))
         if layout.adapts:
             shrunk = jnp.maximum(state.exponent - lane.astype(jnp.int32), -LIMIT)
             scale = scale * 2 ** (shrunk / GROWTH).astype(scale.dtype)
         restarted = None if problem.restart is None else state.vain + lane >= problem.patience
         coin = None
         if problem.temperature is not None:
-            draw = jax.random.uniform(jax.random.fold_in(step_key, COIN), dtype=jnp.float32)
-            coin = -problem.temperature(step) * jnp.log(draw)
+            draw = jax.random.exponential(jax.random.fold_in(step_key, COIN), dtype=jnp.float32)
+            coin = problem.temperature(step) * draw
         if layout.num_proposals == 1:
             return move(step_key, scale, restarted)[None], scale, restarted, coin
         numbers = jnp.arange(layout.num_proposals, dtype=jnp.uint32)
@@ -257,8 +256,8 @@ def _judge(
 ) -> jax.Array:
     """Which proposals of a window would be taken, `(chains, width)`.
 
-    Metropolis accepts with probability `exp(-rise / temperature)`: if the rise is at most
-    `-temperature * log(u)`, the coin.
+    Metropolis accepts with probability `exp(-rise / temperature)`: if the rise is at most the
+    coin, `temperature` times a draw from the exponential distribution.
     """
     current = state.loss[:, None]
     accepted = losses <= current if layout.ties else losses < current

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from jaxnn.training.stopping import (
 __all__ = ["ChainRules", "Climbed", "walk_chains"]
 
 RECORDS_PER_CHUNK, STEPS_PER_CHUNK = 2**20, 2**18
-DEPTHS = (1, 4, 16, 64, 256)
+DEPTHS = (1, 4, 16, 64, 128)
 """Steps to look ahead; each is compiled when it is first used."""
 SECONDS_TO_COMPILE = 1.0
 FREE_LANES = 64
@@ -87,9 +87,9 @@ def walk_chains(
     """
     num_chains = len(keys)
     width = num_chains * layout.num_proposals
-    layout = layout._replace(capacity=_capacity(num_chains))
-    advance = partial(_advance, problem, keys)
-    climbed = _begin(problem, partial(advance, layout), num_chains, every, saver)
+    shallow = depth or _depth(1.0, width, most_lanes)
+    layout = layout._replace(depth=shallow, capacity=_capacity(num_chains))
+    climbed = _begin(problem, keys, layout, every, saver)
     if climbed.num_steps > num_steps:
         raise ValueError(
             f"num_steps must be at least {climbed.num_steps}, as many as the checkpoint holds; "
@@ -98,39 +98,42 @@ def walk_chains(
     parts, state, done = [climbed.pieces], climbed.state, climbed.num_steps
     status = _ended(rules, state)
     left = num_steps - done if status == "completed" else 0
-    pace, share = np.inf, 1.0
+    pace, share, used = np.inf, 1.0, set()
     started = saved = time.monotonic()
-    for chunk in chunks(
-        left, largest=layout.capacity, unit="steps", scale=num_chains, show=progress
-    ):
-        pays = (num_steps - done) / pace > SECONDS_TO_COMPILE
-        ahead = depth or _depth(share if pays else 1.0, width, most_lanes)
-        began, size = time.perf_counter(), chunk.end - chunk.begin
-        after, records = advance(layout._replace(depth=ahead), state, done, size)
-        cut, status = _first_stop(rules, records, state)
-        if cut < size:
-            after, records = advance(layout._replace(depth=ahead), state, done, cut)
-        parts.append(pieces_of(records, state, done, every))
-        pace = cut / (time.perf_counter() - began)
-        share = max(float(np.mean(records.accepted)), 1 / DEPTHS[-1])
-        state, done = after, done + cut
-        best = float(np.min(state.best_loss))
-        chunk.report(best)
-        so_far = SearchProgress(num_chains + width * done, best)
-        asked = ask_to_stop(rules.limits, started, so_far)
-        if asked and status == "completed" and done < num_steps:
-            status = "stopped"
-        if status != "completed":
-            break
-        if saver and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-            parts = [join_pieces(parts)]
-            _save(saver, Climbed(state, parts[0], done, "interrupted"))
-            saved = time.monotonic()
-    if done < num_steps and status == "completed":
-        status = "interrupted"
-    climbed = Climbed(state, join_pieces(parts), done, status)
-    if saver:
-        _save(saver, climbed)
+    pieces = chunks(left, largest=layout.capacity, unit="steps", scale=num_chains, show=progress)
+    try:
+        for chunk in pieces:
+            pays = (num_steps - done) / pace > SECONDS_TO_COMPILE
+            ahead = depth or _depth(share if pays else 1.0, width, most_lanes)
+            advance = partial(_advance, problem, keys, layout._replace(depth=ahead))
+            began, size = time.perf_counter(), chunk.end - chunk.begin
+            after, records = advance(state, done, size)
+            cut, status = _first_stop(rules, records, state)
+            if cut < size:
+                after, records = advance(state, done, cut)
+            if ahead in used:  # or it was compiled just now
+                pace = size / (time.perf_counter() - began)
+            used.add(ahead)
+            share = max(float(np.mean(records.accepted)), 0.5 / DEPTHS[-1])
+            parts.append(pieces_of(records, state, done, every))
+            state, done = after, done + cut
+            best = float(np.min(state.best_loss))
+            chunk.report(best)
+            so_far = SearchProgress(num_chains + width * done, best)
+            asked = ask_to_stop(rules.limits, started, so_far)
+            if asked and status == "completed" and done < num_steps:
+                status = "stopped"
+            if status != "completed":
+                break
+            if saver and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                parts = [join_pieces(parts)]
+                _save(saver, Climbed(state, parts[0], done, "interrupted"))
+                saved = time.monotonic()
+    finally:
+        is_cut = done < num_steps and status == "completed"
+        climbed = Climbed(state, join_pieces(parts), done, "interrupted" if is_cut else status)
+        if saver:
+            _save(saver, climbed)
     return climbed
 
 
@@ -184,15 +187,13 @@ def _ended(rules: ChainRules, state: State) -> Status:
 
 
 def _begin(
-    problem: Problem,
-    advance: Callable[[State, int, int], tuple[State, Records]],
-    num_chains: int,
-    every: int,
-    saver: Saver | None,
+    problem: Problem, keys: jax.Array, layout: Layout, every: int, saver: Saver | None
 ) -> Climbed:
     """Where to go on: at the start, or where the checkpoint ends."""
-    state = start(problem, num_chains=num_chains)
-    state, nothing = advance(state, 0, 0)
+    state: State = jax.tree.map(np.asarray, start(problem, num_chains=len(keys)))
+    zero = np.uint32(0)
+    _, seen = climb.eval_shape(problem, keys, state, zero, zero, layout=layout)
+    nothing = jax.tree.map(lambda leaf: np.zeros((len(keys), 0), leaf.dtype), seen)
     fresh = state, pieces_of(nothing, state, 0, every)
     saved = saver and saver.load()
     if not saved:

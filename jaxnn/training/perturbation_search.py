@@ -154,8 +154,9 @@ def perturbation_search(
             `StopIteration` that it raises ends the search, status "stopped".
         checkpoint: a file to save to every half minute and at the end. If it is there already,
             the search goes on from it, and refuses one made with other settings.
-        look_ahead: steps to score at once from one parent; it changes the pace and nothing else.
-            By default it follows from how rare acceptance is.
+        look_ahead: steps to score at once from one parent; by default it follows from how rare
+            acceptance is. It changes the pace and nothing else, unless the loss rounds
+            differently with the number scored at once, which `model.loss` does not.
         progress: whether to show a progress bar.
 
     Returns:
@@ -245,7 +246,9 @@ def _result(
     )
     best = int(np.argmin(state.best_loss))
     chain_params = jax.vmap(ravel_pytree(problem.template)[1])(jnp.asarray(state.best_flat))
-    is_lost = climbed.status == "completed" and not np.isfinite(state.best_loss[best])
+    is_lost = climbed.status in ("completed", "converged") and not np.isfinite(
+        state.best_loss[best]
+    )
     return PerturbationSearchResult(
         params=jax.tree.map(lambda leaf: leaf[best], chain_params),
         loss=float(state.best_loss[best]),
@@ -301,15 +304,20 @@ def _most_lanes(loss_fn: LossFn, params: Any, batch: Any) -> int:
     """Losses to score at once: as many as stay in the caches, as far as the loss can tell."""
     size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 16 * size)(params, batch)
-    return min(max(LANE_BYTES // per_set, 1), MOST_LANES)
+    return min(max(LANE_BYTES // max(per_set, 1), 1), MOST_LANES)
 
 
 def _facts(
     key: jax.Array, problem: Problem, layout: Layout, num_chains: int, every: int, dtype: Any
 ) -> dict[str, Any]:
     """What whoever goes on with this search has to share."""
-    if np.dtype(dtype).kind != "f":
-        raise TypeError(f"loss_fn must return a NumPy float to be saved; got {dtype}: cast it")
+    metrics = {"metric_fn": problem.metric, "state_metric_fn": problem.state_metric}
+    given = problem.template, problem.batch
+    dtypes = {name: shapes_of(name, f, *given).dtype for name, f in metrics.items() if f}
+    dtypes |= {"loss_fn": dtype, "params": jax.tree.leaves(problem.template)[0].dtype}
+    for name, each in dtypes.items():
+        if np.dtype(each).kind != "f":
+            raise TypeError(f"{name} must be of a NumPy float to be saved; got {each}: cast it")
     functions = {
         "loss_fn": problem.loss,
         "scale": problem.scale,

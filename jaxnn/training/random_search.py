@@ -193,7 +193,7 @@ def _tile_size(
     widest = max((max(leaf.shape, default=1) for leaf in jax.tree.leaves(params)), default=1)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     bytes_per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 4 * max(rows * widest, size))
-    fitting = max(budget // bytes_per_set(params, batch), 1)
+    fitting = max(budget // max(bytes_per_set(params, batch), 1), 1)
     return min(1 << (fitting.bit_length() - 1), LARGEST_TILES.get(platform, LARGEST_TILE))
 
 

@@ -1,8 +1,8 @@
-"""Numbers that change with the step: scales, temperatures, learning rates.
+"""Numbers that change with the step: scales and temperatures.
 
 A schedule is a function `schedule(step)` -> a float scalar. Those below are `Partial`s whose
-numbers are leaves, so that other numbers compile nothing. Wherever a trainer takes a schedule, a
-plain number stands for one that never changes.
+numbers are leaves, so that other numbers compile nothing. Where a schedule is taken, a plain
+number stands for one that never changes.
 """
 
 from __future__ import annotations

@@ -79,10 +79,10 @@ class Saver(NamedTuple):
     facts: Mapping[str, Any]
 
     def save(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Saves; a disk that is full in the middle of a run is no reason to lose the run."""
+        """Saves; a full disk, or a history too long to save, is no reason to lose the run."""
         try:
             checkpoints.save(self.path, arrays, {**self.facts, **facts})
-        except OSError as error:
+        except (OSError, ValueError) as error:
             warnings.warn(f"checkpoint not saved: {error}", RuntimeWarning, stacklevel=3)
 
     def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
