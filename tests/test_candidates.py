@@ -237,10 +237,10 @@ def test_a_broken_weight_set_breaks_its_own_loss_alone(leaf, bad):
     np.testing.assert_array_equal(losses[others], MAPPED(POPULATION, BATCH)[others])
 
 
-@pytest.mark.parametrize("head", FEW[:2], ids="-".join)
 ALSO = [pytest.param(sizes, marks=pytest.mark.exhaustive) for sizes in ((1, 12), (1, 13))]
 
 
+@pytest.mark.parametrize("head", FEW[:2], ids="-".join)
 @pytest.mark.parametrize("sizes", [(1, 16), (9, 16), *ALSO])
 def test_many_outputs_do_not_overflow_the_product_of_factors(sizes, head):
     model = mlp(sizes, output=head[0], loss=head[1])

@@ -51,8 +51,15 @@ def test_the_long_search_tells_more_the_more_it_draws(printed):
     assert 3 > expected[0] > expected[1] > expected[2] > 0.1
 
 
+def test_the_family_of_climbers_solves_vertical_data(printed):
+    annealed, adapted, *scales = (float(number) for number in NUMBER.findall(printed[2]))
+    assert 0.05 < annealed < 0.25
+    assert 0.05 < adapted < 0.25
+    assert len(scales) == 8
+
+
 def test_the_model_of_ones_own_is_learnt(printed):
-    climbed, trained = re.findall(r"\[(.*?)\]", printed[2])
+    climbed, trained = re.findall(r"\[(.*?)\]", printed[3])
     for found in (climbed, trained):
         slope = [float(number) for number in found.split(",")]
         assert slope == pytest.approx([1.0, -2.0], abs=0.05)
