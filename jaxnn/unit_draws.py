@@ -11,6 +11,7 @@ Reference: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = np.uint32(0x1BD11BDA)
 
 
+@partial(jax.jit, static_argnames="count", inline=True)
 def normals(key: jax.Array, count: int) -> jax.Array:
     """Standard normal draws, `(count,)`, float32, by inversion; none is beyond +-5.3.
 
@@ -30,6 +32,7 @@ def normals(key: jax.Array, count: int) -> jax.Array:
     return np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniforms(key, count))
 
 
+@partial(jax.jit, static_argnames="count", inline=True)
 def uniforms(key: jax.Array, count: int) -> jax.Array:
     """Uniform draws between -1 and 1, `(count,)`, float32: the odd multiples of 2^-23."""
     odd = 2 * (_bits(key, count) >> 9).astype(jnp.int32) + (1 - 2**23)
