@@ -92,7 +92,7 @@ def every(distribution, implementation, *marks):
     [
         every("normal", "threefry2x32"),
         every("uniform", "philox4x32"),
-        every("he", "philox4x32"),
+        every("he", "philox4x32", pytest.mark.exhaustive),
         every("normal", "philox4x32", pytest.mark.exhaustive),
         every("uniform", "threefry2x32", pytest.mark.exhaustive),
         every("he", "threefry2x32", pytest.mark.exhaustive),
