@@ -5,7 +5,8 @@ is accepted all proposals have the same parent: so a *window* of them is scored 
 first success taken, which is what the one-at-a-time loop takes. What follows it in the window is
 thrown away, and proposed again from the new parent. All randomness of step `t` comes from the
 chain's key and `t` alone, so the chain is the same for every width of the window, as far as a
-loss has the same bits however many are scored side by side: `model.loss` has, from 16 on.
+loss has the same bits however many are scored side by side: from 16 on, `model.loss` of up to
+128 weights has.
 
 Rejections change nothing but counters (how far the step size has shrunk, how long nothing got
 better), so the state before each proposal of a window is known beforehand.

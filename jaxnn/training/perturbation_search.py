@@ -156,7 +156,7 @@ def perturbation_search(
             the search goes on from it, and refuses one made with other settings.
         look_ahead: steps to score at once from one parent; by default it follows from how rare
             acceptance is. It changes the pace and nothing else, unless the loss rounds
-            differently with the number scored at once, which `model.loss` does not.
+            differently with the number scored at once; up to 128 weights `model.loss` does not.
         progress: whether to show a progress bar.
 
     Returns:
