@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxnn
-from jaxnn.training import chain_history, chains, checkpoints, climbing, perturbation_search
+from jaxnn.training import chain_history, checkpoints, climbing, perturbation_search, proposals
 from jaxnn.unit_draws import normals
 
 KEY = jax.random.key(5)
@@ -96,7 +96,7 @@ def by_loop(loss_fn: Any, *, chain=0, num_steps=250, scale: Any = 0.3, num_propo
         for number in range(num_proposals):
             key = step_key if num_proposals == 1 else jax.random.fold_in(step_key, number)
             if renewed:
-                moved = ravel_pytree(restart_fn(jax.random.fold_in(key, chains.FRESH)))[0]
+                moved = ravel_pytree(restart_fn(jax.random.fold_in(key, proposals.FRESH)))[0]
             elif propose_fn:
                 moved = ravel_pytree(propose_fn(key, unravel(flat), size))[0]
             else:
@@ -106,7 +106,7 @@ def by_loop(loss_fn: Any, *, chain=0, num_steps=250, scale: Any = 0.3, num_propo
         taken = loss < current or renewed or (accept_ties and loss == current)
         if temperature is not None and not taken:
             heat: Any = temperature(step) if callable(temperature) else jnp.float32(temperature)
-            u = 1 - jax.random.uniform(jax.random.fold_in(step_key, chains.COIN))
+            u = 1 - jax.random.uniform(jax.random.fold_in(step_key, proposals.COIN))
             taken = np.exp(-(loss - current) / np.float64(heat)) >= u
         taken = bool(taken) and np.isfinite(loss)
         exponent = max(exponent + (4 if taken and loss < current else -1), -200)
@@ -212,10 +212,28 @@ def test_100_set_ups_at_four_depths(number):
 
 
 def test_depth_follows_how_rare_acceptance_is():
-    depths = [climbing._depth(share, 1, 2**12) for share in (0.5, 0.2, 0.05, 0.01, 0.002)]
+    depths = [climbing._depth(share, 64, 4096) for share in (0.5, 0.2, 0.05, 0.01, 0.002)]
     assert depths == [64, 64, 64, 64, 128]  # below 64 lanes nothing is gained
-    assert [climbing._depth(share, 1_024, 2**12) for share in (0.5, 0.1, 0.01)] == [1, 4, 4]
-    assert climbing._depth(0.01, 1_024, 512) == 1
+    assert [climbing._depth(share, 1 / 16, 4) for share in (0.5, 0.1, 0.01)] == [1, 4, 4]
+    assert climbing._depth(0.01, 4, 1 / 2) == 1
+
+
+WEIGHTS = jax.random.normal(jax.random.key(4), (6, 257))
+
+
+def rounded(params, batch):
+    """A loss whose sums, of a long matrix product, are taken in an order of the compiler's."""
+    flat = ravel_pytree(params)[0]
+    return jnp.mean(jnp.tanh(flat @ WEIGHTS) @ WEIGHTS.T) ** 2 + batch
+
+
+def test_a_loss_of_ones_own_has_the_same_bits_at_every_depth_beside_any_chains():
+    options = {"num_chains": 5, "num_steps": 400, "scale": 0.02}
+    first, *others = (climb(rounded, look_ahead=depth, **options) for depth in (1, 7, 64))
+    assert first.num_accepted > 50
+    assert all(same(first, other) for other in others)
+    alone = climb(rounded, **{**options, "num_chains": None})
+    assert same(alone.history.proposed_loss, first.history.proposed_loss[0])
 
 
 def test_what_is_kept_of_a_long_chain_is_every_kth_step():

@@ -46,7 +46,7 @@ from jaxnn.batch import Batch
 from jaxnn.model.activations import ACTIVATIONS
 from jaxnn.model.layers import Params
 
-__all__ = ["bytes_per_set", "loss_by_rows", "loss_by_scalars", "many_at_once"]
+__all__ = ["bytes_per_set", "loss_by_rows", "loss_by_scalars", "many_at_once", "rounds_alike"]
 
 ROWS_PER_BLOCK = 10
 MIN_LANES = 16
@@ -102,9 +102,22 @@ def bytes_per_set(params: Params, batch: Batch) -> int:
         Bytes, for float32.
     """
     size, rows = _num_weights(params), np.shape(batch.x)[0]
-    if size <= MAX_SCALARS and params[-1].weights.shape[-1] <= MAX_OUTPUTS:
+    if rounds_alike(params, batch):
         return 4 * (size + ROWS_PER_BLOCK)
     return 4 * max(size, rows * max(layer.weights.shape[-1] for layer in params))
+
+
+def rounds_alike(params: Params, batch: Batch) -> bool:
+    """Whether `jax.vmap` of the loss gives a weight set the same bits whatever stands beside it.
+
+    By scalars it does, for every multiple of 16 sets; by rows XLA may order sums by their number.
+
+    Args:
+        params: tuple of `Dense`; shapes will do.
+        batch: inputs `(rows, features)` and targets.
+    """
+    del batch
+    return _num_weights(params) <= MAX_SCALARS and params[-1].weights.shape[-1] <= MAX_OUTPUTS
 
 
 def loss_by_scalars(params: Params, batch: Batch, hidden: str, output: str, loss: str):

@@ -20,6 +20,7 @@ from jaxnn.model.candidates import (
     loss_by_rows,
     loss_by_scalars,
     many_at_once,
+    rounds_alike,
 )
 from jaxnn.model.heads import HEADS, Head
 from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, propagate
@@ -154,7 +155,13 @@ def _model(settings: Settings) -> Model:
         settings=settings,
         init=partial(_init, shapes),
         apply=_apply(settings),
-        loss=_checked(settings, "loss", _loss(settings), bytes_per_set=bytes_per_set),
+        loss=_checked(
+            settings,
+            "loss",
+            _loss(settings),
+            bytes_per_set=bytes_per_set,
+            rounds_alike=rounds_alike,
+        ),
         value_and_grad=_checked(settings, "value_and_grad", partial(_value_and_grad, settings)),
         loss_reference=_checked(settings, "loss_reference", partial(_reference, settings)),
         accuracy=_checked(settings, "accuracy", partial(_accuracy, settings)),

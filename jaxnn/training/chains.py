@@ -4,9 +4,8 @@ Each step of a chain needs the verdict on the step before. But acceptance is rar
 is accepted all proposals have the same parent: so a *window* of them is scored at once and the
 first success taken, which is what the one-at-a-time loop takes. What follows it in the window is
 thrown away, and proposed again from the new parent. All randomness of step `t` comes from the
-chain's key and `t` alone, so the chain is the same for every width of the window, as far as a
-loss has the same bits however many are scored side by side: from 16 on, `model.loss` of up to
-128 weights has.
+chain's key and `t` alone, and a loss has the same bits in every window, so the chain is the same
+however far the windows look ahead.
 
 Rejections change nothing but counters (how far the step size has shrunk, how long nothing got
 better), so the state before each proposal of a window is known beforehand.
@@ -23,44 +22,19 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from jaxnn.training.folding import COMPILER_OPTIONS
-from jaxnn.unit_draws import normals
+from jaxnn.training.proposals import (
+    GROWTH,
+    LIMIT,
+    MIN_LANES,
+    Anchor,
+    Circumstances,
+    Problem,
+    circumstances,
+    propose,
+    score,
+)
 
-__all__ = ["Layout", "Problem", "Records", "State", "climb", "start"]
-
-MIN_LANES = 16
-"""Losses are scored at least so many side by side: from there on all widths give the same bits."""
-COIN, FRESH = 0x434F494E, 0x46524553
-"""Folded into a step's key for the coin of Metropolis, and for the draw of a restart."""
-GROWTH, LIMIT = 4, 200
-"""The one-fifth rule in fourth roots of 2: up by four on success, down by one on failure."""
-
-
-class Problem(NamedTuple):
-    """What the chains climb, and how; `None` where a piece is not wanted.
-
-    Attributes:
-        loss: `loss(params, batch)`.
-        batch: the data.
-        template: params of the right shapes.
-        scale: a schedule of the step size.
-        temperature: a schedule; then worse proposals may be accepted, by Metropolis' rule.
-        propose: `propose(key, params, scale)` -> params; by default normal noise on every number.
-        restart: `restart(key)` -> params, drawn after `patience` steps in vain.
-        patience: steps, a uint32.
-        metric: `metric(params, batch)`, of every proposal.
-        state_metric: the same, of every accepted one.
-    """
-
-    loss: Partial
-    batch: Any
-    template: Any
-    scale: Partial
-    temperature: Partial | None = None
-    propose: Partial | None = None
-    restart: Partial | None = None
-    patience: Any = None
-    metric: Partial | None = None
-    state_metric: Partial | None = None
+__all__ = ["Layout", "Records", "State", "climb", "start"]
 
 
 class Layout(NamedTuple):
@@ -71,6 +45,7 @@ class Layout(NamedTuple):
         num_proposals: proposals of a step, of which the best stands.
         ties: whether an equal loss is accepted.
         adapts: whether the one-fifth rule changes the step size.
+        block: losses to score side by side; None for all of a window.
         capacity: most steps of a call.
     """
 
@@ -78,6 +53,7 @@ class Layout(NamedTuple):
     num_proposals: int
     ties: bool
     adapts: bool
+    block: int | None
     capacity: int
 
 
@@ -117,11 +93,11 @@ class Records(NamedTuple):
     state_metric: Any
 
 
-@partial(jax.jit, static_argnames="num_chains")
-def start(problem: Problem, *, num_chains: int) -> State:
-    """All chains at the template."""
+@partial(jax.jit, static_argnames=("num_chains", "block"))
+def start(problem: Problem, *, num_chains: int, block: int | None) -> State:
+    """All chains at the template; its loss as that of every proposal, with so many beside it."""
     flat = ravel_pytree(problem.template)[0]
-    loss = _score(problem, jnp.tile(flat, (MIN_LANES, 1)))[0]
+    loss = score(problem, jnp.tile(flat, (block or MIN_LANES, 1)))[0]
     zero, metric = jnp.uint32(0), None
     if problem.state_metric is not None:
         metric = problem.state_metric(problem.template, problem.batch)
@@ -153,20 +129,21 @@ def climb(
         The chains, and a record of each step; those from `size` on mean nothing.
     """
     end, num_chains = first + size, len(keys)
-    width = max(layout.depth, -(-MIN_LANES // (num_chains * layout.num_proposals)))
-    lanes = jnp.arange(width, dtype=jnp.uint32)
-    propose = jax.vmap(partial(_propose, problem, layout, lanes))
+    counts = num_chains, layout.depth, layout.num_proposals
+    lanes = jnp.arange(layout.depth, dtype=jnp.uint32)
+    at_lanes = jax.vmap(partial(circumstances, problem, layout.adapts), (None, None, 0))
 
     def window(state: State) -> tuple[State, Records]:
-        proposals, scales, restarted, coins = propose(keys, state)
-        proposals = jax.lax.optimization_barrier(proposals)  # or XLA draws each of them twice
-        losses = _score(problem, proposals.reshape(-1, proposals.shape[-1]))
-        proposals, losses = _best_of_each_step(proposals, losses)
+        anchors = Anchor(state.step, state.flat, state.vain, state.exponent)
+        proposals, losses = _best_of_each_step(
+            *propose(problem, keys, anchors, counts, layout.block, layout.adapts)
+        )
+        under = jax.vmap(at_lanes, (0, 0, None))(keys, anchors, lanes)
         ahead = jnp.minimum(end - state.step, jnp.uint32(layout.depth))
-        accepted = _judge(layout, state, losses, restarted, coins)
+        accepted = _judge(layout, state, losses, under)
         accepted &= lanes[None] < ahead[:, None]
         after = jax.vmap(partial(_advance, layout))(
-            state, proposals, losses, accepted, restarted, ahead
+            state, proposals, losses, accepted, under.restarted, ahead
         )
         if problem.state_metric is not None:
             reached = _metrics(problem, problem.state_metric, after.flat[:, None])
@@ -174,9 +151,9 @@ def climb(
         return after, Records(
             losses,
             accepted,
-            scales if layout.adapts else None,
+            under.scale if layout.adapts else None,
             _metrics(problem, problem.metric, proposals) if problem.metric else None,
-            after.metric if after.metric is None else jnp.tile(after.metric[:, None], width),
+            after.metric if after.metric is None else jnp.tile(after.metric[:, None], layout.depth),
         )
 
     def look_ahead(carry: tuple[State, Records]) -> tuple[State, Records]:
@@ -189,58 +166,13 @@ def climb(
         return jnp.any(carry[0].step < end)
 
     _, seen = jax.eval_shape(window, state)
-    capacity = layout.capacity + width
+    capacity = layout.capacity + layout.depth
     empty = jax.tree.map(lambda leaf: jnp.zeros((num_chains, capacity), leaf.dtype), seen)
     return jax.lax.while_loop(is_behind, look_ahead, (state, empty))
 
 
-def _propose(
-    problem: Problem, layout: Layout, lanes: jax.Array, key: jax.Array, state: State
-) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
-    """The window of one chain: proposals `(width, num_proposals, size)`, and what judges them."""
-    unravel = ravel_pytree(problem.template)[1]
-
-    def move(key: jax.Array, scale: jax.Array, restarted: jax.Array | None) -> jax.Array:
-        if problem.propose is None:
-            noise = normals(key, state.flat.size).astype(state.flat.dtype)
-            moved = state.flat + scale.astype(state.flat.dtype) * noise
-        else:
-            moved = ravel_pytree(problem.propose(key, unravel(state.flat), scale))[0]
-        if problem.restart is None or restarted is None:
-            return moved
-        fresh = ravel_pytree(problem.restart(jax.random.fold_in(key, FRESH)))[0]
-        return jnp.where(restarted, fresh, moved)
-
-    def at_step(lane: jax.Array):
-        step = state.step + lane
-        step_key, scale = jax.random.fold_in(key, step), jnp.asarray(problem.scale(step))
-        if layout.adapts:
-            shrunk = jnp.maximum(state.exponent - lane.astype(jnp.int32), -LIMIT)
-            scale = scale * 2 ** (shrunk / GROWTH).astype(scale.dtype)
-        restarted = None if problem.restart is None else state.vain + lane >= problem.patience
-        coin = None
-        if problem.temperature is not None:
-            draw = jax.random.exponential(jax.random.fold_in(step_key, COIN), dtype=jnp.float32)
-            coin = problem.temperature(step) * draw
-        if layout.num_proposals == 1:
-            return move(step_key, scale, restarted)[None], scale, restarted, coin
-        numbers = jnp.arange(layout.num_proposals, dtype=jnp.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, numbers)
-        return jax.vmap(move, (0, None, None))(keys, scale, restarted), scale, restarted, coin
-
-    return jax.vmap(at_step)(lanes)
-
-
-def _score(problem: Problem, flats: jax.Array) -> jax.Array:
-    """Losses side by side; inf, which never wins, for what is not finite, of either sign."""
-    unravel = ravel_pytree(problem.template)[1]
-    losses = jax.vmap(lambda flat: problem.loss(unravel(flat), problem.batch))(flats)
-    return jnp.where(jnp.isfinite(losses), losses, jnp.inf)
-
-
 def _best_of_each_step(proposals: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of `(chains, width, num_proposals)` the best along the last axis; ties to the first."""
-    losses = losses.reshape(proposals.shape[:3])
     if losses.shape[2] == 1:  # no gather of what is there already
         return proposals[:, :, 0], losses[..., 0]
     best = jnp.argmin(losses, axis=2, keepdims=True)
@@ -248,24 +180,18 @@ def _best_of_each_step(proposals: jax.Array, losses: jax.Array) -> tuple[jax.Arr
     return chosen[:, :, 0], jnp.take_along_axis(losses, best, axis=2)[..., 0]
 
 
-def _judge(
-    layout: Layout,
-    state: State,
-    losses: jax.Array,
-    restarted: jax.Array | None,
-    coins: jax.Array | None,
-) -> jax.Array:
-    """Which proposals of a window would be taken, `(chains, width)`.
+def _judge(layout: Layout, state: State, losses: jax.Array, under: Circumstances) -> jax.Array:
+    """Which proposals of a window would be taken, `(chains, depth)`.
 
     Metropolis accepts with probability `exp(-rise / temperature)`: if the rise is at most the
     coin, `temperature` times a draw from the exponential distribution.
     """
     current = state.loss[:, None]
     accepted = losses <= current if layout.ties else losses < current
-    if coins is not None:
-        accepted |= losses - current <= coins
-    if restarted is not None:
-        accepted |= restarted
+    if under.coin is not None:
+        accepted |= losses - current <= under.coin
+    if under.restarted is not None:
+        accepted |= under.restarted
     return accepted & (losses < jnp.inf)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.training.chain_history import Pieces, join_pieces, pieces_of
-from jaxnn.training.chains import Layout, Problem, Records, State, climb, start
+from jaxnn.training.chains import Layout, Records, State, climb, start
 from jaxnn.training.pacing import Status, chunks
+from jaxnn.training.proposals import Problem
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
     Limits,
@@ -29,7 +30,8 @@ DEPTHS = (1, 4, 16, 64, 128)
 """Steps to look ahead; each is compiled when it is first used."""
 SECONDS_TO_COMPILE = 1.0
 FREE_LANES = 64
-"""So many losses side by side take hardly longer than a few."""
+"""So many losses side by side take hardly longer than a few, unless they go in blocks."""
+MOST_LANES = 2**12
 
 
 class ChainRules(NamedTuple):
@@ -64,7 +66,6 @@ def walk_chains(
     saver: Saver | None,
     *,
     depth: int | None,
-    most_lanes: int,
     every: int,
     progress: bool,
 ) -> Climbed:
@@ -78,7 +79,6 @@ def walk_chains(
         rules: when to end.
         saver: where to save.
         depth: steps to look ahead; None to go by how rare acceptance is.
-        most_lanes: most losses to score at once.
         every: which steps to keep, every one or every second and so on.
         progress: whether to show a progress bar.
 
@@ -87,7 +87,8 @@ def walk_chains(
     """
     num_chains = len(keys)
     width = num_chains * layout.num_proposals
-    shallow = depth or _depth(1.0, width, most_lanes)
+    free = (layout.block or FREE_LANES) / width
+    shallow = depth or _depth(1.0, free, MOST_LANES / width)
     layout = layout._replace(depth=shallow, capacity=_capacity(num_chains))
     climbed = _begin(problem, keys, layout, every, saver)
     if climbed.num_steps > num_steps:
@@ -104,7 +105,7 @@ def walk_chains(
     try:
         for chunk in pieces:
             pays = (num_steps - done) / pace > SECONDS_TO_COMPILE
-            ahead = depth or _depth(share if pays else 1.0, width, most_lanes)
+            ahead = depth or _depth(share if pays else 1.0, free, MOST_LANES / width)
             advance = partial(_advance, problem, keys, layout._replace(depth=ahead))
             began, size = time.perf_counter(), chunk.end - chunk.begin
             after, records = advance(state, done, size)
@@ -152,9 +153,9 @@ def _capacity(num_chains: int) -> int:
     return max(min(RECORDS_PER_CHUNK // num_chains, STEPS_PER_CHUNK), 1)
 
 
-def _depth(share: float, width: int, most_lanes: int) -> int:
-    """Half as many steps as it takes until one is accepted, within the lanes there are."""
-    wanted = min(max(0.5 / share, FREE_LANES / width), most_lanes / width)
+def _depth(share: float, least: float, most: float) -> int:
+    """Half as many steps as it takes until one is accepted, between those two."""
+    wanted = min(max(0.5 / share, least), most)
     return max(depth for depth in DEPTHS if depth <= max(wanted, 1))
 
 
@@ -190,7 +191,9 @@ def _begin(
     problem: Problem, keys: jax.Array, layout: Layout, every: int, saver: Saver | None
 ) -> Climbed:
     """Where to go on: at the start, or where the checkpoint ends."""
-    state: State = jax.tree.map(np.asarray, start(problem, num_chains=len(keys)))
+    state: State = jax.tree.map(
+        np.asarray, start(problem, num_chains=len(keys), block=layout.block)
+    )
     zero = np.uint32(0)
     _, seen = climb.eval_shape(problem, keys, state, zero, zero, layout=layout)
     nothing = jax.tree.map(lambda leaf: np.zeros((len(keys), 0), leaf.dtype), seen)

@@ -15,7 +15,6 @@ The chains are exact and evaluated ahead; see `jaxnn.training.chains`.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -41,9 +40,10 @@ from jaxnn.training.callables import (
     shapes_of,
 )
 from jaxnn.training.chain_history import AcceptedSteps, ChainHistory, as_history
-from jaxnn.training.chains import Layout, Problem
+from jaxnn.training.chains import Layout
 from jaxnn.training.climbing import ChainRules, Climbed, walk_chains
 from jaxnn.training.pacing import Status
+from jaxnn.training.proposals import Problem
 from jaxnn.training.schedules import Schedule, as_schedule, values_at
 from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
 
@@ -52,8 +52,8 @@ __all__ = ["PerturbationSearchResult", "ProposeFn", "perturbation_search"]
 TAG = 0x50455254
 """Folded into the key, so that no other trainer draws the same from it."""
 
-MOST_LANES = 2**12
-LANE_BYTES = 2**22
+MOST_AT_ONCE = 2**12
+BLOCK_BYTES, MOST_IN_A_BLOCK = 2**22, 64
 
 
 class ProposeFn(Protocol):
@@ -129,8 +129,7 @@ def perturbation_search(
         num_steps: steps of each chain; 0 returns the start.
         scale: standard deviation of the noise on every number, above 0; or a schedule of it,
             such as `jaxnn.schedules.geometric(0.5, 0.01, num_steps)`.
-        num_chains: how many independent chains. The draws of each are the same however many
-            there are; its path too, until a loss that rounds differently decides a near-tie. By
+        num_chains: how many independent chains; each is the same however many there are. By
             default one, without a leading axis in the history.
         num_proposals: proposals of each step; the best of them is judged.
         propose_fn: `propose_fn(key, params, scale)` -> params, in place of the normal noise.
@@ -155,8 +154,7 @@ def perturbation_search(
         checkpoint: a file to save to every half minute and at the end. If it is there already,
             the search goes on from it, and refuses one made with other settings.
         look_ahead: steps to score at once from one parent; by default it follows from how rare
-            acceptance is. It changes the pace and nothing else, unless the loss rounds
-            differently with the number scored at once; up to 128 weights `model.loss` does not.
+            acceptance is. It changes the pace and nothing else.
         progress: whether to show a progress bar.
 
     Returns:
@@ -181,14 +179,7 @@ def perturbation_search(
     width = 1 if num_chains is None else as_count("num_chains", num_chains, 1, 2**31 - 1)
     every = as_count("record_every", record_every, 1)
     if look_ahead is not None:
-        look_ahead = as_count("look_ahead", look_ahead, 1, MOST_LANES)
-    layout = Layout(
-        depth=1,
-        num_proposals=as_count("num_proposals", num_proposals, 1, MOST_LANES),
-        ties=_as_flag("accept_ties", accept_ties),
-        adapts=_as_flag("adapt_scale", adapt_scale),
-        capacity=1,
-    )
+        look_ahead = as_count("look_ahead", look_ahead, 1, MOST_AT_ONCE)
     start = as_params(params)
     functions = [f for f in (loss_fn, metric_fn, state_metric_fn) if f is not None]
     problem = Problem(
@@ -202,6 +193,14 @@ def perturbation_search(
         patience=None if patience is None else as_count("patience", patience, 1, 2**32 - 1),
         metric=_optional("metric_fn", metric_fn),
         state_metric=_optional("state_metric_fn", state_metric_fn),
+    )
+    layout = Layout(
+        depth=1,
+        num_proposals=as_count("num_proposals", num_proposals, 1, MOST_AT_ONCE),
+        ties=_as_flag("accept_ties", accept_ties),
+        adapts=_as_flag("adapt_scale", adapt_scale),
+        block=_block(loss_fn, start, problem.batch),
+        capacity=1,
     )
     dtype = _check(problem, key)
     rules = ChainRules(
@@ -225,7 +224,6 @@ def perturbation_search(
             rules,
             saver,
             depth=look_ahead,
-            most_lanes=_most_lanes(loss_fn, start, problem.batch),
             every=every,
             progress=progress,
         )
@@ -300,11 +298,14 @@ def _check_params(name: str, got: Any, wanted: Any) -> None:
         raise TypeError(f"{name} must return params like the start's, {shapes[1]}; got {shapes[0]}")
 
 
-def _most_lanes(loss_fn: LossFn, params: Any, batch: Any) -> int:
-    """Losses to score at once: as many as stay in the caches, as far as the loss can tell."""
-    size = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+def _block(loss_fn: LossFn, params: Any, batch: Any) -> int | None:
+    """Losses to score side by side: as many as fit the caches; None for a loss that says any."""
+    if getattr(loss_fn, "rounds_alike", lambda *_: False)(params, batch):
+        return None
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 16 * size)(params, batch)
-    return min(max(LANE_BYTES // max(per_set, 1), 1), MOST_LANES)
+    fitting = min(max(BLOCK_BYTES // max(per_set, 1), 1), MOST_IN_A_BLOCK)
+    return 2 ** (fitting.bit_length() - 1)
 
 
 def _facts(
