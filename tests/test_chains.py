@@ -10,7 +10,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxnn
-from jaxnn.training import chain_history, checkpoints, climbing, perturbation_search, proposals
+from jaxnn.training import (
+    chain_history,
+    checkpoints,
+    climbing,
+    depths,
+    perturbation_search,
+    proposals,
+)
 from jaxnn.unit_draws import normals
 
 KEY = jax.random.key(5)
@@ -212,10 +219,24 @@ def test_100_set_ups_at_four_depths(number):
 
 
 def test_depth_follows_how_rare_acceptance_is():
-    depths = [climbing._depth(share, 64, 4096) for share in (0.5, 0.2, 0.05, 0.01, 0.002)]
-    assert depths == [64, 64, 64, 64, 128]  # below 64 lanes nothing is gained
-    assert [climbing._depth(share, 1 / 16, 4) for share in (0.5, 0.1, 0.01)] == [1, 4, 4]
-    assert climbing._depth(0.01, 4, 1 / 2) == 1
+    def wanted(share, width, block=None):
+        return depths.best_depth(depths.Depths(None, width, block, share), 1_000)
+
+    assert [wanted(share, 1) for share in (0.5, 0.05, 0.02, 0.01, 0.002)] == [16, 16, 16, 64, 128]
+    assert [wanted(share, 1_024) for share in (0.5, 0.1, 0.01)] == [1, 4, 4]
+    assert [wanted(share, 1, block=16) for share in (0.5, 0.01)] == [16, 64]
+    assert wanted(0.01, 10_000) == 1
+
+
+def test_a_depth_is_compiled_only_if_the_steps_left_pay_for_it():
+    known = depths.learn(depths.Depths(None, 12, None), 4, 0.5, 1, 3.0)
+    assert depths.best_depth(known._replace(share=0.002), 10**6) == 4  # not measured yet
+    known = depths.learn(known, 4, 0.002, 1_000, 0.5)
+    assert depths.best_depth(known, 12_000) == 4  # 6 s left, 3 s to compile
+    assert depths.best_depth(known, 12_001) == 128
+    known = depths.learn(known, 128, 0.002, 1_000, 4.0)
+    assert depths.best_depth(known, 1) == 128
+    assert depths.best_depth(known._replace(share=0.5), 1) == 4
 
 
 WEIGHTS = jax.random.normal(jax.random.key(4), (6, 257))

@@ -12,40 +12,21 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.training.chain_history import Pieces, join_pieces, pieces_of
+from jaxnn.training.chain_rules import ChainRules, first_stop, status_before
 from jaxnn.training.chains import Layout, Records, State, climb, start
+from jaxnn.training.depths import Depths, best_depth, learn
 from jaxnn.training.pacing import Status, chunks
 from jaxnn.training.proposals import Problem
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
-    Limits,
     Saver,
     SearchProgress,
     ask_to_stop,
 )
 
-__all__ = ["ChainRules", "Climbed", "walk_chains"]
+__all__ = ["Climbed", "walk_chains"]
 
 RECORDS_PER_CHUNK, STEPS_PER_CHUNK = 2**20, 2**18
-DEPTHS = (1, 4, 16, 64, 128)
-"""Steps to look ahead; each is compiled when it is first used."""
-SECONDS_TO_COMPILE = 1.0
-FREE_LANES = 64
-"""So many losses side by side take hardly longer than a few, unless they go in blocks."""
-MOST_LANES = 2**12
-
-
-class ChainRules(NamedTuple):
-    """When a search ends before its last step.
-
-    Attributes:
-        target_loss: with the first step, of any chain, at or below.
-        patience: with the first step after which no chain has got better for so many.
-        limits: after the chunk in which they say so.
-    """
-
-    target_loss: float | None = None
-    patience: int | None = None
-    limits: Limits = Limits()
 
 
 class Climbed(NamedTuple):
@@ -87,35 +68,31 @@ def walk_chains(
     """
     num_chains = len(keys)
     width = num_chains * layout.num_proposals
-    free = (layout.block or FREE_LANES) / width
-    shallow = depth or _depth(1.0, free, MOST_LANES / width)
-    layout = layout._replace(depth=shallow, capacity=_capacity(num_chains))
-    climbed = _begin(problem, keys, layout, every, saver)
-    if climbed.num_steps > num_steps:
+    depths = Depths(depth, width, layout.block)
+    layout = layout._replace(capacity=_capacity(num_chains))
+    begun = _begin(problem, keys, layout, every, saver)
+    if begun.num_steps > num_steps:
         raise ValueError(
-            f"num_steps must be at least {climbed.num_steps}, as many as the checkpoint holds; "
+            f"num_steps must be at least {begun.num_steps}, as many as the checkpoint holds; "
             f"got {num_steps}"
         )
-    parts, state, done = [climbed.pieces], climbed.state, climbed.num_steps
-    status = _ended(rules, state)
+    parts, state, done = [begun.pieces], begun.state, begun.num_steps
+    status = status_before(rules, state)
     left = num_steps - done if status == "completed" else 0
-    pace, share, used = np.inf, 1.0, set()
     started = saved = time.monotonic()
     pieces = chunks(left, largest=layout.capacity, unit="steps", scale=num_chains, show=progress)
     try:
         for chunk in pieces:
-            pays = (num_steps - done) / pace > SECONDS_TO_COMPILE
-            ahead = depth or _depth(share if pays else 1.0, free, MOST_LANES / width)
-            advance = partial(_advance, problem, keys, layout._replace(depth=ahead))
-            began, size = time.perf_counter(), chunk.end - chunk.begin
-            after, records = advance(state, done, size)
-            cut, status = _first_stop(rules, records, state)
+            ahead, size = best_depth(depths, num_steps - done), chunk.end - chunk.begin
+            climb_on = partial(_climb_on, problem, keys, layout._replace(depth=ahead), state, done)
+            began = time.perf_counter()
+            after, records = climb_on(size)
+            depths = learn(
+                depths, ahead, np.mean(records.accepted), size, time.perf_counter() - began
+            )
+            cut, status = first_stop(rules, records, state)
             if cut < size:
-                after, records = advance(state, done, cut)
-            if ahead in used:  # or it was compiled just now
-                pace = size / (time.perf_counter() - began)
-            used.add(ahead)
-            share = max(float(np.mean(records.accepted)), 0.5 / DEPTHS[-1])
+                after, records = climb_on(cut)
             parts.append(pieces_of(records, state, done, every))
             state, done = after, done + cut
             best = float(np.min(state.best_loss))
@@ -138,7 +115,7 @@ def walk_chains(
     return climbed
 
 
-def _advance(
+def _climb_on(
     problem: Problem, keys: jax.Array, layout: Layout, state: State, first: int, size: int
 ) -> tuple[State, Records]:
     """The chains and the records of `size` steps, as NumPy arrays."""
@@ -151,40 +128,6 @@ def _advance(
 def _capacity(num_chains: int) -> int:
     """Most steps of a chunk."""
     return max(min(RECORDS_PER_CHUNK // num_chains, STEPS_PER_CHUNK), 1)
-
-
-def _depth(share: float, least: float, most: float) -> int:
-    """Half as many steps as it takes until one is accepted, between those two."""
-    wanted = min(max(0.5 / share, least), most)
-    return max(depth for depth in DEPTHS if depth <= max(wanted, 1))
-
-
-def _first_stop(rules: ChainRules, records: Records, before: State) -> tuple[int, Status]:
-    """How many of the steps are to be taken, and why no more."""
-    steps = np.arange(records.accepted.shape[1])
-    cut, status = len(steps), "completed"
-    if rules.target_loss is not None:
-        hits = np.any(records.accepted & (records.loss <= rules.target_loss), axis=0)
-        if np.any(hits):
-            cut, status = int(np.argmax(hits)) + 1, "reached"
-    if rules.patience is not None:
-        losses = np.where(records.accepted, records.loss, np.inf)
-        best = np.minimum.accumulate(np.c_[before.best_loss, losses], axis=1)
-        last = np.maximum.accumulate(np.where(best[:, 1:] < best[:, :-1], steps, -1), axis=1)
-        earlier = before.vain[:, None].astype(np.int64) + steps + 1
-        over = np.all(np.where(last < 0, earlier, steps - last) >= rules.patience, axis=0)
-        if np.any(over[:cut]):
-            cut, status = int(np.argmax(over)) + 1, "converged"
-    return cut, status
-
-
-def _ended(rules: ChainRules, state: State) -> Status:
-    """Whether there is nothing left to do at all."""
-    if rules.target_loss is not None and np.min(state.best_loss) <= rules.target_loss:
-        return "reached"
-    if rules.patience is not None and np.all(state.vain >= rules.patience):
-        return "converged"
-    return "completed"
 
 
 def _begin(

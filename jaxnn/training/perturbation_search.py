@@ -40,8 +40,9 @@ from jaxnn.training.callables import (
     shapes_of,
 )
 from jaxnn.training.chain_history import AcceptedSteps, ChainHistory, as_history
+from jaxnn.training.chain_rules import ChainRules
 from jaxnn.training.chains import Layout
-from jaxnn.training.climbing import ChainRules, Climbed, walk_chains
+from jaxnn.training.climbing import Climbed, walk_chains
 from jaxnn.training.pacing import Status
 from jaxnn.training.proposals import Problem
 from jaxnn.training.schedules import Schedule, as_schedule, values_at

@@ -164,7 +164,7 @@ def _move(problem: Problem, flat: jax.Array, under: Circumstances) -> jax.Array:
         moved = flat + under.scale.astype(flat.dtype) * noise
     else:
         moved = ravel_pytree(problem.propose(under.key, unravel(flat), under.scale))[0]
-    if problem.restart is None:
+    if problem.restart is None or under.restarted is None:
         return moved
     fresh = ravel_pytree(problem.restart(jax.random.fold_in(under.key, FRESH)))[0]
     return jnp.where(under.restarted, fresh, moved)
