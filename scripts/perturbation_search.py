@@ -9,7 +9,6 @@ python scripts/perturbation_search.py --chains 1024 --steps 1e6 --checkpoint cha
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +19,9 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
+from command_line import add_output, add_problem, count, parser_for, write_json
 from matplotlib.animation import FuncAnimation, PillowWriter
-from random_search import DATA, count
+from problems import DATA
 
 import jaxnn
 from jaxnn.training import checkpoints
@@ -34,14 +34,9 @@ FRAMES = 24
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = parser_for(__doc__)
+    add_problem(parser)
     add = parser.add_argument
-    add("--data", choices=DATA, default="vertical")
-    add("--samples", type=int, default=100, help="rows a class")
-    add("--hidden", type=int, nargs="*", default=[3], help="units of each hidden layer")
     add("--steps", type=count, default=10_000, help="proposals of each chain, as 1e5")
     add("--scale", type=float, default=0.05, help="of the noise on every weight")
     add("--final-scale", type=float, help="lower the scale to this, by the same factor a step")
@@ -53,17 +48,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--one-coordinate", action="store_true", help="move one weight a step, as mlrose does")
     add("--chains", type=int, default=1, help="chains side by side")
     add("--record-every", type=count, default=1, help="which steps to keep in the history")
-    add("--seed", type=int, default=0, help="of data, start and search")
     add("--target-loss", type=float, help="stop at the first step at or below")
     add("--max-seconds", type=float, help="stop when these are over")
     add("--checkpoint", type=Path, help="save here, and go on from here")
     add("--verbose", action="store_true", help="print every improvement")
     add("--plot", action="store_true", help="draw loss, accuracy and acceptance rate")
-    add(
-        "--animate", type=Path, metavar="FILE.gif", help="draw the decision regions while it climbs"
-    )
-    add("--output", type=Path, default=Path("output"), help="folder for the figure")
-    add("--json", type=Path, metavar="FILE", help="write the facts here")
+    add("--animate", type=Path, metavar="FILE.gif", help="draw the regions while it climbs")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     if arguments.animate and arguments.animate.suffix != ".gif":
         parser.error(f"--animate must name a .gif file; got {arguments.animate}")
@@ -94,16 +85,22 @@ def options_of(arguments: argparse.Namespace, model: jaxnn.Model) -> dict[str, A
 
 def draw(history: Any, title: str, path: Path) -> None:
     """Loss, smoothed accuracy and acceptance rate of the first chain over its steps."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(20, 4.6), layout="constrained")
-    evaluations = history.evaluations
-    names = ("proposed", "current", "best")
-    losses = history.proposed_loss, history.current_loss, history.best_loss
-    curves = {name: (evaluations, loss[0]) for name, loss in zip(names, losses, strict=True)}
-    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(19, 4.6), layout="constrained")
+    evaluations, proposed = history.evaluations, history.proposed_loss[0]
+    left.plot(evaluations, proposed, ".", color="0.75", markersize=2, rasterized=True)
+    losses = {"current": history.current_loss[0], "best": history.best_loss[0]}
+    curves = {name: (evaluations, loss) for name, loss in losses.items()}
+    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True, steps=True).set_title(
+        f"{title}: proposals grey"
+    )
     window = max(len(evaluations) // 50, 1) | 1
-    accuracy, accepted = history.proposed_metric[0], history.accepted[0].astype(float)
+    accuracy = history.proposed_metric[0]
     jaxnn.plotting.smoothed(accuracy, middle, window=window, ylabel="accuracy of proposals")
-    jaxnn.plotting.smoothed(accepted, right, window=window, ylabel="share of proposals accepted")
+    accepted = np.diff(history.num_accepted[0][::window])
+    proposals = np.diff(evaluations[::window])
+    right.step(evaluations[::window][1:], 100 * accepted / proposals, color="#0072B2")
+    right.set(xlabel="loss evaluations", ylabel="accepted, % of evaluations", ylim=(0, None))
+    right.set_title(f"Acceptance rate, {window * (evaluations[0] - 1)} evaluations at a time")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -128,13 +125,42 @@ def animate(
     plt.close(figure)
 
 
-def facts(result: Any, accuracy: float, steps: int, chains: int) -> dict[str, Any]:
-    """What the JSON file says."""
+def timed(
+    climb: Callable[..., Any], arguments: argparse.Namespace
+) -> tuple[Any, dict[str, float | int]]:
+    """Runs the search; returns its result, its steps and its pace."""
+    climb(num_steps=1)  # compiles most of it, so that the seconds below are the search's own
+    saved: Path | None = arguments.checkpoint
+    before = checkpoints.load(saved)[1]["next"] if saved and saved.exists() else 0
+    started = time.perf_counter()
+    result = climb(
+        num_steps=arguments.steps,
+        target_loss=arguments.target_loss,
+        max_seconds=arguments.max_seconds,
+        checkpoint=arguments.checkpoint,
+        progress=True,
+    )
+    seconds = time.perf_counter() - started
+    steps = (result.num_evaluations // arguments.chains - 1) // arguments.proposals
+    rate = (steps - before) * arguments.chains / seconds
+    return result, {"num_steps": steps, "seconds": seconds, "steps_per_second": rate}
+
+
+def show_improvements(history: Any, every: int) -> None:
+    """The chapter's line for every improvement of the first chain among the steps recorded."""
+    best, accuracies = history.best_loss[0], np.asarray(history.proposed_metric)[0]
+    for place in np.flatnonzero(np.diff(best, prepend=np.inf) < 0):
+        iteration = (place + 1) * every - 1
+        print(
+            f"iteration {iteration:>9,}  loss {best[place]:.6f}  accuracy {accuracies[place]:.3f}"
+        )
+
+
+def facts(result: Any, accuracy: float) -> dict[str, Any]:
+    """What the JSON file says of the result."""
     return {
         "best_loss": result.loss if np.isfinite(result.loss) else None,
         "accuracy": accuracy,
-        "num_steps": steps,
-        "num_chains": chains,
         "num_evaluations": result.num_evaluations,
         "num_accepted": result.num_accepted,
         "status": result.status,
@@ -148,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data_key, init_key, key = jax.random.split(jax.random.key(arguments.seed), 3)
     batch = DATA[arguments.data](data_key, samples=arguments.samples)
     model = jaxnn.mlp((2, *arguments.hidden, 3))
-    climb: Callable[..., Any] = partial(
+    climb = partial(
         jaxnn.perturbation_search,
         key,
         model.loss,
@@ -159,46 +185,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         metric_fn=model.accuracy if arguments.plot or arguments.verbose else None,
         **options_of(arguments, model),
     )
-    climb(num_steps=1)  # compiles most of it, so that the seconds below are the search's own
-    saved: Path | None = arguments.checkpoint
-    before = checkpoints.load(saved)[1]["next"] if saved and saved.exists() else 0
-    started = time.perf_counter()
-    result = climb(
-        num_steps=arguments.steps,
-        target_loss=arguments.target_loss,
-        max_seconds=arguments.max_seconds,
-        checkpoint=arguments.checkpoint,
-        progress=True,
-    )
-    seconds = time.perf_counter() - started
-    per_step = arguments.proposals
-    steps = (result.num_evaluations // arguments.chains - 1) // per_step
-    rate = (steps - before) * arguments.chains / seconds
+    result, pace = timed(climb, arguments)
     accuracy = float(model.accuracy(result.params, batch))
     if arguments.verbose:
-        best, accuracies = result.history.best_loss[0], np.asarray(result.history.proposed_metric)
-        for step in np.flatnonzero(np.diff(best, prepend=np.inf) < 0):
-            metric = accuracies[0, step]
-            number = step * arguments.record_every
-            print(f"iteration {number:>9,}  loss {best[step]:.6f}  accuracy {metric:.3f}")
+        show_improvements(result.history, arguments.record_every)
     print(
-        f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; {steps:,} steps of "
-        f"{arguments.chains:,} chains, {result.num_accepted:,} accepted, "
-        f"{rate:,.0f} steps a second"
+        f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; "
+        f"{pace['num_steps']:,} steps of {arguments.chains:,} chains, "
+        f"{result.num_accepted:,} accepted, {pace['steps_per_second']:,.0f} steps a second"
     )
     sizes = "-".join(map(str, model.settings.sizes))
-    if arguments.plot and steps:
+    if arguments.plot and pace["num_steps"]:
         path = arguments.output / f"perturbation-search-{arguments.data}-{sizes}.png"
         draw(result.history, f"{arguments.data}, {sizes}", path)
         print(path)
     if arguments.animate:
         animate(climb, model, batch, arguments.steps, arguments.animate)
         print(arguments.animate)
-    if arguments.json:
-        timing = {"seconds": seconds, "steps_per_second": rate}
-        report = facts(result, accuracy, steps, arguments.chains) | timing
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1))
+    write_json(arguments.json, facts(result, accuracy) | {"num_chains": arguments.chains} | pace)
     return 0
 
 

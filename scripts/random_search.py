@@ -18,7 +18,6 @@ Processes that can reach each other search together: the first address is that o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +28,8 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
+from command_line import add_output, add_problem, count, parser_for, write_json
+from problems import DATA
 
 import jaxnn
 from jaxnn.training import checkpoints
@@ -36,38 +37,17 @@ from jaxnn.training import checkpoints
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-DATA = {
-    "vertical": jaxnn.datasets.vertical,
-    "spiral": jaxnn.datasets.spiral,
-    "nnfs-vertical": lambda key, samples: jaxnn.datasets.nnfs_vertical(0, samples),
-    "nnfs-spiral": lambda key, samples: jaxnn.datasets.nnfs_spiral(0, samples),
-}
-
-
-def count(text: str) -> int:
-    """A whole number, also written as 1e9."""
-    number = float(text)
-    if number != int(number) or number < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more; got {text}")
-    return int(number) if "e" in text.lower() else int(text)
-
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = parser_for(__doc__)
+    add_problem(parser)
     add = parser.add_argument
-    add("--data", choices=DATA, default="vertical")
-    add("--samples", type=int, default=100, help="rows a class")
-    add("--hidden", type=int, nargs="*", default=[3], help="units of each hidden layer")
     add("--candidates", type=count, default=1_000_000, help="how many to draw, as 1e9")
     add("--start", type=count, default=0, help="index of the first candidate")
     add("--scale", type=float, default=4.0, help="of the weights' unit draws")
     add("--distribution", choices=("normal", "uniform", "lecun", "he"), default="normal")
     add("--bias-scale", type=float, help="of the biases' unit draws; as the weights if not given")
-    add("--seed", type=int, default=0, help="of data and search")
     add("--top-k", type=int, default=10, help="how many of the best to list")
     add("--thresholds", type=float, nargs="*", default=[], help="losses to count at or below of")
     add("--target-loss", type=float, help="stop at the first candidate at or below")
@@ -84,8 +64,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--verbose", action="store_true", help="print every improvement")
     add("--plot", action="store_true", help="draw the histogram and the best of n")
-    add("--output", type=Path, default=Path("output"), help="folder for figures")
-    add("--json", type=Path, metavar="FILE", help="write the facts here")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     if arguments.candidates < 1:
         parser.error(f"--candidates must be at least 1; got {arguments.candidates}")
@@ -229,8 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(path)
     if arguments.json:
         accuracy = float(model.accuracy(result.params, batch)) if found else None
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(facts(result, accuracy, timing), indent=1))
+        write_json(arguments.json, facts(result, accuracy, timing))
     return 0
 
 

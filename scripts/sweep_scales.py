@@ -9,7 +9,6 @@ from the histogram of all losses. All scales share one compilation.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from random_search import DATA, count
+from command_line import add_output, add_problem, count, parser_for, write_json
+from problems import DATA
 
 import jaxnn
 
@@ -28,19 +28,13 @@ import matplotlib.pyplot as plt
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").split("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = parser_for(__doc__)
+    add_problem(parser)
     add = parser.add_argument
-    add("--data", choices=DATA, default="vertical")
-    add("--hidden", type=int, nargs="*", default=[3], help="units of each hidden layer")
     add("--candidates", type=count, default=10_000_000, help="how many to draw at each scale")
     add("--scales", type=float, nargs="+", default=[0.05, 0.5, 1, 2, 4, 8, 16])
     add("--distribution", choices=("normal", "uniform", "lecun", "he"), default="normal")
-    add("--seed", type=int, default=0, help="of data and searches")
-    add("--output", type=Path, default=Path("output"), help="folder for the figure")
-    add("--json", type=Path, metavar="FILE", help="write the table here")
+    add_output(parser)
     arguments = parser.parse_args(argv)
     if arguments.candidates < 1_000:
         parser.error(f"--candidates must be at least 1000; got {arguments.candidates}")
@@ -55,7 +49,7 @@ def counts_up_to(largest: int) -> list[int]:
 def sweep(arguments: argparse.Namespace) -> dict[float, Any]:
     """A search at each scale: the same unit draws, scaled."""
     data_key, key = jax.random.split(jax.random.key(arguments.seed))
-    batch = DATA[arguments.data](data_key, samples=100)
+    batch = DATA[arguments.data](data_key, samples=arguments.samples)
     model = jaxnn.mlp((2, *arguments.hidden, 3))
     return {
         scale: jaxnn.random_search(
@@ -124,9 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = arguments.output / f"scales-{arguments.data}-{sizes}.png"
     draw(results, f"Random search on {arguments.data}, network {sizes}", path)
     print(path)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    write_json(arguments.json, rows)
     return 0
 
 

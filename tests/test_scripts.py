@@ -1,10 +1,13 @@
 """The scripts, called as functions: small runs, their files and their exit status."""
 
 import json
+import sys
 
 import check_gradients
 import compare
+import compare_climbers
 import jax
+import numpy as np
 import perturbation_search
 import pytest
 import random_search
@@ -162,3 +165,44 @@ def test_perturbation_search_reports_draws_and_animates(tmp_path, capsys, monkey
     assert (tmp_path / "perturbation-search-vertical-2-3-3.png").stat().st_size > 10_000
     assert film.stat().st_size > 10_000
     assert capsys.readouterr().out.count("iteration") > 3
+
+
+def test_the_lines_of_a_thinned_search_say_which_step_it_was(tmp_path, capsys):
+    arguments = ["--steps", "40", "--record-every", "20", "--verbose", "--output", str(tmp_path)]
+    assert perturbation_search.main(arguments) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[1] for words in lines if words[0] == "iteration"] == ["19", "39"]
+
+
+def test_climbers_are_held_against_plain_hill_climbing_seed_by_seed():
+    def runs(losses):
+        return [compare_climbers.Climb(loss, 0.5, np.arange(2), np.ones(2)) for loss in losses]
+
+    plain = runs(np.linspace(1.0, 2.0, 20))
+    better = runs([loss - (0.1 if number % 4 else -0.2) for number, loss in
+                   enumerate(np.linspace(1.0, 2.0, 20))])  # fmt: skip
+    row = compare_climbers.row_of("spiral", "annealing", better, plain)
+    assert row["seeds won"] == 15
+    assert row["margin"] == pytest.approx(0.1)
+    assert (row["from"], row["to"]) == pytest.approx((0.1, 0.1))
+    assert row["quartile"] < row["loss"] < row["third"]
+
+
+def test_a_data_set_that_is_not_installed_is_said_to_be(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    arguments = ["--problems", "iris", "--output", str(tmp_path)]
+    assert compare_climbers.main(arguments) == 0
+    assert "iris: scikit-learn not installed" in capsys.readouterr().err
+
+
+@pytest.mark.exhaustive
+def test_a_small_comparison_of_climbers_has_a_row_each_and_a_figure(tmp_path, capsys):
+    facts = tmp_path / "climbers.json"
+    small = ["--problems", "vertical", "--evaluations", "10000", "--seeds", "6"]
+    assert compare_climbers.main([*small, "--output", str(tmp_path), "--json", str(facts)]) == 0
+    rows = json.loads(facts.read_text())
+    assert len(rows) == 10
+    assert all(0 < row["quartile"] <= row["loss"] <= row["third"] < np.log(3) for row in rows)
+    assert rows[0]["margin"] == rows[0]["seeds won"] == 0
+    assert (tmp_path / "climbers.png").stat().st_size > 10_000
+    assert "annealing" in capsys.readouterr().out

@@ -23,6 +23,7 @@ __all__ = [
     "SampleFn",
     "ValueAndGradFn",
     "as_batch",
+    "as_optional",
     "as_params",
     "as_partial",
     "check_concrete",
@@ -70,6 +71,11 @@ def as_partial(name: str, function: Any) -> Partial:
         raise TypeError(f"{name} must be callable; got a {type(function).__name__}")
     check_concrete(name, function)
     return function if isinstance(function, Partial) else Partial(function)
+
+
+def as_optional(name: str, function: Any) -> Partial | None:
+    """The same, of a callable that may be left out."""
+    return None if function is None else as_partial(name, function)
 
 
 def check_concrete(name: str, value: Any) -> None:

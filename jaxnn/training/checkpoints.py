@@ -10,7 +10,6 @@ code, and compares every size with the file's own before it allocates.
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import math
@@ -18,28 +17,23 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial, keystr, tree_leaves_with_path
 from numpy.lib import format as npy
+
+from jaxnn.training.identities import checksum
 
 __all__ = [
     "LoadError",
     "check_writable",
     "dumps",
-    "fingerprint",
-    "identity",
     "load",
     "loads",
-    "refuse_other",
     "save",
 ]
 
@@ -162,64 +156,6 @@ def check_writable(path: StrPath) -> None:
         _write(temporary, {})
 
 
-def fingerprint(tree: Any) -> str:
-    """A checksum of a pytree: of each array's place in it, shape, dtype and bytes.
-
-    NumPy and JAX arrays of the same values count as the same, and so do containers that name
-    their entries alike, such as a list and a tuple.
-
-    Args:
-        tree: any pytree of arrays; typed keys may be among them.
-
-    Returns:
-        A SHA-256, as 64 hexadecimal digits.
-
-    Raises:
-        TypeError: if a leaf is not an array.
-
-    Example:
-        >>> fingerprint({"x": np.arange(3)}) == fingerprint({"x": np.arange(4)})
-        False
-    """
-    return _checksum(_named_array(*leaf) for leaf in tree_leaves_with_path(tree)).hex()
-
-
-def identity(function: Partial) -> str:
-    """A function's name and the numbers bound to it: as much as one can know of it later."""
-    return f"{_name(function.func)} {fingerprint((function.args, function.keywords))}"
-
-
-def refuse_other(path: StrPath, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuses to go on with a checkpoint that another kind of run has made.
-
-    Args:
-        path: the checkpoint, for the message.
-        saved: its facts; fields that `wanted` lacks are ignored, and a missing one is None.
-        wanted: the facts of this run that must be the same.
-
-    Raises:
-        ValueError: naming the first field that differs, with both values.
-
-    Example:
-        >>> refuse_other("run.npz", {"num_candidates": 5}, {"num_candidates": 7})
-        Traceback (most recent call last):
-        ValueError: checkpoint run.npz was made with num_candidates=5; this run has 7
-    """
-    for field, value in wanted.items():
-        if (before := saved.get(field)) != value:
-            raise ValueError(
-                f"checkpoint {os.fspath(path)} was made with {field}={before!r}; "
-                f"this run has {value!r}"
-            )
-
-
-def _name(function: Any) -> str:
-    bare = getattr(function, "fun", function)  # JAX boxes what functools.partial made
-    if isinstance(bare, partial):
-        return f"{_name(bare.func)} {bare.args} {bare.keywords}"
-    return getattr(bare, "__qualname__", type(bare).__qualname__)
-
-
 def _pack(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The members of a checkpoint; what passes here, `load` takes."""
     members = {name: _as_member(name, array) for name, array in arrays.items()}
@@ -228,7 +164,7 @@ def _pack(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict[st
         raise TypeError("facts must be what JSON gives back: no tuples, and no keys but text")
     members["facts"] = np.frombuffer(text.encode(), np.uint8)
     members["format"] = np.asarray(FORMAT)
-    members["sha256"] = np.frombuffer(_checksum(sorted(members.items())), np.uint8)
+    members["sha256"] = np.frombuffer(checksum(sorted(members.items())), np.uint8)
     num_text = max(len(text), sum(len(name) + 50 for name in members))
     num_bytes = sum(array.nbytes + 2 * MAX_HEADER for array in members.values())
     if num_text > MAX_TEXT or num_bytes > MAX_BYTES:
@@ -344,9 +280,9 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray
 
 
 def _unpack(members: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    checksum, number = members.pop("sha256"), members["format"].item()
+    expected, number = members.pop("sha256"), members["format"].item()
     _require(number == FORMAT, f"it has format {number}; this version reads format {FORMAT}")
-    is_whole = _checksum(sorted(members.items())) == checksum.tobytes()
+    is_whole = checksum(sorted(members.items())) == expected.tobytes()
     _require(is_whole, "its checksum is wrong: the file is damaged")
     text = members.pop("facts")
     _require(text.nbytes <= MAX_TEXT, "its facts are too long")
@@ -359,21 +295,3 @@ def _unpack(members: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict
 def _require(condition: bool, reason: str) -> None:
     if not condition:
         raise ValueError(reason)
-
-
-def _checksum(arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:
-    """SHA-256 of names, dtypes, shapes and bytes."""
-    checksum = hashlib.sha256()
-    for name, array in arrays:
-        checksum.update(json.dumps([name, str(array.dtype), array.shape]).encode())
-        checksum.update(array.reshape(-1).view(np.uint8).data)
-    return checksum.digest()
-
-
-def _named_array(path: Any, leaf: Any) -> tuple[str, np.ndarray]:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return f"{keystr(path)} {leaf.dtype}", np.asarray(jax.random.key_data(leaf))
-    array = np.asarray(leaf, order="C")
-    if array.dtype.hasobject:
-        raise TypeError(f"tree{keystr(path)} must be an array; got a {type(leaf).__name__}")
-    return keystr(path), array.astype(array.dtype.newbyteorder("="), copy=False)

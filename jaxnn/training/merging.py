@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxnn.training import checkpoints
 from jaxnn.training.callables import SampleFn, as_partial
-from jaxnn.training.checkpoints import identity
 from jaxnn.training.drawing import reconstruct
 from jaxnn.training.folding import merge_all
+from jaxnn.training.identities import identity, refuse_other
 from jaxnn.training.keeping import from_facts, statistics_of
 from jaxnn.training.pacing import Status
 from jaxnn.training.search_report import RandomSearchResult, report
@@ -66,7 +66,7 @@ def merge_searches(
     sample = as_partial("sample_fn", sample_fn)
     saves = [Saved(os.fspath(path), *checkpoints.load(path)) for path in paths]
     wanted = {"trainer": "random_search", "sample_fn": identity(sample)}
-    checkpoints.refuse_other(saves[0].name, saves[0].facts, wanted)
+    refuse_other(saves[0].name, saves[0].facts, wanted)
     words = jnp.array(saves[0].facts["key"], jnp.uint32)
     key = jax.random.wrap_key_data(words, impl=saves[0].facts["key_implementation"])
     return merge_saved(saves, partial(reconstruct, key, sample_fn))
@@ -76,7 +76,7 @@ def merge_saved(saves: Sequence[Saved], params_of: Callable[[int], Any]) -> Rand
     """The result of all the saved searches together; `params_of(index)` gives a candidate."""
     shared = {name: fact for name, fact in saves[0].facts.items() if name not in OWN_FACTS}
     for saved in saves[1:]:
-        checkpoints.refuse_other(saved.name, saved.facts, shared)
+        refuse_other(saved.name, saved.facts, shared)
     statistics = statistics_of(kept := from_facts(shared))
     walked = [saved for saved in saves if saved.facts["start"] < saved.facts["next"]]
     walked.sort(key=lambda saved: saved.facts["start"])

@@ -19,28 +19,32 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 
 from jaxnn.checks import as_count, as_key
-from jaxnn.training import checkpoints
 from jaxnn.training.callables import (
     LossFn,
     MetricFn,
     SampleFn,
     as_batch,
+    as_optional,
     as_params,
     as_partial,
-    check_scalar,
-    shapes_of,
 )
 from jaxnn.training.chain_history import AcceptedSteps, ChainHistory, as_history
 from jaxnn.training.chain_rules import ChainRules
+from jaxnn.training.chain_setup import (
+    ProposeFn,
+    as_flag,
+    block_of,
+    check_problem,
+    facts_of,
+)
 from jaxnn.training.chains import Layout
 from jaxnn.training.climbing import Climbed, walk_chains
 from jaxnn.training.pacing import Status
@@ -54,15 +58,6 @@ TAG = 0x50455254
 """Folded into the key, so that no other trainer draws the same from it."""
 
 MOST_AT_ONCE = 2**12
-BLOCK_BYTES, MOST_IN_A_BLOCK = 2**22, 64
-
-
-class ProposeFn(Protocol):
-    """A move of one's own."""
-
-    def __call__(self, key: jax.Array, params: Any, scale: jax.Array) -> Any:
-        """Returns params like `params`, all randomness from `key`, the step size `scale`."""
-        ...
 
 
 class PerturbationSearchResult(NamedTuple):
@@ -189,23 +184,23 @@ def perturbation_search(
         template=start,
         scale=as_schedule("scale", scale),
         temperature=None if temperature is None else as_schedule("temperature", temperature),
-        propose=_optional("propose_fn", propose_fn),
-        restart=_optional("restart_fn", restart_fn),
+        propose=as_optional("propose_fn", propose_fn),
+        restart=as_optional("restart_fn", restart_fn),
         patience=None if patience is None else as_count("patience", patience, 1, 2**32 - 1),
-        metric=_optional("metric_fn", metric_fn),
-        state_metric=_optional("state_metric_fn", state_metric_fn),
+        metric=as_optional("metric_fn", metric_fn),
+        state_metric=as_optional("state_metric_fn", state_metric_fn),
     )
     layout = Layout(
         depth=1,
         num_proposals=as_count("num_proposals", num_proposals, 1, MOST_AT_ONCE),
-        ties=_as_flag("accept_ties", accept_ties),
-        adapts=_as_flag("adapt_scale", adapt_scale),
-        block=_block(loss_fn, start, problem.batch),
+        ties=as_flag("accept_ties", accept_ties),
+        adapts=as_flag("adapt_scale", adapt_scale),
+        block=block_of(loss_fn, start, problem.batch),
         capacity=1,
     )
-    dtype = _check(problem, key)
+    dtypes = check_problem(problem, key)
     rules = ChainRules(
-        as_target(target_loss, dtype),
+        as_target(target_loss, dtypes["loss_fn"]),
         problem.patience if restart_fn is None else None,
         as_limits(max_seconds, callback),
     )
@@ -216,7 +211,7 @@ def perturbation_search(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(stream, jnp.arange(width, dtype=jnp.uint32))
         saver = None
         if checkpoint is not None:
-            saver = Saver(Path(checkpoint), _facts(key, problem, layout, width, every, dtype))
+            saver = Saver(Path(checkpoint), facts_of(key, problem, layout, width, every, dtypes))
         climbed = walk_chains(
             problem,
             keys,
@@ -260,86 +255,3 @@ def _result(
         chain_loss=state.best_loss,
         chain_num_accepted=state.num_accepted.astype(np.int64),
     )
-
-
-def _as_flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {value!r}")
-    return value
-
-
-def _optional(name: str, function: Any) -> Partial | None:
-    return None if function is None else as_partial(name, function)
-
-
-def _check(problem: Problem, key: jax.Array) -> Any:
-    """Refuses functions that return what they should not; returns the losses' dtype."""
-    if problem.restart is not None and problem.patience is None:
-        raise ValueError("patience must be given with restart_fn; got None")
-    given = problem.template, problem.batch
-    loss = shapes_of("loss_fn", problem.loss, *given)
-    check_scalar("loss_fn", loss)
-    names = {"metric_fn": problem.metric, "state_metric_fn": problem.state_metric}
-    for name, metric in names.items():
-        if metric is not None:
-            check_scalar(name, shapes_of(name, metric, *given))
-    scale = jax.ShapeDtypeStruct((), jnp.float32)
-    if problem.propose is not None:
-        moved = shapes_of("propose_fn", problem.propose, key, problem.template, scale)
-        _check_params("propose_fn", moved, problem.template)
-    if problem.restart is not None:
-        _check_params("restart_fn", shapes_of("restart_fn", problem.restart, key), problem.template)
-    return loss.dtype
-
-
-def _check_params(name: str, got: Any, wanted: Any) -> None:
-    """Refuses params that are not like those of the start."""
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), (got, wanted))
-    if shapes[0] != shapes[1]:
-        raise TypeError(f"{name} must return params like the start's, {shapes[1]}; got {shapes[0]}")
-
-
-def _block(loss_fn: LossFn, params: Any, batch: Any) -> int | None:
-    """Losses to score side by side: as many as fit the caches; None for a loss that says any."""
-    if getattr(loss_fn, "rounds_alike", lambda *_: False)(params, batch):
-        return None
-    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 16 * size)(params, batch)
-    fitting = min(max(BLOCK_BYTES // max(per_set, 1), 1), MOST_IN_A_BLOCK)
-    return 2 ** (fitting.bit_length() - 1)
-
-
-def _facts(
-    key: jax.Array, problem: Problem, layout: Layout, num_chains: int, every: int, dtype: Any
-) -> dict[str, Any]:
-    """What whoever goes on with this search has to share."""
-    metrics = {"metric_fn": problem.metric, "state_metric_fn": problem.state_metric}
-    given = problem.template, problem.batch
-    dtypes = {name: shapes_of(name, f, *given).dtype for name, f in metrics.items() if f}
-    dtypes |= {"loss_fn": dtype, "params": jax.tree.leaves(problem.template)[0].dtype}
-    for name, each in dtypes.items():
-        if np.dtype(each).kind != "f":
-            raise TypeError(f"{name} must be of a NumPy float to be saved; got {each}: cast it")
-    functions = {
-        "loss_fn": problem.loss,
-        "scale": problem.scale,
-        "temperature": problem.temperature,
-        "propose_fn": problem.propose,
-        "restart_fn": problem.restart,
-        "metric_fn": problem.metric,
-        "state_metric_fn": problem.state_metric,
-    }
-    return {
-        "trainer": "perturbation_search",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "key_implementation": str(jax.random.key_impl(key)),
-        "params": checkpoints.fingerprint(problem.template),
-        "batch": checkpoints.fingerprint(problem.batch),
-        "num_chains": num_chains,
-        "num_proposals": layout.num_proposals,
-        "accept_ties": layout.ties,
-        "adapt_scale": layout.adapts,
-        "patience": None if problem.patience is None else int(problem.patience),
-        "record_every": every,
-        **{name: f and checkpoints.identity(f) for name, f in functions.items()},
-    }

@@ -32,6 +32,7 @@ from jaxnn.training.callables import (
 )
 from jaxnn.training.drawing import candidates_stream, reconstruct
 from jaxnn.training.folding import Engine, shares
+from jaxnn.training.identities import fingerprint, identity
 from jaxnn.training.keeping import Collect, Kept, as_facts, as_kept, statistics_of
 from jaxnn.training.merging import Saved, merge_saved
 from jaxnn.training.processes import gather, own_path
@@ -213,9 +214,9 @@ def _facts(key: jax.Array, span: Span, engine: Engine, kept: Kept) -> dict[str, 
         "key_implementation": str(jax.random.key_impl(key)),
         "start": span.start,
         "tile": span.tile,
-        "loss_fn": checkpoints.identity(engine.value),
-        "sample_fn": checkpoints.identity(engine.sample),
+        "loss_fn": identity(engine.value),
+        "sample_fn": identity(engine.sample),
         "params": str(jax.eval_shape(engine.sample, key)),
-        "batch": checkpoints.fingerprint(engine.batch),
+        "batch": fingerprint(engine.batch),
         **as_facts(kept),
     }

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxnn.checks import as_real
 from jaxnn.training import checkpoints
+from jaxnn.training.identities import refuse_other
 
 __all__ = ["Limits", "Saver", "SearchProgress", "as_limits", "as_target", "ask_to_stop"]
 
@@ -91,5 +92,5 @@ class Saver(NamedTuple):
         if not self.path.exists():
             return None
         arrays, facts = checkpoints.load(self.path)
-        checkpoints.refuse_other(self.path, facts, self.facts)
+        refuse_other(self.path, facts, self.facts)
         return arrays, facts

@@ -1,49 +1,24 @@
-"""Measures steps a second of perturbation search, beside other ways to walk the same chain.
-
-A step is one proposal: every weight moved by 0.05 times a normal, the cross-entropy of all 300
-rows, and the verdict. All take turns; ratios are medians over rounds of the ratio in a round.
-
-    python scripts/benchmark_chains.py
-    python scripts/benchmark_chains.py --nets 2-3-3 --steps 1e5 --json chains.json
-"""
+"""Other ways to walk the chain of perturbation search: a step is one proposal and its verdict."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark import (
-    MISSING,
-    Search,
-    Sizes,
-    as_sizes,
-    jax_loss,
-    machine,
-    numpy_loss,
-    table,
-    take_turns,
-    timed,
-)
 from jax.flatten_util import ravel_pytree
-from random_search import count
-from tqdm import tqdm
+from search_peers import jax_loss, numpy_loss
+from turns import Search
 
 import jaxnn
 
 STEP, CHAINS = 0.05, 1_024
-DATA: dict[Sizes, Any] = {(2, 3, 3): jaxnn.datasets.vertical}
-"""The data of a network; spiral for the others."""
 
 Way = Callable[[jaxnn.Model, jaxnn.Batch], Search]
 
@@ -131,7 +106,51 @@ def nevergrad_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
     def search(steps: int) -> Any:
         size = sum(math.prod(shape) for shape in shapes)
         optimizer = nevergrad.optimizers.OnePlusOne(parametrization=size, budget=steps)
-        return optimizer.minimize(loss)
+        return optimizer.minimize(loss).loss
+
+    return search
+
+
+def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+    """`RHC` of pyperch on a torch network; it keeps ties as well."""
+    torch, optim = import_module("torch"), import_module("pyperch.optim")
+    layers: list[Any] = []
+    for weights, biases in start_of(model):
+        layer = torch.nn.Linear(*weights.shape)
+        layer.weight.data, layer.bias.data = (
+            torch.tensor(np.array(leaf)) for leaf in (weights.T, biases)
+        )
+        layers += [layer, torch.nn.ReLU()]
+    network, x = torch.nn.Sequential(*layers[:-1]), torch.tensor(np.array(batch.x))
+    y = torch.tensor(np.array(batch.y), dtype=torch.int64)
+    measure = torch.nn.CrossEntropyLoss()
+
+    def search(steps: int) -> Any:
+        optimizer = optim.RHC(network.parameters(), step_size=STEP, random_state=0)
+        with torch.no_grad():
+            for _ in range(steps + 1):  # the first call scores the start
+                optimizer.step(lambda: measure(network(x), y))
+        return optimizer.best_loss
+
+    return search
+
+
+def mlrose_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+    """`random_hill_climb` of mlrose-ky: it moves one weight a step, and only inputs have biases."""
+    mlrose: Any = import_module("mlrose_ky")
+    fitness_of: Any = import_module("mlrose_ky.neural.fitness.network_weights").NetworkWeights
+    features, *others = model.settings.sizes
+    sizes = [features + 1, *others]  # its bias is an input of ones
+    x, y = np.asarray(batch.x, float), np.eye(sizes[-1])[batch.y]
+    fitness = fitness_of(x, y, sizes, mlrose.neural.activation.relu)
+    size = sum(i * o for i, o in pairwise(sizes))
+    start = 0.01 * np.random.default_rng(0).standard_normal(size)
+
+    def search(steps: int) -> Any:
+        problem = mlrose.ContinuousOpt(size, fitness, maximize=False, step=STEP)
+        return mlrose.random_hill_climb(
+            problem, max_attempts=steps + 1, max_iters=steps, init_state=start, random_state=1
+        )[1]
 
     return search
 
@@ -154,6 +173,8 @@ def jaxnn_search(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
 
 WAYS: dict[str, tuple[Way, float]] = {
     "NumPy loop": (numpy_chain, 0.1),
+    "mlrose-ky": (mlrose_chain, 0.001),
+    "pyperch RHC": (pyperch_chain, 0.01),
     "nevergrad OnePlusOne": (nevergrad_chain, 0.01),
     "lax.scan, one at a time": (scanned_chain, 1),
     "evosax HillClimbing": (evosax_chain, 1),
@@ -162,66 +183,3 @@ WAYS: dict[str, tuple[Way, float]] = {
     "jaxnn, random search": (jaxnn_search, 200),
 }
 """Ways to search, and how many times `--steps` each takes; slow ones take fewer."""
-
-
-def measure(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one network, a dict a way."""
-    model = jaxnn.mlp(sizes)
-    batch = DATA.get(sizes, jaxnn.datasets.spiral)(jax.random.key(0), samples=100)
-    searches, seconds = {}, {}
-    share = 1.0 if sizes == (2, 3, 3) else 0.1
-    for name, (prepare, times) in WAYS.items():
-        steps = max(int(arguments.steps * times * share), 2)
-        try:
-            searches[name] = prepare(model, batch), steps
-        except ImportError:
-            continue
-        seconds[name] = timed(*searches[name])
-    rates = take_turns(searches, arguments.repeats)
-    rows: list[dict[str, Any]] = []
-    for name in WAYS:
-        net = "-".join(map(str, sizes))
-        rows.append({"net": net, "library": name, "steps/s": MISSING})
-        if name not in rates:
-            continue
-        rows[-1] |= {
-            "steps/s": float(np.median(rates[name])),
-            "spread %": 100 * float(np.ptp(rates[name]) / np.median(rates[name])),
-            "x NumPy": float(np.median(rates[name] / rates["NumPy loop"])),
-            "x scan": float(np.median(rates[name] / rates["lax.scan, one at a time"])),
-            "x random search": float(np.median(rates[name] / rates["jaxnn, random search"])),
-            "first call s": seconds[name],
-        }
-    return rows
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    nets = [as_sizes(text) for text in ("2-3-3", "2-16-3", "2-64-3")]
-    parser.add_argument("--nets", type=as_sizes, nargs="+", default=nets, help="such as 2-3-3")
-    parser.add_argument("--steps", type=count, default=100_000, help="of one chain")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; medians are over them")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
-    parser.add_argument("--markdown", action="store_true", help="print tables as Markdown")
-    arguments = parser.parse_args(argv)
-    if arguments.steps < 100 or arguments.repeats < 1:
-        parser.error("--steps must be at least 100 and --repeats at least 1")
-    return arguments
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    arguments = parse(argv)
-    rows = [
-        row for net in tqdm(arguments.nets, unit=" networks") for row in measure(net, arguments)
-    ]
-    print(", ".join(f"{name} {fact}" for name, fact in machine().items()))
-    print(f"\n{table(rows, arguments.markdown)}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(), "rates": rows}, indent=1))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
