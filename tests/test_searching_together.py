@@ -1,10 +1,7 @@
 """One search however it is cut: by runs that merge, by devices, by processes, by a kill."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import search_setups
+from programs import start_program
 from search_setups import digest, set_up, whole
 
 import jaxnn
@@ -30,16 +28,6 @@ def run_parts(number, folder, cuts, **more):
         part = {**options, "start": first, "num_candidates": last - first}
         jaxnn.random_search(*given, **{**part, **more}, checkpoint=path)
     return paths
-
-
-def start_program(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def output_of(program, timeout):
