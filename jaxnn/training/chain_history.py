@@ -77,32 +77,43 @@ class Pieces(NamedTuple):
 
 def pieces_of(records: Records, before: State, first: int, every: int) -> Pieces:
     """What to keep of `records`, `(chains, steps)` from step `first` on; `before` is at `first`."""
-    steps = np.arange(records.accepted.shape[1], dtype=np.int32)
-    last = np.maximum.accumulate(np.where(records.accepted, steps, np.int32(-1)), axis=1)
+    accepted, metric = records.accepted, records.state_metric
+    steps = np.arange(accepted.shape[1], dtype=np.int32)
+    kept = steps[(-first - 1) % every :: every]
+    last = _until(np.maximum, np.where(accepted, steps, np.int32(-1)), kept)
+    unmet = records.loss.dtype.type(np.inf)
+    lowest = _until(np.minimum, np.where(accepted, records.loss, unmet), kept)
 
     def since(values: np.ndarray, start: np.ndarray) -> np.ndarray:
         """The value at the last accepted step, or that of the start."""
         filled = np.take_along_axis(values, np.maximum(last, 0), axis=1)
         return np.where(last < 0, start[:, None], filled)
 
-    current = since(records.loss, before.loss)
-    best = np.minimum(np.minimum.accumulate(current, axis=1), before.best_loss[:, None])
-    counts = np.cumsum(records.accepted, axis=1, dtype=np.int32)
-    metric = records.state_metric
-    kept = slice((-first - 1) % every, None, every)
+    counts = _until(np.add, accepted.astype(np.int32), kept)
     is_full = np.sum(before.num_accepted, dtype=np.int64) >= MOST_ACCEPTED
-    step, chain = np.nonzero(records.accepted.T[: 0 if is_full else None])
+    chain, step = np.nonzero(accepted[:, : 0 if is_full else None])
+    order = np.argsort(step, kind="stable")
+    chain, step = chain[order], step[order]
     return Pieces(
-        records.loss[:, kept].copy(),
-        current[:, kept].copy(),
-        best[:, kept].copy(),
-        records.accepted[:, kept].copy(),
-        before.num_accepted[:, None].astype(np.int64) + counts[:, kept],
-        None if records.scale is None else records.scale[:, kept].copy(),
-        None if records.metric is None else records.metric[:, kept].copy(),
-        None if metric is None else since(metric, before.metric)[:, kept].copy(),
+        np.take(records.loss, kept, axis=1),
+        since(records.loss, before.loss),
+        np.minimum(lowest, before.best_loss[:, None]),
+        np.take(accepted, kept, axis=1),
+        before.num_accepted[:, None].astype(np.int64) + counts,
+        None if records.scale is None else np.take(records.scale, kept, axis=1),
+        None if records.metric is None else np.take(records.metric, kept, axis=1),
+        None if metric is None else since(metric, before.metric),
         AcceptedSteps(chain, first + step, records.loss[chain, step]),
     )
+
+
+def _until(ufunc: np.ufunc, values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """`ufunc` over all values up to and with each step kept, `(chains, kept)`."""
+    if not kept.size:
+        return values[:, :0]
+    firsts = np.append(0, kept[:-1] + 1)
+    pieces = ufunc.reduceat(values[:, : kept[-1] + 1], firsts, axis=1)
+    return ufunc.accumulate(pieces, axis=1)
 
 
 def join_pieces(pieces: Sequence[Pieces]) -> Pieces:
