@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tolerances import FORWARD, leaf_error
 
-from jaxnn.training import optimizers
+from jaxnn.training import optimizers, schedules
 
 STEPS = 7
 SGD = [(rate, momentum) for rate in (0.03, 1.7) for momentum in (None, 0.0, 0.9, 1.0)]
@@ -93,6 +93,118 @@ def test_adam_follows_its_formula_exactly_for_decays_that_float32_holds():
     assert worst(got, by_formula(adam_step(**settings))) <= FORWARD["float32"]
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_nesterov_follows_its_formula(momentum):
+    def step(t, g, velocity):
+        del t
+        velocity = momentum * (0 if velocity is None else velocity) + g
+        return -0.03 * (g + momentum * velocity), velocity
+
+    got = by_optimizer(optimizers.sgd(0.03, momentum=momentum, nesterov=True), "float32")
+    assert worst(got, by_formula(step)) <= FORWARD["float32"]
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.75])
+def test_rmsprop_follows_its_formula(decay):
+    def step(t, g, square):
+        del t
+        square = decay * (0 if square is None else square) + (1 - decay) * g**2
+        return -0.1 * g / (np.sqrt(square) + 0.125), square
+
+    got = by_optimizer(optimizers.rmsprop(0.1, decay=decay, epsilon=0.125), "float32")
+    assert worst(got, by_formula(step)) <= FORWARD["float32"]
+
+
+def test_weight_decay_is_apart_from_the_gradient():
+    """The params of `by_optimizer` are ones throughout."""
+    settings = {"learning_rate": 0.25, "beta1": 0.5, "beta2": 0.75, "epsilon": 0.125}
+    plain, decayed = (
+        by_optimizer(optimizers.adam(**settings, weight_decay=w), "float32") for w in (0.0, 0.5)
+    )
+    shifted = [jax.tree.map(lambda leaf: leaf - 0.125, step) for step in plain]
+    assert worst(decayed, shifted) <= FORWARD["float32"]
+
+
+def test_a_schedule_is_asked_for_every_step_from_zero_on():
+    rates = [0.5 / (1 + 0.25 * step) for step in range(STEPS)]
+    scheduled = by_optimizer(optimizers.sgd(schedules.inverse_time(0.5, 0.25)), "float32")
+    plain = [
+        jax.tree.map(lambda leaf, rate=rate: -rate * leaf, gradient)
+        for rate, gradient in zip(rates, gradients(), strict=True)
+    ]
+    assert worst(scheduled, plain) <= FORWARD["float32"]
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 1e9])
+def test_clipped_gradients_are_never_longer_and_keep_their_direction(max_norm):
+    plain, short = (
+        [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(step)]) for step in steps]
+        for steps in (
+            by_optimizer(optimizers.sgd(1.0), "float32"),
+            by_optimizer(optimizers.clipped(optimizers.sgd(1.0), max_norm), "float32"),
+        )
+    )
+    for whole, kept in zip(plain, short, strict=True):
+        length = np.linalg.norm(whole.astype(np.float64))
+        np.testing.assert_allclose(kept, whole * min(1, max_norm / length), rtol=1e-6)
+
+
+def test_an_l2_penalty_adds_its_gradient():
+    """Twice 0.25 times params of one."""
+    penalised = by_optimizer(optimizers.with_l2_penalty(optimizers.sgd(1.0), 0.25), "float32")
+    shifted = [jax.tree.map(lambda leaf: -leaf - 0.5, gradient) for gradient in gradients()]
+    assert worst(penalised, shifted) <= FORWARD["float32"]
+
+
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(ValueError, match="momentum must be given with nesterov"):
+        optimizers.sgd(0.1, nesterov=True)
+
+
+def test_a_sweep_is_one_optimizer_with_a_leading_axis():
+    rates, steps = jnp.array([0.1, 0.2]), jnp.array([10.0, 20.0])
+    swept = jax.vmap(lambda r: optimizers.adam(schedules.warm_up(r, 4)))(rates)
+    updates = jax.vmap(lambda o, g: o.update(g, o.init(g), g)[0])(swept, steps)
+    np.testing.assert_allclose(updates, -rates / 4, rtol=1e-6)
+
+
+OPTAX = {
+    "sgd": (optimizers.sgd(0.1), lambda o: o.sgd(0.1)),
+    "momentum": (optimizers.sgd(0.1, momentum=0.9), lambda o: o.sgd(0.1, momentum=0.9)),
+    "nesterov": (
+        optimizers.sgd(0.1, momentum=0.9, nesterov=True),
+        lambda o: o.sgd(0.1, momentum=0.9, nesterov=True),
+    ),
+    "rmsprop": (
+        optimizers.rmsprop(0.1, epsilon=1e-3),
+        lambda o: o.rmsprop(0.1, eps=1e-3, eps_in_sqrt=False),
+    ),
+    "adam": (optimizers.adam(0.1), lambda o: o.adam(0.1)),
+    "adamw": (
+        optimizers.adam(0.1, beta1=0.5, beta2=0.75, weight_decay=0.3),
+        lambda o: o.adamw(0.1, b1=0.5, b2=0.75, weight_decay=0.3),
+    ),
+    "clipped": (
+        optimizers.clipped(optimizers.sgd(0.1), 0.5),
+        lambda o: o.chain(o.clip_by_global_norm(0.5), o.sgd(0.1)),
+    ),
+    "cosine": (
+        optimizers.adam(schedules.cosine(0.1, 0.01, 5)),
+        lambda o: o.adam(o.cosine_decay_schedule(0.1, 5, 0.1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTAX)
+@pytest.mark.filterwarnings("default")
+def test_updates_are_those_of_optax(name):
+    optax = pytest.importorskip("optax")
+    ours, make = OPTAX[name]
+    with jax.numpy_dtype_promotion("standard"):
+        theirs = by_optimizer(make(optax), "float32")
+    assert worst(by_optimizer(ours, "float32"), theirs) <= 2e-5
+
+
 def test_float64_params_get_float64_steps():
     with jax.enable_x64(True):
         sgd = by_optimizer(optimizers.sgd(0.25, momentum=0.5), "float64")
@@ -112,8 +224,7 @@ def test_adam_counts_its_steps_and_starts_from_zero_moments():
     params = {"w": jnp.full(3, 5.0)}
     state = optimizer.init(params)
     assert int(state.count) == 0
-    assert not np.any(state.mean["w"])
-    assert not np.any(state.variance["w"])
+    assert not any(np.any(moment["w"]) for moment in state.moments)
     for _ in range(3):
         _, state = optimizer.update(params, state, params)
     assert int(state.count) == 3
@@ -159,6 +270,12 @@ def test_a_traced_learning_rate_is_differentiable():
         (lambda value: optimizers.adam(0.1, beta1=value), "beta1"),
         (lambda value: optimizers.adam(0.1, beta2=value), "beta2"),
         (lambda value: optimizers.adam(0.1, epsilon=value), "epsilon"),
+        (lambda value: optimizers.adam(0.1, weight_decay=value), "weight_decay"),
+        (optimizers.rmsprop, "learning_rate"),
+        (lambda value: optimizers.rmsprop(0.1, decay=value), "decay"),
+        (lambda value: optimizers.rmsprop(0.1, epsilon=value), "epsilon"),
+        (lambda value: optimizers.clipped(optimizers.sgd(0.1), value), "max_norm"),
+        (lambda value: optimizers.with_l2_penalty(optimizers.sgd(0.1), value), "strength"),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_name(make, name):

@@ -5,7 +5,11 @@
     params = params + updates
 
 Both functions are `jax.tree_util.Partial`s whose numbers are leaves: another learning rate
-compiles nothing. A ready optax transformation fits the same protocol and works as it is.
+compiles nothing, and `jax.vmap(adam)(rates)` is a whole sweep of optimizers. A learning rate may
+be a schedule of `jaxnn.schedules`, or any function of the step, which counts from 0. A ready
+optax transformation fits the same protocol and works as it is.
+
+`clipped` and `with_l2_penalty` change the gradients that any optimizer sees.
 """
 
 from __future__ import annotations
@@ -18,8 +22,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from jaxnn.checks import as_real
+from jaxnn.training.callables import as_partial
+from jaxnn.training.schedules import Schedule, as_rate
 
-__all__ = ["Optimizer", "adam", "sgd"]
+__all__ = ["Optimizer", "StepState", "adam", "clipped", "rmsprop", "sgd", "with_l2_penalty"]
 
 
 class Optimizer(NamedTuple):
@@ -35,91 +41,207 @@ class Optimizer(NamedTuple):
     update: Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def sgd(learning_rate: float, *, momentum: float | None = None) -> Optimizer:
-    """Stochastic gradient descent, plain or with heavy-ball momentum.
+class StepState(NamedTuple):
+    """What the optimizers below remember.
+
+    Attributes:
+        count: steps made, int32; it stops at the largest one.
+        moments: running means of the gradient, each a tree like the params; `()` if none.
+    """
+
+    count: jax.Array
+    moments: Any
+
+
+def sgd(
+    learning_rate: float | Schedule, *, momentum: float | None = None, nesterov: bool = False
+) -> Optimizer:
+    """Stochastic gradient descent, plain or with momentum.
 
     With gradient `g`, learning rate `r` and momentum `m`:
 
-        velocity <- m velocity + g,    update = -r velocity    (Polyak 1964)
+        velocity <- m velocity + g
+        update   =  -r velocity             heavy ball (Polyak 1964)
+        update   =  -r (g + m velocity)     Nesterov's, as Sutskever et al. (2013) write it
 
     Args:
-        learning_rate: `r`, above 0.
+        learning_rate: `r`, above 0, or a schedule of it.
         momentum: `m`, at least 0; None keeps no velocity.
+        nesterov: whether the update looks ahead; it needs a momentum.
 
     Returns:
         An `Optimizer`.
 
     Raises:
-        TypeError: if an argument is not a number.
-        ValueError: if it is out of range.
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if a number is out of range.
 
     Example:
         >>> optimizer = sgd(0.1)
         >>> optimizer.update(jnp.array([2.0]), optimizer.init(jnp.zeros(1)), jnp.zeros(1))[0]
         Array([-0.2], dtype=float32)
     """
-    rate = as_real("learning_rate", learning_rate)
+    rate = as_rate("learning_rate", learning_rate)
     if momentum is None:
-        return Optimizer(Partial(_no_state), Partial(_sgd_update, rate))
+        if nesterov:
+            raise ValueError("momentum must be given with nesterov; got None")
+        return _optimizer(_no_moments, Partial(_plain), rate)
     decay = as_real("momentum", momentum, inclusive=True)
-    return Optimizer(Partial(_zeros), Partial(_momentum_update, rate, decay))
+    return _optimizer(_zeros, Partial(_nesterov if nesterov else _heavy_ball, decay), rate)
 
 
-def adam(
-    learning_rate: float,
-    *,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
+def rmsprop(
+    learning_rate: float | Schedule, *, decay: float = 0.9, epsilon: float = 1e-8
 ) -> Optimizer:
-    """Adam: steps scaled by running moments of the gradient.
+    """Steps scaled by the running size of the gradient.
 
-    With gradient `g` at step `t = 1, 2, ...`:
+    With gradient `g` and learning rate `r`:
 
-        mean     <- beta1 mean     + (1 - beta1) g
-        variance <- beta2 variance + (1 - beta2) g^2
-        update   =  -r (mean / (1 - beta1^t)) / (sqrt(variance / (1 - beta2^t)) + epsilon)
+        square <- decay square + (1 - decay) g^2
+        update =  -r g / (sqrt(square) + epsilon)     (Tieleman and Hinton 2012, lecture 6.5)
 
     Args:
-        learning_rate: `r`, above 0.
-        beta1: decay of the mean, at least 0 and below 1.
-        beta2: decay of the variance, at least 0 and below 1.
+        learning_rate: `r`, above 0, or a schedule of it.
+        decay: at least 0 and below 1.
         epsilon: above 0, outside the root.
 
     Returns:
         An `Optimizer`.
 
     Raises:
-        TypeError: if an argument is not a number.
-        ValueError: if it is out of range.
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> optimizer = rmsprop(0.1, decay=0.75)
+        >>> optimizer.update(jnp.array([2.0]), optimizer.init(jnp.zeros(1)), jnp.zeros(1))[0]
+        Array([-0.2], dtype=float32)
+    """
+    rate = as_rate("learning_rate", learning_rate)
+    numbers = _decay("decay", decay), as_real("epsilon", epsilon)
+    return _optimizer(_zeros, Partial(_by_size, *numbers), rate)
+
+
+def adam(
+    learning_rate: float | Schedule,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Adam: steps scaled by running moments of the gradient; AdamW with a weight decay.
+
+    With gradient `g` at step `t = 1, 2, ...` and weight decay `w`:
+
+        mean     <- beta1 mean     + (1 - beta1) g
+        variance <- beta2 variance + (1 - beta2) g^2
+        update   =  -r (mean / (1 - beta1^t)) / (sqrt(variance / (1 - beta2^t)) + epsilon)
+                    -r w params
+
+    Args:
+        learning_rate: `r`, above 0, or a schedule of it.
+        beta1: decay of the mean, at least 0 and below 1.
+        beta2: decay of the variance, at least 0 and below 1.
+        epsilon: above 0, outside the root.
+        weight_decay: `w`, at least 0, decoupled from the gradient.
+
+    Returns:
+        An `Optimizer`.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if a number is out of range.
 
     References:
         Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
+        Loshchilov and Hutter, "Decoupled weight decay regularization", ICLR 2019.
 
     Example:
         >>> optimizer = adam(0.1)
         >>> optimizer.update(jnp.array([2.0]), optimizer.init(jnp.zeros(1)), jnp.zeros(1))[0]
         Array([-0.1], dtype=float32)
     """
-    rate = as_real("learning_rate", learning_rate)
-    betas = (_decay("beta1", beta1), _decay("beta2", beta2))
+    rate = as_rate("learning_rate", learning_rate)
+    betas = _decay("beta1", beta1), _decay("beta2", beta2)
+    others = as_real("epsilon", epsilon), as_real("weight_decay", weight_decay, inclusive=True)
+    return _optimizer(_two_moments, Partial(_by_moments, *betas, *others), rate)
+
+
+def clipped(optimizer: Optimizer, max_norm: float) -> Optimizer:
+    """The optimizer on gradients no longer than `max_norm`, of all leaves together.
+
+        g <- g min(1, max_norm / |g|)     (Pascanu, Mikolov and Bengio 2013)
+
+    Args:
+        optimizer: any.
+        max_norm: above 0.
+
+    Example:
+        >>> optimizer = clipped(sgd(1.0), 1.0)
+        >>> optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))[0]
+        Array([-0.6, -0.8], dtype=float32)
+    """
+    return _behind(Partial(_clip, as_real("max_norm", max_norm)), optimizer)
+
+
+def with_l2_penalty(optimizer: Optimizer, strength: float) -> Optimizer:
+    """The optimizer on the gradient of `loss + strength |params|^2`.
+
+    The losses that a training reports leave the penalty out.
+
+    Args:
+        optimizer: any.
+        strength: at least 0.
+
+    Example:
+        >>> optimizer = with_l2_penalty(sgd(1.0), 0.5)
+        >>> optimizer.update(jnp.zeros(1), optimizer.init(jnp.ones(1)), jnp.ones(1))[0]
+        Array([-1.], dtype=float32)
+    """
+    penalty = as_real("strength", strength, inclusive=True)
+    return _behind(Partial(_add_penalty, penalty), optimizer)
+
+
+def _optimizer(init: Callable[[Any], Any], direction: Partial, rate: Partial) -> Optimizer:
+    """`direction(gradients, moments, params, step)` -> where to go, and the moments after it."""
+    return Optimizer(Partial(_start, Partial(init)), Partial(_advance, rate, direction))
+
+
+def _start(init: Partial, params: Any) -> StepState:
+    return StepState(jnp.zeros((), jnp.int32), init(params))
+
+
+def _advance(rate: Partial, direction: Partial, gradients: Any, state: StepState, params: Any):
+    step = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
+    ahead, moments = direction(gradients, state.moments, params, step.astype(jnp.float32))
+    return _scaled(-jnp.asarray(rate(state.count)), ahead), StepState(step, moments)
+
+
+def _behind(change: Partial, optimizer: Optimizer) -> Optimizer:
+    """The optimizer, its gradients changed by `change(gradients, params)` first."""
+    init = as_partial("optimizer.init", optimizer.init)
     return Optimizer(
-        Partial(_adam_init), Partial(_adam_update, rate, *betas, as_real("epsilon", epsilon))
+        init, Partial(_update_changed, change, as_partial("optimizer.update", optimizer.update))
     )
 
 
-class AdamState(NamedTuple):
-    """Running moments.
+def _update_changed(change: Partial, update: Partial, gradients: Any, state: Any, params: Any):
+    return update(change(gradients, params), state, params)
 
-    Attributes:
-        count: steps made, int32.
-        mean: running mean of the gradient, a tree like the params.
-        variance: running mean of its square, a tree like the params.
-    """
 
-    count: jax.Array
-    mean: Any
-    variance: Any
+def _clip(max_norm: jax.Array, gradients: Any, params: Any) -> Any:
+    del params
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)]
+    norm = jnp.sqrt(sum(squares[1:], squares[0]))
+    limit = max_norm.astype(norm.dtype)
+    return jax.tree.map(
+        lambda leaf: jnp.where(norm > limit, leaf * (limit / norm), leaf), gradients
+    )
+
+
+def _add_penalty(strength: jax.Array, gradients: Any, params: Any) -> Any:
+    return jax.tree.map(jnp.add, gradients, _scaled(2 * strength, params))
 
 
 def _decay(name: str, value: float) -> Any:
@@ -129,7 +251,7 @@ def _decay(name: str, value: float) -> Any:
     return number
 
 
-def _no_state(params: Any) -> tuple[()]:
+def _no_moments(params: Any) -> tuple[()]:
     del params
     return ()
 
@@ -138,46 +260,65 @@ def _zeros(params: Any) -> Any:
     return jax.tree.map(jnp.zeros_like, params)
 
 
+def _two_moments(params: Any) -> tuple[Any, Any]:
+    return _zeros(params), _zeros(params)
+
+
 def _scaled(factor: jax.Array, tree: Any) -> Any:
     return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
 
 
-def _sgd_update(rate: jax.Array, gradients: Any, state: tuple[()], params: Any):
-    del params
-    return _scaled(-rate, gradients), state
+def _plain(gradients: Any, moments: Any, params: Any, step: jax.Array):
+    del params, step
+    return gradients, moments
 
 
-def _momentum_update(rate: jax.Array, decay: jax.Array, gradients: Any, velocity: Any, params: Any):
-    del params
+def _heavy_ball(decay: jax.Array, gradients: Any, velocity: Any, params: Any, step: jax.Array):
+    del params, step
     velocity = jax.tree.map(jnp.add, _scaled(decay, velocity), gradients)
-    return _scaled(-rate, velocity), velocity
+    return velocity, velocity
 
 
-def _adam_init(params: Any) -> AdamState:
-    return AdamState(jnp.zeros((), jnp.int32), _zeros(params), _zeros(params))
+def _nesterov(decay: jax.Array, gradients: Any, velocity: Any, params: Any, step: jax.Array):
+    velocity, _ = _heavy_ball(decay, gradients, velocity, params, step)
+    return jax.tree.map(jnp.add, gradients, _scaled(decay, velocity)), velocity
 
 
-def _adam_update(
-    rate: jax.Array,
+def _running(decay: jax.Array, mean: Any, new: Any) -> Any:
+    return jax.tree.map(jnp.add, _scaled(decay, mean), _scaled(1 - decay, new))
+
+
+def _by_size(
+    decay: jax.Array, epsilon: jax.Array, gradients: Any, square: Any, params: Any, step: jax.Array
+):
+    del params, step
+    square = _running(decay, square, jax.tree.map(jnp.square, gradients))
+
+    def direction(g: jax.Array, s: jax.Array) -> jax.Array:
+        return g / (jnp.sqrt(s) + epsilon.astype(g.dtype))
+
+    return jax.tree.map(direction, gradients, square), square
+
+
+def _by_moments(
     beta1: jax.Array,
     beta2: jax.Array,
     epsilon: jax.Array,
+    weight_decay: jax.Array,
     gradients: Any,
-    state: AdamState,
+    moments: tuple[Any, Any],
     params: Any,
+    step: jax.Array,
 ):
-    del params
-    count = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
-    squares = jax.tree.map(jnp.square, gradients)
-    mean = jax.tree.map(jnp.add, _scaled(beta1, state.mean), _scaled(1 - beta1, gradients))
-    variance = jax.tree.map(jnp.add, _scaled(beta2, state.variance), _scaled(1 - beta2, squares))
-    steps = count.astype(jnp.float32)
-    mean_unbiased, variance_unbiased = 1 - beta1**steps, 1 - beta2**steps
+    mean = _running(beta1, moments[0], gradients)
+    variance = _running(beta2, moments[1], jax.tree.map(jnp.square, gradients))
+    mean_unbiased, variance_unbiased = 1 - beta1**step, 1 - beta2**step
 
-    def update(m: jax.Array, v: jax.Array) -> jax.Array:
+    def direction(m: jax.Array, v: jax.Array, p: jax.Array) -> jax.Array:
         dtype = m.dtype
         m_hat = m / mean_unbiased.astype(dtype)
         v_hat = v / variance_unbiased.astype(dtype)
-        return -rate.astype(dtype) * m_hat / (jnp.sqrt(v_hat) + epsilon.astype(dtype))
+        decayed = weight_decay.astype(dtype) * p
+        return m_hat / (jnp.sqrt(v_hat) + epsilon.astype(dtype)) + decayed
 
-    return jax.tree.map(update, mean, variance), AdamState(count, mean, variance)
+    return jax.tree.map(direction, mean, variance, params), (mean, variance)

@@ -1,4 +1,4 @@
-"""Numbers that change with the step: scales and temperatures.
+"""Numbers that change with the step: scales, temperatures and learning rates.
 
 A schedule is a function `schedule(step)` -> a float scalar. Those below are `Partial`s whose
 numbers are leaves, so that other numbers compile nothing. Where a schedule is taken, a plain
@@ -15,17 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.checks import as_count, as_real
+from jaxnn.checks import as_count, as_real, is_traced
 from jaxnn.training.callables import as_partial, check_concrete, check_scalar, shapes_of
 
 __all__ = [
     "Schedule",
+    "as_rate",
     "as_schedule",
     "constant",
     "cosine",
     "geometric",
+    "inverse_time",
     "linear",
     "values_at",
+    "warm_up",
 ]
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -73,6 +76,36 @@ def cosine(start: float, end: float, num_steps: int) -> Partial:
     return _between(_cosine, start, end, num_steps)
 
 
+def inverse_time(start: float, decay: float) -> Partial:
+    """`start / (1 + decay * step)`: the chapter's decay of a learning rate.
+
+    Example:
+        >>> float(inverse_time(1.0, 0.5)(2))
+        0.5
+    """
+    return Partial(_inverse_time, as_real("start", start), as_real("decay", decay, inclusive=True))
+
+
+def warm_up(schedule: float | Schedule, num_steps: int) -> Partial:
+    """A schedule whose first steps rise in a straight line: times `(step + 1) / num_steps`.
+
+    Reference: Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.2.
+
+    Example:
+        >>> [float(warm_up(0.5, 4)(step)) for step in (0, 1, 3, 4)]
+        [0.125, 0.25, 0.5, 0.5]
+    """
+    count = as_count("num_steps", num_steps, minimum=1)
+    return Partial(_warm_up, as_rate("schedule", schedule), jnp.float32(count))
+
+
+def as_rate(name: str, value: Any) -> Partial:
+    """The same as `as_schedule`, where numbers may be traced: under `vmap`, a sweep of them."""
+    if any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
+        return value if callable(value) else Partial(_constant, as_real(name, value))
+    return as_schedule(name, value)
+
+
 def as_schedule(name: str, value: Any) -> Partial:
     """A number, or a function of the step, as a checked schedule."""
     if not callable(value):
@@ -109,6 +142,14 @@ def _share(num_steps: jax.Array, step: jax.Array) -> jax.Array:
 def _constant(value: jax.Array, step: jax.Array) -> jax.Array:
     del step
     return value
+
+
+def _inverse_time(start: jax.Array, decay: jax.Array, step: jax.Array) -> jax.Array:
+    return start / (1 + decay * jnp.asarray(step, jnp.float32))
+
+
+def _warm_up(schedule: Partial, num_steps: jax.Array, step: jax.Array) -> jax.Array:
+    return schedule(step) * _share(num_steps, jnp.asarray(step, jnp.float32) + 1)
 
 
 def _linear(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
