@@ -85,7 +85,9 @@ def test_the_losses_of_numpy_and_jax_are_those_of_the_model():
     params, batch, wanted = draws()
     for i, loss in enumerate(wanted):
         one = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), params)
-        assert search_peers.numpy_loss(one, batch.x, batch.y) == pytest.approx(loss, rel=1e-5)
+        assert search_peers.numpy_loss(
+            one, np.asarray(batch.x), np.asarray(batch.y)
+        ) == pytest.approx(loss, rel=1e-5)
         assert search_peers.jax_loss(one, batch) == pytest.approx(loss, rel=1e-5)
 
 
@@ -118,7 +120,9 @@ def test_torch_keeps_the_best_of_what_it_draws(name):
     prepare, _ = search_peers.PEERS[name]
     loss, params = prepare(SIZES, batch, 16)(64)
     arrays = jax.tree.map(np.asarray, params)
-    assert search_peers.numpy_loss(arrays, batch.x, batch.y) == pytest.approx(loss, rel=1e-5)
+    assert search_peers.numpy_loss(
+        arrays, np.asarray(batch.x), np.asarray(batch.y)
+    ) == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(

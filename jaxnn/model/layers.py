@@ -18,7 +18,7 @@ __all__ = [
     "dot",
     "forward",
     "layer_shapes",
-    "propagate",
+    "logits_of",
 ]
 
 
@@ -57,19 +57,12 @@ def dot(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def propagate(params: Params, x: jax.Array, hidden: str) -> tuple[list[jax.Array], jax.Array]:
-    """Runs the forward pass and keeps what each layer was given.
-
-    Returns:
-        The inputs of every layer, `[x, h_1, h_2, ...]`, each `(rows, in)`, and the logits
-        `(rows, out)` of the last one.
-    """
-    activate = ACTIVATIONS[hidden].forward
-    inputs, z = [x], _affine(params[0], x)
-    for layer in params[1:]:
-        inputs.append(activate(z))
-        z = _affine(layer, inputs[-1])
-    return inputs, z
+def logits_of(params: Params, x: jax.Array, hidden: str) -> jax.Array:
+    """What the last layer makes of `x`, before the output activation: `(rows, out)`."""
+    *before, last = params
+    for layer in before:
+        x = ACTIVATIONS[hidden].forward(_affine(layer, x))
+    return _affine(last, x)
 
 
 def forward(
@@ -95,7 +88,7 @@ def forward(
         Array([[1.],
                [8.]], dtype=float32)
     """
-    return ACTIVATIONS[output].forward(propagate(params, x, hidden)[1])
+    return ACTIVATIONS[output].forward(logits_of(params, x, hidden))
 
 
 def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from jaxnn.model.candidates import (
     rounds_alike,
 )
 from jaxnn.model.heads import HEADS, Head
-from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, propagate
+from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, logits_of
 from jaxnn.model.losses import LOSSES
 from jaxnn.model.sampling import Distribution, sampler
 
@@ -229,7 +229,7 @@ def _cast(params: Params, batch: Batch) -> Batch:
 
 
 def _reference(settings: Settings, params: Params, batch: Batch) -> jax.Array:
-    _, logits = propagate(params, jnp.asarray(batch.x), settings.hidden)
+    logits = logits_of(params, jnp.asarray(batch.x), settings.hidden)
     return settings.head.loss(logits, jnp.asarray(batch.y))
 
 
@@ -258,7 +258,7 @@ def _loss(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
 
 
 def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
-    _, logits = propagate(params, jnp.asarray(batch.x), settings.hidden)
+    logits = logits_of(params, jnp.asarray(batch.x), settings.hidden)
     if settings.loss == "binary_crossentropy":
         return metrics.binary_accuracy(jax.nn.sigmoid(logits), batch.y)
     return metrics.accuracy(logits, batch.y)

@@ -101,9 +101,9 @@ def warm_up(schedule: float | Schedule, num_steps: int) -> Partial:
 
 def as_rate(name: str, value: Any) -> Partial:
     """The same as `as_schedule`, where numbers may be traced: under `vmap`, a sweep of them."""
-    if any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
-        return value if callable(value) else Partial(_constant, as_real(name, value))
-    return as_schedule(name, value)
+    if not any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
+        return as_schedule(name, value)
+    return value if isinstance(value, Partial) else Partial(_constant, as_real(name, value))
 
 
 def as_schedule(name: str, value: Any) -> Partial:
