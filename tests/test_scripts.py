@@ -18,12 +18,15 @@ import jaxnn
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
-    """A small comparison: exit status, folder of figures and the facts."""
+    """A small comparison of two experiments: exit status, folder of figures and the facts."""
     folder = tmp_path_factory.mktemp("output")
     facts = folder / "comparison.json"
     small = ["--seeds", "2", "--candidates", "500", "--steps", "300", "--epochs", "200"]
     arguments = [*small, "--output", str(folder), "--json", str(facts), "--verbose"]
-    return compare.main(arguments), folder, json.loads(facts.read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "EXPERIMENTS", compare.EXPERIMENTS[::2])
+        status = compare.main(arguments)
+    return status, folder, json.loads(facts.read_text())
 
 
 def test_compare_exits_with_0_and_writes_three_figures_an_experiment(comparison):
@@ -31,13 +34,13 @@ def test_compare_exits_with_0_and_writes_three_figures_an_experiment(comparison)
     assert status == 0
     pictures = sorted(path.name for path in folder.glob("*.png"))
     kinds = ("methods", "proposals", "regions")
-    names = ("spiral-2-3-3", "spiral-2-64-3", "vertical-2-3-3")
+    names = ("spiral-2-64-3", "vertical-2-3-3")
     assert pictures == [f"{kind}-{name}.png" for kind in kinds for name in names]
 
 
 def test_compare_reports_the_work_and_the_spread_of_every_method(comparison):
     _, _, facts = comparison
-    assert len(facts) == 5 * len(compare.EXPERIMENTS)
+    assert len(facts) == 5 * 2
     counts = {row["method"].split(",")[0]: row["evaluations"] for row in facts}
     assert counts == {
         "random search": [500, 500],

@@ -132,7 +132,8 @@ def propose(
     width = block or total + -total % MIN_LANES
     blocks = -(-total // width)
 
-    def draw(key: jax.Array, anchor: Anchor, lane: jax.Array, number: jax.Array) -> jax.Array:
+    def draw(data: jax.Array, anchor: Anchor, lane: jax.Array, number: jax.Array) -> jax.Array:
+        key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
         under = circumstances(problem, adapts, key, anchor, lane)
         if num_proposals > 1:
             under = under._replace(key=jax.random.fold_in(under.key, number))
@@ -147,7 +148,8 @@ def propose(
         return jnp.concatenate([leaf, padding]).reshape(blocks, width, *leaf.shape[1:])
 
     of_chains = jax.tree.map(
-        lambda leaf: jnp.repeat(leaf, counts[1] * num_proposals, axis=0), (keys, anchors)
+        lambda leaf: jnp.repeat(leaf, counts[1] * num_proposals, axis=0),
+        (jax.random.key_data(keys), anchors),
     )
     lane, number = jnp.indices(counts[1:], jnp.uint32)
     of_steps = (jnp.tile(leaf.reshape(-1), counts[0]) for leaf in (lane, number))
