@@ -20,6 +20,7 @@ __all__ = [
     "as_arrays",
     "as_choice",
     "as_count",
+    "as_flag",
     "as_key",
     "as_numpy",
     "as_real",
@@ -94,6 +95,13 @@ def as_real(
     if not (inside and np.isfinite(as_float32)):
         raise ValueError(f"{name} must be {wanted} that fits float32; got {number!r}")
     return as_float32
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """A bool, and nothing that merely counts as one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False; got {value!r}")
+    return value
 
 
 def as_choice(name: str, value: Any, options: Sequence[str]) -> str:

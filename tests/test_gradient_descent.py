@@ -9,7 +9,7 @@ import pytest
 from tolerances import FORWARD
 
 import jaxnn
-from jaxnn.training import descending as module
+from jaxnn.training import epochs as module
 from jaxnn.training import gradient_descent, pacing
 
 KEY = jax.random.key(12)
@@ -186,7 +186,8 @@ def test_a_step_counts_three_times_its_share_of_the_rows(batch_size, epochs):
     assert np.array_equal(result.history.evaluations, work)
     assert result.num_evaluations == int(np.ceil(work[-1])) + 1
     assert result.num_steps == steps
-    assert [array.dtype for array in result.history] == [np.float64, np.float32]
+    assert [array.dtype for array in result.history[:2]] == [np.float64, np.float32]
+    assert result.history.validation_loss is None
 
 
 def test_the_history_holds_the_loss_before_every_step():
@@ -569,3 +570,114 @@ def test_batches_without_rows_to_cut_are_refused(batch):
 def test_functions_that_give_no_loss_and_gradient_are_refused(function, message):
     with pytest.raises(TypeError, match=f"value_and_grad_fn {message}"):
         descend(np.ones(3), function=function)
+
+
+# --- stop rules and the validation batch
+
+
+def test_the_remainder_makes_a_smaller_step_if_it_is_kept():
+    stream = jax.random.fold_in(KEY, gradient_descent.TAG)
+    steps = []
+    for epoch in range(6):
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(stream, epoch), ROWS))
+        steps += [order[:5], order[5:10], order[10:]]
+    losses, theta = by_loop(steps, rate=0.05)
+    result = descend(epochs=6, batch_size=5, keep_remainder=True, learning_rate=0.05)
+    np.testing.assert_allclose(result.history.loss, losses, rtol=1e-5)
+    np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-5)
+    np.testing.assert_allclose(np.diff(result.history.evaluations)[:3], [1.25, 0.5, 1.25])
+    assert (result.num_steps, result.num_evaluations) == (18, 19)
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 12, 99])
+def test_without_a_remainder_there_is_nothing_to_keep(batch_size):
+    kept, dropped = (
+        descend(epochs=4, batch_size=batch_size, keep_remainder=keep) for keep in (True, False)
+    )
+    assert np.array_equal(kept.history.loss, dropped.history.loss)
+
+
+def test_a_remainder_after_a_stop_is_not_stepped_on():
+    whole = descend(epochs=6, batch_size=5, keep_remainder=True, learning_rate=0.01)
+    number = 7  # the second step of an epoch of three
+    target = float(whole.history.loss[number])
+    assert np.all(whole.history.loss[:number] > target)
+    found = descend(
+        epochs=6, batch_size=5, keep_remainder=True, learning_rate=0.01, target_loss=target
+    )
+    assert (found.status, found.num_steps) == ("reached", number + 1)
+
+
+def test_a_target_ends_it_with_the_params_that_reached_it():
+    whole = descend(epochs=100)
+    found = descend(epochs=100, target_loss=0.01)
+    number = int(np.argmax(whole.history.loss <= 0.01))
+    assert (found.status, found.num_steps) == ("reached", number + 1)
+    assert found.loss == pytest.approx(float(whole.history.loss[number]), rel=2e-6)
+    assert np.array_equal(found.history.loss, whole.history.loss[: number + 1])
+
+
+def test_it_stops_where_the_gradient_is_short():
+    theta, lengths = np.array([1.0, 1.0, 0.0]), []
+    for _ in range(100):
+        _, slope = loss_and_slope(theta, np.arange(ROWS))
+        lengths.append(np.linalg.norm(slope))
+        theta = theta - 0.1 * slope
+    found = descend(epochs=100, gradient_tolerance=0.01)
+    assert found.status == "converged"
+    assert found.num_steps == np.argmax(np.array(lengths) < 0.01) + 1
+    assert descend(epochs=100, gradient_tolerance=0.0).status == "completed"
+
+
+def swinging(params, batch):
+    """Training lowers `(p - 3)^2`; the other batch is best at its own place."""
+    return (params - batch) ** 2, 2 * (params - batch)
+
+
+def test_the_params_returned_are_the_best_on_the_validation_batch():
+    options = {"batch": jnp.array(3.0), "function": swinging, "learning_rate": 0.05}
+    options |= {"validation_batch": jnp.array(1.0)}
+    found = descend(jnp.array(0.0), epochs=40, **options)
+    path = 3 - 3 * 0.9 ** np.arange(1, 41)
+    np.testing.assert_allclose(found.history.validation_loss, (path - 1) ** 2, atol=1e-5)
+    best = np.argmin((path - 1) ** 2)
+    assert found.params == pytest.approx(path[best], rel=1e-5)
+    assert found.loss == pytest.approx((path[best] - 3) ** 2, rel=1e-5)
+    assert found.status == "completed"
+    stopped = descend(jnp.array(0.0), epochs=40, patience=5, **options)
+    assert (stopped.status, stopped.num_steps) == ("converged", best + 1 + 5)
+    assert stopped.params == found.params
+
+
+def test_a_descent_that_diverges_keeps_its_best_on_the_validation_batch():
+    found = descend(epochs=200, learning_rate=0.9, validation_batch=LINE)
+    assert found.status == "diverged"
+    best = np.nanargmin(found.history.validation_loss)
+    assert float(MODEL.loss(found.params, LINE)) == pytest.approx(
+        float(found.history.validation_loss[best]), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"patience": 3}, ValueError, "validation_batch must be given with patience"),
+        ({"patience": 0, "validation_batch": LINE}, ValueError, "patience must be an integer"),
+        ({"keep_remainder": 1}, TypeError, "keep_remainder must be True or False"),
+        ({"gradient_tolerance": -1.0}, ValueError, "gradient_tolerance must be a finite number"),
+        ({"target_loss": "low"}, TypeError, "target_loss must be a finite number"),
+        ({"target_loss": np.nan}, ValueError, "target_loss must be a finite number"),
+        ({"max_seconds": 0}, ValueError, "max_seconds must be a finite number above 0"),
+        ({"callback": 3}, TypeError, "callback must be callable"),
+    ],
+)
+def test_bad_rules_are_refused_by_name(options, error, message):
+    with pytest.raises(error, match=message):
+        descend(**options)
+
+
+def test_an_error_of_the_validation_batch_says_so():
+    wrong = jaxnn.Batch(LINE.x[:, :1], LINE.y)
+    with pytest.raises(ValueError, match="batch") as caught:
+        descend(validation_batch=wrong)
+    assert caught.value.__notes__ == ["This came from validation_batch."]

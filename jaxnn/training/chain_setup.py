@@ -14,7 +14,7 @@ from jaxnn.training.chains import Layout
 from jaxnn.training.identities import fingerprint, identity
 from jaxnn.training.proposals import Problem
 
-__all__ = ["ProposeFn", "as_flag", "block_of", "check_problem", "facts_of"]
+__all__ = ["ProposeFn", "block_of", "check_problem", "facts_of"]
 
 BLOCK_BYTES, MOST_IN_A_BLOCK = 2**22, 32
 
@@ -25,13 +25,6 @@ class ProposeFn(Protocol):
     def __call__(self, key: jax.Array, params: Any, scale: jax.Array) -> Any:
         """Returns params like `params`, all randomness from `key`, the step size `scale`."""
         ...
-
-
-def as_flag(name: str, value: Any) -> bool:
-    """A bool, and nothing that merely counts as one."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False; got {value!r}")
-    return value
 
 
 def check_problem(problem: Problem, key: jax.Array) -> dict[str, Any]:

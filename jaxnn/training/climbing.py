@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.training.chain_history import Pieces, join_pieces, pieces_of
 from jaxnn.training.chain_rules import ChainRules, first_stop, status_before
 from jaxnn.training.chains import Layout, Records, State, climb, start
 from jaxnn.training.depths import Depths, best_depth, learn
+from jaxnn.training.naming import numbered_leaves, with_leaves
 from jaxnn.training.pacing import Status, chunks
 from jaxnn.training.proposals import Problem
 from jaxnn.training.stopping import (
@@ -145,18 +144,10 @@ def _begin(
     if not saved:
         return Climbed(*fresh, 0, "completed")
     arrays, facts = saved
-    leaves = [arrays[name] for name, _ in _named(fresh)]
-    state, pieces = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+    state, pieces = with_leaves(fresh, arrays)
     return Climbed(state, pieces, facts["next"], "completed")
 
 
 def _save(saver: Saver, climbed: Climbed) -> None:
-    arrays = dict(_named((climbed.state, climbed.pieces)))
+    arrays = numbered_leaves((climbed.state, climbed.pieces))
     saver.save(arrays, {"next": climbed.num_steps, "status": climbed.status})
-
-
-def _named(trees: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-    return [
-        (f"leaf{keystr(path, simple=True, separator='.')}", np.asarray(leaf))
-        for path, leaf in tree_leaves_with_path(trees)
-    ]

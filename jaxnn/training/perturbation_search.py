@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxnn.checks import as_count, as_key
+from jaxnn.checks import as_count, as_flag, as_key
 from jaxnn.training.callables import (
     LossFn,
     MetricFn,
@@ -40,7 +40,6 @@ from jaxnn.training.chain_history import AcceptedSteps, ChainHistory, as_history
 from jaxnn.training.chain_rules import ChainRules
 from jaxnn.training.chain_setup import (
     ProposeFn,
-    as_flag,
     block_of,
     check_problem,
     facts_of,

@@ -1,0 +1,152 @@
+"""A descent cut into chunks and runs: limits, faults and checkpoints change nothing of it."""
+
+import signal
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from programs import start_program
+
+import jaxnn
+from jaxnn.training import checkpoints, epochs
+
+KEY = jax.random.key(8)
+MODEL = jaxnn.mlp((2, 4, 3))
+BATCH = jaxnn.datasets.spiral(jax.random.key(1), samples=11)
+VALIDATION = jaxnn.datasets.spiral(jax.random.key(2), samples=7)
+START = MODEL.init(jax.random.key(3))
+OPTIONS: dict[str, dict[str, Any]] = {
+    "whole": {"optimizer": jaxnn.optimizers.adam(jaxnn.schedules.cosine(0.1, 0.01, 60))},
+    "batches": {
+        "optimizer": jaxnn.optimizers.sgd(0.1, momentum=0.9),
+        "batch_size": 8,
+        "keep_remainder": True,
+        "validation_batch": VALIDATION,
+    },
+}
+
+
+def descend(num_epochs=60, **options) -> Any:
+    options = OPTIONS["whole"] | options
+    return jaxnn.gradient_descent(
+        KEY, MODEL.value_and_grad, START, BATCH, num_epochs=num_epochs, **options
+    )
+
+
+def same(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def stop(progress):
+    raise StopIteration
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_resumed_descent_is_the_whole(name, tmp_path):
+    path, options = tmp_path / "descent.npz", OPTIONS[name]
+    for count in (0, 13, 14, 60, 60):
+        found = descend(count, checkpoint=path, **options)
+    assert same(found, descend(**options))
+    assert found.status == "completed"
+
+
+def test_a_stopped_descent_goes_on(tmp_path):
+    path = tmp_path / "descent.npz"
+    first = descend(checkpoint=path, callback=stop)
+    assert (first.status, first.num_steps) == ("stopped", 1)
+    assert same(descend(checkpoint=path), descend())
+
+
+def test_the_callback_is_told_of_the_work_and_the_last_loss():
+    seen = []
+    found = descend(1, callback=seen.append)
+    assert seen == [(found.num_evaluations - 1, float(found.history.loss[-1]))]
+    assert descend(max_seconds=1e-9).status == "stopped"
+
+
+def test_a_converged_descent_takes_no_further_step(tmp_path):
+    options = {"checkpoint": tmp_path / "descent.npz", "tolerance": 0.5}
+    first = descend(**options)
+    assert first.status == "converged"
+    assert same(descend(90, **options), first)
+
+
+def test_an_error_in_a_callback_loses_nothing(tmp_path):
+    def fail(_):
+        raise KeyError("mine")
+
+    path = tmp_path / "descent.npz"
+    with pytest.raises(KeyError, match="mine"):
+        descend(checkpoint=path, callback=fail)
+    assert checkpoints.load(path)[1]["next"] == 1
+    assert same(descend(checkpoint=path), descend())
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"optimizer": jaxnn.optimizers.adam(0.2)}, "optimizer"),
+        ({"batch_size": 5}, "batch_size"),
+        ({"tolerance": 1e-3}, "rules"),
+        ({"validation_batch": VALIDATION}, "rules"),
+    ],
+)
+def test_another_setting_is_refused_by_name(change, field, tmp_path):
+    path = tmp_path / "descent.npz"
+    descend(1, checkpoint=path)
+    with pytest.raises(ValueError, match=f"with {field}="):
+        descend(1, checkpoint=path, **change)
+
+
+def test_fewer_epochs_than_it_holds_are_refused(tmp_path):
+    descend(9, checkpoint=tmp_path / "descent.npz")
+    with pytest.raises(ValueError, match="num_epochs must be at least 9"):
+        descend(8, checkpoint=tmp_path / "descent.npz")
+
+
+def test_keys_that_are_no_file_names_are_saved_as_well(tmp_path):
+    def function(params, batch):
+        return jax.value_and_grad(lambda p: jnp.sum((p["a/b c"] - batch) ** 2))(params)
+
+    start, batch = {"a/b c": jnp.zeros(2)}, jnp.ones(2)
+    options = {"learning_rate": 0.1, "checkpoint": tmp_path / "descent.npz"}
+    for count in (3, 8):
+        found = jaxnn.gradient_descent(KEY, function, start, batch, num_epochs=count, **options)
+    whole = jaxnn.gradient_descent(KEY, function, start, batch, num_epochs=8, learning_rate=0.1)
+    assert same(found, whole)
+
+
+@pytest.mark.exhaustive
+def test_killed_at_25_moments_it_resumes_to_the_same_bits(tmp_path):
+    """SIGKILL at random moments of a descent that saves all the time."""
+    path, rng, reached = tmp_path / "descent.npz", np.random.default_rng(0), []
+    program = f"""
+import test_epochs as here
+from jaxnn.training import epochs
+epochs.RECORDS_PER_CHUNK, epochs.SECONDS_BETWEEN_SAVES = 64, 0.0
+print("ready", flush=True)
+here.descend(10**6, checkpoint="{path}", **here.OPTIONS["batches"])
+"""
+    for _ in range(25):
+        running = start_program("-c", program)
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.0, 5.0))
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        reached.append(checkpoints.load(path)[1]["next"] if path.exists() else 0)
+    assert reached == sorted(reached)
+    assert len(set(reached)) > 10
+    count = reached[-1] + 50
+    resumed = descend(count, checkpoint=path, **OPTIONS["batches"])
+    assert same(resumed, descend(count, **OPTIONS["batches"]))
+
+
+def test_chunks_of_any_size_give_the_same_bits(monkeypatch):
+    expected = descend(**OPTIONS["batches"])
+    monkeypatch.setattr(epochs, "RECORDS_PER_CHUNK", 7)
+    assert same(descend(**OPTIONS["batches"]), expected)
