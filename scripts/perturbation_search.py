@@ -20,7 +20,7 @@ import jax
 import matplotlib
 import numpy as np
 from command_line import add_output, add_problem, count, parser_for, write_json
-from matplotlib.animation import FuncAnimation, PillowWriter
+from films import film_regions
 from problems import DATA
 
 import jaxnn
@@ -28,8 +28,6 @@ from jaxnn.training import checkpoints
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-FRAMES = 24
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -103,25 +101,6 @@ def draw(history: Any, title: str, path: Path) -> None:
     right.set_title(f"Acceptance rate, {window * (evaluations[0] - 1)} evaluations at a time")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def animate(
-    climb: Callable[..., Any], model: jaxnn.Model, batch: jaxnn.Batch, steps: int, path: Path
-) -> None:
-    """The decision regions after more and more steps; a shorter search is a part of a longer."""
-    counts = np.unique(np.geomspace(1, steps + 1, FRAMES).astype(int)) - 1
-    figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
-
-    def frame(number: int) -> list[Any]:
-        axes.clear()
-        found = climb(num_steps=int(counts[number]))
-        jaxnn.plotting.decision_regions(partial(model.apply, found.params), batch, ax=axes)
-        axes.set_title(f"step {counts[number]:,}: loss {found.loss:.3f}")
-        return []
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FuncAnimation(figure, frame, frames=len(counts)).save(path, PillowWriter(fps=5))
     plt.close(figure)
 
 
@@ -200,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw(result.history, f"{arguments.data}, {sizes}", path)
         print(path)
     if arguments.animate:
-        animate(climb, model, batch, arguments.steps, arguments.animate)
+        film_regions(lambda steps: climb(num_steps=steps), model, batch, arguments.steps,
+                     arguments.animate)  # fmt: skip
         print(arguments.animate)
     write_json(arguments.json, facts(result, accuracy) | {"num_chains": arguments.chains} | pace)
     return 0

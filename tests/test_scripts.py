@@ -6,6 +6,8 @@ import sys
 import check_gradients
 import compare
 import compare_climbers
+import films
+import gradient_descent
 import jax
 import numpy as np
 import perturbation_search
@@ -154,7 +156,7 @@ def test_sweep_scales_writes_a_table_and_a_figure(tmp_path, capsys):
 
 
 def test_perturbation_search_reports_draws_and_animates(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(perturbation_search, "FRAMES", 3)
+    monkeypatch.setattr(films, "FRAMES", 3)
     facts, film = tmp_path / "chain.json", tmp_path / "climb.gif"
     small = ["--steps", "300", "--chains", "2", "--temperature", "0.01", "--verbose", "--plot"]
     more = ["--output", str(tmp_path), "--json", str(facts), "--animate", str(film)]
@@ -209,3 +211,25 @@ def test_a_small_comparison_of_climbers_has_a_row_each_and_a_figure(tmp_path, ca
     assert rows[0]["margin"] == rows[0]["seeds won"] == 0
     assert (tmp_path / "climbers.png").stat().st_size > 10_000
     assert "annealing" in capsys.readouterr().out
+
+
+def test_gradient_descent_reports_draws_and_animates(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(films, "FRAMES", 3)
+    facts, film = tmp_path / "descent.json", tmp_path / "descent.gif"
+    small = ["--epochs", "30", "--batch-size", "64", "--keep-remainder", "--max-norm", "1"]
+    small += ["--validation", "20", "--weight-decay", "0.001", "--warm-up", "5", "--plot"]
+    more = ["--output", str(tmp_path), "--json", str(facts), "--animate", str(film)]
+    assert gradient_descent.main([*small, *more]) == 0
+    report = json.loads(facts.read_text())
+    assert (report["num_steps"], report["num_evaluations"]) == (150, 91)
+    assert 0 < report["loss"] < np.log(3) < 3 * report["accuracy"]
+    assert report["steps_per_second"] > 0
+    assert (tmp_path / "gradient-descent-vertical-2-3-3.png").stat().st_size > 10_000
+    assert film.stat().st_size > 10_000
+    assert "completed: loss" in capsys.readouterr().out
+
+
+def test_weight_decay_without_adam_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        gradient_descent.parse(["--optimizer", "sgd", "--weight-decay", "0.1"])
+    assert "--weight-decay is Adam's" in capsys.readouterr().err
