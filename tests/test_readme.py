@@ -58,8 +58,15 @@ def test_the_family_of_climbers_solves_vertical_data(printed):
     assert best == pytest.approx(min(others[:8]), rel=1e-6)
 
 
+def test_the_long_descent_solves_vertical_data(printed):
+    status, steps, loss = printed[3].split()
+    assert status in ("completed", "converged")
+    assert 500 < int(steps) <= 2_000
+    assert 0.05 < float(loss) < 0.25
+
+
 def test_the_model_of_ones_own_is_learnt(printed):
-    climbed, trained = re.findall(r"\[(.*?)\]", printed[3])
+    climbed, trained = re.findall(r"\[(.*?)\]", printed[4])
     for found in (climbed, trained):
         slope = [float(number) for number in found.split(",")]
         assert slope == pytest.approx([1.0, -2.0], abs=0.05)
