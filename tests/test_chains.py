@@ -143,7 +143,7 @@ def same(one, other):
     )
 
 
-QUICK = ("metropolis", "all")
+QUICK = ("all",)
 
 
 @pytest.mark.parametrize(

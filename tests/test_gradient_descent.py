@@ -453,9 +453,23 @@ def is_as_known_on_the_spiral(name, seed):
     return low <= float(model.accuracy(result.params, batch)) <= high
 
 
-@pytest.mark.parametrize("name", SPIRAL)
-def test_the_spiral_yields_to_adam_more_than_to_plain_descent(name):
-    assert is_as_known_on_the_spiral(name, 0)
+def test_the_spiral_yields_to_adam():
+    assert is_as_known_on_the_spiral("adam", 0)
+
+
+@pytest.mark.exhaustive
+def test_a_he_start_and_a_cosine_schedule_solve_the_spiral_on_18_seeds_of_20():
+    """20 of 20 when it was written; the loss at most 0.077, the accuracy at least 0.957."""
+    model, solved = jaxnn.mlp((2, 64, 3)), 0
+    optimizer = jaxnn.optimizers.adam(jaxnn.schedules.cosine(0.05, 5e-5, 10_000))
+    for seed in range(20):
+        data_key, init_key = jax.random.split(jax.random.key(seed))
+        batch = jaxnn.datasets.spiral(data_key)
+        start = model.init(init_key, scale=1.0, distribution="he")
+        options = {"batch": batch, "function": model.value_and_grad, "optimizer": optimizer}
+        result = descend(start, epochs=10_000, **options)
+        solved += result.loss <= 0.13 and float(model.accuracy(result.params, batch)) >= 0.94
+    assert solved >= 18
 
 
 @pytest.mark.exhaustive
