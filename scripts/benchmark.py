@@ -1,8 +1,9 @@
-"""Measures random search and perturbation search beside other ways to do the same work.
+"""Measures the three methods beside other ways to do the same work.
 
 Random search: everybody draws whole weight sets (0.05 times normals), takes the cross-entropy of
 all 300 rows and keeps the best; a peer with a choice of tile runs at its best one. Perturbation
 search: a step is one proposal, every weight moved by 0.05 times a normal, and its verdict.
+Gradient descent: a step is the gradient of all 300 rows, or of 32 of them for 64-32-10, and SGD.
 
 All take turns, so that a change of the machine's pace hits them alike; ratios are medians over
 rounds of the ratio within a round.
@@ -17,8 +18,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -27,8 +29,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chain_peers import WAYS
+from chain_peers import CHAINS, WAYS
 from command_line import Sizes, count, layer_sizes, write_json
+from descent_peers import DESCENTS
 from problems import DATA
 from search_peers import PEERS, ROWS, jaxnn_search, random_batch
 from tqdm import tqdm
@@ -39,6 +42,7 @@ import jaxnn
 SGEMM_SIDE = 2048
 SEARCH_NETS = ((2, 3, 3), (2, 16, 16, 3), (2, 64, 64, 3), (64, 32, 10))
 CHAIN_NETS = ((2, 3, 3), (2, 16, 3), (2, 64, 3))
+DESCENT_NETS = ((2, 3, 3), (2, 64, 3), (64, 32, 10))
 
 
 class Entry(NamedTuple):
@@ -131,10 +135,13 @@ def measure_chains(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str
     """The rows of one network, a dict a way; vertical data for 2-3-3, else spiral."""
     model, data = jaxnn.mlp(sizes), "vertical" if sizes == (2, 3, 3) else "spiral"
     batch = DATA[data](jax.random.key(0), samples=ROWS // 3)
+    if (sizes[0], sizes[-1]) != (2, 3):
+        batch = random_batch(sizes)
     searches, seconds = {}, {}
     share = 1.0 if sizes == (2, 3, 3) else 0.1
     for name, (prepare, times) in WAYS.items():
-        steps = max(int(arguments.steps * times * share), 2)
+        unit = CHAINS if times > 1 else 2  # whole steps of all chains; whole generations
+        steps = max(int(arguments.steps * times * share) // unit, 1) * unit
         try:
             searches[name] = prepare(model, batch), steps
         except ImportError:
@@ -158,11 +165,42 @@ def measure_chains(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str
     return rows
 
 
+def measure_descent(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one network, a dict a way; mini-batches where there are more than 2 features."""
+    model, batch = jaxnn.mlp(sizes), random_batch(sizes)
+    batch_size = None if sizes[0] == 2 else 32
+    searches, seconds = {}, {}
+    for name, (prepare, times) in DESCENTS.items():
+        steps = max(int(arguments.steps * times) // 10, 9)
+        try:
+            searches[name] = prepare(model, batch, batch_size), steps // 9 * 9
+        except ImportError:
+            continue
+        seconds[name] = timed(*searches[name])
+    rates = take_turns(searches, arguments.repeats)
+    rows: list[dict[str, Any]] = []
+    for name in DESCENTS:
+        rows.append({"net": "-".join(map(str, sizes)), "library": name, "steps/s": MISSING})
+        if name not in rates:
+            continue
+        rows[-1] |= {
+            "steps/s": float(np.median(rates[name])),
+            "spread %": 100 * float(np.ptp(rates[name]) / np.median(rates[name])),
+            **{
+                f"x {peer}": float(np.median(rates[name] / rates[peer]))
+                for peer in ("torch eager", "jaxnn, jax.value_and_grad")
+                if peer in rates
+            },
+            "first call s": seconds[name],
+        }
+    return rows
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--only", choices=("search", "chains"), help="random search, or perturbation search")
+    add("--only", choices=("search", "chains", "descent"), help="one of the three methods")
     add("--nets", type=layer_sizes, nargs="+", help="such as 2-3-3; by default those of the README")
     add("--seconds", type=float, default=1.0, help="of one timing of random search, about")
     add("--steps", type=count, default=100_000, help="of one chain on 2-3-3; a tenth elsewhere")
@@ -195,10 +233,14 @@ def report_search(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def report_chains(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures and prints perturbation search."""
-    nets = tqdm(arguments.nets or CHAIN_NETS, unit=" networks")
-    rows = [row for net in nets for row in measure_chains(net, arguments)]
+def report_rows(
+    measure: Callable[[Sizes, argparse.Namespace], list[dict[str, Any]]],
+    default: Sequence[Sizes],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Measures and prints one of the other methods."""
+    nets = tqdm(arguments.nets or default, unit=" networks")
+    rows = [row for net in nets for row in measure(net, arguments)]
     print(f"{table(rows, arguments.markdown)}\n")
     return {"rates": rows}
 
@@ -208,7 +250,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     facts = machine()
     print(", ".join(f"{name} {fact}" for name, fact in facts.items()))
-    parts = {"search": report_search, "chains": report_chains}
+    parts = {
+        "search": report_search,
+        "chains": partial(report_rows, measure_chains, CHAIN_NETS),
+        "descent": partial(report_rows, measure_descent, DESCENT_NETS),
+    }
     chosen = [arguments.only] if arguments.only else list(parts)
     report = {name: parts[name](arguments) for name in chosen}
     settings = {"seconds": arguments.seconds, "steps": arguments.steps}

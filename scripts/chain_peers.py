@@ -92,7 +92,7 @@ def evosax_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
 
 
 def nevergrad_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
-    """`OnePlusOne` of nevergrad, which adapts its step; the loss is the NumPy one."""
+    """`OnePlusOne` of nevergrad, which adapts its step, from zeros; the loss is the NumPy one."""
     nevergrad: Any = import_module("nevergrad")
     x, y = np.asarray(batch.x, float), np.asarray(batch.y)
     shapes = [shape for i, o in pairwise(model.settings.sizes) for shape in ((i, o), (o,))]
@@ -112,7 +112,7 @@ def nevergrad_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
 
 
 def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
-    """`RHC` of pyperch on a torch network; it keeps ties as well."""
+    """`RHC` of pyperch on a torch network, one thread; it keeps ties as well."""
     torch, optim = import_module("torch"), import_module("pyperch.optim")
     layers: list[Any] = []
     for weights, biases in start_of(model):
@@ -126,6 +126,7 @@ def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
     measure = torch.nn.CrossEntropyLoss()
 
     def search(steps: int) -> Any:
+        torch.set_num_threads(1)
         optimizer = optim.RHC(network.parameters(), step_size=STEP, random_state=0)
         with torch.no_grad():
             for _ in range(steps + 1):  # the first call scores the start

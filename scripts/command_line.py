@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def count(text: str) -> int:
     """A whole number, also written as 1e9."""
     number = float(text)
-    if number != int(number) or number < 0:
+    if not 0 <= number < math.inf or number != int(number):
         raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more; got {text}")
     return int(number) if "e" in text.lower() else int(text)
 

@@ -1,8 +1,10 @@
 """Which member of the family of perturbation search climbs best, at equal evaluations.
 
-Every member runs on every problem over several seeds; a seed draws its own data and its own start
-(0.01 times normals), the same for all members, and a member is held against plain hill climbing
-seed by seed. Iris and digits need scikit-learn, from the `bench` extra.
+Every member runs on every problem over several seeds; a seed draws its own data (on iris, which
+has no more rows than are used, their order alone) and its own start (0.01 times normals), the same
+for all members, and a member is held against the chapter's hill climbing seed by seed. Members
+differ in more than one thing at a time, and their numbers were chosen by hand: a margin tells what
+a member does, not why. Iris and digits need scikit-learn, from the `bench` extra.
 
     python scripts/compare_climbers.py
     python scripts/compare_climbers.py --problems spiral --evaluations 1e5 --json climbers.json

@@ -67,6 +67,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.animate and arguments.animate.suffix != ".gif":
         parser.error(f"--animate must name a .gif file; got {arguments.animate}")
+    if arguments.patience and not arguments.validation:
+        parser.error("--patience needs rows to validate on: give --validation")
+    if arguments.keep_remainder and arguments.batch_size is None:
+        parser.error("--keep-remainder needs --batch-size")
     if arguments.weight_decay and arguments.optimizer != "adam":
         parser.error("--weight-decay is Adam's: give --optimizer adam, or --l2")
     return arguments
@@ -129,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = jaxnn.mlp((2, *arguments.hidden, 3))
     start = {"he": {"scale": 1.0, "distribution": "he"}, "small": {}}[arguments.start]
     rows = len(batch.x)
-    steps = arguments.epochs * max(rows // min(arguments.batch_size or rows, rows), 1)
+    full, rest = divmod(rows, min(arguments.batch_size or rows, rows))
+    steps = arguments.epochs * (full + (arguments.keep_remainder and rest > 0))
     validation = None
     if arguments.validation:
         validation = DATA[arguments.data](validation_key, samples=arguments.validation)
@@ -159,10 +164,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = f"{arguments.data}, {sizes}, {arguments.optimizer}"
         draw(result, model, batch, title, path)
         print(path)
-    if arguments.animate:
-        film_regions(lambda epochs: train(num_epochs=epochs), model, batch, arguments.epochs,
-                     arguments.animate)  # fmt: skip
-        print(arguments.animate)
     facts = {
         "loss": result.loss if np.isfinite(result.loss) else None,
         "accuracy": accuracy,
@@ -171,6 +172,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "status": result.status,
     }
     write_json(arguments.json, facts | pace)
+    if arguments.animate:
+        done = -(-result.num_steps * arguments.epochs // max(steps, 1))  # if it stopped before
+        film_regions(lambda epochs: train(num_epochs=epochs), model, batch, done, arguments.animate)
+        print(arguments.animate)
     return 0
 
 

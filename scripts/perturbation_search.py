@@ -125,14 +125,15 @@ def timed(
     return result, {"num_steps": steps, "seconds": seconds, "steps_per_second": rate}
 
 
-def show_improvements(history: Any, every: int) -> None:
-    """The chapter's line for every improvement of the first chain among the steps recorded."""
-    best, accuracies = history.best_loss[0], np.asarray(history.proposed_metric)[0]
-    for place in np.flatnonzero(np.diff(best, prepend=np.inf) < 0):
-        iteration = (place + 1) * every - 1
-        print(
-            f"iteration {iteration:>9,}  loss {best[place]:.6f}  accuracy {accuracies[place]:.3f}"
-        )
+def show_improvements(result: Any, is_whole: bool) -> None:
+    """The chapter's line for every improvement of the first chain; the accuracy if all are kept."""
+    chain, steps, losses = result.accepted_steps
+    metrics, lowest = result.history.proposed_metric[0], np.inf
+    for step, loss in zip(steps[chain == 0], losses[chain == 0], strict=True):
+        if loss < lowest:
+            lowest = loss
+            accuracy = f"  accuracy {metrics[step]:.3f}" if is_whole else ""
+            print(f"iteration {step:>9,}  loss {loss:.6f}{accuracy}")
 
 
 def facts(result: Any, accuracy: float) -> dict[str, Any]:
@@ -167,22 +168,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     result, pace = timed(climb, arguments)
     accuracy = float(model.accuracy(result.params, batch))
     if arguments.verbose:
-        show_improvements(result.history, arguments.record_every)
+        show_improvements(result, arguments.record_every == 1)
     print(
         f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; "
         f"{pace['num_steps']:,} steps of {arguments.chains:,} chains, "
         f"{result.num_accepted:,} accepted, {pace['steps_per_second']:,.0f} steps a second"
     )
     sizes = "-".join(map(str, model.settings.sizes))
-    if arguments.plot and pace["num_steps"]:
+    if arguments.plot and len(result.history.evaluations) > 1:
         path = arguments.output / f"perturbation-search-{arguments.data}-{sizes}.png"
         draw(result.history, f"{arguments.data}, {sizes}", path)
         print(path)
-    if arguments.animate:
-        film_regions(lambda steps: climb(num_steps=steps), model, batch, arguments.steps,
-                     arguments.animate)  # fmt: skip
-        print(arguments.animate)
     write_json(arguments.json, facts(result, accuracy) | {"num_chains": arguments.chains} | pace)
+    if arguments.animate:
+        done = int(pace["num_steps"])
+        film_regions(lambda steps: climb(num_steps=steps), model, batch, done, arguments.animate)
+        print(arguments.animate)
     return 0
 
 

@@ -5,6 +5,7 @@ import sys
 
 import benchmark
 import chain_peers
+import descent_peers
 import jax
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import jaxnn
 
 pytestmark = pytest.mark.exhaustive
 SIZES = (2, 5, 4, 3)
-OPTIONAL = ("torch", "evosax", "evosax.algorithms", "nevergrad", "pyperch", "mlrose_ky")
+OPTIONAL = ("torch", "evosax", "evosax.algorithms", "nevergrad", "pyperch", "mlrose_ky", "optax",
+            "sklearn.neural_network")  # fmt: skip
 
 
 @pytest.fixture
@@ -159,3 +161,33 @@ def test_other_libraries_climb_the_loss_that_the_model_has(name):
     except ImportError:
         pytest.skip(f"{name} is not installed")
     assert float(search(200)) < np.log(3) + 0.01
+
+
+def test_a_tiny_run_reports_every_way_to_descend(small, tmp_path):
+    facts = tmp_path / "descent.json"
+    arguments = ["--only", "descent", "--steps", "900", "--repeats", "1", "--json", str(facts)]
+    assert small.main(arguments) == 0
+    rows = json.loads(facts.read_text())["descent"]["rates"]
+    assert [row["library"] for row in rows] == [*benchmark.DESCENTS] * 3
+    missing = {row["library"] for row in rows if row["steps/s"] == "not installed"}
+    assert missing == {"torch eager", "scikit-learn", "optax, jax.value_and_grad"}
+    assert all(row["steps/s"] > 0 for row in rows if row["library"] not in missing)
+
+
+@pytest.mark.parametrize("name", descent_peers.DESCENTS)
+@pytest.mark.filterwarnings("default")
+def test_everybody_descends_to_the_same_loss(name):
+    """From one start, except scikit-learn, which draws its own; SGD at 0.1, 900 full steps."""
+    model = jaxnn.mlp((2, 3, 3))
+    batch = jaxnn.datasets.vertical(jax.random.key(0), samples=20)
+    prepare, _ = descent_peers.DESCENTS[name]
+    try:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            found = float(prepare(model, batch, None)(900))
+    except ImportError:
+        pytest.skip(f"{name} is not installed")
+    if name == "scikit-learn":
+        assert found < np.log(3) + 0.01
+    else:
+        by_hand, _ = descent_peers.DESCENTS["jaxnn, by hand"]
+        assert found == pytest.approx(float(by_hand(model, batch, None)(900)), abs=2e-3)

@@ -58,9 +58,12 @@ def _check_params(name: str, got: Any, wanted: Any) -> None:
         raise TypeError(f"{name} must return params like the start's, {shapes[1]}; got {shapes[0]}")
 
 
-def block_of(loss_fn: LossFn, params: Any, batch: Any) -> int | None:
-    """Losses to score side by side: as many as fit the caches; None for a loss that says any."""
-    if getattr(loss_fn, "rounds_alike", lambda *_: False)(params, batch):
+def block_of(loss_fn: LossFn, params: Any, batch: Any, *, draws: bool) -> int | None:
+    """Losses to score side by side: as many as fit the caches; None for a loss that says any.
+
+    Where functions of the user's own draw what is scored, they too must meet one width only.
+    """
+    if not draws and getattr(loss_fn, "rounds_alike", lambda *_: False)(params, batch):
         return None
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 16 * size)(params, batch)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 
 from jaxnn.training.folding import COMPILER_OPTIONS
 from jaxnn.training.proposals import (
@@ -30,6 +29,7 @@ from jaxnn.training.proposals import (
     Circumstances,
     Problem,
     circumstances,
+    measured,
     propose,
     score,
 )
@@ -100,7 +100,7 @@ def start(problem: Problem, *, num_chains: int, block: int | None) -> State:
     loss = score(problem, jnp.tile(flat, (block or MIN_LANES, 1)))[0]
     zero, metric = jnp.uint32(0), None
     if problem.state_metric is not None:
-        metric = problem.state_metric(problem.template, problem.batch)
+        metric = measured(problem, problem.state_metric, flat[None], block)[0]
     state = State(zero, flat, loss, flat, loss, loss, zero, jnp.int32(0), zero, metric)
     return jax.tree.map(lambda leaf: jnp.tile(leaf, (num_chains, *[1] * leaf.ndim)), state)
 
@@ -146,15 +146,21 @@ def climb(
             state, proposals, losses, accepted, under.restarted, ahead
         )
         if problem.state_metric is not None:
-            reached = _metrics(problem, problem.state_metric, after.flat[:, None])
-            after = after._replace(metric=reached[:, 0])
+            reached = measured(problem, problem.state_metric, after.flat, layout.block)
+            after = after._replace(metric=reached)
         return after, Records(
             losses,
             accepted,
             under.scale if layout.adapts else None,
-            _metrics(problem, problem.metric, proposals) if problem.metric else None,
+            proposed_metrics(proposals),
             after.metric if after.metric is None else jnp.tile(after.metric[:, None], layout.depth),
         )
+
+    def proposed_metrics(proposals: jax.Array) -> jax.Array | None:
+        if problem.metric is None:
+            return None
+        flats = proposals.reshape(-1, proposals.shape[-1])
+        return measured(problem, problem.metric, flats, layout.block).reshape(proposals.shape[:2])
 
     def look_ahead(carry: tuple[State, Records]) -> tuple[State, Records]:
         state, records = carry
@@ -231,12 +237,6 @@ def _advance(
         num_accepted=state.num_accepted + taken.astype(jnp.uint32),
         metric=state.metric,
     )
-
-
-def _metrics(problem: Problem, metric: Partial, flats: jax.Array) -> jax.Array:
-    """A metric of every row of `(chains, width, size)`."""
-    unravel = ravel_pytree(problem.template)[1]
-    return jax.vmap(jax.vmap(lambda flat: metric(unravel(flat), problem.batch)))(flats)
 
 
 def _write(offset: jax.Array, kept: jax.Array, new: jax.Array) -> jax.Array:

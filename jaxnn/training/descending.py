@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxnn.training.optimizers import Optimizer
+from jaxnn.training.optimizers import Optimizer, length
 
 __all__ = [
     "CONVERGED",
@@ -177,15 +177,19 @@ def _step(
     loss, gradients = function(state.params, rows)
     is_flat = jnp.abs(loss - state.loss) < rules.tolerance.astype(loss.dtype)
     if rules.gradient_tolerance is not None:
-        is_flat |= _norm(gradients) < rules.gradient_tolerance
-    verdict = jnp.where(is_flat, CONVERGED, jnp.where(jnp.isfinite(loss), RUNNING, DIVERGED))
+        norm = length(gradients)
+        is_flat |= norm < rules.gradient_tolerance.astype(norm.dtype)
+    is_finite = jnp.isfinite(loss)
+    verdict = jnp.where(is_flat, CONVERGED, RUNNING)
+    verdict = jnp.where(is_finite, verdict, DIVERGED)
     if rules.target_loss is not None:
-        verdict = jnp.where(loss <= rules.target_loss.astype(loss.dtype), REACHED, verdict)
+        is_reached = is_finite & (loss <= rules.target_loss.astype(loss.dtype))
+        verdict = jnp.where(is_reached, REACHED, verdict)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     stepped = State(
         params=jax.tree.map(jnp.add, state.params, updates),
         optimizer=optimizer_state,
-        measured=_select(jnp.isfinite(loss), state.params, state.measured),
+        measured=_select(is_finite, state.params, state.measured),
         loss=loss,
         verdict=verdict.astype(jnp.int32),
         best=state.best,
@@ -194,18 +198,12 @@ def _step(
     return stepped, records._replace(loss=losses, num_steps=records.num_steps + 1)
 
 
-def _norm(tree: Any) -> jax.Array:
-    """Length of all leaves together, float32."""
-    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares[1:], squares[0]))
-
-
 def _validate(function: Partial, rules: Rules, state: State) -> tuple[State, jax.Array]:
     """Looks at the validation batch, at the params that would be returned if this were the end."""
     assert state.best is not None
     here = _select(state.verdict == RUNNING, state.params, state.measured)
     loss, _ = function(here, rules.validation)
-    is_better = loss < state.best.loss
+    is_better = jnp.isfinite(loss) & (loss < state.best.loss)
     vain = jnp.where(is_better, jnp.uint32(0), state.best.vain + 1)
     best = _select(is_better, Best(here, loss, vain), state.best)._replace(vain=vain)
     verdict = state.verdict
@@ -218,12 +216,15 @@ def _validate(function: Partial, rules: Rules, state: State) -> tuple[State, jax
 def settle(function: Partial, state: State, batch: Any) -> tuple[Any, jax.Array, jax.Array]:
     """The params to return, their loss and the verdict.
 
-    They are the best on the validation batch if there is one; else those reached, unless a stop
-    rule was met before or their loss is not finite.
+    They are the best on the validation batch, if there is one and a loss on it was finite; else
+    those reached, unless a stop rule was met before or their loss is not finite.
     """
     if state.best is not None:
-        loss, _ = function(state.best.params, batch)
-        return state.best.params, loss, jnp.where(jnp.isfinite(loss), state.verdict, DIVERGED)
+        is_best = state.best.loss < jnp.inf
+        state = state._replace(
+            params=_select(is_best, state.best.params, state.params),
+            measured=_select(is_best, state.best.params, state.measured),
+        )
     reached, _ = function(state.params, batch)
     take_reached = (state.verdict == RUNNING) & jnp.isfinite(reached)
     measured, _ = function(state.measured, batch)

@@ -79,15 +79,16 @@ def walk(
     left = num_epochs - first if int(walked.state.verdict) == RUNNING else 0
     capacity = max(RECORDS_PER_CHUNK // steps_per_epoch, 1)
     started = saved = time.monotonic()
+    lowest = float(np.nanmin(walked.losses, initial=np.inf))
     try:
         for chunk in chunks(left, largest=capacity, unit="epochs", show=progress):
             begin, size = np.uint32(first + chunk.begin), np.uint32(chunk.end - chunk.begin)
             state, records = descend(parts[-1].state, begin, size, capacity=capacity)
             parts.append(_walked(parts[-1], state, records))
-            loss = float(state.loss)
-            chunk.report(loss)
+            lowest = float(np.fmin(lowest, np.nanmin(parts[-1].losses, initial=np.inf)))
+            chunk.report(lowest)
             evaluations = round(parts[-1].num_epochs * work_per_epoch)
-            if ask_to_stop(limits, started, SearchProgress(evaluations, loss)):
+            if ask_to_stop(limits, started, SearchProgress(evaluations, lowest)):
                 parts[-1] = parts[-1]._replace(stopped=True)
             if int(state.verdict) != RUNNING or parts[-1].stopped:
                 break

@@ -39,7 +39,8 @@ from jaxnn.training.descending import (
 )
 from jaxnn.training.epochs import Walked, walk
 from jaxnn.training.identities import fingerprint, identity
-from jaxnn.training.optimizers import Optimizer, sgd
+from jaxnn.training.naming import check_saveable
+from jaxnn.training.optimizers import Optimizer, check_optimizer, sgd
 from jaxnn.training.pacing import Status
 from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
 
@@ -141,7 +142,8 @@ def gradient_descent(
             it raises ends the descent, status "stopped".
         checkpoint: a file to save to every half minute and at the end. If it is there already,
             the descent goes on from it, to the same bits as one that was never interrupted; it
-            refuses one made with other settings.
+            refuses one made with other settings, as far as they are numbers, arrays or
+            functions that the callables hold.
         progress: whether to show a progress bar.
 
     Returns:
@@ -194,9 +196,12 @@ def gradient_descent(
         saver = Saver(Path(checkpoint), _facts(key, function, chosen, start, batch, rules, cut))
     with jax.threefry_partitionable(True):
         stream = jax.random.fold_in(key, TAG)
+        state = begin(chosen, start, loss_dtype=loss_dtype, validates=rules.validation is not None)
+        if saver is not None:
+            check_saveable(state)
         walked = walk(
             partial(descend, function, chosen, batch, stream, rules, cut=cut),
-            begin(chosen, start, loss_dtype=loss_dtype, validates=rules.validation is not None),
+            state,
             num_epochs,
             cut.steps,
             EVALUATIONS_PER_GRADIENT * sum(seen.rows_of_steps) / seen.rows,
@@ -234,11 +239,7 @@ def _as_optimizer(learning_rate: float | None, optimizer: Optimizer | None) -> O
     if optimizer is None:
         check_concrete("learning_rate", learning_rate)
         return sgd(learning_rate)  # type: ignore[arg-type]
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(
-            f"optimizer must have init and update, as jaxnn.optimizers.adam(0.05) has; "
-            f"got a {type(optimizer).__name__}"
-        )
+    check_optimizer(optimizer)
     init = as_partial("optimizer.init", optimizer.init)
     return Optimizer(init, as_partial("optimizer.update", optimizer.update))
 
@@ -281,6 +282,8 @@ class _Seen(NamedTuple):
 def _cut(batch: Any, batch_size: int | None, keeps: bool) -> tuple[Cut, _Seen]:
     """How an epoch is cut; `batch` need have no rows if it is taken whole."""
     if batch_size is None:
+        if keeps:
+            raise ValueError("batch_size must be given with keep_remainder; got None")
         return Cut(None, 0, 1), _Seen([1], 1)
     batch_size = as_count("batch_size", batch_size, minimum=1)
     shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]

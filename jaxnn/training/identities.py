@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -40,8 +41,20 @@ def fingerprint(tree: Any) -> str:
 
 
 def identity(function: Partial) -> str:
-    """A function's name and the numbers bound to it: as much as one can know of it later."""
-    return f"{_name(function.func)} {fingerprint((function.args, function.keywords))}"
+    """A function's name and all that is bound to it: as much as one can know of it later.
+
+    Bound are the arguments of a `Partial`, functions among them, and what a closure holds.
+    """
+    return f"{_name(function.func)} {_bound((function.args, function.keywords))}"
+
+
+def _bound(tree: Any) -> str:
+    """Names of the functions bound, and a checksum of the numbers."""
+    leaves = jax.tree.leaves(tree, is_leaf=callable)
+    names = [identity(leaf) if isinstance(leaf, Partial) else _name(leaf)
+             for leaf in leaves if callable(leaf)]  # fmt: skip
+    numbers = {str(i): leaf for i, leaf in enumerate(leaves) if not callable(leaf)}
+    return " ".join([fingerprint(numbers), *names])
 
 
 def refuse_other(
@@ -83,7 +96,24 @@ def _name(function: Any) -> str:
     bare = getattr(function, "fun", function)  # JAX boxes what functools.partial made
     if isinstance(bare, partial):
         return f"{_name(bare.func)} {bare.args} {bare.keywords}"
-    return getattr(bare, "__qualname__", type(bare).__qualname__)
+    name = getattr(bare, "__qualname__", type(bare).__qualname__)
+    held = [cell.cell_contents for cell in getattr(bare, "__closure__", None) or ()]
+    return " ".join([name, *(_held(value) for value in held)])
+
+
+def _held(value: Any) -> str:
+    """What a closure holds, as far as it is numbers, text or functions."""
+    if isinstance(value, Partial):
+        return identity(value)
+    if inspect.isfunction(value) or isinstance(value, partial):
+        return _name(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return fingerprint(value)
+    if isinstance(value, (tuple, list)):
+        return f"({' '.join(_held(each) for each in value)})"
+    return type(value).__qualname__
 
 
 def _named_array(path: Any, leaf: Any) -> tuple[str, np.ndarray]:

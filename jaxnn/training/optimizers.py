@@ -22,11 +22,20 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from jaxnn.checks import as_real
-from jaxnn.training.callables import as_partial
+from jaxnn.checks import as_flag, as_real
 from jaxnn.training.schedules import Schedule, as_rate
 
-__all__ = ["Optimizer", "StepState", "adam", "clipped", "rmsprop", "sgd", "with_l2_penalty"]
+__all__ = [
+    "Optimizer",
+    "StepState",
+    "adam",
+    "check_optimizer",
+    "clipped",
+    "length",
+    "rmsprop",
+    "sgd",
+    "with_l2_penalty",
+]
 
 
 class Optimizer(NamedTuple):
@@ -83,6 +92,7 @@ def sgd(
         Array([-0.2], dtype=float32)
     """
     rate = as_rate("learning_rate", learning_rate)
+    as_flag("nesterov", nesterov)
     if momentum is None:
         if nesterov:
             raise ValueError("momentum must be given with nesterov; got None")
@@ -178,6 +188,10 @@ def clipped(optimizer: Optimizer, max_norm: float) -> Optimizer:
         optimizer: any.
         max_norm: above 0.
 
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if the number is out of range.
+
     Example:
         >>> optimizer = clipped(sgd(1.0), 1.0)
         >>> optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))[0]
@@ -195,6 +209,10 @@ def with_l2_penalty(optimizer: Optimizer, strength: float) -> Optimizer:
         optimizer: any.
         strength: at least 0.
 
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if the number is out of range.
+
     Example:
         >>> optimizer = with_l2_penalty(sgd(1.0), 0.5)
         >>> optimizer.update(jnp.zeros(1), optimizer.init(jnp.ones(1)), jnp.ones(1))[0]
@@ -210,39 +228,63 @@ def _optimizer(init: Callable[[Any], Any], direction: Partial, rate: Partial) ->
 
 
 def _start(init: Partial, params: Any) -> StepState:
-    return StepState(jnp.zeros((), jnp.int32), init(ravel_pytree(params)[0]))
+    return StepState(jnp.zeros((), jnp.int32), init(_flat(params)))
 
 
 def _advance(rate: Partial, direction: Partial, gradients: Any, state: StepState, params: Any):
     """On flat vectors: one loop over all numbers takes less than a loop for each leaf."""
-    flat, unravel = ravel_pytree(gradients)
+    unravel = ravel_pytree(params)[1]
     step = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
-    ahead, moments = direction(
-        flat, state.moments, ravel_pytree(params)[0], step.astype(jnp.float32)
-    )
-    updates = -jnp.asarray(rate(state.count)).astype(flat.dtype) * ahead
-    return unravel(updates), StepState(step, moments)
+    time = step.astype(jnp.float32)
+    gradient, here = _flat(gradients), _flat(params)
+    ahead, moments = direction(gradient, state.moments, here, time)
+    updates = -jnp.asarray(rate(time - 1)).astype(ahead.dtype) * ahead
+    return unravel(updates.astype(ravel_pytree(params)[0].dtype)), StepState(step, moments)
+
+
+def _flat(tree: Any) -> jax.Array:
+    """All numbers as one vector, in float32 at least: half precision has no 1e-8."""
+    flat = ravel_pytree(tree)[0]
+    return flat if flat.dtype.itemsize >= 4 else flat.astype(jnp.float32)
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuses what has no `init` and `update`."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"optimizer must have init and update, as jaxnn.optimizers.adam(0.05) has; "
+            f"got a {type(optimizer).__name__}"
+        )
 
 
 def _behind(change: Partial, optimizer: Optimizer) -> Optimizer:
     """The optimizer, its gradients changed by `change(gradients, params)` first."""
-    init = as_partial("optimizer.init", optimizer.init)
-    return Optimizer(
-        init, Partial(_update_changed, change, as_partial("optimizer.update", optimizer.update))
+    check_optimizer(optimizer)
+    init, update = (
+        function if isinstance(function, Partial) else Partial(function)
+        for function in (optimizer.init, optimizer.update)
     )
+    return Optimizer(init, Partial(_update_changed, change, update))
 
 
 def _update_changed(change: Partial, update: Partial, gradients: Any, state: Any, params: Any):
     return update(change(gradients, params), state, params)
 
 
+def length(tree: Any) -> jax.Array:
+    """The Euclidean norm of all leaves together; no square over- or underflows."""
+    flat = jnp.abs(_flat(tree))
+    largest = jnp.max(flat, initial=0)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(flat / jnp.where(largest > 0, largest, 1))))
+
+
 def _clip(max_norm: jax.Array, gradients: Any, params: Any) -> Any:
     del params
-    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)]
-    norm = jnp.sqrt(sum(squares[1:], squares[0]))
+    norm = length(gradients)
     limit = max_norm.astype(norm.dtype)
+    factor = jnp.where(norm > limit, limit / norm, 1)
     return jax.tree.map(
-        lambda leaf: jnp.where(norm > limit, leaf * (limit / norm), leaf), gradients
+        lambda leaf: (factor * leaf.astype(factor.dtype)).astype(leaf.dtype), gradients
     )
 
 

@@ -194,7 +194,12 @@ def perturbation_search(
         num_proposals=as_count("num_proposals", num_proposals, 1, MOST_AT_ONCE),
         ties=as_flag("accept_ties", accept_ties),
         adapts=as_flag("adapt_scale", adapt_scale),
-        block=block_of(loss_fn, start, problem.batch),
+        block=block_of(
+            loss_fn,
+            start,
+            problem.batch,
+            draws=propose_fn is not None or restart_fn is not None,
+        ),
         capacity=1,
     )
     dtypes = check_problem(problem, key)

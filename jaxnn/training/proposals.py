@@ -25,6 +25,7 @@ __all__ = [
     "Circumstances",
     "Problem",
     "circumstances",
+    "measured",
     "propose",
     "score",
 ]
@@ -95,14 +96,15 @@ def circumstances(
 ) -> Circumstances:
     """Of the step `lane` steps ahead, if all before it fail."""
     step = anchor.step + lane
-    scale = jnp.asarray(problem.scale(step))
+    time = step.astype(jnp.float32)
+    scale = jnp.asarray(problem.scale(time))
     if adapts:
         shrunk = jnp.maximum(anchor.exponent - lane.astype(jnp.int32), -LIMIT)
         scale = scale * 2 ** (shrunk / GROWTH).astype(scale.dtype)
     step_key, coin = jax.random.fold_in(key, step), None
     if problem.temperature is not None:
         draw = jax.random.exponential(jax.random.fold_in(step_key, COIN), dtype=jnp.float32)
-        coin = problem.temperature(step) * draw
+        coin = problem.temperature(time) * draw
     restarted = None if problem.restart is None else anchor.vain + lane >= problem.patience
     return Circumstances(step_key, scale, restarted, coin)
 
@@ -170,6 +172,14 @@ def _move(problem: Problem, flat: jax.Array, under: Circumstances) -> jax.Array:
         return moved
     fresh = ravel_pytree(problem.restart(jax.random.fold_in(under.key, FRESH)))[0]
     return jnp.where(under.restarted, fresh, moved)
+
+
+def measured(problem: Problem, metric: Partial, flats: jax.Array, block: int | None) -> jax.Array:
+    """A metric of every row of `(count, size)`, so many side by side whatever the count."""
+    unravel, count, width = ravel_pytree(problem.template)[1], len(flats), block or MIN_LANES
+    padded = jnp.pad(flats, ((0, -count % width), (0, 0))).reshape(-1, width, flats.shape[1])
+    of_block = jax.vmap(lambda flat: metric(unravel(flat), problem.batch))
+    return jax.lax.map(of_block, padded).reshape(-1)[:count]
 
 
 def score(problem: Problem, flats: jax.Array) -> jax.Array:

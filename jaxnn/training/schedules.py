@@ -1,6 +1,7 @@
 """Numbers that change with the step: scales, temperatures and learning rates.
 
-A schedule is a function `schedule(step)` -> a float scalar. Those below are `Partial`s whose
+A schedule is a function `schedule(step)` -> a float scalar; steps count from 0 and come as
+float32, so that `2 - step` is no surprise. Those below are `Partial`s whose
 numbers are leaves, so that other numbers compile nothing. Where a schedule is taken, a plain
 number stands for one that never changes.
 """
@@ -112,7 +113,7 @@ def as_schedule(name: str, value: Any) -> Partial:
         check_concrete(name, value)
         return Partial(_constant, as_real(name, value))
     schedule = as_partial(name, value)
-    check_scalar(name, shapes_of(name, schedule, jax.ShapeDtypeStruct((), jnp.uint32)))
+    check_scalar(name, shapes_of(name, schedule, jax.ShapeDtypeStruct((), jnp.float32)))
     return schedule
 
 
@@ -120,7 +121,7 @@ def values_at(schedule: Partial, steps: np.ndarray) -> np.ndarray:
     """The schedule at each step, `(steps,)`; few lengths are compiled, and constants none."""
     if schedule.func is _constant:
         return np.full(len(steps), schedule.args[0], np.float32)
-    padded = np.zeros(1 << max(len(steps) - 1, 0).bit_length(), np.uint32)
+    padded = np.zeros(1 << max(len(steps) - 1, 0).bit_length(), np.float32)
     padded[: len(steps)] = steps
     return np.asarray(_evaluate(schedule, padded))[: len(steps)]
 

@@ -1,0 +1,144 @@
+"""Other ways to descend: a step is a gradient of all rows, or of a batch of them, and plain SGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from search_peers import jax_loss
+from turns import Search
+
+import jaxnn
+
+RATE = 0.1
+
+Way = Callable[[jaxnn.Model, jaxnn.Batch, int | None], Search]
+"""`prepare(model, batch, batch_size)` -> a search of so many steps; no size means all rows."""
+
+
+def start_of(model: jaxnn.Model) -> Any:
+    """Where every descent starts."""
+    return model.init(jax.random.key(1))
+
+
+def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: int | None) -> int:
+    """Passes over the rows that so many steps take."""
+    return max(steps // (1 if batch_size is None else len(batch.x) // batch_size), 1)
+
+
+def torch_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None) -> Search:
+    """A `Sequential` of `Linear` and `ReLU`, eager, `optim.SGD`, one thread."""
+    torch: Any = import_module("torch")
+    layers: list[Any] = []
+    for weights, biases in start_of(model):
+        layer = torch.nn.Linear(*weights.shape)
+        layer.weight.data, layer.bias.data = (
+            torch.tensor(np.array(leaf)) for leaf in (weights.T, biases)
+        )
+        layers += [layer, torch.nn.ReLU()]
+    network, measure = torch.nn.Sequential(*layers[:-1]), torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
+    x = torch.tensor(np.array(batch.x))
+    y = torch.tensor(np.array(batch.y), dtype=torch.int64)
+
+    def take_step(rows: Any) -> Any:
+        optimizer.zero_grad()
+        loss = measure(network(x[rows]), y[rows])
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def search(steps: int) -> Any:
+        torch.set_num_threads(1)
+        loss = torch.tensor(0.0)
+        for _ in range(epochs_of(steps, batch, batch_size)):
+            if batch_size is None:
+                loss = take_step(slice(None))
+                continue
+            order = torch.randperm(len(x))
+            for begin in range(0, len(x) - batch_size + 1, batch_size):
+                loss = take_step(order[begin : begin + batch_size])
+        return float(loss)
+
+    return search
+
+
+def optax_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None) -> Search:
+    """`optax.sgd` and `jax.value_and_grad` of matrix products, in a compiled loop."""
+    optimizer = import_module("optax").sgd(RATE)
+    start, loss_and_gradient = start_of(model), jax.value_and_grad(jax_loss)
+    x, y = jnp.asarray(batch.x), jnp.asarray(batch.y)
+
+    def take_step(carry: Any, rows: jaxnn.Batch) -> tuple[Any, jax.Array]:
+        params, state = carry
+        loss, gradient = loss_and_gradient(params, rows)
+        updates, state = optimizer.update(gradient, state, params)
+        return (jax.tree.map(jnp.add, params, updates), state), loss
+
+    def run_epoch(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        if batch_size is None:
+            return take_step(carry, jaxnn.Batch(x, y))
+        steps = len(x) // batch_size
+        order = jax.random.permutation(key, len(x))[: steps * batch_size]
+        order = order.reshape(steps, batch_size)
+        carry, losses = jax.lax.scan(
+            lambda c, i: take_step(c, jaxnn.Batch(x[i], y[i])), carry, order
+        )
+        return carry, losses[-1]
+
+    @partial(jax.jit, static_argnums=0)
+    def run(epochs: int) -> jax.Array:
+        keys = jax.random.split(jax.random.key(0), epochs)
+        return jax.lax.scan(run_epoch, (start, optimizer.init(start)), keys)[1][-1]
+
+    return lambda steps: float(run(epochs_of(steps, batch, batch_size)))
+
+
+def sklearn_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None) -> Search:
+    """`MLPClassifier` of scikit-learn, solver "sgd", no momentum, no stop rule.
+
+    It steps on what is left of an epoch as well, which is not counted.
+    """
+    network: Any = import_module("sklearn.neural_network").MLPClassifier
+    x, y = np.asarray(batch.x), np.asarray(batch.y)
+
+    def search(steps: int) -> Any:
+        epochs = epochs_of(steps, batch, batch_size)
+        fitted = network(
+            model.settings.sizes[1:-1], solver="sgd", momentum=0, learning_rate_init=RATE,
+            batch_size=batch_size or len(x), max_iter=epochs, tol=0, n_iter_no_change=epochs + 1,
+            alpha=0, random_state=0,
+        )  # fmt: skip
+        return fitted.fit(x, y).loss_
+
+    return search
+
+
+def jaxnn_descent(
+    by_hand: bool, model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None
+) -> Search:
+    """`jaxnn.gradient_descent` as users call it, with either gradient."""
+    function = model.value_and_grad if by_hand else jax.value_and_grad(model.loss_reference)
+    given = jax.random.key(0), function, start_of(model), batch
+
+    def search(steps: int) -> Any:
+        epochs = epochs_of(steps, batch, batch_size)
+        options = {"num_epochs": epochs, "learning_rate": RATE, "batch_size": batch_size}
+        return jaxnn.gradient_descent(*given, **options).loss
+
+    return search
+
+
+DESCENTS: dict[str, tuple[Way, float]] = {
+    "torch eager": (torch_descent, 0.1),
+    "scikit-learn": (sklearn_descent, 0.1),
+    "optax, jax.value_and_grad": (optax_descent, 1),
+    "jaxnn, jax.value_and_grad": (partial(jaxnn_descent, False), 1),
+    "jaxnn, by hand": (partial(jaxnn_descent, True), 1),
+}
+"""Ways to descend, and how many times a tenth of `--steps` each takes; slow ones take fewer."""
