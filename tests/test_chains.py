@@ -260,6 +260,24 @@ def test_a_loss_of_ones_own_has_the_same_bits_at_every_depth_beside_any_chains()
     assert same(alone.history.proposed_loss, first.history.proposed_loss[0])
 
 
+def test_a_schedule_of_ones_own_may_count_down():
+    found = climb(num_steps=5, scale=lambda step: jnp.exp(-step) + jnp.maximum(2 - step, 0))
+    steps = np.arange(5)
+    wanted = np.exp(-steps) + np.maximum(2 - steps, 0)
+    np.testing.assert_allclose(found.history.scale, wanted, rtol=1e-5)
+
+
+def test_moves_of_ones_own_have_the_same_bits_at_every_depth():
+    def propose(key, params, scale):
+        moved = params[0].weights + scale * WEIGHTS[:2, :3] * jax.random.normal(key)
+        return (params[0]._replace(weights=moved @ WEIGHTS[:3, :3]), *params[1:])
+
+    options = {"num_steps": 300, "scale": 0.1, "propose_fn": propose, "temperature": 0.1}
+    first, other = (deep(KEY, MODEL, BATCH, depth, metric_fn=MODEL.loss, **options)
+                    for depth in (1, 64))  # fmt: skip
+    assert same(first, other)
+
+
 def test_what_is_kept_of_a_long_chain_is_every_kth_step():
     options = {**FAMILY["all"], "metric_fn": first_bias, "state_metric_fn": first_bias}
     every, seventh = climb(**options), climb(**options, record_every=7)

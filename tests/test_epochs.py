@@ -135,7 +135,7 @@ here.descend(10**6, checkpoint="{path}", **here.OPTIONS["batches"])
         running = start_program("-c", program)
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.0, 5.0))
+        time.sleep(rng.uniform(0.0, 8.0))
         running.send_signal(signal.SIGKILL)
         running.communicate()
         reached.append(checkpoints.load(path)[1]["next"] if path.exists() else 0)

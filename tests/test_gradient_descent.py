@@ -475,9 +475,13 @@ def test_a_he_start_and_a_cosine_schedule_solve_the_spiral_on_18_seeds_of_20():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SPIRAL)
 def test_the_spiral_for_20_seeds(name):
-    """Seeds 11 and 18 leave Adam in a local minimum, accuracy 0.84, in a float64 loop as well."""
+    """Some seeds fall outside the known range, and which ones depends on the last bit.
+
+    Plain descent: 15 of 120 seeds, with this gradient and with that of `jax.grad` alike, so of
+    20 more than 8 with a probability of 0.001. Adam: 3 of 20 as a float64 loop has it.
+    """
     outside = [seed for seed in range(20) if not is_as_known_on_the_spiral(name, seed)]
-    assert len(outside) <= 3
+    assert len(outside) <= {"sgd": 8, "adam": 3}[name]
 
 
 # --- precision
@@ -695,3 +699,69 @@ def test_an_error_of_the_validation_batch_says_so():
     with pytest.raises(ValueError, match="batch") as caught:
         descend(validation_batch=wrong)
     assert caught.value.__notes__ == ["This came from validation_batch."]
+
+
+def steep(value, slope_beyond):
+    """`(p - 3)^2` up to 1, and `value` with another slope beyond."""
+
+    def function(params, batch):
+        loss = jnp.where(params > 1, value, (params - 3) ** 2) + 0 * batch
+        return loss, jnp.where(params > 1, slope_beyond, 2 * (params - 3))
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "rule", [{"gradient_tolerance": 1e-3}, {"target_loss": 1e-3}, {"tolerance": 1e-3}]
+)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_loss_that_is_not_finite_meets_no_rule(value, rule):
+    zero = jnp.array(0.0)
+    found = descend(zero, epochs=9, batch=zero, function=steep(value, 0.0), **rule)
+    assert (found.status, found.params, found.num_steps) == ("diverged", pytest.approx(0.6), 3)
+
+
+def test_a_validation_loss_that_is_not_finite_never_wins():
+    zero = jnp.array(0.0)
+    options = {"batch": zero, "validation_batch": zero, "function": steep(-np.inf, -4.0)}
+    found = descend(zero, epochs=20, **options)
+    assert (found.status, found.params) == ("diverged", pytest.approx(0.6))
+
+
+def test_without_a_finite_validation_loss_the_params_are_those_reached():
+    def function(params, batch):
+        return jnp.where(batch > 0, jnp.nan, (params - 3) ** 2), 2 * (params - 3)
+
+    zero = jnp.array(0.0)
+    options = {"batch": zero, "validation_batch": zero + 1, "function": function}
+    found = descend(zero, epochs=50, **options)
+    assert found.status == "completed"
+    assert found.params == pytest.approx(3 - 3 * 0.8**50, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_lengths_of_gradients_neither_overflow_nor_vanish(size):
+    def function(params, batch):
+        return params[0] + 0 * batch, jnp.full(2, size, jnp.float32)
+
+    zero = jnp.array(0.0)
+    clipped = jaxnn.optimizers.clipped(jaxnn.optimizers.sgd(1.0), size / 4)
+    options = {"batch": zero, "function": function, "optimizer": clipped, "epochs": 3}
+    found = descend(jnp.zeros(2), gradient_tolerance=size / 2, **options)
+    assert found.status == "completed"
+    np.testing.assert_allclose(found.params, -3 * size / 4 / np.sqrt(2), rtol=1e-5)
+    assert descend(jnp.zeros(2), gradient_tolerance=size * 2, **options).status == "converged"
+
+
+def test_half_precision_steps_are_finite():
+    def function(params, batch):
+        return jnp.sum(params) + 0 * batch, jnp.zeros_like(params)
+
+    start, batch = jnp.ones(2, jnp.float16), jnp.zeros((), jnp.float16)
+    options = {"batch": batch, "function": function, "optimizer": jaxnn.optimizers.adam(0.1)}
+    assert np.array_equal(descend(start, epochs=3, **options).params, start)
+
+
+def test_a_remainder_without_a_batch_size_is_refused():
+    with pytest.raises(ValueError, match="batch_size must be given with keep_remainder"):
+        descend(keep_remainder=True)

@@ -1,6 +1,7 @@
 """Runs are told apart: by any change of their data, and by the first setting that differs."""
 
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.tree_util import Partial
 
-from jaxnn.training.identities import fingerprint, refuse_other
+from jaxnn.training import optimizers, schedules
+from jaxnn.training.identities import fingerprint, identity, refuse_other
 
 FACTS = {"trainer": "random_search", "next": 2**63, "scale": 0.05, "sizes": [2, 3, {"a": None}]}
 any_array = hnp.arrays(
@@ -99,3 +101,31 @@ def test_facts_that_agree_pass():
 def test_the_first_fact_that_differs_is_named_with_both_values(saved, wanted, message):
     with pytest.raises(ValueError, match=message):
         refuse_other(Path("run.npz"), saved, wanted)
+
+
+def scaled(rate):
+    return lambda step: rate * step
+
+
+FAST, SLOW = optimizers.adam, optimizers.sgd
+FUNCTIONS = [
+    SLOW(0.1, momentum=0.9),
+    SLOW(0.1, momentum=0.9, nesterov=True),
+    SLOW(0.1, momentum=0.8),
+    FAST(schedules.cosine(0.1, 0.01, 10)),
+    FAST(schedules.linear(0.1, 0.01, 10)),
+    FAST(schedules.warm_up(schedules.linear(0.1, 0.01, 10), 3)),
+    FAST(schedules.warm_up(schedules.cosine(0.1, 0.01, 10), 3)),
+    optimizers.clipped(SLOW(0.1), 0.5),
+    optimizers.with_l2_penalty(SLOW(0.1), 0.5),
+    optimizers.clipped(FAST(0.1), 0.5),
+    SLOW(scaled(0.1)),
+    SLOW(scaled(0.2)),
+]
+
+
+def test_optimizers_that_differ_anywhere_inside_are_told_apart():
+    names = [identity(cast(Partial, optimizer.update)) for optimizer in FUNCTIONS]
+    assert len(set(names)) == len(names)
+    again = SLOW(scaled(0.2)).update
+    assert identity(cast(Partial, again)) == names[-1]
