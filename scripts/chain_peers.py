@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from search_peers import jax_loss, numpy_loss
+from search_peers import jax_loss, numpy_loss, torch_network
 from turns import Search
 
 import jaxnn
@@ -114,14 +114,7 @@ def nevergrad_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
 def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
     """`RHC` of pyperch on a torch network, one thread; it keeps ties as well."""
     torch, optim = import_module("torch"), import_module("pyperch.optim")
-    layers: list[Any] = []
-    for weights, biases in start_of(model):
-        layer = torch.nn.Linear(*weights.shape)
-        layer.weight.data, layer.bias.data = (
-            torch.tensor(np.array(leaf)) for leaf in (weights.T, biases)
-        )
-        layers += [layer, torch.nn.ReLU()]
-    network, x = torch.nn.Sequential(*layers[:-1]), torch.tensor(np.array(batch.x))
+    network, x = torch_network(start_of(model)), torch.tensor(np.array(batch.x))
     y = torch.tensor(np.array(batch.y), dtype=torch.int64)
     measure = torch.nn.CrossEntropyLoss()
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from search_peers import jax_loss
+from search_peers import jax_loss, torch_network
 from turns import Search
 
 import jaxnn
@@ -34,14 +34,7 @@ def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: int | None) -> int:
 def torch_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None) -> Search:
     """A `Sequential` of `Linear` and `ReLU`, eager, `optim.SGD`, one thread."""
     torch: Any = import_module("torch")
-    layers: list[Any] = []
-    for weights, biases in start_of(model):
-        layer = torch.nn.Linear(*weights.shape)
-        layer.weight.data, layer.bias.data = (
-            torch.tensor(np.array(leaf)) for leaf in (weights.T, biases)
-        )
-        layers += [layer, torch.nn.ReLU()]
-    network, measure = torch.nn.Sequential(*layers[:-1]), torch.nn.CrossEntropyLoss()
+    network, measure = torch_network(start_of(model)), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
     x = torch.tensor(np.array(batch.x))
     y = torch.tensor(np.array(batch.y), dtype=torch.int64)

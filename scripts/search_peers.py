@@ -110,6 +110,19 @@ def evosax_search(sizes: Sizes, batch: jaxnn.Batch, tile: int) -> Search:
     return repeated(jax.jit(step), strategy.init(key, sample_fn(key), settings), tile)
 
 
+def torch_network(params: Any) -> Any:
+    """A `Sequential` of `Linear` and `ReLU` with these weights."""
+    torch: Any = import_module("torch")
+    layers: list[Any] = []
+    for weights, biases in params:
+        layer = torch.nn.Linear(*weights.shape)
+        layer.weight.data, layer.bias.data = (
+            torch.tensor(np.array(leaf)) for leaf in (weights.T, biases)
+        )
+        layers += [layer, torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
 def torch_losses(params: Any, x: Any, y: Any) -> Any:
     """Cross-entropies of many weight sets; rows in the last axis, also of `x`, are fastest."""
     torch: Any = import_module("torch")

@@ -1,8 +1,14 @@
 """Processes of their own, for tests that kill them or let them meet."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+
+import numpy as np
+
+from jaxnn.training import checkpoints
 
 
 def start_program(*arguments, **environment):
@@ -14,3 +20,20 @@ def start_program(*arguments, **environment):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def kill_at_random_moments(program, path, seconds, times=25):
+    """Runs a program so often, kills it up to `seconds` after it says "ready", and returns how far
+    its checkpoint had come each time."""
+    rng, reached = np.random.default_rng(0), []
+    for _ in range(times):
+        running = start_program("-c", program)
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.0, seconds))
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        reached.append(checkpoints.load(path)[1]["next"] if path.exists() else 0)
+    assert reached == sorted(reached)
+    assert len(set(reached)) > 10
+    return reached

@@ -1,8 +1,6 @@
 """The exact chain for every depth of look-ahead, and its family against a loop of one step each."""
 
 import itertools
-import signal
-import time
 from typing import Any
 
 import jax
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from programs import start_program
+from programs import kill_at_random_moments
 
 import jaxnn
 from jaxnn.training import (
@@ -399,7 +397,7 @@ class TestCheckpoints:
     @pytest.mark.exhaustive
     def test_killed_at_25_moments_it_resumes_to_the_same_bits(self, tmp_path):
         """SIGKILL at random moments of a search that saves all the time."""
-        path, rng, reached = tmp_path / "chain.npz", np.random.default_rng(0), []
+        path = tmp_path / "chain.npz"
         program = f"""
 import test_chains as here
 from jaxnn.training import climbing
@@ -407,16 +405,7 @@ climbing.STEPS_PER_CHUNK, climbing.SECONDS_BETWEEN_SAVES = 256, 0.0
 print("ready", flush=True)
 here.climb(num_steps=10**7, checkpoint="{path}", **here.KILLED)
 """
-        for _ in range(25):
-            running = start_program("-c", program)
-            assert running.stdout is not None
-            assert running.stdout.readline() == "ready\n"
-            time.sleep(rng.uniform(0.0, 8.0))
-            running.send_signal(signal.SIGKILL)
-            running.communicate()
-            reached.append(checkpoints.load(path)[1]["next"] if path.exists() else 0)
-        assert reached == sorted(reached)
-        assert len(set(reached)) > 10
+        reached = kill_at_random_moments(program, path, seconds=8.0)
         count = reached[-1] + 500
         resumed = climb(num_steps=count, checkpoint=path, **KILLED)
         assert same(resumed, climb(num_steps=count, **KILLED))

@@ -1,14 +1,12 @@
 """A descent cut into chunks and runs: limits, faults and checkpoints change nothing of it."""
 
-import signal
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import start_program
+from programs import kill_at_random_moments
 
 import jaxnn
 from jaxnn.training import checkpoints, epochs
@@ -123,7 +121,7 @@ def test_keys_that_are_no_file_names_are_saved_as_well(tmp_path):
 @pytest.mark.exhaustive
 def test_killed_at_25_moments_it_resumes_to_the_same_bits(tmp_path):
     """SIGKILL at random moments of a descent that saves all the time."""
-    path, rng, reached = tmp_path / "descent.npz", np.random.default_rng(0), []
+    path = tmp_path / "descent.npz"
     program = f"""
 import test_epochs as here
 from jaxnn.training import epochs
@@ -131,16 +129,7 @@ epochs.RECORDS_PER_CHUNK, epochs.SECONDS_BETWEEN_SAVES = 64, 0.0
 print("ready", flush=True)
 here.descend(10**6, checkpoint="{path}", **here.OPTIONS["batches"])
 """
-    for _ in range(25):
-        running = start_program("-c", program)
-        assert running.stdout is not None
-        assert running.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.0, 8.0))
-        running.send_signal(signal.SIGKILL)
-        running.communicate()
-        reached.append(checkpoints.load(path)[1]["next"] if path.exists() else 0)
-    assert reached == sorted(reached)
-    assert len(set(reached)) > 10
+    reached = kill_at_random_moments(program, path, seconds=8.0)
     count = reached[-1] + 50
     resumed = descend(count, checkpoint=path, **OPTIONS["batches"])
     assert same(resumed, descend(count, **OPTIONS["batches"]))
