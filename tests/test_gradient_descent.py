@@ -475,13 +475,9 @@ def test_a_he_start_and_a_cosine_schedule_solve_the_spiral_on_18_seeds_of_20():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SPIRAL)
 def test_the_spiral_for_20_seeds(name):
-    """Some seeds fall outside the known range, and which ones depends on the last bit.
-
-    Plain descent: 15 of 120 seeds, with this gradient and with that of `jax.grad` alike, so of
-    20 more than 8 with a probability of 0.001. Adam: 3 of 20 as a float64 loop has it.
-    """
+    """Seeds 11 and 18 leave Adam in a local minimum, accuracy 0.84, in a float64 loop as well."""
     outside = [seed for seed in range(20) if not is_as_known_on_the_spiral(name, seed)]
-    assert len(outside) <= {"sgd": 8, "adam": 3}[name]
+    assert len(outside) <= 3
 
 
 # --- precision

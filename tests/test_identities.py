@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.tree_util import Partial
 
+import jaxnn
 from jaxnn.training import optimizers, schedules
 from jaxnn.training.identities import fingerprint, identity, refuse_other
 
@@ -129,3 +130,27 @@ def test_optimizers_that_differ_anywhere_inside_are_told_apart():
     assert len(set(names)) == len(names)
     again = SLOW(scaled(0.2)).update
     assert identity(cast(Partial, again)) == names[-1]
+
+
+def test_a_function_that_calls_itself_has_a_name():
+    def make(number):
+        def again(x):
+            return x if x < number else again(x - 1)
+
+        return again
+
+    assert identity(Partial(make(1))) == identity(Partial(make(1))) != identity(Partial(make(2)))
+
+
+def test_what_jit_compiles_and_what_is_bound_to_it_count():
+    def make(rate):
+        return jax.jit(lambda x: rate * x)
+
+    assert identity(Partial(make(1.0))) == identity(Partial(make(1.0)))
+    assert identity(Partial(make(1.0))) != identity(Partial(make(2.0)))
+
+
+def test_a_model_is_told_from_another_by_its_functions():
+    losses = [jaxnn.mlp((2, 3, 3), hidden=hidden).loss for hidden in ("relu", "tanh")]
+    assert identity(Partial(losses[0])) != identity(Partial(losses[1]))
+    assert identity(Partial(losses[0])) == identity(Partial(jaxnn.mlp((2, 3, 3)).loss))

@@ -129,8 +129,8 @@ def descend(
         else:
             key = jax.random.fold_in(stream, epoch)
             state, records = _run_batches(take_step, key, batch, cut, state, records)
-        if rules.validation is not None:
-            state, loss = _validate(function, rules, state)
+        if state.best is not None:
+            state, loss = _validate(function, rules, state, state.best)
             here = records.num_epochs
             records = records._replace(validation=records.validation.at[here].set(loss))
         return epoch + 1, state, records._replace(num_epochs=records.num_epochs + 1)
@@ -198,14 +198,13 @@ def _step(
     return stepped, records._replace(loss=losses, num_steps=records.num_steps + 1)
 
 
-def _validate(function: Partial, rules: Rules, state: State) -> tuple[State, jax.Array]:
+def _validate(function: Partial, rules: Rules, state: State, best: Best) -> tuple[State, jax.Array]:
     """Looks at the validation batch, at the params that would be returned if this were the end."""
-    assert state.best is not None
     here = _select(state.verdict == RUNNING, state.params, state.measured)
     loss, _ = function(here, rules.validation)
-    is_better = jnp.isfinite(loss) & (loss < state.best.loss)
-    vain = jnp.where(is_better, jnp.uint32(0), state.best.vain + 1)
-    best = _select(is_better, Best(here, loss, vain), state.best)._replace(vain=vain)
+    is_better = jnp.isfinite(loss) & (loss < best.loss)
+    vain = jnp.where(is_better, jnp.uint32(0), best.vain + 1)
+    best = _select(is_better, Best(here, loss, vain), best._replace(vain=vain))
     verdict = state.verdict
     if rules.patience is not None:
         verdict = jnp.where((verdict == RUNNING) & (vain >= rules.patience), CONVERGED, verdict)

@@ -79,13 +79,13 @@ def walk(
     left = num_epochs - first if int(walked.state.verdict) == RUNNING else 0
     capacity = max(RECORDS_PER_CHUNK // steps_per_epoch, 1)
     started = saved = time.monotonic()
-    lowest = float(np.nanmin(walked.losses, initial=np.inf))
+    lowest = _lowest(walked)
     try:
         for chunk in chunks(left, largest=capacity, unit="epochs", show=progress):
             begin, size = np.uint32(first + chunk.begin), np.uint32(chunk.end - chunk.begin)
             state, records = descend(parts[-1].state, begin, size, capacity=capacity)
             parts.append(_walked(parts[-1], state, records))
-            lowest = float(np.fmin(lowest, np.nanmin(parts[-1].losses, initial=np.inf)))
+            lowest = min(lowest, _lowest(parts[-1]))
             chunk.report(lowest)
             evaluations = round(parts[-1].num_epochs * work_per_epoch)
             if ask_to_stop(limits, started, SearchProgress(evaluations, lowest)):
@@ -111,6 +111,11 @@ def _walked(before: Walked, state: State, records: Records) -> Walked:
         validation = np.asarray(records.validation)[:epochs].copy()
     losses = np.asarray(records.loss)[: int(records.num_steps)].copy()
     return Walked(state, losses, validation, before.num_epochs + epochs, stopped=False)
+
+
+def _lowest(walked: Walked) -> float:
+    """The lowest finite loss before a step; inf if there is none."""
+    return float(np.min(walked.losses, where=np.isfinite(walked.losses), initial=np.inf))
 
 
 def _joined(parts: list[Walked]) -> Walked:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from functools import partial
+from types import CellType
 from typing import Any
 
 import jax
@@ -43,18 +44,21 @@ def fingerprint(tree: Any) -> str:
 def identity(function: Partial) -> str:
     """A function's name and all that is bound to it: as much as one can know of it later.
 
-    Bound are the arguments of a `Partial`, functions among them, and what a closure holds.
+    Args:
+        function: its arguments may hold functions too, and any of them may be a closure, of
+            which numbers, text, arrays and functions count.
+
+    Returns:
+        Text; equal for functions that agree in all of that.
+
+    Raises:
+        TypeError: if an argument is neither an array nor a function.
+
+    Example:
+        >>> identity(Partial(max, 1)) == identity(Partial(max, 2))
+        False
     """
-    return f"{_name(function.func)} {_bound((function.args, function.keywords))}"
-
-
-def _bound(tree: Any) -> str:
-    """Names of the functions bound, and a checksum of the numbers."""
-    leaves = jax.tree.leaves(tree, is_leaf=callable)
-    names = [identity(leaf) if isinstance(leaf, Partial) else _name(leaf)
-             for leaf in leaves if callable(leaf)]  # fmt: skip
-    numbers = {str(i): leaf for i, leaf in enumerate(leaves) if not callable(leaf)}
-    return " ".join([fingerprint(numbers), *names])
+    return _name(function, frozenset())
 
 
 def refuse_other(
@@ -92,28 +96,40 @@ def checksum(arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:
     return checksum.digest()
 
 
-def _name(function: Any) -> str:
+def _name(function: Any, inside: frozenset[int]) -> str:
+    """The name, and what is bound; `inside` are the functions whose names this one is a part of."""
     bare = getattr(function, "fun", function)  # JAX boxes what functools.partial made
+    if id(bare) in inside:
+        return "itself"
+    inside |= {id(bare)}
     if isinstance(bare, partial):
-        return f"{_name(bare.func)} {bare.args} {bare.keywords}"
+        bound = jax.tree.leaves((bare.args, bare.keywords), is_leaf=callable)
+        return f"{_name(bare.func, inside)} {_bound(bound, inside)}"
+    if not inspect.isfunction(bare):
+        bare = getattr(bare, "__wrapped__", bare)  # what jax.jit compiles
     name = getattr(bare, "__qualname__", type(bare).__qualname__)
-    held = [cell.cell_contents for cell in getattr(bare, "__closure__", None) or ()]
-    return " ".join([name, *(_held(value) for value in held)])
+    return f"{name} {_bound(_held(bare), inside)}"
 
 
-def _held(value: Any) -> str:
-    """What a closure holds, as far as it is numbers, text or functions."""
-    if isinstance(value, Partial):
-        return identity(value)
-    if inspect.isfunction(value) or isinstance(value, partial):
-        return _name(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return repr(value)
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return fingerprint(value)
-    if isinstance(value, (tuple, list)):
-        return f"({' '.join(_held(each) for each in value)})"
-    return type(value).__qualname__
+def _bound(values: Iterable[Any], inside: frozenset[int]) -> str:
+    """Names of functions, text and numbers as they are, checksums of arrays, types of the rest."""
+    words = []
+    for value in values:
+        if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+            words.append(fingerprint(value))
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            words.append(repr(value))
+        elif isinstance(value, (tuple, list)):
+            words.append(f"({_bound(value, inside)})")
+        else:
+            words.append(_name(value, inside) if callable(value) else type(value).__qualname__)
+    return " ".join(words)
+
+
+def _held(function: Any) -> list[Any]:
+    """What a closure holds; a cell may still be empty."""
+    cells = getattr(function, "__closure__", None) or ()
+    return [cell.cell_contents for cell in cells if cell != CellType()]
 
 
 def _named_array(path: Any, leaf: Any) -> tuple[str, np.ndarray]:

@@ -172,7 +172,7 @@ def perturbation_search(
     key = as_key("key", key)
     num_steps = as_count("num_steps", num_steps, maximum=2**32 - 1)
     width = 1 if num_chains is None else as_count("num_chains", num_chains, 1, 2**31 - 1)
-    every = as_count("record_every", record_every, 1)
+    every = as_count("record_every", record_every, 1, 2**32 - 1)
     if look_ahead is not None:
         look_ahead = as_count("look_ahead", look_ahead, 1, MOST_AT_ONCE)
     start = as_params(params)

@@ -130,7 +130,8 @@ def propose(
     Returns:
         Proposals `(chains, steps, proposals, size)` and losses `(chains, steps, proposals)`.
     """
-    num_proposals, total = counts[2], math.prod(counts)
+    num_chains, depth, num_proposals = counts
+    total = math.prod(counts)
     width = block or total + -total % MIN_LANES
     blocks = -(-total // width)
 
@@ -150,11 +151,11 @@ def propose(
         return jnp.concatenate([leaf, padding]).reshape(blocks, width, *leaf.shape[1:])
 
     of_chains = jax.tree.map(
-        lambda leaf: jnp.repeat(leaf, counts[1] * num_proposals, axis=0),
+        lambda leaf: jnp.repeat(leaf, depth * num_proposals, axis=0),
         (jax.random.key_data(keys), anchors),
     )
     lane, number = jnp.indices(counts[1:], jnp.uint32)
-    of_steps = (jnp.tile(leaf.reshape(-1), counts[0]) for leaf in (lane, number))
+    of_steps = (jnp.tile(leaf.reshape(-1), num_chains) for leaf in (lane, number))
     places = jax.tree.map(in_blocks, (*of_chains, *of_steps))
     flats, losses = jax.lax.map(draw_and_score, places)
     flats = flats.reshape(blocks * width, -1)[:total].reshape(*counts, -1)
