@@ -103,8 +103,8 @@ def _name(function: Any, inside: frozenset[int]) -> str:
         return "itself"
     inside |= {id(bare)}
     if isinstance(bare, partial):
-        bound = jax.tree.leaves((bare.args, bare.keywords), is_leaf=callable)
-        return f"{_name(bare.func, inside)} {_bound(bound, inside)}"
+        named = [f"{key!r}: {_bound([value], inside)}" for key, value in bare.keywords.items()]
+        return " ".join([_name(bare.func, inside), _bound(bare.args, inside), *named])
     if not inspect.isfunction(bare):
         bare = getattr(bare, "__wrapped__", bare)  # what jax.jit compiles
     name = getattr(bare, "__qualname__", type(bare).__qualname__)
@@ -119,11 +119,18 @@ def _bound(values: Iterable[Any], inside: frozenset[int]) -> str:
             words.append(fingerprint(value))
         elif value is None or isinstance(value, (bool, int, float, str)):
             words.append(repr(value))
-        elif isinstance(value, (tuple, list)):
-            words.append(f"({_bound(value, inside)})")
+        elif callable(value):
+            words.append(_name(value, inside))
         else:
-            words.append(_name(value, inside) if callable(value) else type(value).__qualname__)
+            parts = [f"{keystr(path)} {_bound([part], inside)}" for path, part in _parts(value)]
+            words += parts or [type(value).__qualname__]
     return " ".join(words)
+
+
+def _parts(tree: Any) -> list[tuple[Any, Any]]:
+    """What a tree holds one level down, each with its place; nothing if it is a leaf."""
+    pairs = tree_leaves_with_path(tree, is_leaf=lambda each: each is not tree)
+    return [pair for pair in pairs if pair[1] is not tree]
 
 
 def _held(function: Any) -> list[Any]:
