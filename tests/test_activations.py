@@ -151,3 +151,13 @@ def test_softmax_rows_sum_to_one_and_ignore_a_shift():
     a, b = (np.float64(activations.softmax(jnp.asarray(rows))) for rows in (z, z + 64))
     np.testing.assert_allclose(np.sum(a, axis=1), 1, rtol=FORWARD["float32"])
     np.testing.assert_allclose(b, a, rtol=FORWARD["float32"])
+
+
+def test_the_slope_of_a_saturated_softmax_keeps_its_digits():
+    """For two classes it is `a_0 a_1 (g_0 - g_1)`; `jax.vjp` of softmax has no right digit here."""
+    z, upstream = np.array([[0.0, -30.0]]), np.array([[1.25, -0.5]])
+    expected = np.exp(-30.0) / (1 + np.exp(-30.0)) ** 2 * 1.75 * np.array([[1.0, -1.0]])
+    with jax.enable_x64(True):
+        outputs = activations.softmax(jnp.asarray(z))
+        slopes = activations.softmax_backward(outputs, jnp.asarray(upstream))
+    assert leaf_error(slopes, expected) < 1e-14

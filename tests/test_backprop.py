@@ -31,7 +31,7 @@ def network(hidden, head, depth, hidden_biases):
     return mlp(sizes, hidden=hidden, output=output, loss=loss, hidden_biases=hidden_biases)
 
 
-def problem(model, dtype, seed=7):
+def problem(model, dtype, seed=7, rows=ROWS):
     """Params and a batch off centre, float32 values in either width."""
     rng = np.random.default_rng(seed)
 
@@ -39,16 +39,17 @@ def problem(model, dtype, seed=7):
         return jnp.asarray(rng.normal(mean, sd, shape).astype(np.float32), dtype)
 
     sizes, _, _, loss, hidden_biases = model.settings
+    outputs = sizes[-1]
     params = tuple(
         Dense(draw(0.2, 1.0 / np.sqrt(w[0]), w), b and draw(0.4, 0.3, b))
         for w, b in layer_shapes(sizes, hidden_biases)
     )
     y = {
-        "mean_squared_error": draw(0.3, 1.0, (ROWS, OUTPUTS)),
-        "binary_crossentropy": draw(0.2, 1.0, (ROWS, OUTPUTS)) > 0,
-        "categorical_crossentropy": jnp.asarray(rng.integers(0, OUTPUTS, ROWS)),
+        "mean_squared_error": draw(0.3, 1.0, (rows, outputs)),
+        "binary_crossentropy": draw(0.2, 1.0, (rows, outputs)) > 0,
+        "categorical_crossentropy": jnp.asarray(rng.integers(0, outputs, rows)),
     }
-    return params, Batch(draw(0.5, 1.0, (ROWS, sizes[0])), y[loss])
+    return params, Batch(draw(0.5, 1.0, (rows, sizes[0])), y[loss])
 
 
 def check_case(case, dtype):
@@ -91,6 +92,19 @@ def test_by_hand_is_by_jax(case, dtype):
 @pytest.mark.parametrize("case", PRODUCT, ids=name_of)
 def test_by_hand_is_by_jax_for_every_network(case, dtype):
     check_case(case, dtype)
+
+
+@pytest.mark.parametrize("outputs", [2, 17])
+@pytest.mark.parametrize("rows", [1, 16, 17, 33])
+@pytest.mark.parametrize(
+    "head", [*list(HEADS)[:2], ("softmax", "mean_squared_error")], ids="-".join
+)
+def test_any_number_of_rows_and_of_outputs(head, rows, outputs):
+    """Rows are padded to whole vectors, and sums over few outputs written out."""
+    model = mlp((3, 5, outputs), hidden="tanh", output=head[0], loss=head[1])
+    params, batch = problem(model, "float32", rows=rows)
+    by_jax = jax.value_and_grad(model.loss_reference)
+    assert leaf_error(model.value_and_grad(params, batch), by_jax(params, batch)) <= 1e-5
 
 
 @pytest.mark.parametrize("head", list(HEADS)[:3], ids="-".join)

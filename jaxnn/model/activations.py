@@ -143,14 +143,17 @@ def softmax_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
     """Pulls `upstream` back through softmax over the last axis.
 
     The Jacobian is `diag(a) - a a^T` at outputs `a`, so its product with the upstream gradient
-    `g` is `a_j (g_j - sum_k g_k a_k)`, without ever building the matrix.
+    `g` is `a_j (g_j - sum_k g_k a_k)`, without ever building the matrix. The `g` are taken
+    relative to that of the largest output, lest the difference cancel where `a_k` is nearly 1.
 
     Example:
         >>> softmax_backward(softmax(jnp.array([[0.0, 0.0]])), jnp.array([[4.0, 0.0]]))
         Array([[ 1., -1.]], dtype=float32)
     """
-    mean = jnp.sum(upstream * outputs, axis=-1, keepdims=True)
-    return outputs * (upstream - mean)
+    largest = jnp.argmax(outputs, axis=-1, keepdims=True)
+    relative = upstream - jnp.take_along_axis(upstream, largest, axis=-1)
+    mean = jnp.sum(relative * outputs, axis=-1, keepdims=True)
+    return outputs * (relative - mean)
 
 
 ACTIVATIONS: dict[str, Activation] = {

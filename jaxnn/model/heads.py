@@ -1,59 +1,95 @@
 """A head: the output activation and the loss, taken together as one function of the logits.
 
 Taken together they are stable where each alone is not: softmax with categorical cross-entropy
-and sigmoid with binary cross-entropy need no clipping, and their gradient is `output - target`.
+and sigmoid with binary cross-entropy need no clipping, and their derivative is `output - target`.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from jaxnn.model.activations import ACTIVATIONS
-from jaxnn.model.losses import (
-    mean_squared_error,
-    mean_squared_error_gradient,
-    sigmoid_crossentropy,
-    sigmoid_crossentropy_gradient,
-    softmax_crossentropy,
-    softmax_crossentropy_gradient,
-)
+from jaxnn.model.activations import ACTIVATIONS, softmax, softmax_backward
+from jaxnn.model.losses import mean_squared_error, sigmoid_crossentropy, softmax_crossentropy
 
 __all__ = ["HEADS", "Head"]
 
+MOST_WRITTEN_OUT = 16
+"""Units over which a sum is written out, as XLA then fuses it with what stands around it."""
+
 
 class Head(NamedTuple):
-    """Output activation and loss as a function of the last layer's logits.
+    """Output activation and loss as functions of the last layer's logits.
 
     Attributes:
-        loss: `(logits, targets)` to the mean loss, a scalar.
-        gradient: `(logits, targets)` to the loss's derivative by the logits, `(rows, outputs)`.
+        loss: `(logits, targets)`, rows first, to the mean loss: what `jax.grad` differentiates.
+        rows: `(logits, targets)`, logits units first and rows last, to each row's loss `(rows,)`
+            and its derivative by the row's logits `(outputs, rows)`, by hand.
     """
 
     loss: Callable[[jax.Array, jax.Array], jax.Array]
-    gradient: Callable[[jax.Array, jax.Array], jax.Array]
+    rows: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def _squared(output: str) -> Head:
+def _softmax_crossentropy(logits: jax.Array, targets: jax.Array):
+    """`log sum_k e^(z_k) - z_y`, and `softmax(z) - y`."""
+    if targets.ndim == 1:
+        is_answer = jnp.arange(len(logits))[:, None] == targets.astype(int)[None, :]
+    else:
+        is_answer = targets.T == 1
+    largest = _over_units(jnp.maximum, logits)
+    exponentials = jnp.exp(logits - largest)
+    total = _over_units(operator.add, exponentials)
+    answer = _over_units(operator.add, jnp.where(is_answer, logits, 0))
+    slopes = exponentials / total - is_answer.astype(logits.dtype)
+    return (jnp.log(total) + (largest - answer))[0], slopes
+
+
+def _sigmoid_crossentropy(logits: jax.Array, targets: jax.Array):
+    """The mean of `y log(1 + e^-z) + (1 - y) log(1 + e^z)`, and of `sigmoid(z) - y`.
+
+    The latter as `(1 - y) sigmoid(z) - y sigmoid(-z)`, whose small values keep their digits.
+    """
+    y, share = targets.T.astype(logits.dtype), 1 / len(logits)
+    losses = y * jax.nn.softplus(-logits) + (1 - y) * jax.nn.softplus(logits)
+    slopes = (1 - y) * jax.nn.sigmoid(logits) - y * jax.nn.sigmoid(-logits)
+    return _over_units(operator.add, losses)[0] * share, slopes * share
+
+
+def _squared_error(output: str) -> Head:
     forward, backward = ACTIVATIONS[output]
+    if output == "softmax":  # over the units, which come last there
+        forward, backward = lambda z: softmax(z.T).T, lambda a, g: softmax_backward(a.T, g.T).T
+
+    def rows(logits: jax.Array, targets: jax.Array):
+        outputs, share = forward(logits), 1 / len(logits)
+        off = outputs - targets.T.astype(logits.dtype)
+        errors = _over_units(operator.add, off * off)[0]
+        return errors * share, backward(outputs, 2 * off * share)
 
     def loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-        return mean_squared_error(forward(logits), targets)
+        return mean_squared_error(ACTIVATIONS[output].forward(logits), targets)
 
-    def gradient(logits: jax.Array, targets: jax.Array) -> jax.Array:
-        outputs = forward(logits)
-        return backward(outputs, mean_squared_error_gradient(outputs, targets))
+    return Head(loss, rows)
 
-    return Head(loss, gradient)
+
+def _over_units(
+    operation: Callable[[jax.Array, jax.Array], jax.Array], values: jax.Array
+) -> jax.Array:
+    """Sum, or maximum, over the units of `(units, rows)`: `(1, rows)`."""
+    if len(values) <= MOST_WRITTEN_OUT:
+        return reduce(operation, jnp.split(values, len(values)))
+    return (jnp.max if operation is jnp.maximum else jnp.sum)(values, axis=0, keepdims=True)
 
 
 HEADS: dict[tuple[str, str], Head] = {
-    ("softmax", "categorical_crossentropy"): Head(
-        softmax_crossentropy, softmax_crossentropy_gradient
-    ),
-    ("sigmoid", "binary_crossentropy"): Head(sigmoid_crossentropy, sigmoid_crossentropy_gradient),
-    **{(output, "mean_squared_error"): _squared(output) for output in ACTIVATIONS},
+    ("softmax", "categorical_crossentropy"): Head(softmax_crossentropy, _softmax_crossentropy),
+    ("sigmoid", "binary_crossentropy"): Head(sigmoid_crossentropy, _sigmoid_crossentropy),
+    **{(output, "mean_squared_error"): _squared_error(output) for output in ACTIVATIONS},
 }
 """Every sensible pair of output activation and loss."""
