@@ -20,6 +20,7 @@ __all__ = [
     "as_arrays",
     "as_choice",
     "as_count",
+    "as_devices",
     "as_flag",
     "as_key",
     "as_numpy",
@@ -95,6 +96,14 @@ def as_real(
     if not (inside and np.isfinite(as_float32)):
         raise ValueError(f"{name} must be {wanted} that fits float32; got {number!r}")
     return as_float32
+
+
+def as_devices(devices: Sequence[Any] | None) -> Sequence[Any]:
+    """Where to work: all local devices, unless told otherwise."""
+    chosen = jax.local_devices() if devices is None else list(devices)
+    if not chosen:
+        raise ValueError("devices must hold at least one device; got none")
+    return chosen
 
 
 def as_flag(name: str, value: Any) -> bool:

@@ -3,7 +3,8 @@
 Random search: everybody draws whole weight sets (0.05 times normals), takes the cross-entropy of
 all 300 rows and keeps the best; a peer with a choice of tile runs at its best one. Perturbation
 search: a step is one proposal, every weight moved by 0.05 times a normal, and its verdict.
-Gradient descent: a step is the gradient of all 300 rows, or of 32 of them for 64-32-10, and SGD.
+Gradient descent: a step is the gradient of all 300 rows, or of 32 of them for 64-32-10, and SGD;
+of several networks every network's step counts.
 
 All take turns, so that a change of the machine's pace hits them alike; ratios are medians over
 rounds of the ratio within a round.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -31,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from chain_peers import CHAINS, WAYS
 from command_line import Sizes, count, layer_sizes, write_json
-from descent_peers import DESCENTS
+from descent_peers import DESCENTS, NETWORKS, ONE
 from problems import DATA
 from search_peers import PEERS, ROWS, jaxnn_search, random_batch
 from tqdm import tqdm
@@ -148,21 +149,12 @@ def measure_chains(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str
             continue
         seconds[name] = timed(*searches[name])
     rates = take_turns(searches, arguments.repeats)
-    rows: list[dict[str, Any]] = []
-    for name in WAYS:
-        net = "-".join(map(str, sizes))
-        rows.append({"net": net, "library": name, "steps/s": MISSING})
-        if name not in rates:
-            continue
-        rows[-1] |= {
-            "steps/s": float(np.median(rates[name])),
-            "spread %": 100 * float(np.ptp(rates[name]) / np.median(rates[name])),
-            "x NumPy": float(np.median(rates[name] / rates["NumPy loop"])),
-            "x scan": float(np.median(rates[name] / rates["lax.scan, one at a time"])),
-            "x random search": float(np.median(rates[name] / rates["jaxnn, random search"])),
-            "first call s": seconds[name],
-        }
-    return rows
+    against = {
+        "x NumPy": "NumPy loop",
+        "x scan": "lax.scan, one at a time",
+        "x random search": "jaxnn, random search",
+    }
+    return rows_of(sizes, WAYS, rates, seconds, against)
 
 
 def measure_descent(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -171,15 +163,32 @@ def measure_descent(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[st
     batch_size = None if sizes[0] == 2 else 32
     searches, seconds = {}, {}
     for name, (prepare, times) in DESCENTS.items():
-        steps = max(int(arguments.steps * times) // 10, 9)
+        unit = 9 * (NETWORKS if "networks" in name else 1)  # whole epochs of all networks
+        steps = max(int(arguments.steps * times) // 10 // unit, 1) * unit
         try:
-            searches[name] = prepare(model, batch, batch_size), steps // 9 * 9
+            searches[name] = prepare(model, batch, batch_size), steps
         except ImportError:
             continue
         seconds[name] = timed(*searches[name])
     rates = take_turns(searches, arguments.repeats)
+    against = {
+        "x torch eager": "torch eager",
+        "x value_and_grad": "jaxnn, jax.value_and_grad",
+        "x one network": ONE,
+    }
+    return rows_of(sizes, DESCENTS, rates, seconds, against)
+
+
+def rows_of(
+    sizes: Sizes,
+    ways: Iterable[str],
+    rates: Mapping[str, np.ndarray],
+    seconds: Mapping[str, float],
+    against: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """A row a way, also for those that are missing; `against` names columns and their peers."""
     rows: list[dict[str, Any]] = []
-    for name in DESCENTS:
+    for name in ways:
         rows.append({"net": "-".join(map(str, sizes)), "library": name, "steps/s": MISSING})
         if name not in rates:
             continue
@@ -187,8 +196,8 @@ def measure_descent(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[st
             "steps/s": float(np.median(rates[name])),
             "spread %": 100 * float(np.ptp(rates[name]) / np.median(rates[name])),
             **{
-                f"x {peer}": float(np.median(rates[name] / rates[peer]))
-                for peer in ("torch eager", "jaxnn, jax.value_and_grad")
+                column: float(np.median(rates[name] / rates[peer]))
+                for column, peer in against.items()
                 if peer in rates
             },
             "first call s": seconds[name],

@@ -31,11 +31,14 @@ def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: int | None) -> int:
     return max(steps // (1 if batch_size is None else len(batch.x) // batch_size), 1)
 
 
-def torch_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None) -> Search:
-    """A `Sequential` of `Linear` and `ReLU`, eager, `optim.SGD`, one thread."""
+def torch_descent(
+    compiles: bool, model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None
+) -> Search:
+    """A `Sequential` of `Linear` and `ReLU`, `optim.SGD`, one thread."""
     torch: Any = import_module("torch")
     network, measure = torch_network(start_of(model)), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
+    network = torch.compile(network) if compiles else network
     x = torch.tensor(np.array(batch.x))
     y = torch.tensor(np.array(batch.y), dtype=torch.int64)
 
@@ -113,25 +116,44 @@ def sklearn_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | No
 
 
 def jaxnn_descent(
-    by_hand: bool, model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None
+    by_hand: bool,
+    networks: int | None,
+    model: jaxnn.Model,
+    batch: jaxnn.Batch,
+    batch_size: int | None,
 ) -> Search:
-    """`jaxnn.gradient_descent` as users call it, with either gradient."""
+    """`jaxnn.gradient_descent` as users call it, with either gradient; steps of all networks."""
     function = model.value_and_grad if by_hand else jax.value_and_grad(model.loss_reference)
-    given = jax.random.key(0), function, start_of(model), batch
+    start = start_of(model)
+    if networks is not None:
+        start = jax.vmap(model.init)(jax.random.split(jax.random.key(1), networks))
+    given = jax.random.key(0), function, start, batch
 
     def search(steps: int) -> Any:
-        epochs = epochs_of(steps, batch, batch_size)
-        options = {"num_epochs": epochs, "learning_rate": RATE, "batch_size": batch_size}
-        return jaxnn.gradient_descent(*given, **options).loss
+        return jaxnn.gradient_descent(
+            *given,
+            num_epochs=epochs_of(steps // (networks or 1), batch, batch_size),
+            learning_rate=RATE,
+            batch_size=batch_size,
+            num_networks=networks,
+        ).loss
 
     return search
 
 
+NETWORKS = 1_000
+ONE = "jaxnn, by hand"
 DESCENTS: dict[str, tuple[Way, float]] = {
-    "torch eager": (torch_descent, 0.1),
+    "torch eager": (partial(torch_descent, False), 0.1),
+    "torch compiled": (partial(torch_descent, True), 0.1),
     "scikit-learn": (sklearn_descent, 0.1),
     "optax, jax.value_and_grad": (optax_descent, 1),
-    "jaxnn, jax.value_and_grad": (partial(jaxnn_descent, False), 1),
-    "jaxnn, by hand": (partial(jaxnn_descent, True), 1),
+    "jaxnn, jax.value_and_grad": (partial(jaxnn_descent, False, None), 1),
+    ONE: (partial(jaxnn_descent, True, None), 1),
+    f"jaxnn, jax.value_and_grad, {NETWORKS:,} networks": (
+        partial(jaxnn_descent, False, NETWORKS),
+        20,
+    ),
+    f"{ONE}, {NETWORKS:,} networks": (partial(jaxnn_descent, True, NETWORKS), 50),
 }
 """Ways to descend, and how many times a tenth of `--steps` each takes; slow ones take fewer."""

@@ -166,7 +166,7 @@ PARAMS = {"w": shape(2, 3), "b": shape(3)}
 
 
 def test_gradients_like_the_params_pass():
-    callables._check_gradients("value_and_grad_fn", dict(PARAMS), PARAMS)
+    callables.check_like_params("value_and_grad_fn", "gradients", dict(PARAMS), PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,4 @@ def test_gradients_like_the_params_pass():
 )
 def test_gradients_of_another_tree_shape_or_dtype_are_refused(gradients, message):
     with pytest.raises(TypeError, match=f"value_and_grad_fn must return.*{message}"):
-        callables._check_gradients("value_and_grad_fn", gradients, PARAMS)
+        callables.check_like_params("value_and_grad_fn", "gradients", gradients, PARAMS)

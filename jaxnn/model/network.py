@@ -178,7 +178,7 @@ def _init(
 ) -> Params:
     """Params to start from: weights `scale` times unit draws, biases 0."""
     draw = sampler(shapes, scale=scale, distribution=distribution, bias_scale=0.0)
-    return draw(as_key("key", key))
+    return draw(as_key("key", key, traced=True))
 
 
 def _apply(settings: Settings) -> Callable[[Params, ArrayLike], jax.Array]:

@@ -27,6 +27,7 @@ __all__ = [
     "as_params",
     "as_partial",
     "check_concrete",
+    "check_like_params",
     "check_scalar",
     "check_value_and_grad",
     "shapes_of",
@@ -143,21 +144,21 @@ def check_value_and_grad(function: Partial, params: Any, batch: Any) -> Any:
             f"does; got a {type(results).__name__}"
         )
     check_scalar("value_and_grad_fn", results[0])
-    _check_gradients("value_and_grad_fn", results[1], params)
+    check_like_params("value_and_grad_fn", "gradients", results[1], params)
     return results[0].dtype
 
 
-def _check_gradients(name: str, gradients: Any, params: Any) -> None:
-    """Refuses gradients whose tree, shapes or dtypes are not those of the params."""
-    if jax.tree.structure(gradients) != jax.tree.structure(params):
+def check_like_params(name: str, what: str, got: Any, params: Any) -> None:
+    """Refuses a result whose tree, shapes or dtypes are not those of the params."""
+    if jax.tree.structure(got) != jax.tree.structure(params):
         raise TypeError(
-            f"{name} must return gradients with the tree of params, "
-            f"{jax.tree.structure(params)}; got {jax.tree.structure(gradients)}"
+            f"{name} must return {what} with the tree of params, "
+            f"{jax.tree.structure(params)}; got {jax.tree.structure(got)}"
         )
-    pairs = zip(tree_leaves_with_path(gradients), jax.tree.leaves(params), strict=True)
-    for (path, gradient), leaf in pairs:
-        if (gradient.shape, gradient.dtype) != (leaf.shape, leaf.dtype):
+    pairs = zip(tree_leaves_with_path(got), jax.tree.leaves(params), strict=True)
+    for (path, found), leaf in pairs:
+        if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
             raise TypeError(
-                f"{name} must return gradients like params; got {gradient.dtype} of shape "
-                f"{gradient.shape} for params{keystr(path)}, {leaf.dtype} of shape {leaf.shape}"
+                f"{name} must return {what} like params; got {found.dtype} of shape "
+                f"{found.shape} for params{keystr(path)}, {leaf.dtype} of shape {leaf.shape}"
             )

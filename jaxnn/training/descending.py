@@ -1,7 +1,13 @@
-"""The compiled loop of a gradient descent: epochs of steps, each with a look at the stop rules."""
+"""The compiled loop of a gradient descent: epochs of steps, each with a look at the stop rules.
+
+One network descends alone, or several side by side with a leading axis on all that is their own:
+optimizer, stream, state and records. The loop runs until the last of them has stopped; those that
+have stopped before stay where they are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from jaxnn.training.folding import COMPILER_OPTIONS
 from jaxnn.training.optimizers import Optimizer, length
 
 __all__ = [
@@ -89,29 +96,36 @@ class State(NamedTuple):
 
 
 class Records(NamedTuple):
-    """Losses of a chunk: before every step, and after every epoch on the validation batch."""
+    """What happened in a chunk; a number for each network where there are several.
+
+    Attributes:
+        loss: before every step, `(capacity * steps, ...)`; only as many mean something as steps
+            were made.
+        num_steps: steps made, int32.
+        validation: after every epoch on the validation batch, `(capacity, ...)`, likewise; None
+            without one.
+    """
 
     loss: Any
     num_steps: Any
     validation: Any
-    num_epochs: Any
 
 
 @partial(jax.jit, static_argnames=("loss_dtype", "validates"))
 def begin(optimizer: Optimizer, start: Any, *, loss_dtype: Any, validates: bool) -> State:
-    """The state before the first step."""
+    """The state of a network before its first step."""
     unmet = jnp.asarray(jnp.inf, loss_dtype)
     best = Best(start, unmet, jnp.uint32(0)) if validates else None
     return State(start, optimizer.init(start), start, unmet, jnp.int32(RUNNING), best)
 
 
-@partial(jax.jit, static_argnames=("cut", "capacity"))
+@partial(jax.jit, static_argnames=("cut", "capacity"), compiler_options=COMPILER_OPTIONS)
 def descend(
     function: Partial,
-    optimizer: Optimizer,
     batch: Any,
-    stream: jax.Array,
     rules: Rules,
+    optimizer: Optimizer,
+    stream: jax.Array,
     state: State,
     first_epoch: jax.Array,
     num_epochs: jax.Array,
@@ -120,59 +134,87 @@ def descend(
     capacity: int,
 ) -> tuple[State, Records]:
     """One chunk: `num_epochs` epochs, at most `capacity`, or fewer if a stop rule is met."""
-    take_step = partial(_step, function, optimizer, rules)
+    step = partial(_step, function, rules)
+
+    def take_step(place: jax.Array, rows: Any, axis: int | None, state: State, records: Records):
+        runs = state.verdict == RUNNING
+        stepped, loss = _each(step, state, (0, axis, 0))(optimizer, rows, state)
+        num_steps = records.num_steps + runs.astype(jnp.int32)
+        return stepped, records._replace(loss=_set(records.loss, loss, place), num_steps=num_steps)
 
     def run_epoch(carry: tuple[jax.Array, State, Records]):
-        epoch, state, records = carry
+        epoch, before, records = carry
+        place = epoch - first_epoch
         if cut.rows_a_step is None:
-            state, records = take_step(batch, state, records)
+            state, records = take_step(place, batch, None, before, records)
         else:
-            key = jax.random.fold_in(stream, epoch)
-            state, records = _run_batches(take_step, key, batch, cut, state, records)
-        if state.best is not None:
-            state, loss = _validate(function, rules, state, state.best)
-            here = records.num_epochs
-            records = records._replace(validation=records.validation.at[here].set(loss))
-        return epoch + 1, state, records._replace(num_epochs=records.num_epochs + 1)
+            order = _each(partial(_shuffled, batch, epoch), before, (0,))(stream)
+            state, records = _run_batches(take_step, place, order, batch, cut, before, records)
+        if rules.validation is not None:
+            validate = _each(partial(_validate, function, rules), state, (0, 0))
+            state, loss = validate(state, before.verdict == RUNNING)
+            records = records._replace(validation=_set(records.validation, loss, place))
+        return epoch + 1, state, records
 
     def more_epochs(carry: tuple[jax.Array, State, Records]) -> jax.Array:
-        return (carry[0] < first_epoch + num_epochs) & (carry[1].verdict == RUNNING)
+        return (carry[0] < first_epoch + num_epochs) & jnp.any(carry[1].verdict == RUNNING)
 
-    losses = jnp.zeros(capacity * cut.steps, state.loss.dtype)
-    validation = None if rules.validation is None else jnp.zeros(capacity, state.loss.dtype)
-    records = Records(losses, jnp.int32(0), validation, jnp.int32(0))
+    def empty(length: int) -> jax.Array:
+        return jnp.zeros((length, *state.verdict.shape), state.loss.dtype)
+
+    validation = None if rules.validation is None else empty(capacity)
+    records = Records(empty(capacity * cut.steps), jnp.zeros_like(state.verdict), validation)
     return jax.lax.while_loop(more_epochs, run_epoch, (first_epoch, state, records))[1:]
 
 
-def _run_batches(take_step, key: jax.Array, batch: Any, cut: Cut, state: State, records: Records):
-    """The steps of one epoch, on its rows in an order of its own."""
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    order = jax.random.permutation(key, jnp.arange(rows, dtype=jnp.int32))
-    steps = rows // cut.rows_a_step
-    chosen = order[: steps * cut.rows_a_step].reshape(steps, cut.rows_a_step)
+def _each(function: Callable[..., Any], state: State, axes: tuple[int | None, ...]):
+    """The function of one network, or of each where the state has an axis of networks."""
+    return jax.vmap(function, axes) if state.verdict.ndim else function
 
-    def rows_at(places: jax.Array) -> Any:
-        return jax.tree.map(lambda leaf: leaf[places], batch)
+
+def _shuffled(batch: Any, epoch: jax.Array, stream: jax.Array) -> jax.Array:
+    """The rows of a network's epoch, in an order of its own."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    key = jax.random.fold_in(stream, epoch)
+    return jax.random.permutation(key, jnp.arange(rows, dtype=jnp.int32))
+
+
+def _run_batches(
+    take_step,
+    epoch: jax.Array,
+    order: jax.Array,
+    batch: Any,
+    cut: Cut,
+    state: State,
+    records: Records,
+):
+    """The steps of one epoch, on the rows in this order, `(rows,)` or `(networks, rows)`."""
+    size = cut.rows_a_step or order.shape[-1]
+    steps, rest = divmod(order.shape[-1], size)
+    first = epoch * jnp.uint32(cut.steps)
+
+    def step_on(place: jax.Array, places: jax.Array, state: State, records: Records):
+        rows = jax.tree.map(lambda leaf: leaf[places], batch)
+        return take_step(place, rows, 0, state, records)
 
     def run_batch(carry):
         number, state, records = carry
-        return number + 1, *take_step(rows_at(chosen[number]), state, records)
+        places = jax.lax.dynamic_slice_in_dim(order, number * size, size, axis=-1)
+        return number + 1, *step_on(first + number, places, state, records)
 
     def more_batches(carry) -> jax.Array:
-        return (carry[0] < steps) & (carry[1].verdict == RUNNING)
+        return (carry[0] < steps) & jnp.any(carry[1].verdict == RUNNING)
 
-    _, state, records = jax.lax.while_loop(more_batches, run_batch, (jnp.int32(0), state, records))
+    start = (jnp.uint32(0), state, records)
+    number, state, records = jax.lax.while_loop(more_batches, run_batch, start)
     if not cut.remainder:
         return state, records
-    last, seen = take_step(rows_at(order[steps * cut.rows_a_step :]), state, records)
-    runs = state.verdict == RUNNING
-    count = jnp.where(runs, seen.num_steps, records.num_steps)
-    return _select(runs, last, state), seen._replace(num_steps=count)
+    return step_on(first + number, order[..., -rest:], state, records)
 
 
 def _step(
-    function: Partial, optimizer: Optimizer, rules: Rules, rows: Any, state: State, records: Records
-) -> tuple[State, Records]:
+    function: Partial, rules: Rules, optimizer: Optimizer, rows: Any, state: State
+) -> tuple[State, jax.Array]:
     """Loss and gradient of the rows, the stop rules, and one step of the optimizer."""
     loss, gradients = function(state.params, rows)
     is_flat = jnp.abs(loss - state.loss) < rules.tolerance.astype(loss.dtype)
@@ -194,12 +236,17 @@ def _step(
         verdict=verdict.astype(jnp.int32),
         best=state.best,
     )
-    losses = records.loss.at[records.num_steps].set(loss)
-    return stepped, records._replace(loss=losses, num_steps=records.num_steps + 1)
+    return _select(state.verdict == RUNNING, stepped, state), loss
 
 
-def _validate(function: Partial, rules: Rules, state: State, best: Best) -> tuple[State, jax.Array]:
-    """Looks at the validation batch, at the params that would be returned if this were the end."""
+def _validate(
+    function: Partial, rules: Rules, state: State, ran: jax.Array
+) -> tuple[State, jax.Array]:
+    """Looks at the validation batch, at the params that would be returned if this were the end.
+
+    A network that had stopped before the epoch did not run, and is left alone.
+    """
+    best: Any = state.best
     here = _select(state.verdict == RUNNING, state.params, state.measured)
     loss, _ = function(here, rules.validation)
     is_better = jnp.isfinite(loss) & (loss < best.loss)
@@ -208,15 +255,19 @@ def _validate(function: Partial, rules: Rules, state: State, best: Best) -> tupl
     verdict = state.verdict
     if rules.patience is not None:
         verdict = jnp.where((verdict == RUNNING) & (vain >= rules.patience), CONVERGED, verdict)
-    return state._replace(best=best, verdict=verdict), loss
+    return _select(ran, state._replace(best=best, verdict=verdict), state), loss
 
 
 @jax.jit
-def settle(function: Partial, state: State, batch: Any) -> tuple[Any, jax.Array, jax.Array]:
-    """The params to return, their loss and the verdict.
+def settle(function: Partial, batch: Any, state: State) -> tuple[Any, jax.Array, jax.Array]:
+    """The params to return, their loss and the verdict; of each network if there are several."""
+    return _each(partial(_settle, function, batch), state, (0,))(state)
 
-    They are the best on the validation batch, if there is one and a loss on it was finite; else
-    those reached, unless a stop rule was met before or their loss is not finite.
+
+def _settle(function: Partial, batch: Any, state: State) -> tuple[Any, jax.Array, jax.Array]:
+    """The best on the validation batch, if there is one and a loss on it was finite.
+
+    Else those reached, unless a stop rule was met before or their loss is not finite.
     """
     if state.best is not None:
         is_best = state.best.loss < jnp.inf
@@ -232,6 +283,11 @@ def settle(function: Partial, state: State, batch: Any) -> tuple[Any, jax.Array,
     is_sound = take_reached | (has_stopped & jnp.isfinite(loss))
     params = _select(take_reached, state.params, state.measured)
     return params, loss, jnp.where(is_sound, state.verdict, DIVERGED)
+
+
+def _set(records: jax.Array, losses: jax.Array, place: jax.Array) -> jax.Array:
+    """A row of the records; `.at[place]` would check the place in four more kernels."""
+    return jax.lax.dynamic_update_index_in_dim(records, losses, place, 0)
 
 
 def _select(condition: jax.Array, yes: Any, no: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnn.training.descending import RUNNING, Records, State
 from jaxnn.training.naming import numbered_leaves, with_leaves
-from jaxnn.training.pacing import chunks
+from jaxnn.training.pacing import SECONDS_PER_CHUNK, chunks
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
     Limits,
@@ -23,32 +23,37 @@ from jaxnn.training.stopping import (
 __all__ = ["Walked", "walk"]
 
 RECORDS_PER_CHUNK = 2**17
+SECONDS_PER_BLOCK = 0.015
+"""Of a chunk, lest it go by in calling the blocks."""
+SAVED = ("losses", "validation", "num_steps")
 
 
 class Walked(NamedTuple):
-    """How far a descent came.
+    """How far a descent came; with a second axis of networks, or one, where there are several.
 
     Attributes:
-        state: where it stands.
-        losses: before every step, `(steps,)`.
+        state: where it stands: a `State`, or one for each block of networks.
+        losses: before every step, `(steps,)`; nan where a network had stopped.
         validation: after every epoch on the validation batch, `(epochs,)`; empty without one.
-        num_epochs: epochs begun.
+        num_steps: steps made, int64.
+        num_epochs: epochs begun, by any network.
         stopped: whether a limit ended it.
     """
 
-    state: State
+    state: State | tuple[State, ...]
     losses: np.ndarray
     validation: np.ndarray
+    num_steps: np.ndarray
     num_epochs: int
     stopped: bool
 
 
 def walk(
-    descend: Callable[..., tuple[State, Records]],
-    state: State,
+    descend: Callable[..., tuple[Any, Records]],
+    state: State | tuple[State, ...],
     num_epochs: int,
     steps_per_epoch: int,
-    work_per_epoch: float,
+    work_per_step: float,
     limits: Limits,
     saver: Saver | None,
     progress: bool,
@@ -57,10 +62,10 @@ def walk(
 
     Args:
         descend: `descend(state, first_epoch, num_epochs, capacity=...)` -> state and records.
-        state: before the first step.
+        state: before the first step; of several networks, one for each block.
         num_epochs: epochs in all.
         steps_per_epoch: steps of each.
-        work_per_epoch: evaluations of each, for the callback.
+        work_per_step: evaluations of each step, for the callback.
         limits: when to end.
         saver: where to save.
         progress: whether to show a progress bar.
@@ -68,29 +73,32 @@ def walk(
     Returns:
         A `Walked`.
     """
-    nothing = np.zeros(0, state.loss.dtype)
-    walked = _resumed(saver, Walked(state, nothing, nothing, 0, stopped=False))
+    blocks = _blocks(state)
+    nothing = np.zeros((0, *_networks(blocks)), blocks[0].loss.dtype)
+    no_steps = np.zeros(_networks(blocks), np.int64)
+    walked = _resumed(saver, Walked(state, nothing, nothing, no_steps, 0, stopped=False))
     if walked.num_epochs > num_epochs:
         raise ValueError(
             f"num_epochs must be at least {walked.num_epochs}, as many as the checkpoint holds; "
             f"got {num_epochs}"
         )
     parts, first = [walked], walked.num_epochs
-    left = num_epochs - first if int(walked.state.verdict) == RUNNING else 0
-    capacity = max(RECORDS_PER_CHUNK // steps_per_epoch, 1)
+    left = num_epochs - first if _runs(walked.state) else 0
+    capacity = max(RECORDS_PER_CHUNK // (steps_per_epoch * blocks[0].verdict.size), 1)
+    seconds = max(SECONDS_PER_CHUNK, SECONDS_PER_BLOCK * len(blocks))
     started = saved = time.monotonic()
     lowest = _lowest(walked)
     try:
-        for chunk in chunks(left, largest=capacity, unit="epochs", show=progress):
+        for chunk in chunks(left, largest=capacity, unit="epochs", show=progress, seconds=seconds):
             begin, size = np.uint32(first + chunk.begin), np.uint32(chunk.end - chunk.begin)
             state, records = descend(parts[-1].state, begin, size, capacity=capacity)
-            parts.append(_walked(parts[-1], state, records))
+            parts.append(_walked(parts[-1], state, records, steps_per_epoch))
             lowest = min(lowest, _lowest(parts[-1]))
             chunk.report(lowest)
-            evaluations = round(parts[-1].num_epochs * work_per_epoch)
+            evaluations = round(int(np.sum(parts[-1].num_steps)) * work_per_step)
             if ask_to_stop(limits, started, SearchProgress(evaluations, lowest)):
                 parts[-1] = parts[-1]._replace(stopped=True)
-            if int(state.verdict) != RUNNING or parts[-1].stopped:
+            if not _runs(state) or parts[-1].stopped:
                 break
             if saver and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 parts = [_joined(parts)]
@@ -103,14 +111,29 @@ def walk(
     return walked
 
 
-def _walked(before: Walked, state: State, records: Records) -> Walked:
-    """A chunk on its own; epochs are counted from the first on."""
-    epochs = int(records.num_epochs)
-    validation = np.zeros(0, state.loss.dtype)
+def _blocks(state: State | tuple[State, ...]) -> tuple[State, ...]:
+    return (state,) if isinstance(state, State) else state
+
+
+def _networks(blocks: tuple[State, ...]) -> tuple[int, ...]:
+    """The axis of networks, if there is one."""
+    return (len(blocks) * blocks[0].verdict.size,) if blocks[0].verdict.ndim else ()
+
+
+def _runs(state: State | tuple[State, ...]) -> bool:
+    return any(np.any(np.asarray(block.verdict) == RUNNING) for block in _blocks(state))
+
+
+def _walked(before: Walked, state: Any, records: Records, steps_per_epoch: int) -> Walked:
+    """A chunk on its own; steps and epochs are counted from the first on."""
+    longest = int(np.max(records.num_steps))
+    epochs = -(-longest // steps_per_epoch)
+    validation = before.validation[:0]
     if records.validation is not None:
         validation = np.asarray(records.validation)[:epochs].copy()
-    losses = np.asarray(records.loss)[: int(records.num_steps)].copy()
-    return Walked(state, losses, validation, before.num_epochs + epochs, stopped=False)
+    losses = np.asarray(records.loss)[:longest].copy()
+    num_steps = before.num_steps + np.asarray(records.num_steps)
+    return Walked(state, losses, validation, num_steps, before.num_epochs + epochs, stopped=False)
 
 
 def _lowest(walked: Walked) -> float:
@@ -131,10 +154,11 @@ def _resumed(saver: Saver | None, start: Walked) -> Walked:
         return start
     arrays, facts = saved
     state = with_leaves(start.state, arrays)
-    return Walked(state, arrays["losses"], arrays["validation"], facts["next"], stopped=False)
+    records = (arrays[name] for name in SAVED)
+    return Walked(state, *records, num_epochs=facts["next"], stopped=False)
 
 
 def _save(saver: Saver, walked: Walked) -> None:
-    arrays = {"losses": walked.losses, "validation": walked.validation}
+    arrays = {name: getattr(walked, name) for name in SAVED}
     state: Any = jax.tree.map(np.asarray, walked.state)
     saver.save({**arrays, **numbered_leaves(state)}, {"next": walked.num_epochs})

@@ -7,41 +7,49 @@ validation batch, the loss on that. The whole loop is compiled.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
-from jaxnn.checks import as_count, as_flag, as_key, as_real
+from jaxnn.checks import as_count, as_flag, as_key
 from jaxnn.training.callables import (
     ValueAndGradFn,
     as_batch,
     as_params,
     as_partial,
-    check_concrete,
     check_value_and_grad,
 )
 from jaxnn.training.descending import (
     CONVERGED,
     DIVERGED,
     REACHED,
-    Cut,
     Rules,
     begin,
     descend,
     settle,
 )
+from jaxnn.training.descent_setup import (
+    Seen,
+    as_cut,
+    as_networks,
+    as_optimizer,
+    as_patience,
+    as_tolerance,
+    as_validation,
+    check_update,
+    facts_of,
+    one_of,
+)
 from jaxnn.training.epochs import Walked, walk
-from jaxnn.training.identities import fingerprint, identity
 from jaxnn.training.naming import check_saveable
-from jaxnn.training.optimizers import Optimizer, check_optimizer, sgd
-from jaxnn.training.pacing import Status
+from jaxnn.training.networks import Networks, descend_blocks, each_block, in_blocks, joined, placed
+from jaxnn.training.optimizers import Optimizer
 from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
 
 __all__ = ["DescentHistory", "GradientDescentResult", "gradient_descent"]
@@ -56,9 +64,12 @@ EVALUATIONS_PER_GRADIENT = 3
 class DescentHistory(NamedTuple):
     """The loss at every step; ready to plot.
 
+    Of several networks `loss` and `validation_loss` have a first axis of networks, with nan from
+    where a network had stopped.
+
     Attributes:
-        evaluations: evaluations made up to and with each step, in units of one loss on the whole
-            batch, `(num_steps,)`, float64.
+        evaluations: evaluations made by a network up to and with each step, in units of one loss
+            on the whole batch, `(num_steps,)`, float64.
         loss: loss of the step's batch *before* the step, `(num_steps,)`.
         validation_loss: loss on the validation batch after every epoch, `(num_epochs,)`; None
             without one.
@@ -70,7 +81,7 @@ class DescentHistory(NamedTuple):
 
 
 class GradientDescentResult(NamedTuple):
-    """Where a gradient descent ended.
+    """Where a gradient descent ended; of several networks, arrays with a first axis of networks.
 
     Attributes:
         params: the params reached; if it diverged, the last whose loss was finite; with a
@@ -81,15 +92,15 @@ class GradientDescentResult(NamedTuple):
             on a validation batch are not counted.
         num_steps: gradients evaluated; the last is that at which it converged or diverged.
         status: "completed", "converged", "diverged", "interrupted", "reached", "stopped", or
-            "nonfinite" if no loss was ever finite.
+            "nonfinite" if no loss was ever finite; a `Status`.
         history: the loss at every step.
     """
 
     params: Any
-    loss: float
-    num_evaluations: int
-    num_steps: int
-    status: Status
+    loss: Any
+    num_evaluations: Any
+    num_steps: Any
+    status: Any
     history: DescentHistory
 
 
@@ -100,8 +111,9 @@ def gradient_descent(
     batch: Any,
     *,
     num_epochs: int,
-    learning_rate: float | None = None,
+    learning_rate: Any = None,
     optimizer: Optimizer | None = None,
+    num_networks: int | None = None,
     batch_size: int | None = None,
     keep_remainder: bool = False,
     tolerance: float = 0.0,
@@ -112,9 +124,10 @@ def gradient_descent(
     max_seconds: float | None = None,
     callback: Callable[[SearchProgress], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    devices: Sequence[Any] | None = None,
     progress: bool = False,
 ) -> GradientDescentResult:
-    """Descends from `params`, full batch or mini-batch.
+    """Descends from `params`, full batch or mini-batch, with one network or with many.
 
     Args:
         key: a typed key, `jax.random.key(seed)`; it shuffles the rows.
@@ -123,8 +136,14 @@ def gradient_descent(
         params: where to start, any pytree of floats.
         batch: any pytree that the function takes; for mini-batches, rows first in every leaf.
         num_epochs: passes over the rows; 0 returns the start.
-        learning_rate: short for `optimizer=sgd(learning_rate)`.
-        optimizer: as in `jaxnn.optimizers`, or an optax transformation.
+        learning_rate: short for `optimizer=sgd(learning_rate)`; for several networks a number,
+            or one for each.
+        optimizer: as in `jaxnn.optimizers`, or an optax transformation. For several networks
+            `jax.vmap(adam)(rates)` is one for each.
+        num_networks: how many networks descend side by side, each from its own params in a first
+            axis of every leaf, and each stopping by itself. Network `i` comes to what it comes to
+            alone with the key `jax.random.fold_in(key, i)`, up to rounding; to the same bits
+            however many there are.
         batch_size: rows a step; None, or more than there are, means all rows.
         keep_remainder: whether what is left of an epoch after the last full batch makes a
             smaller one; otherwise it is dropped.
@@ -144,6 +163,7 @@ def gradient_descent(
             the descent goes on from it, to the same bits as one that was never interrupted; it
             refuses one made with other settings, as far as they are numbers, arrays or
             functions that the callables hold.
+        devices: where several networks descend; by default all local devices.
         progress: whether to show a progress bar.
 
     Returns:
@@ -152,8 +172,8 @@ def gradient_descent(
     Raises:
         TypeError: if an argument is of the wrong kind, or the gradients are not like `params`.
         ValueError: if a number is out of range, if not exactly one of `learning_rate` and
-            `optimizer` is given, if the leaves of `batch` differ in rows, or if the checkpoint
-            is of another descent or damaged.
+            `optimizer` is given, if the leaves of `batch` differ in rows, if those of `params`
+            lack an axis of networks, or if the checkpoint is of another descent or damaged.
         OSError: if the checkpoint cannot be written.
 
     Example:
@@ -171,166 +191,111 @@ def gradient_descent(
     num_epochs = as_count("num_epochs", num_epochs, maximum=2**32 - 1)
     limits = as_limits(max_seconds, callback)
     keeps = as_flag("keep_remainder", keep_remainder)
-    tolerances = (
-        _as_tolerance("tolerance", tolerance),
-        (
-            None
-            if gradient_tolerance is None
-            else _as_tolerance("gradient_tolerance", gradient_tolerance)
-        ),
-    )
-    chosen = _as_optimizer(learning_rate, optimizer)
-    start = as_params(params)
-    batch = as_batch(batch, params, value_and_grad_fn)
+    tolerance = as_tolerance("tolerance", tolerance)
+    if gradient_tolerance is not None:
+        gradient_tolerance = as_tolerance("gradient_tolerance", gradient_tolerance)
+    params = as_params(params)
+    networks = as_networks(num_networks, devices, params)
+    one = one_of(params, networks)
+    chosen = as_optimizer(learning_rate, optimizer, networks)
+    batch = as_batch(batch, one, value_and_grad_fn)
     function = as_partial("value_and_grad_fn", value_and_grad_fn)
-    loss_dtype = check_value_and_grad(function, start, batch)
-    cut, seen = _cut(batch, batch_size, keeps)
+    loss_dtype = check_value_and_grad(function, one, batch)
+    check_update(one_of(chosen, networks), one)
+    cut, seen = as_cut(batch, batch_size, keeps)
     rules = Rules(
-        *tolerances,
+        tolerance,
+        gradient_tolerance,
         target_loss=None if target_loss is None else np.asarray(as_target(target_loss, loss_dtype)),
-        validation=_as_validation(validation_batch, params, value_and_grad_fn, function, start),
-        patience=_as_patience(patience, validation_batch),
+        validation=as_validation(validation_batch, one, value_and_grad_fn, function),
+        patience=as_patience(patience, validation_batch),
     )
     saver = None
     if checkpoint is not None:
-        saver = Saver(Path(checkpoint), _facts(key, function, chosen, start, batch, rules, cut))
+        facts = facts_of(key, function, chosen, params, batch, rules, cut, networks)
+        saver = Saver(Path(checkpoint), facts)
     with jax.threefry_partitionable(True):
-        stream = jax.random.fold_in(key, TAG)
-        state = begin(chosen, start, loss_dtype=loss_dtype, validates=rules.validation is not None)
+        start = partial(begin, loss_dtype=loss_dtype, validates=rules.validation is not None)
+        shared = (function, batch, rules)
+        if networks is None:
+            state = start(chosen, params)
+            run = partial(descend, *shared, chosen, jax.random.fold_in(key, TAG), cut=cut)
+        else:
+            state, run = _side_by_side(key, shared, chosen, start, params, networks, cut)
         if saver is not None:
             check_saveable(state)
-        walked = walk(
-            partial(descend, function, chosen, batch, stream, rules, cut=cut),
-            state,
-            num_epochs,
-            cut.steps,
-            EVALUATIONS_PER_GRADIENT * sum(seen.rows_of_steps) / seen.rows,
-            limits,
-            saver,
-            progress,
-        )
-        final, loss, verdict = settle(function, walked.state, batch)
-    loss = float(loss) if np.isfinite(loss) else math.inf
-    steps = len(walked.losses)
-    work = EVALUATIONS_PER_GRADIENT * np.cumsum(np.resize(seen.rows_of_steps, steps))
+        per_step = EVALUATIONS_PER_GRADIENT * sum(seen.rows_of_steps) / seen.rows / cut.steps
+        walked = walk(run, state, num_epochs, cut.steps, per_step, limits, saver, progress)
+        if networks is None:
+            settled = settle(function, batch, walked.state)
+        else:
+            blocks = placed((function, batch), [(block,) for block in walked.state], networks)
+            settled = joined(each_block(settle, blocks, networks), networks.count)
+    validates, is_complete = rules.validation is not None, walked.num_epochs == num_epochs
+    result = _result(walked, settled, seen, validates=validates, is_complete=is_complete)
+    return _of_one(result) if networks is None else result
+
+
+def _side_by_side(
+    key: jax.Array,
+    shared: tuple[Any, ...],
+    optimizer: Optimizer,
+    start: Callable[..., Any],
+    params: Any,
+    networks: Networks,
+    cut: Any,
+) -> tuple[tuple[Any, ...], Callable[..., Any]]:
+    """The states of all blocks, and what takes them through a chunk."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(networks.count))
+    streams = jax.vmap(jax.random.fold_in, (0, None))(keys, TAG)
+    states = in_blocks(jax.vmap(start)(optimizer, params), networks)
+    surplus = len(states) * networks.width - networks.count
+    states[-1] = states[-1]._replace(
+        verdict=states[-1].verdict.at[networks.width - surplus :].set(CONVERGED)
+    )
+    blocks = placed(shared, in_blocks((optimizer, streams), networks), networks)
+    return tuple(states), partial(descend_blocks, blocks, networks, cut=cut)
+
+
+def _result(
+    walked: Walked, settled: tuple[Any, Any, Any], seen: Seen, validates: bool, is_complete: bool
+) -> GradientDescentResult:
+    """What to return, of one network or of several: surplus networks at the end are left out."""
+    params, loss, verdict = settled
+    loss, verdict = np.asarray(loss), np.asarray(verdict)
+    here = np.s_[..., : len(verdict)] if verdict.ndim else ...
+    losses, validation, num_steps = (
+        array[here] for array in (walked.losses, walked.validation, walked.num_steps)
+    )
+    work = np.cumsum(np.resize(seen.rows_of_steps, len(losses))) * EVALUATIONS_PER_GRADIENT
+    unstopped = "completed" if is_complete else "stopped" if walked.stopped else "interrupted"
+    has_finite = np.isfinite(loss) | np.any(np.isfinite(losses), axis=0)
     return GradientDescentResult(
-        params=final,
-        loss=loss,
-        num_evaluations=1 - (-int(work[-1] if steps else 0) // seen.rows),
-        num_steps=steps,
-        status=_status(
-            walked,
-            verdict,
-            has_finite=math.isfinite(loss) or bool(np.any(np.isfinite(walked.losses))),
-            is_complete=walked.num_epochs == num_epochs,
+        params=jax.tree.map(jnp.asarray, params),
+        loss=np.where(np.isfinite(loss), loss, np.inf).astype(np.float64),
+        num_evaluations=1 - (-np.append(0, work)[num_steps] // seen.rows),
+        num_steps=num_steps,
+        status=np.select(
+            [
+                (verdict == DIVERGED) & ~has_finite,
+                *(verdict == ending for ending in (DIVERGED, CONVERGED, REACHED)),
+            ],
+            ["nonfinite", "diverged", "converged", "reached"],
+            unstopped,
         ),
         history=DescentHistory(
             work / seen.rows,
-            walked.losses,
-            None if validation_batch is None else walked.validation,
+            np.ascontiguousarray(losses.T),
+            np.ascontiguousarray(validation.T) if validates else None,
         ),
     )
 
 
-def _as_optimizer(learning_rate: float | None, optimizer: Optimizer | None) -> Optimizer:
-    if (learning_rate is None) == (optimizer is None):
-        given = "neither" if optimizer is None else "both"
-        raise ValueError(f"give either learning_rate or optimizer; got {given}")
-    if optimizer is None:
-        check_concrete("learning_rate", learning_rate)
-        return sgd(learning_rate)  # type: ignore[arg-type]
-    check_optimizer(optimizer)
-    init = as_partial("optimizer.init", optimizer.init)
-    return Optimizer(init, as_partial("optimizer.update", optimizer.update))
-
-
-def _as_tolerance(name: str, value: float) -> Any:
-    check_concrete(name, value)
-    return as_real(name, value, inclusive=True)
-
-
-def _as_validation(
-    validation_batch: Any, params: Any, value_and_grad_fn: Any, function: Partial, start: Any
-) -> Any:
-    """The validation batch as arrays, once the function has taken it."""
-    if validation_batch is None:
-        return None
-    try:
-        arrays = as_batch(validation_batch, params, value_and_grad_fn)
-        check_value_and_grad(function, start, arrays)
-    except Exception as error:
-        error.add_note("This came from validation_batch.")
-        raise
-    return arrays
-
-
-def _as_patience(patience: int | None, validation_batch: Any) -> np.uint32 | None:
-    if patience is None:
-        return None
-    if validation_batch is None:
-        raise ValueError("validation_batch must be given with patience; got None")
-    return np.uint32(as_count("patience", patience, 1, 2**32 - 1))
-
-
-class _Seen(NamedTuple):
-    """Rows that each step of an epoch sees, of how many."""
-
-    rows_of_steps: list[int]
-    rows: int
-
-
-def _cut(batch: Any, batch_size: int | None, keeps: bool) -> tuple[Cut, _Seen]:
-    """How an epoch is cut; `batch` need have no rows if it is taken whole."""
-    if batch_size is None:
-        if keeps:
-            raise ValueError("batch_size must be given with keep_remainder; got None")
-        return Cut(None, 0, 1), _Seen([1], 1)
-    batch_size = as_count("batch_size", batch_size, minimum=1)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
-    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or not shapes[0][0]:
-        raise ValueError(
-            "batch must have the same number of rows, at least 1, in every leaf to be cut by "
-            f"batch_size; got shapes {shapes}"
-        )
-    rows = shapes[0][0]
-    if batch_size >= rows:
-        return Cut(None, 0, 1), _Seen([1], 1)
-    steps, rest = divmod(rows, batch_size)
-    remainder = rest if keeps else 0
-    sizes = [batch_size] * steps + [remainder] * (remainder > 0)
-    return Cut(batch_size, remainder, len(sizes)), _Seen(sizes, rows)
-
-
-def _facts(
-    key: jax.Array,
-    function: Partial,
-    optimizer: Optimizer,
-    params: Any,
-    batch: Any,
-    rules: Rules,
-    cut: Cut,
-) -> dict[str, Any]:
-    """What whoever goes on with this descent has to share."""
-    return {
-        "trainer": "gradient_descent",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "key_implementation": str(jax.random.key_impl(key)),
-        "value_and_grad_fn": identity(function),
-        "optimizer": identity(cast(Partial, optimizer.update)),
-        "params": fingerprint(params),
-        "batch": fingerprint(batch),
-        "batch_size": cut.rows_a_step,
-        "keep_remainder": cut.remainder > 0,
-        "rules": fingerprint(rules),
-    }
-
-
-def _status(walked: Walked, verdict: jax.Array, *, has_finite: bool, is_complete: bool) -> Status:
-    if int(verdict) == DIVERGED:
-        return "diverged" if has_finite else "nonfinite"
-    words: dict[int, Status] = {CONVERGED: "converged", REACHED: "reached"}
-    if int(verdict) in words:
-        return words[int(verdict)]
-    if is_complete:
-        return "completed"
-    return "stopped" if walked.stopped else "interrupted"
+def _of_one(result: GradientDescentResult) -> GradientDescentResult:
+    """The numbers of a single network as plain ones."""
+    return result._replace(
+        loss=float(result.loss),
+        num_evaluations=int(result.num_evaluations),
+        num_steps=int(result.num_steps),
+        status=str(result.status),
+    )

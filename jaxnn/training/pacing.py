@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-__all__ = ["Chunk", "Status", "chunks"]
+__all__ = ["SECONDS_PER_CHUNK", "Chunk", "Status", "chunks"]
 
 Status = Literal[
     "completed", "converged", "diverged", "interrupted", "nonfinite", "reached", "stopped"
@@ -59,6 +59,7 @@ def chunks(
     show: bool = False,
     scale: int = 1,
     shown: int | None = None,
+    seconds: float = SECONDS_PER_CHUNK,
 ) -> Iterator[Chunk]:
     """Cuts `range(total)` into chunks that take about a quarter of a second each.
 
@@ -72,6 +73,7 @@ def chunks(
         show: whether to show the bar, on standard error.
         scale: how many to show for each unit of work.
         shown: how many to show in all, where the last unit is not a full one.
+        seconds: how long a chunk should take.
 
     Yields:
         `Chunk`s that follow each other without a gap.
@@ -93,9 +95,9 @@ def chunks(
             started = time.perf_counter()
             yield Chunk(begin, end, report)
             ended = done if done > started else time.perf_counter()
-            seconds = max(ended - started, 1e-6)
+            taken = max(ended - started, 1e-6)
             bar.update(min(end * scale, shown) - bar.n)
-            growth = min(SECONDS_PER_CHUNK / seconds, LARGEST_GROWTH)
+            growth = min(seconds / taken, LARGEST_GROWTH)
             size = max(1, min(int(size * growth), largest))
             begin = end
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.checks import as_count, as_key
+from jaxnn.checks import as_count, as_devices, as_key
 from jaxnn.training import checkpoints
 from jaxnn.training.callables import (
     LossFn,
@@ -142,7 +142,7 @@ def random_search(
         collect.limit if collect and collect.stop else None,
         as_limits(max_seconds, callback),
     )
-    workers = _as_devices(devices)
+    workers = as_devices(devices)
     tile = _tile_size(loss_fn, shapes, batch, memory_budget, workers[0].platform)
     span = _own_share(Span(start, stop, tile))
     alone = jax.process_count() == 1
@@ -169,13 +169,6 @@ def _as_range(start: int, num_candidates: int) -> tuple[int, int]:
             f"start + num_candidates must be at most 2**63; got {start} + {num_candidates}"
         )
     return start, start + num_candidates
-
-
-def _as_devices(devices: Sequence[Any] | None) -> Sequence[Any]:
-    chosen = jax.local_devices() if devices is None else list(devices)
-    if not chosen:
-        raise ValueError("devices must hold at least one device; got none")
-    return chosen
 
 
 def _tile_size(

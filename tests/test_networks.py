@@ -1,0 +1,229 @@
+"""Many descents side by side: each as it would be alone, whatever stands beside it."""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from programs import start_program
+from tolerances import leaf_error
+
+import jaxnn
+from jaxnn import optimizers, schedules
+
+KEY = jax.random.key(5)
+MODEL = jaxnn.mlp((2, 4, 3))
+BATCH = jaxnn.datasets.vertical(jax.random.key(1), samples=20)
+NUM = 40  # more than a block, and not a whole number of them
+STARTS = jax.vmap(MODEL.sampler(scale=1.0))(jax.random.split(jax.random.key(2), NUM))
+
+
+def descend(params, batch, **options: Any):
+    return jaxnn.gradient_descent(KEY, MODEL.value_and_grad, params, batch, **options)
+
+
+def of(tree, number):
+    return jax.tree.map(lambda leaf: leaf[number], tree)
+
+
+def alone(number, **options: Any):
+    key = jax.random.fold_in(KEY, number)
+    return jaxnn.gradient_descent(key, MODEL.value_and_grad, of(STARTS, number), BATCH, **options)
+
+
+def assert_same(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learning_rate": 0.5},
+        {
+            "optimizer": optimizers.adam(schedules.cosine(0.05, 1e-3, 20)),
+            "batch_size": 7,
+            "keep_remainder": True,
+        },
+    ],
+    ids=["full batch", "remainder"],
+)
+def test_every_network_descends_as_it_would_alone(options):
+    many = descend(STARTS, BATCH, num_epochs=20, num_networks=NUM, **options)
+    assert many.loss.shape == many.num_steps.shape == many.status.shape == (NUM,)
+    for number in (0, 31, 32, NUM - 1):
+        one = alone(number, num_epochs=20, **options)
+        assert leaf_error(of(many.params, number), one.params) < 1e-4
+        assert many.loss[number] == pytest.approx(one.loss, rel=1e-5)
+        np.testing.assert_allclose(many.history.loss[number], one.history.loss, rtol=1e-4)
+        np.testing.assert_array_equal(many.history.evaluations, one.history.evaluations)
+        assert (many.num_evaluations[number], many.num_steps[number], many.status[number]) == (
+            one.num_evaluations,
+            one.num_steps,
+            one.status,
+        )
+
+
+def test_networks_shuffle_each_in_its_own_order():
+    same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), STARTS)
+    trained = descend(same, BATCH, num_epochs=2, batch_size=7, learning_rate=0.5, num_networks=NUM)
+    assert len(np.unique(trained.loss)) == NUM
+
+
+@pytest.mark.parametrize("count", [1, 33])
+def test_a_network_comes_to_the_same_bits_however_many_there_are(count):
+    rates = np.geomspace(0.01, 1.0, NUM)
+    options: dict[str, Any] = {"num_epochs": 12, "batch_size": 11}
+    many = descend(STARTS, BATCH, learning_rate=rates, num_networks=NUM, **options)
+    first = jax.tree.map(lambda leaf: leaf[:count], STARTS)
+    fewer = descend(first, BATCH, learning_rate=rates[:count], num_networks=count, **options)
+    assert_same(fewer.params, jax.tree.map(lambda leaf: leaf[:count], many.params))
+    np.testing.assert_array_equal(fewer.loss, many.loss[:count])
+    np.testing.assert_array_equal(fewer.history.loss, many.history.loss[:count])
+
+
+def test_learning_rates_and_whole_optimizers_may_be_one_a_network():
+    rates = np.geomspace(0.01, 1.0, NUM)
+    options: dict[str, Any] = {"num_epochs": 5, "num_networks": NUM}
+    swept = descend(STARTS, BATCH, learning_rate=rates, **options)
+    sweep = jax.vmap(lambda rate: optimizers.sgd(rate))(jnp.asarray(rates))
+    mapped = descend(STARTS, BATCH, optimizer=sweep, **options)
+    assert_same(swept.params, mapped.params)
+    for number in (0, NUM - 1):
+        one = alone(number, learning_rate=float(rates[number]), num_epochs=5)
+        assert leaf_error(of(swept.params, number), one.params) < 1e-5
+    same = descend(STARTS, BATCH, learning_rate=0.5, **options)
+    assert np.any(same.loss != swept.loss)
+
+
+def test_each_network_stops_by_itself():
+    """One converges at once, one reaches a target, one diverges, the others go on to the end."""
+    bowl = jax.value_and_grad(lambda params, batch: jnp.sum(params**2) + batch)
+    starts = np.array([[0.0], [1.0], [1.0], [3.0]], np.float32)
+    rates = [0.1, 0.25, 1e30, 1e-6]
+    trained = jaxnn.gradient_descent(
+        KEY, bowl, starts, np.float32(0), num_networks=4, learning_rate=rates,
+        num_epochs=50, gradient_tolerance=1e-6, target_loss=0.01,
+    )  # fmt: skip
+    assert trained.status.tolist() == ["reached", "reached", "diverged", "completed"]
+    assert trained.num_steps.tolist() == [1, 5, 2, 50]
+    np.testing.assert_array_equal(np.sum(np.isfinite(trained.history.loss), axis=1), [1, 5, 1, 50])
+    np.testing.assert_allclose(trained.params[:3, 0], [0.0, 0.0625, 1.0])
+    np.testing.assert_allclose(trained.loss[:3], [0.0, 0.0625**2, 1.0], rtol=1e-6)
+    assert trained.num_evaluations.tolist() == [4, 16, 7, 151]
+
+
+def test_a_network_that_was_never_finite_is_told_apart():
+    nowhere = jax.value_and_grad(lambda params, batch: jnp.sum(jnp.log(params)) * batch)
+    trained = jaxnn.gradient_descent(
+        KEY, nowhere, np.array([[-1.0], [1.0]], np.float32), np.float32(1), num_networks=2,
+        learning_rate=0.1, num_epochs=3,
+    )  # fmt: skip
+    assert trained.status.tolist() == ["nonfinite", "completed"]
+    assert trained.loss[0] == np.inf
+    assert np.isfinite(trained.loss[1])
+
+
+def test_validation_and_patience_are_each_networks_own():
+    validation = jaxnn.datasets.vertical(jax.random.key(9), samples=30)
+    options: dict[str, Any] = {
+        "learning_rate": 1.0, "num_epochs": 60, "validation_batch": validation, "patience": 4
+    }  # fmt: skip
+    many = descend(STARTS, BATCH, num_networks=NUM, **options)
+    assert set(many.status) == {"completed", "converged"}
+    losses = many.history.validation_loss
+    assert losses is not None
+    assert losses.shape == (NUM, 60)
+    for number in (np.argmin(many.num_steps), np.argmax(many.num_steps)):
+        one = alone(int(number), **options)
+        steps = one.num_steps
+        assert (many.num_steps[number], many.status[number]) == (steps, one.status)
+        assert one.history.validation_loss is not None
+        np.testing.assert_allclose(losses[number][:steps], one.history.validation_loss, rtol=1e-4)
+        assert np.all(np.isnan(losses[number][steps:]))
+        assert many.loss[number] == pytest.approx(one.loss, rel=1e-4)
+
+
+def test_no_epochs_return_the_starts():
+    trained = descend(STARTS, BATCH, num_epochs=0, learning_rate=0.1, num_networks=NUM)
+    assert_same(trained.params, STARTS)
+    assert trained.history.loss.shape == (NUM, 0)
+    assert trained.num_evaluations.tolist() == [1] * NUM
+
+
+def test_a_checkpoint_of_many_goes_on_to_the_same_bits(tmp_path):
+    options: dict[str, Any] = {
+        "learning_rate": np.geomspace(0.01, 3.0, NUM),
+        "num_networks": NUM,
+        "batch_size": 8,
+    }
+    path = tmp_path / "many.npz"
+    descend(STARTS, BATCH, num_epochs=6, checkpoint=path, tolerance=1e-3, **options)
+    resumed = descend(STARTS, BATCH, num_epochs=15, checkpoint=path, tolerance=1e-3, **options)
+    whole = descend(STARTS, BATCH, num_epochs=15, tolerance=1e-3, **options)
+    assert set(whole.status) == {"completed", "converged"}
+    assert_same(resumed._replace(status=0), whole._replace(status=0))
+    assert resumed.status.tolist() == whole.status.tolist()
+    other = {**options, "learning_rate": 0.1}
+    with pytest.raises(ValueError, match="optimizer"):
+        descend(STARTS, BATCH, num_epochs=15, checkpoint=path, tolerance=1e-3, **other)
+
+
+def test_a_second_sweep_compiles_nothing(caplog):
+    options: dict[str, Any] = {"num_epochs": 3, "num_networks": NUM}
+    descend(STARTS, BATCH, learning_rate=np.full(NUM, 0.1), **options)
+    with jax.log_compiles():
+        descend(STARTS, BATCH, learning_rate=np.geomspace(0.1, 1, NUM), **options)
+    assert [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_networks": 3}, ValueError, "params must have a first axis of num_networks = 3"),
+        ({"num_networks": 0}, ValueError, "num_networks must be an integer of at least 1"),
+        ({"num_networks": 2.0}, TypeError, "num_networks must be an integer"),
+        ({"num_networks": NUM, "learning_rate": [0.1, 0.2]}, ValueError, "one for each of the 40"),
+        ({"num_networks": NUM, "learning_rate": np.zeros(NUM)}, ValueError, "learning_rate must"),
+        ({"learning_rate": np.ones(3)}, TypeError, "learning_rate must"),
+        ({"devices": jax.devices()}, ValueError, "num_networks must be given with devices"),
+        ({"num_networks": NUM, "devices": []}, ValueError, "devices must hold at least one"),
+    ],
+)
+def test_what_cannot_be_many_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        descend(STARTS, BATCH, num_epochs=1, **{"learning_rate": 0.1, **options})
+
+
+def test_updates_unlike_the_params_are_refused():
+    halved = optimizers.Optimizer(lambda params: (), lambda g, s, p: (g[:1], s))
+    with pytest.raises(TypeError, match=r"optimizer\.update must return updates"):
+        descend(of(STARTS, 0), BATCH, num_epochs=1, optimizer=halved)
+
+
+def test_other_settings_of_jax_reach_the_threads():
+    with jax.enable_x64(True):
+        starts = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), STARTS)
+        trained = descend(starts, BATCH, num_epochs=3, learning_rate=0.1, num_networks=NUM)
+        assert {leaf.dtype for leaf in jax.tree.leaves(trained.params)} == {np.dtype("float64")}
+
+
+def print_losses():
+    trained = descend(
+        STARTS, BATCH, num_epochs=4, batch_size=9, learning_rate=0.5, num_networks=NUM
+    )
+    losses = trained.loss.astype(np.float32).tobytes().hex()
+    sys.stdout.write(f"{len(jax.devices())} {losses}")
+
+
+@pytest.mark.exhaustive
+def test_on_two_devices_it_is_the_same_bits():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    command = ("-c", "import test_networks; test_networks.print_losses()")
+    running = [start_program(*command, **environment) for environment in ({}, flags)]
+    (one, first), (two, second) = (program.communicate()[0].split() for program in running)
+    assert (one, two) == ("1", "2")
+    assert first == second
