@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxnn import datasets, metrics
 from jaxnn.batch import Batch
-from jaxnn.gradient_check import GradientReport, check_gradients
+from jaxnn.gradient_check import check_gradients
+from jaxnn.gradient_report import GradientReport
 from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.network import Model, mlp

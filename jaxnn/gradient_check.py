@@ -22,6 +22,8 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.checks import as_count, as_key, as_real
+from jaxnn.gradient_faults import suggest
+from jaxnn.gradient_report import GradientReport, LeafReport
 from jaxnn.training.callables import (
     LossFn,
     SampleFn,
@@ -34,7 +36,7 @@ from jaxnn.training.callables import (
     shapes_of,
 )
 
-__all__ = ["GradientReport", "LeafReport", "check_gradients"]
+__all__ = ["check_gradients"]
 
 TAG = 0x43484B47
 """Folded into the key, so that no trainer draws the same from it."""
@@ -51,78 +53,9 @@ ROUNDING = 32 * float(np.finfo(np.float64).eps)
 """Of the loss: what its value, and sums as large as it, may be off by."""
 
 SAMPLES_AT_ONCE = 16
+SAMPLES_TO_EXPLAIN = 16
+"""Of the worst leaf's sample and those drawn first: what the suggestions are told from."""
 COORDINATES_AT_ONCE = 64
-
-
-class LeafReport(NamedTuple):
-    """What was found for one leaf, over all samples.
-
-    Errors are relative to the leaf's largest coordinate in the same sample, or to a thousandth of
-    the largest coordinate of all leaves and samples where that is more, or to `ROUNDING` times
-    the largest loss where all gradients vanish. What the loss's own rounding explains is
-    forgiven: `ROUNDING` times the loss, over the step for differences.
-
-    Attributes:
-        name: where the leaf is, such as `params[0].weights`.
-        shape: its shape.
-        largest: largest magnitude of its gradient.
-        error: largest error against `jax.grad`.
-        difference_error: largest distance from the interval between the finite differences.
-        ratio: factor that fits the gradient to that of `jax.grad`, in least squares; 1 if right.
-        num_kinks: coordinates where the two finite differences disagree.
-        passed: whether both errors, less what is forgiven, are within their tolerances.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    largest: float
-    error: float
-    difference_error: float
-    ratio: float
-    num_kinks: int
-    passed: bool
-
-
-class GradientReport(NamedTuple):
-    """Outcome of a gradient check; prints as a table, a row a leaf.
-
-    Attributes:
-        leaves: a report for each leaf of the params.
-        value_error: largest relative difference between the two losses.
-        num_samples: parameter sets drawn.
-        tolerance: for `jax.grad` and for the losses.
-        difference_tolerance: for the finite differences.
-        passed: whether everything is within its tolerance.
-    """
-
-    leaves: tuple[LeafReport, ...]
-    value_error: float
-    num_samples: int
-    tolerance: float
-    difference_tolerance: float
-    passed: bool
-
-    def __str__(self) -> str:
-        """The table."""
-        word = "passed" if self.passed else "FAILED"
-        columns = ("largest", "vs jax.grad", "vs differences", "ratio", "kinks", "")
-        width = max(len(leaf.name) for leaf in self.leaves)
-        header = f"{'leaf':<{width}}  {'shape':<10}" + "".join(f"{c:>16}" for c in columns[:3])
-        lines = [
-            f"gradient check {word}: {self.num_samples} parameter sets in float64, "
-            f"tolerance {self.tolerance:g}, differences {self.difference_tolerance:g}, "
-            f"loss error {self.value_error:.1e}",
-            header + "".join(f"{c:>10}" for c in columns[3:5]),
-        ]
-        for leaf in self.leaves:
-            numbers = (leaf.largest, leaf.error, leaf.difference_error)
-            lines.append(
-                f"{leaf.name:<{width}}  {leaf.shape!s:<10}"
-                + "".join(f"{number:>16.1e}" for number in numbers)
-                + f"{leaf.ratio:>10.4f}{leaf.num_kinks:>10}"
-                + ("  ok" if leaf.passed else "  WRONG")
-            )
-        return "\n".join(lines)
 
 
 def check_gradients(
@@ -180,27 +113,73 @@ def check_gradients(
     with jax.enable_x64(True):
         samples, batch = _widen(samples), _widen(batch)
         _check_results(loss, by_hand, jax.tree.map(lambda leaf: leaf[0], samples), batch)
-        found = jax.tree.map(np.asarray, _measure(loss, by_hand, samples, batch))
-    return _report(first, found, len(found.value_error), tolerance, difference_tolerance)
+        value_error, found = jax.tree.map(np.asarray, _measure(loss, by_hand, samples, batch))
+        leaves = _leaves(first, found, tolerance, difference_tolerance)
+        worst = max(leaves, key=lambda leaf: _excess(leaf, tolerance, difference_tolerance))
+        suggestions = ()
+        if not all(leaf.passed for leaf in leaves):
+            chosen = np.unique([worst.sample, *range(SAMPLES_TO_EXPLAIN)])
+            chosen = chosen[chosen < len(value_error)]
+            few = jax.tree.map(lambda leaf: leaf[chosen], samples)
+            wrong = [not leaf.passed for leaf in leaves]
+            suggestions = suggest(loss, by_hand, few, batch, wrong)
+    return GradientReport(
+        leaves=leaves,
+        value_error=_worst(value_error),
+        num_samples=len(value_error),
+        tolerance=tolerance,
+        difference_tolerance=difference_tolerance,
+        passed=_worst(value_error) <= tolerance and all(leaf.passed for leaf in leaves),
+        suggestions=suggestions,
+        worst=worst,
+        worst_key=_key_of(key, worst.sample) if callable(sampler) else None,
+    )
+
+
+class _Off(NamedTuple):
+    """A coordinate: how far off it is, where, what it is and what it should be."""
+
+    error: Any
+    place: Any
+    gradient: Any
+    expected: Any
 
 
 class _Found(NamedTuple):
-    """What was measured: of each sample, and from `gradient` on also of each coordinate."""
+    """What was measured at a leaf in a sample; `(samples,)` in the end.
+
+    Attributes:
+        value: the loss.
+        largest: largest magnitude of the gradient of `jax.grad`.
+        step: of the differences.
+        off: the most wrong coordinate against `jax.grad`.
+        outside: that farthest outside the finite differences.
+        product: of both gradients, summed.
+        square: of that of `jax.grad`.
+        has_any: whether the gradient under test is anywhere but 0.
+        num_kinks: coordinates where the finite differences disagree.
+    """
 
     value: Any
-    value_error: Any
-    gradient: Any
-    reference: Any
-    forward: Any
-    backward: Any
+    largest: Any
     step: Any
+    off: _Off
+    outside: _Off
+    product: Any
+    square: Any
+    has_any: Any
+    num_kinks: Any
+
+
+def _key_of(key: jax.Array, sample: Any) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, TAG), sample)
 
 
 def _samples(key: jax.Array, sampler: Any, num_samples: int) -> Any:
     """Parameter sets with a leading axis: drawn, or the one given."""
     if not callable(sampler):
         return jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
-    keys = jax.random.split(jax.random.fold_in(key, TAG), num_samples)
+    keys = jax.vmap(_key_of, (None, 0))(key, jnp.arange(num_samples, dtype=jnp.uint32))
     return as_params(_draw(as_partial("sampler", sampler), keys))
 
 
@@ -229,12 +208,15 @@ def _check_results(loss: Partial, by_hand: Partial, params: Any, batch: Any) -> 
 
 
 @jax.jit
-def _measure(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> _Found:
-    """Gradients and finite differences of every coordinate of every sample."""
+def _measure(
+    loss: Partial, by_hand: Partial, samples: Any, batch: Any
+) -> tuple[jax.Array, tuple[_Found, ...]]:
+    """Gradients and finite differences of every coordinate: the worst of every leaf and sample."""
 
-    def measure(params: Any) -> _Found:
+    def measure(params: Any) -> tuple[jax.Array, tuple[_Found, ...]]:
         flat, unravel = ravel_pytree(params)
-        step = ravel_pytree(jax.tree.map(_step, params))[0]
+        steps = jax.tree.map(_step, params)
+        step = ravel_pytree(steps)[0]
         value, reference = jax.value_and_grad(loss)(params, batch)
         value_by_hand, gradient = by_hand(params, batch)
 
@@ -245,10 +227,15 @@ def _measure(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> _Foun
             return (up - value) / h, (value - down) / h
 
         coordinates = jnp.arange(flat.size)
-        forward, backward = jax.lax.map(differences, coordinates, batch_size=COORDINATES_AT_ONCE)
+        both = jax.lax.map(differences, coordinates, batch_size=COORDINATES_AT_ONCE)
         error = jnp.abs(value_by_hand - value) / jnp.maximum(jnp.abs(value), 1e-3)
-        gradients = ravel_pytree(gradient)[0], ravel_pytree(reference)[0]
-        return _Found(value, error, *gradients, forward, backward, step)
+        trees = (gradient, reference, *map(unravel, both), steps)
+        largest = jnp.maximum(1e-3 * _largest(ravel_pytree(reference)[0]), TINY)
+        floor = jnp.maximum(largest, ROUNDING * _largest(value))
+        return error, tuple(
+            _compare(value, floor, *map(jnp.ravel, leaves))
+            for leaves in zip(*map(jax.tree.leaves, trees), strict=True)
+        )
 
     return jax.lax.map(measure, samples, batch_size=SAMPLES_AT_ONCE)
 
@@ -258,25 +245,57 @@ def _step(leaf: jax.Array) -> jax.Array:
     return jnp.full(leaf.shape, STEP * jnp.where(largest > 0, largest, 1))
 
 
-def _report(
-    params: Any, found: _Found, num_samples: int, tolerance: float, difference_tolerance: float
-) -> GradientReport:
-    leaves, begin = [], 0
-    floor = max(1e-3 * _largest(found.reference), ROUNDING * _largest(found.value), TINY)
-    for path, leaf in tree_leaves_with_path(params):
-        here = slice(begin, begin + leaf.size)
-        begin += leaf.size
-        part = _Found(found.value, found.value_error, *(field[:, here] for field in found[2:]))
-        name = "params" + keystr(path)
-        leaves.append(_leaf(name, leaf.shape, part, floor, tolerance, difference_tolerance))
-    value_error = _worst(found.value_error)
-    return GradientReport(
-        leaves=tuple(leaves),
-        value_error=value_error,
-        num_samples=num_samples,
-        tolerance=tolerance,
-        difference_tolerance=difference_tolerance,
-        passed=value_error <= tolerance and all(leaf.passed for leaf in leaves),
+def _compare(
+    value: jax.Array,
+    floor: jax.Array,
+    gradient: jax.Array,
+    reference: jax.Array,
+    forward: jax.Array,
+    backward: jax.Array,
+    steps: jax.Array,
+) -> _Found:
+    """One leaf of one sample; `floor` is the least that kinks are measured against."""
+    low, high = jnp.minimum(forward, backward), jnp.maximum(forward, backward)
+    outside = jnp.maximum(jnp.maximum(low - gradient, gradient - high), 0)
+    largest = jnp.max(jnp.abs(reference), initial=0)
+    step = jnp.max(steps, initial=0)
+    gap = (high - low - 2 * ROUNDING * jnp.abs(value) / step) / jnp.maximum(largest, floor)
+    return _Found(
+        value=value,
+        largest=largest,
+        step=step,
+        off=_most(jnp.abs(gradient - reference), gradient, reference),
+        outside=_most(outside, gradient, (forward + backward) / 2),
+        product=jnp.vdot(gradient, reference),
+        square=jnp.vdot(reference, reference),
+        has_any=jnp.any(gradient != 0),
+        num_kinks=jnp.sum(gap > KINK),
+    )
+
+
+def _most(errors: jax.Array, gradient: jax.Array, expected: jax.Array) -> _Off:
+    """The coordinate with the largest error; one that is not a number is infinite."""
+    if not errors.size:
+        nothing = jnp.zeros(())
+        return _Off(nothing, jnp.zeros((), int), nothing, nothing)
+    errors = jnp.where(jnp.isnan(errors), jnp.inf, errors)
+    place = jnp.argmax(errors)
+    return _Off(errors[place], place, gradient[place], expected[place])
+
+
+def _largest(numbers: Any) -> Any:
+    """The largest magnitude among the finite ones."""
+    return jnp.max(jnp.abs(numbers), where=jnp.isfinite(numbers), initial=0)
+
+
+def _leaves(
+    params: Any, found: tuple[_Found, ...], tolerance: float, difference_tolerance: float
+) -> tuple[LeafReport, ...]:
+    largest = max(float(_largest(leaf.largest)) for leaf in found)
+    floor = max(1e-3 * largest, ROUNDING * float(_largest(found[0].value)), TINY)
+    return tuple(
+        _leaf("params" + keystr(path), leaf.shape, part, floor, tolerance, difference_tolerance)
+        for (path, leaf), part in zip(tree_leaves_with_path(params), found, strict=True)
     )
 
 
@@ -288,41 +307,50 @@ def _leaf(
     tolerance: float,
     difference_tolerance: float,
 ) -> LeafReport:
-    gradient, reference = found.gradient, found.reference
-    size = np.maximum(np.max(np.abs(reference), axis=1, keepdims=True, initial=0), floor)
-    rounding = ROUNDING * np.abs(found.value)[:, None]
-    low = np.minimum(found.forward, found.backward)
-    high = np.maximum(found.forward, found.backward)
+    size = np.maximum(found.largest, floor)
+    rounding = ROUNDING * np.abs(found.value)
     with np.errstate(invalid="ignore"):
-        off = np.abs(gradient - reference)
-        outside = np.maximum(np.maximum(low - gradient, gradient - high), 0)
-        is_right = _worst((off - rounding) / size) <= tolerance
-        is_between = _worst((outside - rounding / found.step) / size) <= difference_tolerance
+        errors, outside = found.off.error / size, found.outside.error / size
+        is_right = _worst((found.off.error - rounding) / size) <= tolerance
+        beyond = found.outside.error - rounding / np.where(found.step > 0, found.step, 1)
+        is_between = _worst(beyond / size) <= difference_tolerance
+    by_grad = _worst(errors) / tolerance >= _worst(outside) / difference_tolerance
+    sample = int(np.argmax(_or_inf(errors if by_grad else outside)))
+    at = _Off(*(part[sample] for part in (found.off if by_grad else found.outside)))
     return LeafReport(
         name=name,
         shape=shape,
-        largest=_worst(np.abs(reference)),
-        error=_worst(off / size),
-        difference_error=_worst(outside / size),
-        ratio=_ratio(gradient, reference),
-        num_kinks=int(np.sum((high - low - 2 * rounding / found.step) / size > KINK)),
+        largest=_worst(found.largest),
+        error=_worst(errors),
+        difference_error=_worst(outside),
+        ratio=_ratio(found),
+        num_kinks=int(np.sum(found.num_kinks)),
         passed=is_right and is_between,
+        sample=sample,
+        coordinate=tuple(map(int, np.unravel_index(at.place, shape))) if 0 not in shape else (),
+        gradient=float(at.gradient),
+        expected=float(at.expected),
     )
+
+
+def _excess(leaf: LeafReport, tolerance: float, difference_tolerance: float) -> tuple[bool, float]:
+    """How wrong a leaf is, for comparison."""
+    ratios = leaf.error / tolerance, leaf.difference_error / difference_tolerance
+    return not leaf.passed, max(ratios)
+
+
+def _or_inf(errors: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(errors), np.inf, errors)
 
 
 def _worst(errors: np.ndarray) -> float:
     """The largest error; one that is not a number is infinite."""
-    return float(np.max(np.where(np.isnan(errors), np.inf, errors), initial=0))
+    return float(np.max(_or_inf(errors), initial=0))
 
 
-def _largest(numbers: np.ndarray) -> float:
-    """The largest magnitude among the finite ones."""
-    return float(np.max(np.abs(numbers), where=np.isfinite(numbers), initial=0))
-
-
-def _ratio(gradient: np.ndarray, reference: np.ndarray) -> float:
+def _ratio(found: _Found) -> float:
     """`<gradient, reference> / <reference, reference>`; 1 where both are zero."""
-    squares = float(np.vdot(reference, reference))
+    squares = float(np.sum(found.square))
     if squares == 0.0:
-        return 1.0 if not np.any(gradient) else float("inf")
-    return float(np.vdot(gradient, reference)) / squares
+        return float("inf") if np.any(found.has_any) else 1.0
+    return float(np.sum(found.product)) / squares

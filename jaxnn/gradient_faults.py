@@ -1,0 +1,202 @@
+"""What a wrong gradient looks like: the usual faults, told from how it differs from a right one.
+
+Some faults show in the ratio: a sign, a factor 2, a missing 1/rows. Others show in where the
+wrong gradient becomes right. A weight that is transposed on the way back, or is not, does no harm
+while it is symmetric. tanh' at the wrong place does none where pre-activations are near 0. A relu
+that lets the gradient of an inactive unit through does none while all units are active, as they
+are when params and inputs are positive. So the gradient is tried in such places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
+
+__all__ = ["suggest"]
+
+SMALL = 1e-3
+"""Factor that brings all pre-activations close to 0."""
+
+EXACT, NEAR = 1e-7, 1e-2
+"""Residuals up to which a factor counts as the same everywhere: as drawn, and near 0."""
+
+SIGMOID_AT_OUTPUT = 0.9400148
+"""`s'(s(0)) / s'(0)` of the sigmoid `s`."""
+
+AT_THE_WRONG_PLACE = (
+    "right only where pre-activations are near 0: the derivative of an activation is taken at its "
+    "output instead of its input, or the other way round, or is left out (tanh' is 1 - tanh(z)^2)"
+)
+SIGMOID_FAULTS = (
+    (SIGMOID_AT_OUTPUT, "the sigmoid's derivative is taken at its output instead of its input"),
+    (4.0, "the sigmoid's derivative a (1 - a) is left out"),
+)
+SIGMOID_AT_INPUT = (
+    "it vanishes where pre-activations are near 0: the sigmoid's derivative a (1 - a) is taken "
+    "with the input z in place of the output a"
+)
+RELU = (
+    "right where params and inputs are all positive: relu's derivative is not 0 for units that "
+    "are off"
+)
+HEAD = (
+    "every leaf is wrong, and no usual fault fits: look at the derivative of the loss by the "
+    "outputs, and at that of the output activation"
+)
+
+
+class _Fit(NamedTuple):
+    """How the gradient of a leaf differs from the right one; residuals relative to the largest.
+
+    Attributes:
+        ratio: the factor that fits it, in least squares.
+        residual: largest error left after the factor.
+        error: largest error without it.
+        turned: largest error of the transpose of the right one; inf if the leaf is not square.
+        num_wrong: coordinates that are wrong in any sample.
+    """
+
+    ratio: float
+    residual: float
+    error: float
+    turned: float
+    num_wrong: int
+
+
+def suggest(
+    loss: Partial, by_hand: Partial, samples: Any, batch: Any, wrong: Sequence[bool]
+) -> tuple[str, ...]:
+    """Sentences that name leaves and what their fault may be.
+
+    Args:
+        loss: the loss, which JAX differentiates.
+        by_hand: the loss and the gradient under test.
+        samples: parameter sets with a leading axis, in float64.
+        batch: the batch.
+        wrong: which leaves are wrong.
+
+    Returns:
+        A sentence for each fault.
+    """
+    names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
+    leaves = jax.tree.leaves(samples)
+    places = _places(names, leaves, jax.tree.structure(samples), batch)
+    fits = {place: _fits(loss, by_hand, *where) for place, where in places.items()}
+    found: dict[str, list[str]] = {}
+    for number, name in enumerate(names):
+        if wrong[number]:
+            here = {place: leaf_fits[number] for place, leaf_fits in fits.items()}
+            fault = _factor(here["as drawn"], batch) or _where_right(here)
+            found.setdefault(fault or _share(here["as drawn"], leaves[number]), []).append(name)
+    told = tuple(f"{', '.join(of)}: {fault}" for fault, of in found.items())
+    return (*told, HEAD) if all(wrong) and all("no usual" in fault for fault in found) else told
+
+
+def _places(
+    names: Sequence[str], leaves: Sequence[jax.Array], tree: Any, batch: Any
+) -> dict[str, tuple[Any, Any]]:
+    """Samples and batches at which a fault may show or vanish, by name."""
+    places = {
+        "as drawn": (leaves, batch),
+        "near 0": ([SMALL * leaf for leaf in leaves], batch),
+        "all positive": ([jnp.abs(leaf) for leaf in leaves], jax.tree.map(jnp.abs, batch)),
+    }
+    for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+        if _is_square(leaf):
+            symmetric = (leaf + jnp.swapaxes(leaf, 1, 2)) / 2
+            places[name] = ([*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
+    return {name: (jax.tree.unflatten(tree, where), rows) for name, (where, rows) in places.items()}
+
+
+def _is_square(leaf: Any) -> bool:
+    return leaf.ndim == 3 and leaf.shape[1] == leaf.shape[2] > 1
+
+
+def _fits(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> list[_Fit]:
+    """A fit for each leaf."""
+    pairs = zip(*map(jax.tree.leaves, _gradients(loss, by_hand, samples, batch)), strict=True)
+    return [_fit(np.asarray(gradient), np.asarray(right)) for gradient, right in pairs]
+
+
+@jax.jit
+def _gradients(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> tuple[Any, Any]:
+    return jax.lax.map(
+        lambda params: (by_hand(params, batch)[1], jax.grad(loss)(params, batch)), samples
+    )
+
+
+def _fit(gradient: np.ndarray, right: np.ndarray) -> _Fit:
+    largest, square = np.max(np.abs(right), initial=0), np.vdot(right, right)
+    if not (0 < largest < np.inf and square > 0):
+        return _Fit(np.nan, np.inf, np.inf, np.inf, 0)
+    ratio = float(np.vdot(gradient, right) / square)
+    off = np.abs(gradient - right) / largest
+    scaled = np.max(np.abs(gradient - ratio * right)) / (abs(ratio) * largest or 1)
+    turned = np.inf
+    if _is_square(right):
+        turned = float(np.max(np.abs(gradient - np.swapaxes(right, 1, 2)))) / largest
+    num_wrong = int(np.sum(np.any(~(off <= EXACT), axis=0)))
+    return _Fit(ratio, float(scaled), float(np.max(off)), turned, num_wrong)
+
+
+def _factor(fit: _Fit, batch: Any) -> str | None:
+    """A fault that is a factor, the same for all samples and coordinates."""
+    if fit.turned <= EXACT:
+        return "transposed"
+    if not fit.residual <= EXACT or np.isclose(fit.ratio, 1, rtol=EXACT):
+        return None
+    if fit.ratio == 0:
+        return "left out: it is 0 everywhere"
+    sign, size = ("of the wrong sign", abs(fit.ratio)) if fit.ratio < 0 else ("", fit.ratio)
+    if np.isclose(size, 1):
+        return sign
+    factor = f"off by the factor {size:.6g}{_meaning(size, batch)}"
+    return f"{sign} and {factor}" if sign else factor
+
+
+def _meaning(factor: float, batch: Any) -> str:
+    """What a factor may come from: the numbers of rows and of outputs, and squares."""
+    meanings = {2.0: "2, as of the derivative 2x of x^2"}
+    for leaf in jax.tree.leaves(batch):
+        rows, outputs = (*leaf.shape, 1, 1)[:2]
+        meanings |= {
+            float(outputs): f"the {outputs} outputs: a sum in place of their mean",
+            float(rows * outputs): f"{rows} rows x {outputs} outputs: a sum in place of the mean",
+            float(rows): f"the {rows} rows: 1/{rows} is missing, a sum in place of the mean",
+        }
+    for number, meaning in meanings.items():
+        if number > 1 and np.isclose(factor, number):
+            return f" = {meaning}"
+        if number > 1 and np.isclose(factor, 1 / number):
+            return f" = 1/{number:g}: once too often, {meaning}" if number != 2 else " = 1/2"
+    return ""
+
+
+def _where_right(fits: Mapping[str, _Fit]) -> str | None:
+    """A fault that vanishes, or becomes a known factor, at one of the other places."""
+    special = ("as drawn", "near 0", "all positive")
+    for place, fit in fits.items():
+        if place not in special and fit.error <= EXACT:
+            return f"right where {place} is symmetric: that is transposed, or not, on the way back"
+    if fits["all positive"].error <= EXACT:
+        return RELU
+    near = fits["near 0"]
+    if near.error <= NEAR:
+        return AT_THE_WRONG_PLACE
+    if abs(near.ratio) <= 2 * NEAR:
+        return SIGMOID_AT_INPUT
+    for layers in range(1, 5):
+        for factor, fault in SIGMOID_FAULTS:
+            if near.residual <= NEAR and np.isclose(near.ratio, factor**layers, rtol=NEAR / 2):
+                return f"near 0 it is off by {factor**layers:.3g}: {fault}"
+    return None
+
+
+def _share(fit: _Fit, leaf: Any) -> str:
+    size = int(np.prod(leaf.shape[1:]))
+    return f"wrong in {fit.num_wrong} of {size} coordinates, and no usual fault fits"
