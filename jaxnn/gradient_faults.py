@@ -57,6 +57,7 @@ class _Fit(NamedTuple):
         ratio: the factor that fits it, in least squares.
         residual: largest error left after the factor.
         error: largest error without it.
+        size: its largest coordinate.
         turned: largest error of the transpose of the right one; inf if the leaf is not square.
         num_wrong: coordinates that are wrong in any sample.
     """
@@ -64,6 +65,7 @@ class _Fit(NamedTuple):
     ratio: float
     residual: float
     error: float
+    size: float
     turned: float
     num_wrong: int
 
@@ -133,7 +135,7 @@ def _gradients(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> tup
 def _fit(gradient: np.ndarray, right: np.ndarray) -> _Fit:
     largest, square = np.max(np.abs(right), initial=0), np.vdot(right, right)
     if not (0 < largest < np.inf and square > 0):
-        return _Fit(np.nan, np.inf, np.inf, np.inf, 0)
+        return _Fit(np.nan, np.inf, np.inf, np.inf, np.inf, 0)
     ratio = float(np.vdot(gradient, right) / square)
     off = np.abs(gradient - right) / largest
     scaled = np.max(np.abs(gradient - ratio * right)) / (abs(ratio) * largest or 1)
@@ -141,7 +143,8 @@ def _fit(gradient: np.ndarray, right: np.ndarray) -> _Fit:
     if _is_square(right):
         turned = float(np.max(np.abs(gradient - np.swapaxes(right, 1, 2)))) / largest
     num_wrong = int(np.sum(np.any(~(off <= EXACT), axis=0)))
-    return _Fit(ratio, float(scaled), float(np.max(off)), turned, num_wrong)
+    size = float(np.max(np.abs(gradient)) / largest)
+    return _Fit(ratio, float(scaled), float(np.max(off)), size, turned, num_wrong)
 
 
 def _factor(fit: _Fit, batch: Any) -> str | None:
@@ -161,7 +164,7 @@ def _factor(fit: _Fit, batch: Any) -> str | None:
 
 def _meaning(factor: float, batch: Any) -> str:
     """What a factor may come from: the numbers of rows and of outputs, and squares."""
-    meanings = {2.0: "2, as of the derivative 2x of x^2"}
+    meanings: dict[float, str] = {}
     for leaf in jax.tree.leaves(batch):
         rows, outputs = (*leaf.shape, 1, 1)[:2]
         meanings |= {
@@ -169,6 +172,7 @@ def _meaning(factor: float, batch: Any) -> str:
             float(rows * outputs): f"{rows} rows x {outputs} outputs: a sum in place of the mean",
             float(rows): f"the {rows} rows: 1/{rows} is missing, a sum in place of the mean",
         }
+    meanings[2.0] = "2, as of the derivative 2x of x^2"
     for number, meaning in meanings.items():
         if number > 1 and np.isclose(factor, number):
             return f" = {meaning}"
@@ -186,9 +190,9 @@ def _where_right(fits: Mapping[str, _Fit]) -> str | None:
     if fits["all positive"].error <= EXACT:
         return RELU
     near = fits["near 0"]
-    if near.error <= NEAR:
+    if near.error <= NEAR * min(fits["as drawn"].error, 1):
         return AT_THE_WRONG_PLACE
-    if abs(near.ratio) <= 2 * NEAR:
+    if near.size <= 2 * NEAR:
         return SIGMOID_AT_INPUT
     for layers in range(1, 5):
         for factor, fault in SIGMOID_FAULTS:

@@ -18,7 +18,7 @@ LAYERS = [
     {"jaxnn.batch", "jaxnn.unit_draws"},
     {"jaxnn.metrics", "jaxnn.datasets", "jaxnn.plotting"},
     {"jaxnn.model", "jaxnn.training"},
-    {"jaxnn.gradient_report", "jaxnn.gradient_faults"},
+    {"jaxnn.gradient_report", "jaxnn.gradient_faults", "jaxnn.gradient_witnesses"},
     {"jaxnn.gradient_check"},
     {"jaxnn"},
 ]
