@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from jaxnn import datasets, metrics
 from jaxnn.batch import Batch
+from jaxnn.difference_errors import DifferenceErrors, difference_errors
 from jaxnn.gradient_check import check_gradients
-from jaxnn.gradient_report import GradientReport
+from jaxnn.gradient_report import GradientReport, LeafReport
 from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.network import Model, mlp
@@ -38,8 +39,10 @@ __all__ = [
     "Batch",
     "Collect",
     "Dense",
+    "DifferenceErrors",
     "GradientDescentResult",
     "GradientReport",
+    "LeafReport",
     "Model",
     "PerturbationSearchResult",
     "RandomSearchResult",
@@ -47,6 +50,7 @@ __all__ = [
     "calibrated_temperature",
     "check_gradients",
     "datasets",
+    "difference_errors",
     "expected_best",
     "forward",
     "gradient_descent",

@@ -23,7 +23,16 @@ from jax.tree_util import Partial, keystr, tree_leaves_with_path
 from jaxnn.checks import as_count, as_key, as_real
 from jaxnn.gradient_faults import suggest
 from jaxnn.gradient_report import GradientReport, LeafReport
-from jaxnn.gradient_witnesses import ROUNDING, TINY, Found, Off, largest_of, measure, or_inf
+from jaxnn.gradient_witnesses import (
+    ROUNDING,
+    TINY,
+    Found,
+    Off,
+    largest_of,
+    measure,
+    or_inf,
+    widened,
+)
 from jaxnn.training.callables import (
     LossFn,
     SampleFn,
@@ -98,7 +107,7 @@ def check_gradients(
     loss = as_partial("loss_fn", loss_fn)
     by_hand = as_partial("value_and_grad_fn", value_and_grad_fn)
     with jax.enable_x64(True):
-        samples, batch = _widen(samples), _widen(batch)
+        samples, batch = widened(samples), widened(batch)
         _check_results(loss, by_hand, jax.tree.map(lambda leaf: leaf[0], samples), batch)
         value_error, found = measure(loss, by_hand, samples, batch)
         leaves = _leaves(first, found, tolerance, difference_tolerance)
@@ -138,15 +147,6 @@ def _samples(key: jax.Array, sampler: Any, num_samples: int) -> Any:
 @jax.jit
 def _draw(sampler: Partial, keys: jax.Array) -> Any:
     return jax.vmap(sampler)(keys)
-
-
-def _widen(tree: Any) -> Any:
-    """Every float leaf as float64."""
-
-    def widen(leaf: jax.Array) -> jax.Array:
-        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
-    return jax.tree.map(widen, tree)
 
 
 def _check_results(loss: Partial, by_hand: Partial, params: Any, batch: Any) -> None:

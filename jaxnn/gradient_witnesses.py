@@ -16,7 +16,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-__all__ = ["ROUNDING", "TINY", "Found", "Off", "largest_of", "measure", "or_inf"]
+__all__ = ["ROUNDING", "TINY", "Found", "Off", "largest_of", "measure", "or_inf", "widened"]
 
 STEP = 1e-6
 """Of the finite differences, relative to the leaf's largest coordinate."""
@@ -80,6 +80,15 @@ class Found(NamedTuple):
     square: Any
     has_any: Any
     num_kinks: Any
+
+
+def widened(tree: Any) -> Any:
+    """Every float leaf as float64, where JAX has it."""
+
+    def widen(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(widen, tree)
 
 
 def measure(

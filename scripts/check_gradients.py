@@ -1,27 +1,39 @@
-"""Checks every hand-written gradient against `jax.grad` and against finite differences.
+r"""Checks gradients against `jax.grad` and finite differences: all of the library's, or your own.
 
-For every hidden activation, output and loss, and depth, in float64. Exits with status 1 if any
-gradient is wrong.
+Exits with status 1 if any gradient is wrong. Your own functions are named as `module:function` or
+`file.py:function`; params and batch as well, where a function of no argument is called, and one of
+a key, `sample_fn(key)`, draws params.
 
     python scripts/check_gradients.py
     python scripts/check_gradients.py --depths 1 2 3 4 5 --samples 100 --json gradients.json
+    python scripts/check_gradients.py --loss my.py:loss --gradient my.py:value_and_grad \
+        --params my.py:sample --batch my.py:batch --samples 10000 --plot gradients.png
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import inspect
+import runpy
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import jax
+import matplotlib
 import numpy as np
+from command_line import count, parser_for, write_json
 from tqdm import tqdm
 
 import jaxnn
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
 from jaxnn.model.heads import HEADS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 FEATURES, OUTPUTS, ROWS = 3, 2, 7
 WIDTHS = (5, 4, 6, 3)
@@ -59,44 +71,128 @@ def check(model: jaxnn.Model, seed: int, samples: int) -> jaxnn.GradientReport:
     )
 
 
-def facts(model: jaxnn.Model, report: jaxnn.GradientReport) -> dict:
-    """What the JSON file says of one network."""
-    return {
-        "network": model.settings._asdict(),
-        "passed": report.passed,
-        "value_error": report.value_error,
+def facts(report: jaxnn.GradientReport) -> dict[str, Any]:
+    """What the JSON file says of a report."""
+    worst_key = report.worst_key
+    return report._asdict() | {
         "leaves": [leaf._asdict() for leaf in report.leaves],
+        "worst": report.worst._asdict(),
+        "worst_key": None if worst_key is None else jax.random.key_data(worst_key).tolist(),
     }
+
+
+@cache
+def scope_of(place: str) -> dict[str, Any]:
+    """The names of a file, or of a module, also of one in the working folder."""
+    if place.endswith(".py"):
+        return runpy.run_path(place)
+    sys.path.append(str(Path.cwd()))
+    return vars(import_module(place))
+
+
+def named(text: str, arguments: int | None = None) -> Any:
+    """What `module:name` or `file.py:name` names; called first if it takes so many arguments."""
+    place, _, name = text.partition(":")
+    if not name:
+        raise argparse.ArgumentTypeError(f"must be module:name or file.py:name; got {text}")
+    try:
+        value = scope_of(place)[name]
+    except (ImportError, OSError, KeyError) as error:
+        raise argparse.ArgumentTypeError(f"there is no {text}: {error!r}") from error
+    is_function = inspect.isfunction(value) and arguments is not None
+    return value() if is_function and not inspect.signature(value).parameters else value
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    most = len(WIDTHS) + 1
-    parser.add_argument(
-        "--depths", type=int, nargs="+", default=[1, 2, 3], choices=range(1, most + 1),
-        help="numbers of layers (default: 1 2 3)",
-    )  # fmt: skip
-    parser.add_argument("--samples", type=int, default=20, help="parameter sets a network")
-    parser.add_argument("--seed", type=int, default=0, help="of the data and the parameter sets")
-    parser.add_argument("--verbose", action="store_true", help="print every network's table")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports here")
-    return parser.parse_args(argv)
+    parser = parser_for(__doc__)
+    add, most = parser.add_argument, len(WIDTHS) + 1
+    add("--depths", type=int, nargs="+", default=[1, 2, 3], choices=range(1, most + 1),
+        help="numbers of layers of the library's networks")  # fmt: skip
+    add("--samples", type=count, default=20, help="parameter sets a network, as 1e4")
+    add("--seed", type=int, default=0, help="of the data and the parameter sets")
+    add("--verbose", action="store_true", help="print every network's table")
+    add("--json", type=Path, metavar="FILE", help="write the reports here")
+    own = parser.add_argument_group("your own gradient")
+    names = {
+        "loss": "loss(params, batch), differentiable by JAX",
+        "gradient": "(params, batch) -> loss and gradient: what is checked",
+        "params": "a tree of arrays, or sample_fn(key)",
+        "batch": "what both functions take as batch; None if not given",
+    }
+    for name, meaning in names.items():
+        own.add_argument(f"--{name}", metavar="PLACE:NAME", help=meaning)
+    own.add_argument("--tolerance", type=float, default=1e-9, help="against jax.grad, relative")
+    own.add_argument("--plot", type=Path, metavar="FILE", help="error against difference step")
+    arguments = parser.parse_args(argv)
+    given = [name for name in names if getattr(arguments, name) is not None]
+    if given and not {"loss", "gradient", "params"} <= set(given):
+        parser.error("--loss, --gradient and --params go together")
+    if arguments.plot and not given:
+        parser.error("--plot is for your own gradient: give --loss, --gradient and --params")
+    try:
+        for name in given:
+            needs = None if name in ("loss", "gradient") else 0
+            setattr(arguments, name, named(getattr(arguments, name), needs))
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the checks; returns the exit status."""
-    arguments = parse(argv)
+def check_own(arguments: argparse.Namespace) -> int:
+    """The report on the user's own functions; returns the exit status."""
+    functions = arguments.loss, arguments.gradient
+    report = jaxnn.check_gradients(
+        jax.random.key(arguments.seed),
+        *functions,
+        arguments.params,
+        arguments.batch,
+        num_samples=arguments.samples,
+        tolerance=arguments.tolerance,
+    )
+    print(report)
+    write_json(arguments.json, facts(report))
+    if arguments.plot:
+        params = arguments.params
+        if report.worst_key is not None:
+            params = params(report.worst_key)
+        draw(jaxnn.difference_errors(*functions, params, arguments.batch), report, arguments.plot)
+        print(arguments.plot)
+    return 0 if report.passed else 1
+
+
+def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Path) -> None:
+    """The V: which side is wrong, the gradient or the differences."""
+    curves = {"gradient checked": errors.gradient, "jax.grad": errors.by_jax}
+    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    jaxnn.plotting.loss_curves(
+        {name: (errors.step, np.maximum(curve, 1e-17)) for name, curve in curves.items()},
+        ax,
+        xlabel="step of the central difference, relative to the largest parameter",
+        log_x=True,
+        log_y=True,
+    )
+    ax.set_ylabel("largest distance from the difference, relative")
+    word = "right" if report.passed else "wrong: a flat line never meets the differences"
+    ax.set_title(f"parameter set {report.worst.sample}: {word}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def check_all(arguments: argparse.Namespace) -> int:
+    """The reports on the library's own gradients; returns the exit status."""
     models = list(networks(arguments.depths))
     reports = []
     for model in tqdm(models, unit=" networks"):
         reports.append(check(model, arguments.seed, arguments.samples))
         if arguments.verbose or not reports[-1].passed:
             tqdm.write(f"\n{model}\n{reports[-1]}")
-    if arguments.json:
-        rows = [facts(*pair) for pair in zip(models, reports, strict=True)]
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    pairs = zip(models, reports, strict=True)
+    write_json(
+        arguments.json,
+        [{"network": model.settings._asdict()} | facts(report) for model, report in pairs],
+    )
     failed = sum(not report.passed for report in reports)
     leaves = [leaf for report in reports for leaf in report.leaves]
     print(
@@ -105,6 +201,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{max(leaf.difference_error for leaf in leaves):.1e} against finite differences"
     )
     return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the checks; returns the exit status."""
+    arguments = parse(argv)
+    return check_all(arguments) if arguments.loss is None else check_own(arguments)
 
 
 if __name__ == "__main__":

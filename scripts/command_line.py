@@ -53,7 +53,15 @@ def layer_sizes(text: str) -> Sizes:
 
 
 def write_json(path: Path | None, facts: Any) -> None:
-    """Writes facts to a file, if one was named."""
+    """Writes facts to a file, if one was named; null for what is infinite or no number."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(facts, indent=1))
+        path.write_text(json.dumps(_finite(facts), indent=1, allow_nan=False))
+
+
+def _finite(facts: Any) -> Any:
+    if isinstance(facts, dict):
+        return {name: _finite(fact) for name, fact in facts.items()}
+    if isinstance(facts, (list, tuple)):
+        return [_finite(fact) for fact in facts]
+    return None if isinstance(facts, float) and not math.isfinite(facts) else facts

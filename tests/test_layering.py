@@ -19,7 +19,7 @@ LAYERS = [
     {"jaxnn.metrics", "jaxnn.datasets", "jaxnn.plotting"},
     {"jaxnn.model", "jaxnn.training"},
     {"jaxnn.gradient_report", "jaxnn.gradient_faults", "jaxnn.gradient_witnesses"},
-    {"jaxnn.gradient_check"},
+    {"jaxnn.gradient_check", "jaxnn.difference_errors"},
     {"jaxnn"},
 ]
 """From the ground up: a module imports from floors below its own, and from its own package."""
