@@ -1,7 +1,7 @@
-"""Gradient descent on a small network, with any of the optimizers and schedules.
+"""Gradient descent on a small network, or on many, with any of the optimizers and schedules.
 
 python scripts/gradient_descent.py --data spiral --hidden 64 --epochs 1e4 --plot
-python scripts/gradient_descent.py --data spiral --hidden 64 --start small --schedule constant
+python scripts/gradient_descent.py --data spiral --hidden 64 --networks 20 --start small
 python scripts/gradient_descent.py --optimizer momentum --learning-rate 0.5 --batch-size 32
 python scripts/gradient_descent.py --validation 1000 --patience 200 --animate descent.gif
 """
@@ -38,13 +38,17 @@ OPTIMIZERS: dict[str, Callable[..., jaxnn.optimizers.Optimizer]] = {
 }
 
 
+STARTS: dict[str, dict[str, Any]] = {"he": {"scale": 1.0, "distribution": "he"}, "small": {}}
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = parser_for(__doc__)
     add_problem(parser)
     add = parser.add_argument
     add("--epochs", type=count, default=10_000, help="passes over the rows, as 1e4")
-    add("--start", choices=("he", "small"), default="he", help="small: 0.01 times normals")
+    add("--networks", type=count, help="so many from starts of their own; one if not given")
+    add("--start", choices=STARTS, default="he", help="small: 0.01 times normals")
     add("--optimizer", choices=OPTIMIZERS, default="adam")
     add("--learning-rate", type=float, default=0.05)
     add("--schedule", choices=("cosine", "constant", "inverse-time"), default="cosine")
@@ -67,6 +71,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.animate and arguments.animate.suffix != ".gif":
         parser.error(f"--animate must name a .gif file; got {arguments.animate}")
+    if arguments.networks is not None and (arguments.networks < 1 or arguments.animate):
+        parser.error("--networks must be at least 1, and --animate films one network alone")
     if arguments.patience and not arguments.validation:
         parser.error("--patience needs rows to validate on: give --validation")
     if arguments.keep_remainder and arguments.batch_size is None:
@@ -94,26 +100,35 @@ def optimizer_of(arguments: argparse.Namespace, steps: int) -> jaxnn.optimizers.
 
 
 def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str, path: Path) -> None:
-    """The loss at every step and after every epoch, and the regions at the end."""
+    """The loss at every step and after every epoch, and the best network's regions at the end."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
-    history = result.history
-    curves = {"training": (history.evaluations, history.loss)}
+    history, losses = result.history, np.atleast_1d(result.loss)
+    curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
     if history.validation_loss is not None:
-        ends = np.linspace(0, history.evaluations[-1], len(history.validation_loss) + 1)[1:]
-        curves["validation"] = (ends, history.validation_loss)
+        rows = np.atleast_2d(history.validation_loss)
+        ends = np.linspace(0, history.evaluations[-1], rows.shape[1] + 1)[1:]
+        curves["validation"] = [(ends, row) for row in rows]
     jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
-    jaxnn.plotting.decision_regions(partial(model.apply, result.params), batch, ax=right)
-    right.set_title(f"loss {result.loss:.3f}")
+    best = params_of_best(result)
+    jaxnn.plotting.decision_regions(partial(model.apply, best), batch, ax=right)
+    right.set_title(f"loss {losses.min():.3f}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def params_of_best(result: Any) -> Any:
+    """The params of the network, or of that with the lowest loss."""
+    if np.ndim(result.loss) == 0:
+        return result.params
+    return jax.tree.map(lambda leaf: leaf[np.argmin(result.loss)], result.params)
 
 
 def timed(train: Callable[..., Any], arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
     """Runs the descent; returns its result and its pace."""
     train(num_epochs=1)  # compiles, so that the seconds below are the descent's own
     saved: Path | None = arguments.checkpoint
-    before = len(checkpoints.load(saved)[0]["losses"]) if saved and saved.exists() else 0
+    before = int(np.sum(checkpoints.load(saved)[0]["num_steps"])) if saved and saved.exists() else 0
     started = time.perf_counter()
     result = train(
         num_epochs=arguments.epochs,
@@ -122,19 +137,20 @@ def timed(train: Callable[..., Any], arguments: argparse.Namespace) -> tuple[Any
         progress=True,
     )
     seconds = time.perf_counter() - started
-    return result, {"seconds": seconds, "steps_per_second": (result.num_steps - before) / seconds}
+    steps = int(np.sum(result.num_steps)) - before
+    return result, {"seconds": seconds, "steps_per_second": steps / seconds}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Trains one network and reports; returns the exit status."""
-    arguments = parse(argv)
+def problem_of(arguments: argparse.Namespace) -> tuple[jaxnn.Model, jaxnn.Batch, partial]:
+    """The network, its batch, and the descent but for its length."""
     data_key, init_key, key, validation_key = jax.random.split(jax.random.key(arguments.seed), 4)
     batch = DATA[arguments.data](data_key, samples=arguments.samples)
     model = jaxnn.mlp((2, *arguments.hidden, 3))
-    start = {"he": {"scale": 1.0, "distribution": "he"}, "small": {}}[arguments.start]
-    rows = len(batch.x)
-    full, rest = divmod(rows, min(arguments.batch_size or rows, rows))
-    steps = arguments.epochs * (full + (arguments.keep_remainder and rest > 0))
+    init = partial(model.init, **STARTS[arguments.start])
+    networks = arguments.networks
+    start = init(init_key)
+    if networks is not None:
+        start = jax.vmap(init)(jax.random.split(init_key, networks))
     validation = None
     if arguments.validation:
         validation = DATA[arguments.data](validation_key, samples=arguments.validation)
@@ -142,9 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         jaxnn.gradient_descent,
         key,
         model.value_and_grad,
-        model.init(init_key, **start),
+        start,
         batch,
-        optimizer=optimizer_of(arguments, steps),
+        optimizer=optimizer_of(arguments, arguments.epochs * steps_of(arguments, len(batch.x))),
+        num_networks=networks,
         batch_size=arguments.batch_size,
         keep_remainder=arguments.keep_remainder,
         tolerance=arguments.tolerance,
@@ -152,28 +169,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         validation_batch=validation,
         patience=arguments.patience,
     )
+    return model, batch, train
+
+
+def steps_of(arguments: argparse.Namespace, rows: int) -> int:
+    """Steps of an epoch."""
+    full, rest = divmod(rows, min(arguments.batch_size or rows, rows))
+    return full + (arguments.keep_remainder and rest > 0)
+
+
+def told(result: Any, accuracy: Any, pace: dict[str, float]) -> str:
+    """The outcome in a line, or in one for each measure of many networks."""
+    end = f"{np.sum(result.num_steps):,} steps, {pace['steps_per_second']:,.0f} a second"
+    if np.ndim(result.loss) == 0:
+        return f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; {end}"
+    words, counts = np.unique(result.status, return_counts=True)
+    lines = [", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True)) + f"; {end}"]
+    for name, values in {"loss": result.loss, "accuracy": accuracy}.items():
+        low, middle, high = np.quantile(values, [0, 0.5, 1])
+        lines.append(f"{name}: {low:.4f} to {high:.4f}, median {middle:.4f}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains and reports; returns the exit status."""
+    arguments = parse(argv)
+    model, batch, train = problem_of(arguments)
     result, pace = timed(train, arguments)
-    accuracy = float(model.accuracy(result.params, batch))
-    print(
-        f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; "
-        f"{result.num_steps:,} steps, {pace['steps_per_second']:,.0f} a second"
+    accuracy: Any = np.asarray(
+        model.accuracy(result.params, batch)
+        if arguments.networks is None
+        else jax.vmap(model.accuracy, (0, None))(result.params, batch)
     )
+    print(told(result, accuracy, pace))
     sizes = "-".join(map(str, model.settings.sizes))
-    if arguments.plot and result.num_steps:
+    if arguments.plot and np.any(result.num_steps):
         path = arguments.output / f"gradient-descent-{arguments.data}-{sizes}.png"
-        title = f"{arguments.data}, {sizes}, {arguments.optimizer}"
-        draw(result, model, batch, title, path)
+        draw(result, model, batch, f"{arguments.data}, {sizes}, {arguments.optimizer}", path)
         print(path)
     facts = {
-        "loss": result.loss if np.isfinite(result.loss) else None,
-        "accuracy": accuracy,
-        "num_steps": result.num_steps,
-        "num_evaluations": result.num_evaluations,
-        "status": result.status,
+        "loss": np.asarray(result.loss).tolist(),
+        "accuracy": accuracy.tolist(),
+        "num_steps": np.asarray(result.num_steps).tolist(),
+        "num_evaluations": np.asarray(result.num_evaluations).tolist(),
+        "status": np.asarray(result.status).tolist(),
     }
     write_json(arguments.json, facts | pace)
     if arguments.animate:
-        done = -(-result.num_steps * arguments.epochs // max(steps, 1))  # if it stopped before
+        done = -(-result.num_steps // steps_of(arguments, len(batch.x)))  # if it stopped before
         film_regions(lambda epochs: train(num_epochs=epochs), model, batch, done, arguments.animate)
         print(arguments.animate)
     return 0

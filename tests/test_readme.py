@@ -65,8 +65,20 @@ def test_the_long_descent_solves_vertical_data(printed):
     assert 0.05 < float(loss) < 0.25
 
 
+def test_the_sweep_finds_a_learning_rate(printed):
+    rate, loss, statuses = printed[4].split()
+    assert 0.1 < float(rate) < 10
+    assert 0.05 < float(loss) < 0.25
+    assert "completed" in statuses
+
+
+def test_the_wrong_gradient_is_found_and_explained(printed):
+    expected, actual = (NUMBER.sub("#", text) for text in (blocks("text")[-1], printed[5]))
+    assert actual.split() == expected.split()
+
+
 def test_the_model_of_ones_own_is_learnt(printed):
-    climbed, trained = re.findall(r"\[(.*?)\]", printed[4])
+    climbed, trained = re.findall(r"\[(.*?)\]", printed[6])
     for found in (climbed, trained):
         slope = [float(number) for number in found.split(",")]
         assert slope == pytest.approx([1.0, -2.0], abs=0.05)

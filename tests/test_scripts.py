@@ -6,6 +6,7 @@ import sys
 import check_gradients
 import compare
 import compare_climbers
+import descent_pictures
 import films
 import gradient_descent
 import jax
@@ -238,3 +239,68 @@ def test_weight_decay_without_adam_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         gradient_descent.parse(["--optimizer", "sgd", "--weight-decay", "0.1"])
     assert "--weight-decay is Adam's" in capsys.readouterr().err
+
+
+def test_many_networks_are_told_in_quantiles(tmp_path, capsys):
+    facts = tmp_path / "many.json"
+    options = ["--networks", "3", "--epochs", "20", "--samples", "10", "--json", str(facts)]
+    assert gradient_descent.main([*options, "--plot", "--output", str(tmp_path)]) == 0
+    told = json.loads(facts.read_text())
+    assert told["num_steps"] == [20] * 3
+    assert told["status"] == ["completed"] * 3
+    middle = np.median(told["loss"])
+    assert f"median {middle:.4f}" in capsys.readouterr().out
+    assert (tmp_path / "gradient-descent-vertical-2-3-3.png").stat().st_size > 10_000
+
+
+OWN = """
+import jax, jax.numpy as jnp
+def rows(): return jnp.arange(6.0).reshape(3, 2)
+def sample(key): return jax.random.normal(key, (2,))
+def loss(params, batch): return jnp.mean((batch @ params - 1) ** 2)
+right = jax.value_and_grad(loss)
+def half(params, batch):
+    value, gradient = right(params, batch)
+    return value, gradient / 2
+"""
+
+
+@pytest.mark.parametrize(("gradient", "status"), [("right", 0), ("half", 1)])
+def test_a_gradient_of_ones_own_is_checked(gradient, status, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    place, facts, picture = f"{tmp_path / 'own.py'}", tmp_path / "own.json", tmp_path / "v.png"
+    names = {"loss": "loss", "gradient": gradient, "params": "sample", "batch": "rows"}
+    named = [part for option, name in names.items() for part in (f"--{option}", f"{place}:{name}")]
+    assert check_gradients.main([*named, "--json", str(facts), "--plot", str(picture)]) == status
+    told = json.loads(facts.read_text())
+    assert told["passed"] == (status == 0)
+    assert told["num_samples"] == 20
+    assert ("off by the factor 0.5" in capsys.readouterr().out) == (status == 1)
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "nowhere:loss", "--gradient", "a:b", "--params", "a:b"], "there is no nowhere"),
+        (["--loss", "loss", "--gradient", "a:b", "--params", "a:b"], "must be module:name"),
+        (["--loss", "math:sin"], "go together"),
+        (["--plot", "v.png"], "--plot is for your own"),
+    ],
+)
+def test_half_a_gradient_of_ones_own_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        check_gradients.parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_descents_are_filmed_at_every_learning_rate(tmp_path, capsys):
+    options = ["--steps", "2", "--learning-rates", "0.2", "1.05", "--output", str(tmp_path)]
+    facts = tmp_path / "films.json"
+    assert descent_pictures.main([*options, "--json", str(facts)]) == 0
+    told = json.loads(facts.read_text())
+    assert told["one weight"][0] < 0.9 < 6 < told["one weight"][1]
+    said = capsys.readouterr().out
+    for name in ("descent-one-weight.gif", "descent-two-weights.gif"):
+        assert (tmp_path / name).read_bytes().startswith(b"GIF89a")
+        assert name in said
