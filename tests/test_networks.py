@@ -42,7 +42,7 @@ def assert_same(got, expected):
 @pytest.mark.parametrize(
     "options",
     [
-        {"learning_rate": 0.5},
+        pytest.param({"learning_rate": 0.5}, marks=pytest.mark.exhaustive),
         {
             "optimizer": optimizers.adam(schedules.cosine(0.05, 1e-3, 20)),
             "batch_size": 7,
@@ -73,7 +73,7 @@ def test_networks_shuffle_each_in_its_own_order():
     assert len(np.unique(trained.loss)) == NUM
 
 
-@pytest.mark.parametrize("count", [1, 33])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.exhaustive), 33])
 def test_a_network_comes_to_the_same_bits_however_many_there_are(count):
     rates = np.geomspace(0.01, 1.0, NUM)
     options: dict[str, Any] = {"num_epochs": 12, "batch_size": 11}

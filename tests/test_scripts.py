@@ -244,13 +244,12 @@ def test_weight_decay_without_adam_is_refused(capsys):
 def test_many_networks_are_told_in_quantiles(tmp_path, capsys):
     facts = tmp_path / "many.json"
     options = ["--networks", "3", "--epochs", "20", "--samples", "10", "--json", str(facts)]
-    assert gradient_descent.main([*options, "--plot", "--output", str(tmp_path)]) == 0
+    assert gradient_descent.main(options) == 0
     told = json.loads(facts.read_text())
     assert told["num_steps"] == [20] * 3
     assert told["status"] == ["completed"] * 3
     middle = np.median(told["loss"])
     assert f"median {middle:.4f}" in capsys.readouterr().out
-    assert (tmp_path / "gradient-descent-vertical-2-3-3.png").stat().st_size > 10_000
 
 
 OWN = """
@@ -295,11 +294,11 @@ def test_half_a_gradient_of_ones_own_is_refused(arguments, message, capsys):
 
 
 def test_descents_are_filmed_at_every_learning_rate(tmp_path, capsys):
-    options = ["--steps", "2", "--learning-rates", "0.2", "1.05", "--output", str(tmp_path)]
+    options = ["--steps", "1", "--learning-rates", "1.05", "--output", str(tmp_path)]
     facts = tmp_path / "films.json"
     assert descent_pictures.main([*options, "--json", str(facts)]) == 0
     told = json.loads(facts.read_text())
-    assert told["one weight"][0] < 0.9 < 6 < told["one weight"][1]
+    assert told["one weight"][0] > 6
     said = capsys.readouterr().out
     for name in ("descent-one-weight.gif", "descent-two-weights.gif"):
         assert (tmp_path / name).read_bytes().startswith(b"GIF89a")

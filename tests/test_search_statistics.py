@@ -378,6 +378,7 @@ def test_expected_best_refuses_no_draws_and_no_losses(draws, counts):
         jaxnn.expected_best(Histogram(np.array([0.0, 1.0]), np.array(counts)), draws)
 
 
+@pytest.mark.exhaustive
 def test_eight_devices_give_the_same_bits_as_one():
     program = """
 import jax, numpy as np, jaxnn

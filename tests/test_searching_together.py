@@ -135,6 +135,7 @@ class TestMerging:
 NETWORK = search_setups.NETWORKS[0]
 
 
+@pytest.mark.exhaustive
 def test_two_processes_find_what_one_finds():
     for lines in two_processes([0], timeout=120):
         assert lines == [["0", whole(0), whole(0)]]

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnn.training.descending import RUNNING, Records, State
 from jaxnn.training.naming import numbered_leaves, with_leaves
-from jaxnn.training.pacing import SECONDS_PER_CHUNK, chunks
+from jaxnn.training.pacing import chunks
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
     Limits,
@@ -85,7 +85,7 @@ def walk(
     parts, first = [walked], walked.num_epochs
     left = num_epochs - first if _runs(walked.state) else 0
     capacity = max(RECORDS_PER_CHUNK // (steps_per_epoch * blocks[0].verdict.size), 1)
-    seconds = max(SECONDS_PER_CHUNK, SECONDS_PER_BLOCK * len(blocks))
+    seconds = SECONDS_PER_BLOCK * len(blocks)
     started = saved = time.monotonic()
     lowest = _lowest(walked)
     try:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-__all__ = ["SECONDS_PER_CHUNK", "Chunk", "Status", "chunks"]
+__all__ = ["Chunk", "Status", "chunks"]
 
 Status = Literal[
     "completed", "converged", "diverged", "interrupted", "nonfinite", "reached", "stopped"
@@ -59,7 +59,7 @@ def chunks(
     show: bool = False,
     scale: int = 1,
     shown: int | None = None,
-    seconds: float = SECONDS_PER_CHUNK,
+    seconds: float = 0.0,
 ) -> Iterator[Chunk]:
     """Cuts `range(total)` into chunks that take about a quarter of a second each.
 
@@ -73,7 +73,7 @@ def chunks(
         show: whether to show the bar, on standard error.
         scale: how many to show for each unit of work.
         shown: how many to show in all, where the last unit is not a full one.
-        seconds: how long a chunk should take.
+        seconds: how long a chunk should take, if longer than that.
 
     Yields:
         `Chunk`s that follow each other without a gap.
@@ -97,7 +97,7 @@ def chunks(
             ended = done if done > started else time.perf_counter()
             taken = max(ended - started, 1e-6)
             bar.update(min(end * scale, shown) - bar.n)
-            growth = min(seconds / taken, LARGEST_GROWTH)
+            growth = min(max(seconds, SECONDS_PER_CHUNK) / taken, LARGEST_GROWTH)
             size = max(1, min(int(size * growth), largest))
             begin = end
 
