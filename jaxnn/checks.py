@@ -103,6 +103,9 @@ def as_devices(devices: Sequence[Any] | None) -> Sequence[Any]:
     chosen = jax.local_devices() if devices is None else list(devices)
     if not chosen:
         raise ValueError("devices must hold at least one device; got none")
+    for device in chosen:
+        if not hasattr(device, "platform"):
+            raise TypeError(f"devices must hold devices of jax.devices(); got {device!r}")
     return chosen
 
 

@@ -16,14 +16,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from jaxnn.gradient_witnesses import widened
+from jaxnn.gradient_witnesses import check_functions, widened
 from jaxnn.training.callables import (
     LossFn,
     ValueAndGradFn,
     as_batch,
     as_params,
     as_partial,
-    check_value_and_grad,
 )
 
 __all__ = ["DifferenceErrors", "difference_errors"]
@@ -86,7 +85,7 @@ def difference_errors(
     by_hand = as_partial("value_and_grad_fn", value_and_grad_fn)
     with jax.enable_x64(True):
         params, batch = widened((params, batch))
-        check_value_and_grad(by_hand, params, batch)
+        check_functions(loss, by_hand, params, batch)
         errors = map(np.asarray, _errors(loss, by_hand, params, batch, jnp.asarray(steps)))
         return DifferenceErrors(steps, *errors)
 

@@ -29,8 +29,8 @@ SIGMOID_AT_OUTPUT = 0.9400148
 """`s'(s(0)) / s'(0)` of the sigmoid `s`."""
 
 AT_THE_WRONG_PLACE = (
-    "right only where pre-activations are near 0: the derivative of an activation is taken at its "
-    "output instead of its input, or the other way round, or is left out (tanh' is 1 - tanh(z)^2)"
+    "right only as the params go to 0: as when an activation's derivative is taken at its output "
+    "instead of its input, or the other way round, or is left out (tanh' is 1 - tanh(z)^2)"
 )
 SIGMOID_FAULTS = (
     (SIGMOID_AT_OUTPUT, "the sigmoid's derivative is taken at its output instead of its input"),
@@ -59,6 +59,7 @@ class _Fit(NamedTuple):
         error: largest error without it.
         size: its largest coordinate.
         turned: largest error of the transpose of the right one; inf if the leaf is not square.
+        penalty: factor c, if the gradient is off by c times the leaf everywhere; else nan.
         num_wrong: coordinates that are wrong in any sample.
     """
 
@@ -67,6 +68,7 @@ class _Fit(NamedTuple):
     error: float
     size: float
     turned: float
+    penalty: float
     num_wrong: int
 
 
@@ -106,7 +108,7 @@ def _places(
     places = {
         "as drawn": (leaves, batch),
         "near 0": ([SMALL * leaf for leaf in leaves], batch),
-        "all positive": ([jnp.abs(leaf) for leaf in leaves], jax.tree.map(jnp.abs, batch)),
+        "all positive": ([jnp.abs(leaf) for leaf in leaves], jax.tree.map(_positive, batch)),
     }
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if _is_square(leaf):
@@ -115,14 +117,19 @@ def _places(
     return {name: (jax.tree.unflatten(tree, where), rows) for name, (where, rows) in places.items()}
 
 
+def _positive(leaf: Any) -> Any:
+    return jnp.abs(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
 def _is_square(leaf: Any) -> bool:
     return leaf.ndim == 3 and leaf.shape[1] == leaf.shape[2] > 1
 
 
 def _fits(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> list[_Fit]:
     """A fit for each leaf."""
-    pairs = zip(*map(jax.tree.leaves, _gradients(loss, by_hand, samples, batch)), strict=True)
-    return [_fit(np.asarray(gradient), np.asarray(right)) for gradient, right in pairs]
+    trees = (*_gradients(loss, by_hand, samples, batch), samples)
+    pairs = zip(*map(jax.tree.leaves, trees), strict=True)
+    return [_fit(*map(np.asarray, both)) for both in pairs]
 
 
 @jax.jit
@@ -132,10 +139,12 @@ def _gradients(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> tup
     )
 
 
-def _fit(gradient: np.ndarray, right: np.ndarray) -> _Fit:
+def _fit(gradient: np.ndarray, right: np.ndarray, leaf: np.ndarray) -> _Fit:
     largest, square = np.max(np.abs(right), initial=0), np.vdot(right, right)
     if not (0 < largest < np.inf and square > 0):
-        return _Fit(np.nan, np.inf, np.inf, np.inf, np.inf, 0)
+        num_wrong = int(np.sum(np.any(gradient != right, axis=0)))
+        ratio = 0.0 if largest == 0 else np.nan
+        return _Fit(ratio, np.inf, np.inf, np.inf, np.inf, np.nan, num_wrong)
     ratio = float(np.vdot(gradient, right) / square)
     off = np.abs(gradient - right) / largest
     scaled = np.max(np.abs(gradient - ratio * right)) / (abs(ratio) * largest or 1)
@@ -144,13 +153,22 @@ def _fit(gradient: np.ndarray, right: np.ndarray) -> _Fit:
         turned = float(np.max(np.abs(gradient - np.swapaxes(right, 1, 2)))) / largest
     num_wrong = int(np.sum(np.any(~(off <= EXACT), axis=0)))
     size = float(np.max(np.abs(gradient)) / largest)
-    return _Fit(ratio, float(scaled), float(np.max(off)), size, turned, num_wrong)
+    penalty = float(np.vdot(gradient - right, leaf) / (np.vdot(leaf, leaf) or 1))
+    left = np.max(np.abs(gradient - right - penalty * leaf)) / (np.max(off) * largest or 1)
+    penalty = penalty if left <= EXACT else np.nan
+    return _Fit(ratio, float(scaled), float(np.max(off)), size, turned, penalty, num_wrong)
 
 
 def _factor(fit: _Fit, batch: Any) -> str | None:
     """A fault that is a factor, the same for all samples and coordinates."""
     if fit.turned <= EXACT:
         return "transposed"
+    if fit.residual == np.inf:
+        if fit.ratio == 0:
+            return "should be 0 everywhere: the loss does not depend on it"
+        return "the gradient of jax.grad is not finite everywhere"
+    if fit.num_wrong and np.isfinite(fit.penalty):
+        return f"off by {fit.penalty:.6g} times the params: a penalty, left out or wrong"
     if not fit.residual <= EXACT or np.isclose(fit.ratio, 1, rtol=EXACT):
         return None
     if fit.ratio == 0:
@@ -163,21 +181,23 @@ def _factor(fit: _Fit, batch: Any) -> str | None:
 
 
 def _meaning(factor: float, batch: Any) -> str:
-    """What a factor may come from: the numbers of rows and of outputs, and squares."""
-    meanings: dict[float, str] = {}
+    """What a factor may come from: the lengths of the batch's axes, and squares."""
+    lengths = {}
     for leaf in jax.tree.leaves(batch):
-        rows, outputs = (*leaf.shape, 1, 1)[:2]
-        meanings |= {
-            float(outputs): f"the {outputs} outputs: a sum in place of their mean",
-            float(rows * outputs): f"{rows} rows x {outputs} outputs: a sum in place of the mean",
-            float(rows): f"the {rows} rows: 1/{rows} is missing, a sum in place of the mean",
-        }
-    meanings[2.0] = "2, as of the derivative 2x of x^2"
-    for number, meaning in meanings.items():
-        if number > 1 and np.isclose(factor, number):
-            return f" = {meaning}"
-        if number > 1 and np.isclose(factor, 1 / number):
-            return f" = 1/{number:g}: once too often, {meaning}" if number != 2 else " = 1/2"
+        rows, columns = (*leaf.shape, 1, 1)[:2]
+        lengths[f"the {rows} rows"] = rows
+        lengths[f"{columns} columns"] = columns
+        lengths[f"{rows} rows x {columns} columns"] = rows * columns
+    causes = {1 / 2: ["the 2 of 2x, the derivative of x^2, is missing"]}
+    for name, length in lengths.items():
+        missing = f"{name}: 1/{length} is missing, a sum in place of the mean"
+        causes.setdefault(length, []).append(missing)
+        causes.setdefault(1 / length, []).append(f"{name}: 1/{length} is there twice")
+    causes.setdefault(2, []).append("the 2 of 2x, the derivative of x^2, is there twice")
+    for number, said in causes.items():
+        if number != 1 and np.isclose(factor, number):
+            shown = f"{number}" if number > 1 else f"1/{1 / number:g}"
+            return f" = {shown}; {' or '.join(said)}"
     return ""
 
 

@@ -16,7 +16,19 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-__all__ = ["ROUNDING", "TINY", "Found", "Off", "largest_of", "measure", "or_inf", "widened"]
+from jaxnn.training.callables import check_scalar, check_value_and_grad, shapes_of
+
+__all__ = [
+    "ROUNDING",
+    "TINY",
+    "Found",
+    "Off",
+    "check_functions",
+    "largest_of",
+    "measure",
+    "or_inf",
+    "widened",
+]
 
 STEP = 1e-6
 """Of the finite differences, relative to the leaf's largest coordinate."""
@@ -80,6 +92,19 @@ class Found(NamedTuple):
     square: Any
     has_any: Any
     num_kinks: Any
+
+
+def check_functions(loss: Partial, by_hand: Partial, params: Any, batch: Any) -> None:
+    """Refuses params without numbers, and functions whose results no witness can speak of."""
+    if not sum(leaf.size for leaf in jax.tree.leaves(params)):
+        raise ValueError("params must hold at least one number; got empty arrays")
+    value = shapes_of("loss_fn", loss, params, batch)
+    check_scalar("loss_fn", value)
+    if value.dtype != jnp.float64:
+        raise TypeError(
+            f"loss_fn must compute in the dtype of the params; got {value.dtype} for float64"
+        )
+    check_value_and_grad(by_hand, params, batch)
 
 
 def widened(tree: Any) -> Any:

@@ -16,7 +16,7 @@ import argparse
 import inspect
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -85,13 +85,14 @@ def facts(report: jaxnn.GradientReport) -> dict[str, Any]:
 def scope_of(place: str) -> dict[str, Any]:
     """The names of a file, or of a module, also of one in the working folder."""
     if place.endswith(".py"):
+        sys.path.append(str(Path(place).resolve().parent))
         return runpy.run_path(place)
     sys.path.append(str(Path.cwd()))
     return vars(import_module(place))
 
 
-def named(text: str, arguments: int | None = None) -> Any:
-    """What `module:name` or `file.py:name` names; called first if it takes so many arguments."""
+def named(text: str, called: bool) -> Any:
+    """What `module:name` or `file.py:name` names; its result, if that is wanted and it can be."""
     place, _, name = text.partition(":")
     if not name:
         raise argparse.ArgumentTypeError(f"must be module:name or file.py:name; got {text}")
@@ -99,8 +100,14 @@ def named(text: str, arguments: int | None = None) -> Any:
         value = scope_of(place)[name]
     except (ImportError, OSError, KeyError) as error:
         raise argparse.ArgumentTypeError(f"there is no {text}: {error!r}") from error
-    is_function = inspect.isfunction(value) and arguments is not None
-    return value() if is_function and not inspect.signature(value).parameters else value
+    return value() if called and callable(value) and not needs(value) else value
+
+
+def needs(function: Callable[..., Any]) -> bool:
+    """Whether a function has to be given anything."""
+    parameters = inspect.signature(function).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.default is p.empty and p.kind in positional for p in parameters)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -132,8 +139,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--plot is for your own gradient: give --loss, --gradient and --params")
     try:
         for name in given:
-            needs = None if name in ("loss", "gradient") else 0
-            setattr(arguments, name, named(getattr(arguments, name), needs))
+            setattr(arguments, name, named(getattr(arguments, name), name in ("params", "batch")))
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
     return arguments

@@ -17,7 +17,7 @@ from jaxnn.model.activations import ACTIVATIONS, Activation
 from jaxnn.model.heads import HEADS, Head
 
 KEY = jax.random.key(3)
-AT_WRONG_PLACE = "right only where pre-activations are near 0"
+AT_WRONG_PLACE = "right only as the params go to 0"
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,11 @@ AT_WRONG_PLACE = "right only where pre-activations are near 0"
             "relu's derivative is not 0 for units that are off",
         ),
         ("tanh differentiated at its output", "b0 b1 w0 w1", AT_WRONG_PLACE),
-        ("no 1/N", "b0 b1 b2 w0 w1 w2", "factor 7 = the 7 rows: 1/7 is missing"),
+        ("no 1/N", "b0 b1 b2 w0 w1 w2", "factor 7 = 7; the 7 rows: 1/7 is missing"),
         ("wrong sign", "b0 b1 b2 w0 w1 w2", "of the wrong sign"),
         ("weight not transposed", "b0 w0", r"right where params\['w1'\] is symmetric"),
         ("hidden bias forgotten", "b0", "left out: it is 0 everywhere"),
-        ("half a weight gradient", "w2", "off by the factor 0.5 = 1/2"),
+        ("half a weight gradient", "w2", "factor 0.5 = 1/2; the 2 of 2x, .* is missing"),
         ("output bias of one row", "b2", "wrong in 3 of 3 coordinates"),
         ("one coordinate off by a millionth", "w0", "wrong in 1 of 8 coordinates"),
         ("nan in one coordinate", "w0", "wrong in 1 of 8 coordinates"),
@@ -121,11 +121,13 @@ def without_sigmoid(rows):
 
 HEAD_FAULTS = {
     "no 1/N": (("softmax", "categorical_crossentropy"), rows_times(ROWS), "the 7 rows: 1/7"),
-    "1/N twice": (("softmax", "categorical_crossentropy"), rows_times(1 / ROWS), "1/7: once too"),
-    "no mean over outputs": (("sigmoid", "binary_crossentropy"), rows_times(3), "the 3 outputs"),
-    "no mean": (("tanh", "mean_squared_error"), rows_times(3 * ROWS), "7 rows x 3 outputs"),
-    "no 2": (("identity", "mean_squared_error"), rows_times(0.5), "factor 0.5 = 1/2"),
-    "twice 2": (("identity", "mean_squared_error"), rows_times(2), "factor 2 = 2, as of"),
+    "1/N twice": (
+        ("softmax", "categorical_crossentropy"), rows_times(1 / ROWS), "1/7 is there twice"
+    ),
+    "no mean over outputs": (("sigmoid", "binary_crossentropy"), rows_times(3), "= 3; 3 columns: 1/3"),
+    "no mean": (("tanh", "mean_squared_error"), rows_times(3 * ROWS), "7 rows x 3 columns"),
+    "no 2": (("identity", "mean_squared_error"), rows_times(0.5), "the 2 of 2x, .* is missing"),
+    "twice 2": (("identity", "mean_squared_error"), rows_times(2), "2 columns.* or the 2 of 2x"),
     "sign": (("identity", "mean_squared_error"), rows_times(-1), "of the wrong sign"),
     "sign and mean": (
         ("softmax", "categorical_crossentropy"), rows_times(-ROWS), "wrong sign and off by the"
@@ -164,6 +166,49 @@ def check_network(hidden, head, depth, change=lambda rows: rows) -> Any:
     return check_gradients(
         KEY, model.loss_reference, changed_gradient, model.sampler(scale=0.8), batch
     )
+
+
+def test_a_penalty_left_out_and_a_leaf_that_does_not_matter_are_named():
+    def loss(params, batch):
+        error = jnp.mean((batch @ params["w"] - 1) ** 2)
+        return error + 0.1 * jnp.sum(params["w"] ** 2) + 0 * params["idle"]
+
+    def without_penalty(params, batch):
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        return value, {"w": gradient["w"] - 0.2 * params["w"], "idle": jnp.ones_like(value)}
+
+    def sample_both(key):
+        return {"w": jax.random.normal(key, (2,)), "idle": jnp.ones(())}
+
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    report = check_gradients(KEY, loss, without_penalty, sample_both, rows)
+    assert report.suggestions == (
+        "params['idle']: should be 0 everywhere: the loss does not depend on it",
+        "params['w']: off by -0.2 times the params: a penalty, left out or wrong",
+    )
+
+
+def test_a_batch_of_keys_and_a_noisy_loss_keep_the_report():
+    def loss(params, batch):
+        return jnp.sum(params * jax.random.normal(batch, (3,), params.dtype)) + 1e6
+
+    def slightly_off(params, batch):
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        return value, gradient * (1 + 3e-6 * jnp.array([0.0, 0.0, 1.0], gradient.dtype))
+
+    report = check_gradients(KEY, loss, slightly_off, np.ones(3, np.float32), jax.random.key(1))
+    assert not report.passed
+    assert report.worst.coordinate == (2,)
+    assert report.worst.gradient == pytest.approx(report.worst.expected, rel=4e-6)
+
+
+def test_params_without_numbers_are_refused():
+    def loss(params, batch):
+        return jnp.sum(params**2)
+
+    square = jax.value_and_grad(loss)
+    with pytest.raises(ValueError, match="params must hold at least one number"):
+        check_gradients(KEY, loss, square, np.zeros(0, np.float32), None)
 
 
 def test_a_square_gradient_that_is_transposed_is_named():

@@ -170,6 +170,9 @@ def test_a_checkpoint_of_many_goes_on_to_the_same_bits(tmp_path):
     other = {**options, "learning_rate": 0.1}
     with pytest.raises(ValueError, match="optimizer"):
         descend(STARTS, BATCH, num_epochs=15, checkpoint=path, tolerance=1e-3, **other)
+    few, options = jax.tree.map(lambda leaf: leaf[:3], STARTS), {**other, "num_networks": 3}
+    with pytest.raises(ValueError, match="num_networks"):
+        descend(few, BATCH, num_epochs=15, checkpoint=path, tolerance=1e-3, **options)
 
 
 def test_a_second_sweep_compiles_nothing(caplog):
@@ -196,6 +199,13 @@ def test_a_second_sweep_compiles_nothing(caplog):
 def test_what_cannot_be_many_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         descend(STARTS, BATCH, num_epochs=1, **{"learning_rate": 0.1, **options})
+
+
+def test_an_optimizer_that_is_one_a_network_in_parts_is_refused():
+    sweep = jax.vmap(lambda rate: optimizers.sgd(rate))(jnp.full(NUM, 0.1))
+    mixed = optimizers.clipped(sweep, 1.0)
+    with pytest.raises(ValueError, match="throughout, or nowhere"):
+        descend(STARTS, BATCH, num_epochs=1, num_networks=NUM, optimizer=mixed)
 
 
 def test_updates_unlike_the_params_are_refused():

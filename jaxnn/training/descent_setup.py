@@ -176,6 +176,7 @@ def facts_of(
     """What whoever goes on with this descent has to share."""
     return {
         "trainer": "gradient_descent",
+        "num_networks": None if networks is None else networks.count,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "key_implementation": str(jax.random.key_impl(key)),
         "value_and_grad_fn": identity(function),

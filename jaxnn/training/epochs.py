@@ -25,6 +25,7 @@ __all__ = ["Walked", "walk"]
 RECORDS_PER_CHUNK = 2**17
 SECONDS_PER_BLOCK = 0.015
 """Of a chunk, lest it go by in calling the blocks."""
+MOST_SECONDS = 1.0
 SAVED = ("losses", "validation", "num_steps")
 
 
@@ -85,7 +86,7 @@ def walk(
     parts, first = [walked], walked.num_epochs
     left = num_epochs - first if _runs(walked.state) else 0
     capacity = max(RECORDS_PER_CHUNK // (steps_per_epoch * blocks[0].verdict.size), 1)
-    seconds = SECONDS_PER_BLOCK * len(blocks)
+    seconds = min(SECONDS_PER_BLOCK * len(blocks), MOST_SECONDS)
     started = saved = time.monotonic()
     lowest = _lowest(walked)
     try:

@@ -139,7 +139,7 @@ def gradient_descent(
         learning_rate: short for `optimizer=sgd(learning_rate)`; for several networks a number,
             or one for each.
         optimizer: as in `jaxnn.optimizers`, or an optax transformation. For several networks
-            `jax.vmap(adam)(rates)` is one for each.
+            `jax.vmap(adam)(rates)` is one for each: all its numbers have a first axis of networks.
         num_networks: how many networks descend side by side, each from its own params in a first
             axis of every leaf, and each stopping by itself. Network `i` comes to what it comes to
             alone with the key `jax.random.fold_in(key, i)`, up to rounding; to the same bits
@@ -157,8 +157,8 @@ def gradient_descent(
         patience: stop after so many epochs without a lower loss on the validation batch, status
             "converged".
         max_seconds: stop when these are over, status "stopped".
-        callback: called with a `SearchProgress` some four times a second; a `StopIteration` that
-            it raises ends the descent, status "stopped".
+        callback: called with a `SearchProgress` some four times a second, or once a second with
+            a thousand networks; a `StopIteration` that it raises ends the descent, "stopped".
         checkpoint: a file to save to every half minute and at the end. If it is there already,
             the descent goes on from it, to the same bits as one that was never interrupted; it
             refuses one made with other settings, as far as they are numbers, arrays or

@@ -59,9 +59,14 @@ class Networks(NamedTuple):
 
 def per_network(tree: Any, count: int) -> Any:
     """Numbers one a network: as they are if all leaves have that axis, else the same for each."""
-    leaves = jax.tree.leaves(tree)
-    if all(np.shape(leaf)[:1] == (count,) for leaf in leaves):
+    have_axis = [np.shape(leaf)[:1] == (count,) for leaf in jax.tree.leaves(tree)]
+    if all(have_axis):
         return tree
+    if any(have_axis):
+        raise ValueError(
+            f"optimizer must hold numbers for each of the {count} networks throughout, or nowhere; "
+            "got both: make it whole under vmap, as jax.vmap(lambda rate: clipped(sgd(rate), 1.0))"
+        )
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *np.shape(leaf))), tree)
 
 
