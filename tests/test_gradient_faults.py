@@ -124,7 +124,7 @@ HEAD_FAULTS = {
     "1/N twice": (
         ("softmax", "categorical_crossentropy"), rows_times(1 / ROWS), "1/7 is there twice"
     ),
-    "no mean over outputs": (("sigmoid", "binary_crossentropy"), rows_times(3), "= 3; 3 columns: 1/3"),
+    "no mean over outputs": (("sigmoid", "binary_crossentropy"), rows_times(3), "3 columns: 1/3"),
     "no mean": (("tanh", "mean_squared_error"), rows_times(3 * ROWS), "7 rows x 3 columns"),
     "no 2": (("identity", "mean_squared_error"), rows_times(0.5), "the 2 of 2x, .* is missing"),
     "twice 2": (("identity", "mean_squared_error"), rows_times(2), "2 columns.* or the 2 of 2x"),

@@ -15,12 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.model.activations import ACTIVATIONS, softmax, softmax_backward
-from jaxnn.model.losses import (
-    encode,
-    mean_squared_error,
-    sigmoid_crossentropy,
-    softmax_crossentropy,
-)
+from jaxnn.model.losses import mean_squared_error, sigmoid_crossentropy, softmax_crossentropy
 
 __all__ = ["HEADS", "Head"]
 
@@ -42,11 +37,19 @@ class Head(NamedTuple):
 
 
 def _softmax_crossentropy(logits: jax.Array, targets: jax.Array):
-    """`sum_k y_k (log sum_j e^(z_j) - z_k)`, and `softmax(z) sum_k y_k - y`."""
-    y = encode(targets, len(logits), logits.dtype).T
+    """`sum_k y_k (log sum_j e^(z_j) - z_k)`, and `softmax(z) sum_k y_k - y`.
+
+    A class is chosen by `where`: a product with a one-hot row would take longer.
+    """
     largest = _over_units(jnp.maximum, logits)
     exponentials = jnp.exp(logits - largest)
     total = _over_units(operator.add, exponentials)
+    if targets.ndim == 1:
+        is_answer = jnp.arange(len(logits))[:, None] == targets.astype(int)[None, :]
+        answer = _over_units(operator.add, jnp.where(is_answer, logits, 0))
+        slopes = exponentials / total - is_answer.astype(logits.dtype)
+        return (jnp.log(total) + (largest - answer))[0], slopes
+    y = targets.T.astype(logits.dtype)
     weight = _over_units(operator.add, y)
     losses = weight * jnp.log(total) + _over_units(operator.add, y * (largest - logits))
     return losses[0], weight * (exponentials / total) - y
