@@ -129,7 +129,8 @@ def _fits(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> list[_Fi
     """A fit for each leaf."""
     trees = (*_gradients(loss, by_hand, samples, batch), samples)
     pairs = zip(*map(jax.tree.leaves, trees), strict=True)
-    return [_fit(*map(np.asarray, both)) for both in pairs]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return [_fit(*map(np.asarray, both)) for both in pairs]
 
 
 @jax.jit
@@ -167,10 +168,10 @@ def _factor(fit: _Fit, batch: Any) -> str | None:
         if fit.ratio == 0:
             return "should be 0 everywhere: the loss does not depend on it"
         return "the gradient of jax.grad is not finite everywhere"
-    if fit.num_wrong and np.isfinite(fit.penalty):
-        return f"off by {fit.penalty:.6g} times the params: a penalty, left out or wrong"
     if not fit.residual <= EXACT or np.isclose(fit.ratio, 1, rtol=EXACT):
-        return None
+        if np.isnan(fit.penalty):
+            return None
+        return f"off by {fit.penalty:.6g} times the params: a penalty, left out or wrong"
     if fit.ratio == 0:
         return "left out: it is 0 everywhere"
     sign, size = ("of the wrong sign", abs(fit.ratio)) if fit.ratio < 0 else ("", fit.ratio)
