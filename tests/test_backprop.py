@@ -234,18 +234,3 @@ def test_chain_rule_figures(x, target, slope):
     assert loss == 9  # error 3
     assert gradient[0].weights == slope
     assert gradient[0].biases is None
-
-
-def test_soft_targets_inside_jit_mean_the_same_to_all_losses():
-    """Values cannot be looked at there, so that a smoothed label gets through."""
-    model = network("tanh", ("softmax", "categorical_crossentropy"), 2, True)
-    params, batch = problem(model, "float32")
-    smooth = jnp.full((ROWS, OUTPUTS), 0.3)
-
-    @jax.jit
-    def both(params, y):
-        soft = Batch(batch.x, y)
-        by_jax = jax.value_and_grad(model.loss_reference)(params, soft)
-        return model.value_and_grad(params, soft), by_jax
-
-    assert leaf_error(*both(params, smooth)) <= GRADIENT["float32"]

@@ -37,22 +37,20 @@ class Head(NamedTuple):
 
 
 def _softmax_crossentropy(logits: jax.Array, targets: jax.Array):
-    """`sum_k y_k (log sum_j e^(z_j) - z_k)`, and `softmax(z) sum_k y_k - y`.
+    """`log sum_k e^(z_k) - z_y`, and `softmax(z) - y`, of classes or of one-hot rows alone.
 
     A class is chosen by `where`: a product with a one-hot row would take longer.
     """
+    if targets.ndim == 1:
+        is_answer = jnp.arange(len(logits))[:, None] == targets.astype(int)[None, :]
+    else:
+        is_answer = targets.T == 1
     largest = _over_units(jnp.maximum, logits)
     exponentials = jnp.exp(logits - largest)
     total = _over_units(operator.add, exponentials)
-    if targets.ndim == 1:
-        is_answer = jnp.arange(len(logits))[:, None] == targets.astype(int)[None, :]
-        answer = _over_units(operator.add, jnp.where(is_answer, logits, 0))
-        slopes = exponentials / total - is_answer.astype(logits.dtype)
-        return (jnp.log(total) + (largest - answer))[0], slopes
-    y = targets.T.astype(logits.dtype)
-    weight = _over_units(operator.add, y)
-    losses = weight * jnp.log(total) + _over_units(operator.add, y * (largest - logits))
-    return losses[0], weight * (exponentials / total) - y
+    answer = _over_units(operator.add, jnp.where(is_answer, logits, 0))
+    slopes = exponentials / total - is_answer.astype(logits.dtype)
+    return (jnp.log(total) + (largest - answer))[0], slopes
 
 
 def _sigmoid_crossentropy(logits: jax.Array, targets: jax.Array):
