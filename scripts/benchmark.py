@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -138,57 +138,59 @@ def measure_chains(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str
     batch = DATA[data](jax.random.key(0), samples=ROWS // 3)
     if (sizes[0], sizes[-1]) != (2, 3):
         batch = random_batch(sizes)
-    searches, seconds = {}, {}
     share = 1.0 if sizes == (2, 3, 3) else 0.1
+    searches = {}
     for name, (prepare, times) in WAYS.items():
         unit = CHAINS if times > 1 else 2  # whole steps of all chains; whole generations
         steps = max(int(arguments.steps * times * share) // unit, 1) * unit
-        try:
-            searches[name] = prepare(model, batch), steps
-        except ImportError:
-            continue
-        seconds[name] = timed(*searches[name])
-    rates = take_turns(searches, arguments.repeats)
+        searches[name] = partial(prepare, model, batch), steps
     against = {
         "x NumPy": "NumPy loop",
         "x scan": "lax.scan, one at a time",
         "x random search": "jaxnn, random search",
     }
-    return rows_of(sizes, WAYS, rates, seconds, against)
+    return rows_of(sizes, searches, against, arguments.repeats)
 
 
 def measure_descent(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of one network, a dict a way; mini-batches where there are more than 2 features."""
     model, batch = jaxnn.mlp(sizes), random_batch(sizes)
     batch_size = None if sizes[0] == 2 else 32
-    searches, seconds = {}, {}
+    searches = {}
     for name, (prepare, times) in DESCENTS.items():
         unit = 9 * (NETWORKS if "networks" in name else 1)  # whole epochs of all networks
         steps = max(int(arguments.steps * times) // 10 // unit, 1) * unit
-        try:
-            searches[name] = prepare(model, batch, batch_size), steps
-        except ImportError:
-            continue
-        seconds[name] = timed(*searches[name])
-    rates = take_turns(searches, arguments.repeats)
+        searches[name] = partial(prepare, model, batch, batch_size), steps
     against = {
         "x torch eager": "torch eager",
         "x value_and_grad": "jaxnn, jax.value_and_grad",
         "x one network": ONE,
     }
-    return rows_of(sizes, DESCENTS, rates, seconds, against)
+    return rows_of(sizes, searches, against, arguments.repeats)
 
 
 def rows_of(
     sizes: Sizes,
-    ways: Iterable[str],
-    rates: Mapping[str, np.ndarray],
-    seconds: Mapping[str, float],
+    searches: Mapping[str, tuple[Callable[[], Search], int]],
     against: Mapping[str, str],
+    repeats: int,
 ) -> list[dict[str, Any]]:
-    """A row a way, also for those that are missing; `against` names columns and their peers."""
+    """A row a way, also for those that are missing.
+
+    Args:
+        sizes: of the network.
+        searches: what prepares each way, and its steps.
+        against: columns, and the way that each compares with.
+        repeats: rounds.
+    """
+    ready, seconds = {}, {}
+    for name, (prepare, steps) in searches.items():
+        with suppress(ImportError):
+            ready[name] = prepare(), steps
+            seconds[name] = timed(*ready[name])
+    rates = take_turns(ready, repeats)
     rows: list[dict[str, Any]] = []
-    for name in ways:
+    for name in searches:
         rows.append({"net": "-".join(map(str, sizes)), "library": name, "steps/s": MISSING})
         if name not in rates:
             continue

@@ -30,6 +30,21 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of data, start and search")
 
 
+def add_limits(parser: argparse.ArgumentParser, unit: str) -> None:
+    """Options that say when to end early, and where to go on from; `unit` is what is counted."""
+    add = parser.add_argument
+    add("--target-loss", type=float, help=f"stop at the first {unit} at or below")
+    add("--max-seconds", type=float, help="stop when these are over")
+    add("--checkpoint", type=Path, help="save here, and go on from here")
+
+
+def film_file(text: str) -> Path:
+    """The name of a GIF."""
+    if not text.endswith(".gif"):
+        raise argparse.ArgumentTypeError(f"must name a .gif file; got {text}")
+    return Path(text)
+
+
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Options that say where results go."""
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder for figures")

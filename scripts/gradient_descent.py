@@ -19,7 +19,15 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from command_line import add_output, add_problem, count, parser_for, write_json
+from command_line import (
+    add_limits,
+    add_output,
+    add_problem,
+    count,
+    film_file,
+    parser_for,
+    write_json,
+)
 from films import film_regions
 from problems import DATA
 
@@ -60,17 +68,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--l2", type=float, default=0.0, help="strength of an L2 penalty")
     add("--max-norm", type=float, help="clip longer gradients to this")
     add("--tolerance", type=float, default=0.0, help="stop when losses differ by less")
-    add("--target-loss", type=float, help="stop at the first step at or below")
     add("--validation", type=count, default=0, help="rows a class to validate on")
     add("--patience", type=count, help="epochs without a better loss on them")
-    add("--max-seconds", type=float, help="stop when these are over")
-    add("--checkpoint", type=Path, help="save here, and go on from here")
+    add_limits(parser, "step")
     add("--plot", action="store_true", help="draw the loss and the decision regions")
-    add("--animate", type=Path, metavar="FILE.gif", help="draw the regions while it trains")
+    add("--animate", type=film_file, metavar="FILE.gif", help="draw the regions while it trains")
     add_output(parser)
     arguments = parser.parse_args(argv)
-    if arguments.animate and arguments.animate.suffix != ".gif":
-        parser.error(f"--animate must name a .gif file; got {arguments.animate}")
     if arguments.networks is not None and (arguments.networks < 1 or arguments.animate):
         parser.error("--networks must be at least 1, and --animate films one network alone")
     if arguments.patience and not arguments.validation:

@@ -19,7 +19,15 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from command_line import add_output, add_problem, count, parser_for, write_json
+from command_line import (
+    add_limits,
+    add_output,
+    add_problem,
+    count,
+    film_file,
+    parser_for,
+    write_json,
+)
 from films import film_regions
 from problems import DATA
 
@@ -46,17 +54,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--one-coordinate", action="store_true", help="move one weight a step, as mlrose does")
     add("--chains", type=int, default=1, help="chains side by side")
     add("--record-every", type=count, default=1, help="which steps to keep in the history")
-    add("--target-loss", type=float, help="stop at the first step at or below")
-    add("--max-seconds", type=float, help="stop when these are over")
-    add("--checkpoint", type=Path, help="save here, and go on from here")
+    add_limits(parser, "step")
     add("--verbose", action="store_true", help="print every improvement")
     add("--plot", action="store_true", help="draw loss, accuracy and acceptance rate")
-    add("--animate", type=Path, metavar="FILE.gif", help="draw the regions while it climbs")
+    add("--animate", type=film_file, metavar="FILE.gif", help="draw the regions while it climbs")
     add_output(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.animate and arguments.animate.suffix != ".gif":
-        parser.error(f"--animate must name a .gif file; got {arguments.animate}")
-    return arguments
+    return parser.parse_args(argv)
 
 
 def options_of(arguments: argparse.Namespace, model: jaxnn.Model) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from command_line import add_output, add_problem, count, parser_for, write_json
+from command_line import add_limits, add_output, add_problem, count, parser_for, write_json
 from problems import DATA
 
 import jaxnn
@@ -50,9 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--bias-scale", type=float, help="of the biases' unit draws; as the weights if not given")
     add("--top-k", type=int, default=10, help="how many of the best to list")
     add("--thresholds", type=float, nargs="*", default=[], help="losses to count at or below of")
-    add("--target-loss", type=float, help="stop at the first candidate at or below")
-    add("--max-seconds", type=float, help="stop when these are over")
-    add("--checkpoint", type=Path, help="save here, and go on from here")
+    add_limits(parser, "candidate")
     add("--merge", type=Path, nargs="+", metavar="FILE", help="checkpoints to put together")
     add("--devices", type=int, help="how many devices to use; all if not given")
     add(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,17 +25,14 @@ from jaxnn.training.callables import (
     as_partial,
     check_value_and_grad,
 )
-from jaxnn.training.descending import (
-    CONVERGED,
-    DIVERGED,
-    REACHED,
-    Rules,
-    begin,
-    descend,
-    settle,
+from jaxnn.training.descending import Rules, begin, descend, settle
+from jaxnn.training.descent_report import (
+    EVALUATIONS_PER_GRADIENT,
+    DescentHistory,
+    GradientDescentResult,
+    report,
 )
 from jaxnn.training.descent_setup import (
-    Seen,
     as_cut,
     as_networks,
     as_optimizer,
@@ -46,9 +43,15 @@ from jaxnn.training.descent_setup import (
     facts_of,
     one_of,
 )
-from jaxnn.training.epochs import Walked, walk
+from jaxnn.training.epochs import walk
 from jaxnn.training.naming import check_saveable
-from jaxnn.training.networks import Networks, descend_blocks, each_block, in_blocks, joined, placed
+from jaxnn.training.networks import (
+    begin_blocks,
+    descend_blocks,
+    in_blocks,
+    placed,
+    settle_blocks,
+)
 from jaxnn.training.optimizers import Optimizer
 from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
 
@@ -56,52 +59,6 @@ __all__ = ["DescentHistory", "GradientDescentResult", "gradient_descent"]
 
 TAG = 0x47524144
 """Folded into the key, so that no other trainer draws the same from it."""
-
-EVALUATIONS_PER_GRADIENT = 3
-"""A forward pass, and a backward pass that costs twice as much."""
-
-
-class DescentHistory(NamedTuple):
-    """The loss at every step; ready to plot.
-
-    Of several networks `loss` and `validation_loss` have a first axis of networks, with nan from
-    where a network had stopped.
-
-    Attributes:
-        evaluations: evaluations made by a network up to and with each step, in units of one loss
-            on the whole batch, `(num_steps,)`, float64.
-        loss: loss of the step's batch *before* the step, `(num_steps,)`.
-        validation_loss: loss on the validation batch after every epoch, `(num_epochs,)`; None
-            without one.
-    """
-
-    evaluations: np.ndarray
-    loss: np.ndarray
-    validation_loss: np.ndarray | None
-
-
-class GradientDescentResult(NamedTuple):
-    """Where a gradient descent ended; of several networks, arrays with a first axis of networks.
-
-    Attributes:
-        params: the params reached; if it diverged, the last whose loss was finite; with a
-            validation batch, those at the end of the epoch with the lowest loss on it.
-        loss: their loss on the whole batch; inf if it is not finite.
-        num_evaluations: losses on the whole batch that the work amounts to: a gradient step
-            counts 3 times its share of the rows, the loss reported counts 1; rounded up. Losses
-            on a validation batch are not counted.
-        num_steps: gradients evaluated; the last is that at which it converged or diverged.
-        status: "completed", "converged", "diverged", "interrupted", "reached", "stopped", or
-            "nonfinite" if no loss was ever finite; a `Status`.
-        history: the loss at every step.
-    """
-
-    params: Any
-    loss: Any
-    num_evaluations: Any
-    num_steps: Any
-    status: Any
-    history: DescentHistory
 
 
 def gradient_descent(
@@ -215,87 +172,22 @@ def gradient_descent(
         facts = facts_of(key, function, chosen, params, batch, rules, cut, networks)
         saver = Saver(Path(checkpoint), facts)
     with jax.threefry_partitionable(True):
-        start = partial(begin, loss_dtype=loss_dtype, validates=rules.validation is not None)
         shared = (function, batch, rules)
+        start = partial(begin, loss_dtype=loss_dtype, validates=rules.validation is not None)
         if networks is None:
             state = start(chosen, params)
             run = partial(descend, *shared, chosen, jax.random.fold_in(key, TAG), cut=cut)
         else:
-            state, run = _side_by_side(key, shared, chosen, start, params, networks, cut)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(networks.count))
+            streams = jax.vmap(jax.random.fold_in, (0, None))(keys, TAG)
+            state = begin_blocks(start, chosen, params, networks)
+            blocks = placed(shared, in_blocks((chosen, streams), networks), networks)
+            run = partial(descend_blocks, blocks, networks, cut=cut)
         if saver is not None:
             check_saveable(state)
-        per_step = EVALUATIONS_PER_GRADIENT * sum(seen.rows_of_steps) / seen.rows / cut.steps
-        walked = walk(run, state, num_epochs, cut.steps, per_step, limits, saver, progress)
-        if networks is None:
-            settled = settle(function, batch, walked.state)
-        else:
-            blocks = placed((function, batch), [(block,) for block in walked.state], networks)
-            settled = joined(each_block(settle, blocks, networks), networks.count)
+        work = EVALUATIONS_PER_GRADIENT * sum(seen.rows_of_steps) / seen.rows / cut.steps
+        walked = walk(run, state, num_epochs, cut.steps, work, limits, saver, progress)
+        end = settle if networks is None else partial(settle_blocks, networks)
+        settled = end(function, batch, walked.state)
     validates, is_complete = rules.validation is not None, walked.num_epochs == num_epochs
-    result = _result(walked, settled, seen, validates=validates, is_complete=is_complete)
-    return _of_one(result) if networks is None else result
-
-
-def _side_by_side(
-    key: jax.Array,
-    shared: tuple[Any, ...],
-    optimizer: Optimizer,
-    start: Callable[..., Any],
-    params: Any,
-    networks: Networks,
-    cut: Any,
-) -> tuple[tuple[Any, ...], Callable[..., Any]]:
-    """The states of all blocks, and what takes them through a chunk."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(networks.count))
-    streams = jax.vmap(jax.random.fold_in, (0, None))(keys, TAG)
-    states = in_blocks(jax.vmap(start)(optimizer, params), networks)
-    surplus = len(states) * networks.width - networks.count
-    states[-1] = states[-1]._replace(
-        verdict=states[-1].verdict.at[networks.width - surplus :].set(CONVERGED)
-    )
-    blocks = placed(shared, in_blocks((optimizer, streams), networks), networks)
-    return tuple(states), partial(descend_blocks, blocks, networks, cut=cut)
-
-
-def _result(
-    walked: Walked, settled: tuple[Any, Any, Any], seen: Seen, validates: bool, is_complete: bool
-) -> GradientDescentResult:
-    """What to return, of one network or of several: surplus networks at the end are left out."""
-    params, loss, verdict = settled
-    loss, verdict = np.asarray(loss), np.asarray(verdict)
-    here = np.s_[..., : len(verdict)] if verdict.ndim else ...
-    losses, validation, num_steps = (
-        array[here] for array in (walked.losses, walked.validation, walked.num_steps)
-    )
-    work = np.cumsum(np.resize(seen.rows_of_steps, len(losses))) * EVALUATIONS_PER_GRADIENT
-    unstopped = "completed" if is_complete else "stopped" if walked.stopped else "interrupted"
-    has_finite = np.isfinite(loss) | np.any(np.isfinite(losses), axis=0)
-    return GradientDescentResult(
-        params=jax.tree.map(jnp.asarray, params),
-        loss=np.where(np.isfinite(loss), loss, np.inf).astype(np.float64),
-        num_evaluations=1 - (-np.append(0, work)[num_steps] // seen.rows),
-        num_steps=num_steps,
-        status=np.select(
-            [
-                (verdict == DIVERGED) & ~has_finite,
-                *(verdict == ending for ending in (DIVERGED, CONVERGED, REACHED)),
-            ],
-            ["nonfinite", "diverged", "converged", "reached"],
-            unstopped,
-        ),
-        history=DescentHistory(
-            work / seen.rows,
-            np.ascontiguousarray(losses.T),
-            np.ascontiguousarray(validation.T) if validates else None,
-        ),
-    )
-
-
-def _of_one(result: GradientDescentResult) -> GradientDescentResult:
-    """The numbers of a single network as plain ones."""
-    return result._replace(
-        loss=float(result.loss),
-        num_evaluations=int(result.num_evaluations),
-        num_steps=int(result.num_steps),
-        status=str(result.status),
-    )
+    return report(walked, settled, seen, validates=validates, is_complete=is_complete)

@@ -24,17 +24,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from jaxnn.training.descending import Cut, Records, State, descend
+from jaxnn.training.descending import CONVERGED, Cut, Records, State, descend, settle
 
 __all__ = [
     "Networks",
+    "begin_blocks",
     "descend_blocks",
     "each_block",
     "in_blocks",
-    "joined",
     "per_network",
     "placed",
+    "settle_blocks",
 ]
 
 WIDTH, CPU_WIDTH = 1024, 16
@@ -72,19 +74,13 @@ def per_network(tree: Any, count: int) -> Any:
 
 def in_blocks(tree: Any, networks: Networks) -> list[Any]:
     """A tree with an axis of networks, cut; the last network fills the last block up."""
-    num_blocks = -(-networks.count // networks.width)
-    places = np.minimum(np.arange(num_blocks * networks.width), networks.count - 1)
-    filled = jax.tree.map(lambda leaf: leaf[places], tree)
-    starts = range(0, len(places), networks.width)
-    return [
-        jax.tree.map(lambda leaf, at=start: leaf[at : at + networks.width], filled)
-        for start in starts
-    ]
-
-
-def joined(blocks: Sequence[Any], count: int) -> Any:
-    """The blocks as one tree again, of NumPy arrays, without what filled the last block up."""
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *blocks)
+    num_blocks, width = -(-networks.count // networks.width), networks.width
+    places = np.minimum(np.arange(num_blocks * width), networks.count - 1).reshape(
+        num_blocks, width
+    )
+    leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[places], tree))
+    blocks = zip(*map(list, leaves), strict=True) if leaves else [()] * num_blocks
+    return [jax.tree.unflatten(structure, block) for block in blocks]
 
 
 def placed(shared: tuple[Any, ...], own: Sequence[tuple[Any, ...]], networks: Networks):
@@ -129,6 +125,16 @@ def _num_threads(devices: Sequence[Any]) -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def begin_blocks(
+    start: Callable[..., State], optimizer: Any, params: Any, networks: Networks
+) -> tuple[State, ...]:
+    """The states before the first step; what fills the last block up has stopped already."""
+    states = in_blocks(jax.vmap(start)(optimizer, params), networks)
+    left = networks.count - (len(states) - 1) * networks.width
+    verdict = states[-1].verdict.at[left:].set(CONVERGED)
+    return (*states[:-1], states[-1]._replace(verdict=verdict))
+
+
 def descend_blocks(
     blocks: Sequence[tuple[Any, ...]],
     networks: Networks,
@@ -148,6 +154,19 @@ def descend_blocks(
     stepped, records = zip(*results, strict=True)
     on_host = [jax.tree.map(np.asarray, record) for record in records]
     return stepped, _side_by_side(on_host, cut.steps)
+
+
+def settle_blocks(
+    networks: Networks, function: Partial, batch: Any, states: Any
+) -> tuple[Any, Any, Any]:
+    """Params, losses and verdicts of all networks: as `settle`, of a state a block."""
+    blocks = placed((function, batch), [(state,) for state in states], networks)
+    return _joined(each_block(settle, blocks, networks), networks.count)
+
+
+def _joined(blocks: Sequence[Any], count: int) -> Any:
+    """The blocks as one tree again, of NumPy arrays, without what filled the last block up."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *blocks)
 
 
 def _side_by_side(records: Sequence[Records], steps_per_epoch: int) -> Records:

@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from jaxnn.checks import as_flag, as_real
+from jaxnn.training import directions
 from jaxnn.training.schedules import Schedule, as_rate
 
 __all__ = [
@@ -96,9 +97,13 @@ def sgd(
     if momentum is None:
         if nesterov:
             raise ValueError("momentum must be given with nesterov; got None")
-        return _optimizer(_no_moments, Partial(_plain), rate)
+        return _optimizer(directions.no_moments, Partial(directions.plain), rate)
     decay = as_real("momentum", momentum, inclusive=True)
-    return _optimizer(jnp.zeros_like, Partial(_nesterov if nesterov else _heavy_ball, decay), rate)
+    return _optimizer(
+        jnp.zeros_like,
+        Partial(directions.nesterov if nesterov else directions.heavy_ball, decay),
+        rate,
+    )
 
 
 def rmsprop(
@@ -130,7 +135,7 @@ def rmsprop(
     """
     rate = as_rate("learning_rate", learning_rate)
     numbers = _decay("decay", decay), as_real("epsilon", epsilon)
-    return _optimizer(jnp.zeros_like, Partial(_by_size, *numbers), rate)
+    return _optimizer(jnp.zeros_like, Partial(directions.by_size, *numbers), rate)
 
 
 def adam(
@@ -176,7 +181,7 @@ def adam(
     rate = as_rate("learning_rate", learning_rate)
     betas = _decay("beta1", beta1), _decay("beta2", beta2)
     others = as_real("epsilon", epsilon), as_real("weight_decay", weight_decay, inclusive=True)
-    return _optimizer(_two_moments, Partial(_by_moments, *betas, *others), rate)
+    return _optimizer(directions.two_moments, Partial(directions.by_moments, *betas, *others), rate)
 
 
 def clipped(optimizer: Optimizer, max_norm: float) -> Optimizer:
@@ -300,68 +305,3 @@ def _decay(name: str, value: float) -> Any:
     if not isinstance(number, jax.Array) and number >= 1:
         raise ValueError(f"{name} must be below 1; got {value!r}")
     return number
-
-
-def _no_moments(flat: jax.Array) -> tuple[()]:
-    del flat
-    return ()
-
-
-def _two_moments(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.zeros_like(flat), jnp.zeros_like(flat)
-
-
-def _running(decay: jax.Array, mean: jax.Array, new: jax.Array) -> jax.Array:
-    return decay.astype(new.dtype) * mean + (1 - decay).astype(new.dtype) * new
-
-
-def _plain(gradient: jax.Array, moments: Any, params: jax.Array, step: jax.Array):
-    del params, step
-    return gradient, moments
-
-
-def _heavy_ball(
-    decay: jax.Array, gradient: jax.Array, velocity: jax.Array, params: jax.Array, step: jax.Array
-):
-    del params, step
-    velocity = decay.astype(gradient.dtype) * velocity + gradient
-    return velocity, velocity
-
-
-def _nesterov(
-    decay: jax.Array, gradient: jax.Array, velocity: jax.Array, params: jax.Array, step: jax.Array
-):
-    velocity, _ = _heavy_ball(decay, gradient, velocity, params, step)
-    return gradient + decay.astype(gradient.dtype) * velocity, velocity
-
-
-def _by_size(
-    decay: jax.Array,
-    epsilon: jax.Array,
-    gradient: jax.Array,
-    square: jax.Array,
-    params: jax.Array,
-    step: jax.Array,
-):
-    del params, step
-    square = _running(decay, square, jnp.square(gradient))
-    return gradient / (jnp.sqrt(square) + epsilon.astype(gradient.dtype)), square
-
-
-def _by_moments(
-    beta1: jax.Array,
-    beta2: jax.Array,
-    epsilon: jax.Array,
-    weight_decay: jax.Array,
-    gradient: jax.Array,
-    moments: tuple[jax.Array, jax.Array],
-    params: jax.Array,
-    step: jax.Array,
-):
-    dtype = gradient.dtype
-    mean = _running(beta1, moments[0], gradient)
-    variance = _running(beta2, moments[1], jnp.square(gradient))
-    m_hat = mean / (1 - beta1**step).astype(dtype)
-    v_hat = variance / (1 - beta2**step).astype(dtype)
-    ahead = m_hat / (jnp.sqrt(v_hat) + epsilon.astype(dtype))
-    return ahead + weight_decay.astype(dtype) * params, (mean, variance)
