@@ -81,8 +81,8 @@ def check_gradients(
         A `GradientReport`; `report.passed` says whether the gradient is right.
 
     Raises:
-        TypeError: if an argument is of the wrong kind, a loss not a float scalar of the params'
-            dtype, or the gradients not like the params.
+        TypeError: if an argument is of the wrong kind, the params hold no number, a loss is not a
+            float scalar of the params' dtype, or the gradients are not like the params.
         ValueError: if a number is out of range.
 
     Example:

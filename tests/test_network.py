@@ -101,7 +101,7 @@ def test_outputs_and_losses_are_numpys(head, dtype):
 
 
 def test_the_answer_is_yes():
-    # REFERENCE-FIGURES, "Forward pass and activations": 52.65 %
+    # worked figures: 52.65 %
     model = mlp((3, 2, 2), hidden="sigmoid")
     params = (
         Dense(float32([[0.3, 0.6], [0.8, 0.4], [0.1, 0.5]]), float32([1, 1])),
@@ -112,7 +112,7 @@ def test_the_answer_is_yes():
 
 
 def test_a_uniform_prediction():
-    # REFERENCE-FIGURES, "Losses": loss ln 3 = 1.098612, accuracy 1/3
+    # worked figures: loss ln 3 = 1.098612, accuracy 1/3
     model = mlp((2, 4, 3))
     params = jax.tree.map(np.zeros_like, model.init(jax.random.key(0)))
     batch = Batch(X[:6, :2], np.array([0, 1, 2, 2, 1, 0]))

@@ -28,6 +28,10 @@ def of(tree, number):
     return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
+def of_rows(batch, rows):
+    return jax.tree.map(lambda leaf: leaf[:rows], batch)
+
+
 def alone(number, **options: Any):
     key = jax.random.fold_in(KEY, number)
     return jaxnn.gradient_descent(key, MODEL.value_and_grad, of(STARTS, number), BATCH, **options)
@@ -67,6 +71,7 @@ def test_every_network_descends_as_it_would_alone(options):
         )
 
 
+@pytest.mark.exhaustive
 def test_networks_shuffle_each_in_its_own_order():
     same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), STARTS)
     trained = descend(same, BATCH, num_epochs=2, batch_size=7, learning_rate=0.5, num_networks=NUM)
@@ -116,6 +121,7 @@ def test_each_network_stops_by_itself():
     assert trained.num_evaluations.tolist() == [4, 16, 7, 151]
 
 
+@pytest.mark.exhaustive
 def test_a_network_that_was_never_finite_is_told_apart():
     nowhere = jax.value_and_grad(lambda params, batch: jnp.sum(jnp.log(params)) * batch)
     trained = jaxnn.gradient_descent(
@@ -127,6 +133,7 @@ def test_a_network_that_was_never_finite_is_told_apart():
     assert np.isfinite(trained.loss[1])
 
 
+@pytest.mark.exhaustive
 def test_validation_and_patience_are_each_networks_own():
     validation = jaxnn.datasets.vertical(jax.random.key(9), samples=30)
     options: dict[str, Any] = {
@@ -180,7 +187,9 @@ def test_a_second_sweep_compiles_nothing(caplog):
     descend(STARTS, BATCH, learning_rate=np.full(NUM, 0.1), **options)
     with jax.log_compiles():
         descend(STARTS, BATCH, learning_rate=np.geomspace(0.1, 1, NUM), **options)
-    assert [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()] == []
+        assert [r for r in caplog.records if "Compiling" in r.getMessage()] == []
+        descend(STARTS, of_rows(BATCH, 50), learning_rate=0.1, **options)
+        assert [r for r in caplog.records if "Compiling" in r.getMessage()]
 
 
 @pytest.mark.parametrize(

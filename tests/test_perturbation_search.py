@@ -297,7 +297,7 @@ KNOWN = {
     "bands": ((1.02, 1.09), (0.37, 0.46)),
     "spiral": ((1.017, 1.080), (0.35, 0.46)),
 }
-"""REFERENCE-FIGURES, 10,000 steps: ranges of loss and accuracy over 30 to 60 chains."""
+"""Measured before, 10,000 steps: ranges of loss and accuracy over 30 to 60 chains."""
 
 
 def data(name, seed):

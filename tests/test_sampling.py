@@ -91,7 +91,7 @@ def every(distribution, implementation, *marks):
     ("distribution", "implementation"),
     [
         every("normal", "threefry2x32"),
-        every("uniform", "philox4x32"),
+        every("uniform", "philox4x32", pytest.mark.exhaustive),
         every("he", "philox4x32", pytest.mark.exhaustive),
         every("normal", "philox4x32", pytest.mark.exhaustive),
         every("uniform", "threefry2x32", pytest.mark.exhaustive),

@@ -49,7 +49,7 @@ def two_processes(numbers, timeout):
 
 
 class TestMerging:
-    @pytest.mark.parametrize("number", range(2))
+    @pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
     def test_parts_in_any_order_are_the_whole(self, number, tmp_path):
         given, options = set_up(number)
         third = options["num_candidates"] // 3

@@ -9,9 +9,9 @@ With layer inputs `h_0 = x^T, h_1, ...`, pre-activations `z_l = W_l^T h_l + b_l`
     (4)  d loss / d b_l = sum over rows of delta_l
 
 Rows are last because a vector of them fills the vector units, where a handful of classes does
-not: on 300 rows 4 times the steps a second of `jax.value_and_grad` with 2-3-3, 1.7 times with
-2-64-3 (`scripts/benchmark.py --only descent`). Under `vmap` it is 12 and 2.9 times; what made
-the difference there, 3 times in all, were sums over the classes written out and rows padded to
+not: on 300 rows 3 times the steps a second of `jax.value_and_grad` with 2-3-3, 1.5 times with
+2-64-3; for 1,000 networks at once 10 and 2.9 times (`scripts/benchmark.py --only descent`). What
+made the difference for many networks were sums over the classes written out and rows padded to
 whole vectors. Slower: one product for the gradients of all layers, biases as a row of ones in
 the products, lists of scalars by class, and 2-3-3 by scalars with the networks as lanes.
 """
