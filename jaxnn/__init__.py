@@ -28,6 +28,8 @@ from jaxnn.training.drawing import reconstruct
 from jaxnn.training.gradient_descent import GradientDescentResult, gradient_descent
 from jaxnn.training.keeping import Collect
 from jaxnn.training.merging import merge_searches
+from jaxnn.training.outcomes import OutcomeCounts, count_outcomes
+from jaxnn.training.perturbation_gradient import perturbation_gradient
 from jaxnn.training.perturbation_search import PerturbationSearchResult, perturbation_search
 from jaxnn.training.random_search import random_search
 from jaxnn.training.search_report import RandomSearchResult, expected_best
@@ -44,11 +46,13 @@ __all__ = [
     "GradientReport",
     "LeafReport",
     "Model",
+    "OutcomeCounts",
     "PerturbationSearchResult",
     "RandomSearchResult",
     "activations",
     "calibrated_temperature",
     "check_gradients",
+    "count_outcomes",
     "datasets",
     "difference_errors",
     "expected_best",
@@ -60,6 +64,7 @@ __all__ = [
     "mlp",
     "moves",
     "optimizers",
+    "perturbation_gradient",
     "perturbation_search",
     "plotting",
     "random_search",

@@ -110,6 +110,24 @@ def test_loop_eager_jit_and_reference_agree_everywhere(case):
     check_case(case)
 
 
+@pytest.mark.parametrize("sizes", [SMALL, LARGE])
+@pytest.mark.parametrize("head", FEW[:2])
+@pytest.mark.parametrize("width", [16, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_accuracy_of_many_is_that_of_each(sizes, head, width):
+    model = mlp(sizes, output=head[0], loss=head[1])
+    population, batch = draw_population(model, width), draw_batch(model, 23)
+    last = population[-1].weights
+    last[0, 0, 0] = np.nan  # never right
+    last[1], population[-1].biases[1] = 0, 0  # all outputs alike
+    shares = jax.vmap(model.accuracy, MANY)(population, batch)
+    each = [model.accuracy(one_of(population, i), batch) for i in range(width)]
+    np.testing.assert_array_equal(shares, each)
+    assert len(np.unique(shares)) >= 3
+    with jax.enable_x64(True):
+        wide = jax.vmap(model.accuracy, MANY)(jax.tree.map(np.float64, population), batch)
+    assert wide.dtype == shares.dtype == np.float32
+
+
 @pytest.mark.parametrize("head", FEW_AND_MORE)
 def test_in_float64(head):
     model = mlp(SMALL, hidden="tanh", output=head[0], loss=head[1])

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 import jaxnn
-from jaxnn.training import folding, pacing, random_search, searching, stopping
+from jaxnn.training import folding, pacing, searching, stopping, tiles
 from jaxnn.training.search_report import Histogram
 
 KEY = jax.random.key(11)
@@ -429,11 +429,11 @@ def test_counts_are_exact_across_borders_of_words_and_floats(border):
 
 def test_tile_is_a_power_of_two_within_the_budget():
     given = loss_fn, jnp.zeros(2), jnp.zeros(2)
-    assert random_search._tile_size(*given, BUDGET, "cpu") == TILE
-    assert random_search._tile_size(*given, BUDGET + 15, "cpu") == TILE
-    assert random_search._tile_size(*given, 1, "cpu") == 1
-    assert random_search._tile_size(*given, None, "cpu") == 2**14
-    assert random_search._tile_size(*given, None, "gpu") == 2**20
+    assert tiles.tile_size(*given, BUDGET, "cpu") == TILE
+    assert tiles.tile_size(*given, BUDGET + 15, "cpu") == TILE
+    assert tiles.tile_size(*given, 1, "cpu") == 1
+    assert tiles.tile_size(*given, None, "cpu") == 2**14
+    assert tiles.tile_size(*given, None, "gpu") == 2**20
 
 
 @pytest.mark.parametrize(
@@ -443,4 +443,4 @@ def test_a_network_says_what_its_losses_need(sizes, tile):
     model = jaxnn.mlp(sizes)
     shapes = jax.eval_shape(model.sampler(), KEY)
     batch = jaxnn.Batch(jnp.zeros((300, sizes[0])), jnp.zeros(300, int))
-    assert random_search._tile_size(model.loss, shapes, batch, None, "cpu") == tile
+    assert tiles.tile_size(model.loss, shapes, batch, None, "cpu") == tile

@@ -1,4 +1,6 @@
-"""The same loss for very many weight sets at once: what `jax.vmap(model.loss)` runs.
+"""The same score for very many weight sets at once: what `jax.vmap(model.loss)` runs.
+
+So does `jax.vmap(model.accuracy)`, which puts another score in the place of a row's loss.
 
 The obvious `vmap` of a small network is a batch of tiny matrix products, which neither CPUs nor
 XLA like. Two layouts do better; both are the loss of *one* weight set, which `vmap` maps.
@@ -59,6 +61,8 @@ VECTOR = 16
 """Rows are padded to a multiple of this, lest a part of a vector be done one by one."""
 MAX_OUTPUTS = 16
 """Outputs are written out one by one; networks with more go through plain `vmap`."""
+OF_CLASSES = ("categorical_crossentropy", "categorical_accuracy")
+"""Scores whose targets are classes, one a row; others have a target for every output."""
 
 LossFn = Callable[[Params, Batch], jax.Array]
 Values = list[jax.Array]
@@ -128,7 +132,7 @@ def loss_by_scalars(params: Params, batch: Batch, hidden: str, output: str, loss
         batch: inputs `(rows, features)` and targets.
         hidden: name of the hidden activation.
         output: name of the output activation.
-        loss: name of the loss.
+        loss: name of the loss, or "categorical_accuracy", or "binary_accuracy".
 
     Returns:
         The loss, a scalar; equal to that of the head to rounding. Rows are added up in order, so
@@ -196,14 +200,14 @@ def _num_weights(params: Params) -> int:
 def _targets(batch: Batch, loss: str, dtype: Any) -> jax.Array:
     """Classes as integers `(rows,)`, other targets as floats `(rows, outputs)`."""
     targets = jnp.asarray(batch.y)
-    if loss != "categorical_crossentropy":
+    if loss not in OF_CLASSES:
         return targets.astype(dtype)
     return targets if targets.ndim == 1 else jnp.argmax(targets, axis=1)
 
 
 def _num_terms(loss: str, rows: int, outputs: int) -> int:
     """How many terms the mean of a loss is over."""
-    return rows if loss == "categorical_crossentropy" else rows * outputs
+    return rows if loss in OF_CLASSES else rows * outputs
 
 
 def _rows_per_block(loss: str, outputs: int) -> int:
@@ -276,7 +280,28 @@ def _squared_error(output: str, logits: Values, targets: jax.Array):
     return None, _sum([jnp.square(p - y) for p, y in pairs])
 
 
+def _right_class(logits: Values, label: jax.Array):
+    """1 if the first of the largest logits is the label's and none is nan, else 0."""
+    largest, is_right, has_nan = logits[0], label == 0, jnp.isnan(logits[0])
+    for number, z in enumerate(logits[1:], start=1):
+        is_right = jnp.where(z > largest, label == number, is_right)
+        largest, has_nan = jnp.maximum(largest, z), has_nan | jnp.isnan(z)
+    return None, (is_right & ~has_nan).astype(largest.dtype)
+
+
+def _right_sides(logits: Values, targets: jax.Array):
+    """How many outputs are on the target's side of 1/2; nan never is."""
+    outputs = [ACTIVATIONS["sigmoid"].forward(z) for z in logits]
+    pairs = zip(outputs, list(targets), strict=True)
+    hits = [((p > 0.5) == (y == 1)) & ~jnp.isnan(p) for p, y in pairs]
+    return None, _sum([hit.astype(outputs[0].dtype) for hit in hits])
+
+
 def _row_loss(output: str, loss: str) -> RowLoss:
+    if loss == "categorical_accuracy":
+        return _right_class
+    if loss == "binary_accuracy":
+        return _right_sides
     if loss == "categorical_crossentropy":
         return _softmax_crossentropy
     if loss == "binary_crossentropy":

@@ -72,9 +72,12 @@ class Model(NamedTuple):
         loss: `loss(params, batch)` -> mean loss, a scalar, exact for logits of +-1e4. Its
             `jax.grad` is the hand-written gradient; its `jax.vmap` over params is fast.
         value_and_grad: `value_and_grad(params, batch)` -> the loss and its gradient by hand.
+            Categorical targets are classes or one-hot rows; soft ones are refused where values
+            are known, so not under a `jit` of your own, where they would give another loss.
         loss_reference: the same loss as a plain composition of JAX functions, the witness that
             autodiff differentiates, to any order.
-        accuracy: `accuracy(params, batch)` -> share of right answers; classes only.
+        accuracy: `accuracy(params, batch)` -> share of right answers; classes only. Its
+            `jax.vmap` over params is fast.
         sampler: `sampler(*, scale=1.0, distribution="normal", bias_scale=None)` ->
             `sample_fn(key)`, which draws whole weight sets.
     """
@@ -164,7 +167,7 @@ def _model(settings: Settings) -> Model:
         ),
         value_and_grad=_checked(settings, "value_and_grad", partial(_value_and_grad, settings)),
         loss_reference=_checked(settings, "loss_reference", partial(_reference, settings)),
-        accuracy=_checked(settings, "accuracy", partial(_accuracy, settings)),
+        accuracy=_checked(settings, "accuracy", _accuracy(settings)),
         sampler=partial(sampler, shapes),
     )
 
@@ -257,8 +260,21 @@ def _loss(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
     return loss
 
 
-def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
-    logits = logits_of(params, jnp.asarray(batch.x), settings.hidden)
-    if settings.loss == "binary_crossentropy":
-        return metrics.binary_accuracy(jax.nn.sigmoid(logits), batch.y)
-    return metrics.accuracy(logits, batch.y)
+def _accuracy(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
+    """The share of right answers, with a fast `vmap`."""
+    is_binary = settings.loss == "binary_crossentropy"
+    score = "binary_accuracy" if is_binary else "categorical_accuracy"
+    names = {"hidden": settings.hidden, "output": settings.output, "loss": score}
+
+    def of_one_set(params: Params, batch: Batch) -> jax.Array:
+        logits = logits_of(params, jnp.asarray(batch.x), settings.hidden)
+        if is_binary:
+            return metrics.binary_accuracy(jax.nn.sigmoid(logits), batch.y)
+        return metrics.accuracy(logits, batch.y)
+
+    def in_layout(layout: Callable[..., jax.Array], params: Params, batch: Batch) -> jax.Array:
+        return layout(params, batch, **names).astype(jnp.float32)
+
+    return many_at_once(
+        of_one_set, partial(in_layout, loss_by_scalars), partial(in_layout, loss_by_rows)
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.checks import as_count, as_key
@@ -22,16 +23,17 @@ def candidates_stream(key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, TAG)
 
 
-def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int) -> Any:
+def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | np.ndarray) -> Any:
     """The weights of candidate `index` of the random search with this key and sampler.
 
     Args:
         key: the search's key.
         sample_fn: the search's sampler.
-        index: the candidate's index, below 2^63.
+        index: the candidate's index, below 2^63; or an array of them, shape `(candidates,)`, as
+            `found.collected.index`.
 
     Returns:
-        The candidate's params.
+        The candidate's params; of several, with a leading axis of candidates.
 
     Raises:
         TypeError: if an argument is of the wrong kind.
@@ -42,12 +44,28 @@ def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int) -> Any:
         >>> reconstruct(jax.random.key(0), sample_fn, 2**40).shape
         (2,)
     """
-    key = as_key("key", key)
-    index = as_count("index", index, maximum=2**63 - 1)
+    key, sample = as_key("key", key), as_partial("sample_fn", sample_fn)
     with jax.threefry_partitionable(True):
-        return _draw(as_partial("sample_fn", sample_fn), candidates_stream(key), *words(index))
+        return _draw(sample, candidates_stream(key), *_words_of(index))
+
+
+def _words_of(index: int | np.ndarray) -> tuple[Any, Any]:
+    """The words of an index, or of each index of an array."""
+    if not (isinstance(index, np.ndarray) and index.ndim):
+        return words(as_count("index", index, maximum=2**63 - 1))
+    if index.ndim > 1 or index.dtype.kind not in "iu":
+        raise TypeError(
+            "index must be an integer or an array of integers (candidates,); "
+            f"got {index.dtype} of shape {index.shape}"
+        )
+    if index.size and not 0 <= int(index.min()) <= int(index.max()) < 2**63:
+        raise ValueError(f"index must be between 0 and 2**63 - 1; got {index}")
+    wide = index.astype(np.uint64)
+    return (wide >> np.uint64(32)).astype(np.uint32), wide.astype(np.uint32)
 
 
 @jax.jit
 def _draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> Any:
+    if high.ndim:
+        return jax.vmap(lambda *index: sample(fold_index(stream, *index)))(high, low)
     return sample(fold_index(stream, high, low))

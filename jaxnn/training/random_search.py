@@ -10,7 +10,6 @@ Reference: Brooks, "A discussion of random methods for seeking maxima", Operatio
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxnn.checks import as_count, as_devices, as_key
+from jaxnn.checks import as_devices, as_key
 from jaxnn.training import checkpoints
 from jaxnn.training.callables import (
     LossFn,
@@ -44,12 +43,9 @@ from jaxnn.training.searching import (
     walk,
 )
 from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
+from jaxnn.training.tiles import as_range, tile_size
 
 __all__ = ["random_search"]
-
-MEMORY_BUDGETS, LARGEST_TILES = {"cpu": 2**22}, {"cpu": 2**14}
-"""By platform: on CPUs a tile stays in the caches of the cores. Others get the following."""
-MEMORY_BUDGET, LARGEST_TILE = 2**28, 2**20
 
 
 def random_search(
@@ -128,7 +124,7 @@ def random_search(
         True
     """
     key = as_key("key", key)
-    start, stop = _as_range(start, num_candidates)
+    start, stop = as_range(start, num_candidates)
     loss, sample = as_partial("loss_fn", loss_fn), as_partial("sample_fn", sample_fn)
     shapes = shapes_of("sample_fn", sample, key)
     if not jax.tree.leaves(shapes):
@@ -143,7 +139,7 @@ def random_search(
         as_limits(max_seconds, callback),
     )
     workers = as_devices(devices)
-    tile = _tile_size(loss_fn, shapes, batch, memory_budget, workers[0].platform)
+    tile = tile_size(loss_fn, shapes, batch, memory_budget, workers[0].platform)
     span = _own_share(Span(start, stop, tile))
     alone = jax.process_count() == 1
     with jax.threefry_partitionable(True):
@@ -159,36 +155,6 @@ def random_search(
     messages = gather(checkpoints.dumps(*as_saved(facts, reached, span)))
     parts = [Saved(f"process {i}", *checkpoints.loads(part)) for i, part in enumerate(messages)]
     return merge_saved(parts, params_of)
-
-
-def _as_range(start: int, num_candidates: int) -> tuple[int, int]:
-    num_candidates = as_count("num_candidates", num_candidates, minimum=1)
-    start = as_count("start", start)
-    if start + num_candidates > 2**63:
-        raise ValueError(
-            f"start + num_candidates must be at most 2**63; got {start} + {num_candidates}"
-        )
-    return start, start + num_candidates
-
-
-def _tile_size(
-    loss_fn: LossFn, params: Any, batch: Any, memory_budget: int | None, platform: str
-) -> int:
-    """Candidates a tile: a power of two, a function of shapes, budget and platform alone.
-
-    A loss function that knows better carries `bytes_per_set(params, batch)`. Of others, rows
-    times the widest axis of the params stands for the largest intermediate value of one
-    candidate, if its params are not larger yet.
-    """
-    if memory_budget is None:
-        memory_budget = MEMORY_BUDGETS.get(platform, MEMORY_BUDGET)
-    budget = as_count("memory_budget", memory_budget, minimum=1)
-    rows = max((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=1)
-    widest = max((max(leaf.shape, default=1) for leaf in jax.tree.leaves(params)), default=1)
-    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    bytes_per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 4 * max(rows * widest, size))
-    fitting = max(budget // max(bytes_per_set(params, batch), 1), 1)
-    return min(1 << (fitting.bit_length() - 1), LARGEST_TILES.get(platform, LARGEST_TILE))
 
 
 def _own_share(span: Span) -> Span:

@@ -1,0 +1,288 @@
+"""Counting what random weight sets do: how many of them give the same outputs.
+
+An outcome is a row of bits, such as the answers of a network to all its inputs; candidates with
+the same bits compute the same function there. Candidates are those of random search: candidate
+`i` is a function of the key and of `i` alone, so `reconstruct` gives its weights back.
+
+Memory is bounded: when there are more outcomes than may be kept, the count of the first that is
+one too many is taken off all counts, and those that have nothing left are dropped. A count is
+then at most `error` too low, and `error <= num_candidates / (max_outcomes + 1)` (Misra and Gries,
+"Finding repeated elements", 1982; Agarwal et al., "Mergeable summaries", 2012).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.checks import as_count, as_key
+from jaxnn.training.callables import SampleFn, as_batch, as_partial, shapes_of
+from jaxnn.training.drawing import candidates_stream
+from jaxnn.training.folding import COMPILER_OPTIONS, Engine
+from jaxnn.training.identities import fingerprint, identity
+from jaxnn.training.pacing import Status, chunks
+from jaxnn.training.stopping import (
+    SECONDS_BETWEEN_SAVES,
+    Limits,
+    Saver,
+    SearchProgress,
+    as_limits,
+    ask_to_stop,
+)
+from jaxnn.training.streams import add, fold_index, words
+from jaxnn.training.tiles import as_range, tile_size
+
+__all__ = ["OutcomeCounts", "count_outcomes"]
+
+WORD = 64
+"""Bits that are compared at once; outcomes are padded to whole words."""
+LARGEST_CHUNK, SMALLEST_MERGE = 2**20, 2**18
+"""Candidates drawn in one go at most, and taken into the counts in one go at least."""
+
+
+class OutcomeCounts(NamedTuple):
+    """Outcomes and how many candidates had them, the most frequent first.
+
+    Attributes:
+        packed: `(outcomes, bytes)`, uint8; `np.unpackbits(packed, axis=1, count=num_bits)` are
+            the bits.
+        count: candidates with that outcome, `(outcomes,)`, int64; too low by at most `error`.
+        error: 0 if all counts are exact and no outcome is missing; else an outcome that is not
+            listed was seen at most so often.
+        num_bits: bits of an outcome.
+        num_evaluations: candidates drawn.
+        status: "completed", "interrupted" or "stopped".
+    """
+
+    packed: np.ndarray
+    count: np.ndarray
+    error: int
+    num_bits: int
+    num_evaluations: int
+    status: Status
+
+
+class Tally(NamedTuple):
+    """Counts so far, outcomes in the order of their bits, and those that wait to be counted."""
+
+    packed: np.ndarray
+    count: np.ndarray
+    error: int
+    waiting: np.ndarray
+
+
+def count_outcomes(
+    key: jax.Array,
+    outcome_fn: Callable[[Any, Any], jax.Array],
+    sample_fn: SampleFn,
+    batch: Any,
+    *,
+    num_candidates: int,
+    start: int = 0,
+    max_outcomes: int = 2**22,
+    max_seconds: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    memory_budget: int | None = None,
+    progress: bool = False,
+) -> OutcomeCounts:
+    """Draws `num_candidates` weight sets and counts how many have each outcome.
+
+    The counts depend on the key, the functions, the batch, the range of indices and
+    `max_outcomes` alone: not on how the work was cut, nor on whether it was resumed.
+
+    Args:
+        key: a typed key, `jax.random.key(seed)`.
+        outcome_fn: `outcome_fn(params, batch)` -> bools of any shape, as
+            `lambda params, x: model.apply(params, x) > 0`.
+        sample_fn: `sample_fn(key)` -> params, any pytree; as `model.sampler(scale=...)`.
+        batch: any pytree that the outcome takes.
+        num_candidates: how many to draw, at least 1.
+        start: index of the first.
+        max_outcomes: how many different outcomes to keep, 24 bytes each for up to 128 bits; the
+            work takes up to four times that memory.
+        max_seconds: the counting ends when these are over, status "stopped".
+        checkpoint: a file to save to every half minute and at the end; the same call goes on
+            from it, also for more candidates.
+        memory_budget: as in `random_search`.
+        progress: whether to show a progress bar.
+
+    Returns:
+        An `OutcomeCounts`.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind, or the outcome not an array of bools.
+        ValueError: if a number is out of range, or the checkpoint is of another count or damaged.
+        OSError: if the checkpoint cannot be written.
+
+    Example:
+        >>> counted = count_outcomes(
+        ...     jax.random.key(0), lambda params, batch: params > batch,
+        ...     lambda key: jax.random.normal(key, (2,)), jnp.zeros(2), num_candidates=1_000,
+        ... )
+        >>> len(counted.count), int(counted.count.sum())
+        (4, 1000)
+    """
+    key = as_key("key", key)
+    start, stop = as_range(start, num_candidates)
+    max_outcomes = as_count("max_outcomes", max_outcomes, 1, 2**31)
+    outcome, sample = as_partial("outcome_fn", outcome_fn), as_partial("sample_fn", sample_fn)
+    shapes = shapes_of("sample_fn", sample, key)
+    batch = as_batch(batch, shapes, outcome_fn)
+    num_bits = _num_bits(shapes_of("outcome_fn", outcome, shapes, batch))
+    limits = as_limits(max_seconds, None)
+    tile = tile_size(outcome_fn, shapes, batch, memory_budget, jax.default_backend())
+    with jax.threefry_partitionable(True):
+        engine = Engine(outcome, sample, batch, candidates_stream(key))
+        saver = None
+        if checkpoint is not None:
+            facts = {
+                "trainer": "count_outcomes",
+                "key": np.asarray(jax.random.key_data(key)).tolist(),
+                "key_implementation": str(jax.random.key_impl(key)),
+                "start": start,
+                "tile": tile,
+                "max_outcomes": max_outcomes,
+                "outcome_fn": identity(outcome),
+                "sample_fn": identity(sample),
+                "params": str(shapes),
+                "batch": fingerprint(batch),
+            }
+            saver = Saver(Path(checkpoint), facts)
+        tally, end, status = _walk(
+            engine, tile, num_bits, (start, stop), max_outcomes, limits, saver, progress=progress
+        )
+    packed, count, error, _ = _merge(tally, len(tally.waiting), max_outcomes)
+    order = np.argsort(-count, kind="stable")
+    return OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
+
+
+def _num_bits(outcome: Any) -> int:
+    if not isinstance(outcome, jax.ShapeDtypeStruct) or outcome.dtype != bool or not outcome.size:
+        raise TypeError(f"outcome_fn must return an array of bools; got {outcome}")
+    return outcome.size
+
+
+def _walk(
+    engine: Engine,
+    tile: int,
+    num_bits: int,
+    span: tuple[int, int],
+    max_outcomes: int,
+    limits: Limits,
+    saver: Saver | None,
+    *,
+    progress: bool,
+) -> tuple[Tally, int, Status]:
+    """Draws and counts, from the checkpoint if there is one, to the end or until stopped."""
+    start, stop = span
+    tally, begin = _resumed(saver, start, num_bits)
+    if begin > stop:
+        raise ValueError(
+            f"num_candidates must be at least {begin - start}, as many as the checkpoint holds; "
+            f"got {stop - start}"
+        )
+    most = max(LARGEST_CHUNK // tile, 1)
+    end, is_stopped = begin, False
+    started = saved = time.monotonic()
+    try:
+        for chunk in chunks(
+            -(-(stop - begin) // tile),
+            largest=most,
+            unit="candidates",
+            scale=tile,
+            shown=stop - begin,
+            show=progress,
+        ):
+            first, number = begin + chunk.begin * tile, np.uint32(chunk.end - chunk.begin)
+            drawn = np.asarray(_draw(engine, words(first), number, tile=tile, most=most))
+            after = min(begin + chunk.end * tile, stop)
+            tally, end = _take(tally, drawn[: after - first], max_outcomes), after
+            is_stopped = ask_to_stop(limits, started, SearchProgress(end - start, np.nan))
+            if is_stopped:
+                break
+            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                _save(saver, tally, end)
+                saved = time.monotonic()
+    finally:
+        _save(saver, tally, end)
+    if end == stop:
+        return tally, end, "completed"
+    return tally, end, "stopped" if is_stopped else "interrupted"
+
+
+@partial(jax.jit, static_argnames=("tile", "most"), compiler_options=COMPILER_OPTIONS)
+def _draw(
+    engine: Engine,
+    begin: tuple[jax.Array, jax.Array],
+    num_tiles: jax.Array,
+    *,
+    tile: int,
+    most: int,
+) -> jax.Array:
+    """The packed outcomes of `num_tiles` tiles, in the first rows of `(most * tile, bytes)`."""
+
+    def outcome(high: jax.Array, low: jax.Array) -> jax.Array:
+        params = engine.sample(fold_index(engine.stream, high, low))
+        bits = jnp.ravel(engine.value(params, engine.batch))
+        return jnp.packbits(jnp.pad(bits, (0, -bits.size % WORD)))
+
+    def draw_tile(number: jax.Array, rows: jax.Array) -> jax.Array:
+        offset = number * jnp.uint32(tile) + jnp.arange(tile, dtype=jnp.uint32)
+        drawn = jax.vmap(outcome)(*add(*begin, offset))
+        return jax.lax.dynamic_update_slice(rows, drawn, (number * jnp.uint32(tile), jnp.uint32(0)))
+
+    row = jax.eval_shape(outcome, *begin)
+    rows = jnp.zeros((most * tile, *row.shape), row.dtype)
+    return jax.lax.fori_loop(jnp.uint32(0), num_tiles, draw_tile, rows)
+
+
+def _take(tally: Tally, drawn: np.ndarray, max_outcomes: int) -> Tally:
+    """Adds outcomes in the order of their indices; merges where their number alone says so."""
+    tally = tally._replace(waiting=np.concatenate([tally.waiting, drawn]))
+    while len(tally.waiting) >= (size := max(SMALLEST_MERGE, len(tally.count) // 2)):
+        tally = _merge(tally, size, max_outcomes)
+    return tally
+
+
+def _merge(tally: Tally, size: int, max_outcomes: int) -> Tally:
+    """Counts the first `size` of those that wait."""
+    first, waiting = tally.waiting[:size], tally.waiting[size:]
+    packed = np.concatenate([tally.packed, first])
+    count = np.concatenate([tally.count, np.ones(len(first), np.int64)])
+    by_word = packed.view(">u8")
+    order = np.lexsort(by_word.T[::-1])
+    packed, count, by_word = packed[order], count[order], by_word[order]
+    is_new = np.append(True, np.any(by_word[1:] != by_word[:-1], axis=1))[: len(count)]
+    begins = np.flatnonzero(is_new)
+    packed, count = packed[begins], np.add.reduceat(count, begins) if len(begins) else count
+    excess = len(count) - max_outcomes
+    if excess <= 0:
+        return Tally(packed, count, tally.error, waiting)
+    cut = np.partition(count, excess - 1)[excess - 1]
+    kept = count > cut
+    return Tally(packed[kept], count[kept] - cut, tally.error + int(cut), waiting)
+
+
+def _resumed(saver: Saver | None, start: int, num_bits: int) -> tuple[Tally, int]:
+    """Where to go on: at the start, or where the checkpoint ends."""
+    none = np.zeros((0, -(-num_bits // WORD) * WORD // 8), np.uint8)
+    saved = saver and saver.load()
+    if not saved:
+        return Tally(none, np.zeros(0, np.int64), 0, none), start
+    arrays, facts = saved
+    parts = arrays["packed"], arrays["count"], facts["error"], arrays["waiting"]
+    return Tally(*parts), facts["next"]
+
+
+def _save(saver: Saver | None, tally: Tally, end: int) -> None:
+    if saver is not None:
+        arrays = {"packed": tally.packed, "count": tally.count, "waiting": tally.waiting}
+        saver.save(arrays, {"error": tally.error, "next": end})

@@ -1,0 +1,128 @@
+"""Counts of outcomes, against NumPy on all of them; cut, resumed, and with too little room."""
+
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnn
+from jaxnn.training import outcomes, pacing
+
+KEY = jax.random.key(3)
+BATCH = jnp.array([0.3, -1.0, 0.1])
+COUNT = 3_000
+
+
+def outcome_fn(params, batch):
+    return params > jnp.broadcast_to(batch, params.shape)
+
+
+def sample_fn(key):
+    return jax.random.normal(key, (70, 3)) + 2.0 * jax.random.normal(jax.random.fold_in(key, 1))
+
+
+def few_bits(key):
+    return jax.random.normal(key, (3,))
+
+
+def count(sample=few_bits, **options: Any):
+    given = {"num_candidates": COUNT, "memory_budget": 12 * 256, **options}
+    return jaxnn.count_outcomes(KEY, outcome_fn, sample, BATCH, **given)
+
+
+def by_hand(sample=few_bits, number=COUNT, start=0):
+    drawn = jaxnn.reconstruct(KEY, sample, np.arange(start, start + number))
+    bits = (np.asarray(drawn) > np.asarray(BATCH)).reshape(number, -1)
+    return Counter(map(bytes, np.packbits(bits, axis=1))), bits.shape[1]
+
+
+def as_counter(counted):
+    bits = np.unpackbits(counted.packed, axis=1, count=counted.num_bits)
+    rows = map(bytes, np.packbits(bits, axis=1))
+    return Counter(dict(zip(rows, counted.count.tolist(), strict=True)))
+
+
+def assert_same(first, second):
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def small_merges(monkeypatch):
+    monkeypatch.setattr(outcomes, "SMALLEST_MERGE", 100)
+
+
+@pytest.mark.parametrize("sample", [few_bits, sample_fn])
+@pytest.mark.parametrize("start", [0, 2**32 - 1_000])
+def test_counts_are_those_of_all_outcomes(sample, start, small_merges):
+    counted = count(sample, start=start)
+    expected, num_bits = by_hand(sample, start=start)
+    assert counted.num_bits == num_bits
+    assert as_counter(counted) == expected
+    assert (counted.error, counted.num_evaluations, counted.status) == (0, COUNT, "completed")
+    assert np.all(np.diff(counted.count) <= 0)
+
+
+@pytest.mark.parametrize("room", [3, 6])
+def test_with_too_little_room_counts_are_too_low_by_at_most_the_error(room, small_merges):
+    counted, (expected, _) = count(max_outcomes=room), by_hand()
+    assert len(counted.count) <= room < len(expected)
+    assert 0 < counted.error <= COUNT / (room + 1)
+    got = as_counter(counted)
+    for outcome, number in expected.items():
+        assert number - counted.error <= got[outcome] <= number
+
+
+def test_counts_do_not_depend_on_how_the_work_is_cut(monkeypatch, small_merges):
+    whole = count(max_outcomes=5)
+    monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", 0.0)
+    assert_same(count(max_outcomes=5), whole)
+
+
+def test_a_checkpoint_goes_on_to_the_same_counts(tmp_path, small_merges):
+    path = tmp_path / "counts.npz"
+    options: dict[str, Any] = {"max_outcomes": 5, "checkpoint": path}
+    assert count(num_candidates=1_050, **options).num_evaluations == 1_050
+    assert_same(count(**options), count(max_outcomes=5))
+    with pytest.raises(ValueError, match="num_candidates must be at least 3000"):
+        count(num_candidates=1_050, **options)
+    with pytest.raises(ValueError, match="max_outcomes"):
+        count(**{**options, "max_outcomes": 6})
+
+
+def test_time_that_is_over_ends_the_counting():
+    counted = count(num_candidates=10**9, max_seconds=1e-3)
+    assert counted.status == "stopped"
+    assert counted.count.sum() == counted.num_evaluations < 10**9
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"num_candidates": 0}, ValueError, "num_candidates must be"),
+        ({"max_outcomes": 0}, ValueError, "max_outcomes must be"),
+        ({"max_outcomes": 1.5}, TypeError, "max_outcomes must be"),
+        ({"start": -1}, ValueError, "start must be"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(given, error, message):
+    with pytest.raises(error, match=message):
+        count(**given)
+
+
+@pytest.mark.parametrize("function", [lambda p, b: p, lambda p, b: (p > b, p), lambda p, b: []])
+def test_outcomes_that_are_no_bools_are_refused(function):
+    with pytest.raises(TypeError, match="outcome_fn must return an array of bools"):
+        jaxnn.count_outcomes(KEY, function, few_bits, BATCH, num_candidates=10)
+
+
+def test_a_second_count_compiles_nothing(caplog):
+    count(num_candidates=1_000)
+    with jax.log_compiles():
+        count(num_candidates=2_000)
+        assert [r for r in caplog.records if "Compiling" in r.getMessage()] == []
+        count(memory_budget=12 * 512)
+        assert [r for r in caplog.records if "Compiling" in r.getMessage()]

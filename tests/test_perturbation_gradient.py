@@ -1,0 +1,88 @@
+"""The gradient from pairs of losses: its formula, its law of cosines, and its border."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import jaxnn
+from jaxnn.training import perturbation_gradient as module
+
+KEY = jax.random.key(8)
+SLOPES = {"w": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.array([-3.0, 0.5])}
+START = jax.tree.map(jnp.ones_like, SLOPES)
+
+
+def linear(params, slopes):
+    return sum(jnp.vdot(p, s) for p, s in zip(*map(jax.tree.leaves, (params, slopes)), strict=True))
+
+
+def estimate(key=KEY, loss_fn=linear, batch=SLOPES, **options: Any):
+    given = {"num_pairs": 300, "scale": 0.5, **options}
+    return jaxnn.perturbation_gradient(key, loss_fn, START, batch, **given)
+
+
+def test_it_is_the_formula():
+    found = estimate()
+    flat, unravel = ravel_pytree(START)
+    stream = jax.random.fold_in(KEY, module.TAG)
+    expected = np.zeros(8)
+    for pair in range(300):
+        noise = jax.random.normal(jax.random.fold_in(stream, pair), (8,))
+        ends = (linear(unravel(flat + s * noise), SLOPES) for s in (0.5, -0.5))
+        upper, lower = map(float, ends)
+        expected += (upper - lower) / (2 * 300 * 0.5) * np.asarray(noise)
+    assert jax.tree.structure(found) == jax.tree.structure(START)
+    np.testing.assert_allclose(ravel_pytree(found)[0], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_pairs", [1, 4, 30])
+def test_the_cosine_with_the_gradient_follows_its_law(num_pairs):
+    """cos^2 ~ Beta(n/2, (d-1)/2): the mean of 400 is within 4 standard errors."""
+    gradient, (n, d) = ravel_pytree(SLOPES)[0], (num_pairs, 8)
+    cosines = []
+    for key in jax.random.split(KEY, 400):
+        found = ravel_pytree(estimate(key, num_pairs=num_pairs))[0]
+        norms = jnp.linalg.norm(found) * jnp.linalg.norm(gradient)
+        cosines.append(float(found @ gradient / norms))
+    mean = n / (n + d - 1)
+    deviation = np.sqrt(2 * n * (d - 1) / ((n + d - 1) ** 2 * (n + d + 1)))
+    assert abs(np.mean(np.square(cosines)) - mean) < 4 * deviation / np.sqrt(400)
+
+
+def test_it_comes_near_the_gradient_of_a_network():
+    model = jaxnn.mlp((2, 4, 3), hidden="tanh")
+    batch = jaxnn.datasets.vertical(jax.random.key(1), samples=20)
+    params = model.sampler(scale=1.0)(jax.random.key(2))
+    found = jaxnn.perturbation_gradient(
+        KEY, model.loss, params, batch, num_pairs=20_000, scale=0.02
+    )
+    flat, exact = ravel_pytree(found)[0], ravel_pytree(model.value_and_grad(params, batch)[1])[0]
+    assert flat @ exact > 0.998 * jnp.linalg.norm(flat) * jnp.linalg.norm(exact)
+    assert jnp.linalg.norm(flat - exact) < 0.06 * jnp.linalg.norm(exact)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"num_pairs": 0}, ValueError, "num_pairs must be"),
+        ({"scale": 0.0}, ValueError, "scale must be"),
+        ({"key": 0}, TypeError, "key must be"),
+        ({"loss_fn": lambda p, b: p["b"]}, TypeError, "loss_fn must"),
+    ],
+)
+def test_what_it_cannot_take_is_refused(given, error, message):
+    with pytest.raises(error, match=message):
+        estimate(**given)
+
+
+def test_a_second_estimate_compiles_nothing(caplog):
+    estimate()
+    with jax.log_compiles():
+        estimate(num_pairs=1_000, scale=0.1)
+        assert [r for r in caplog.records if "Compiling" in r.getMessage()] == []
+        estimate(loss_fn=lambda p, b: linear(p, b))
+        assert [r for r in caplog.records if "Compiling" in r.getMessage()]
