@@ -4,7 +4,8 @@ Random search: everybody draws whole weight sets (0.05 times normals), takes the
 all 300 rows and keeps the best; a peer with a choice of tile runs at its best one. Perturbation
 search: a step is one proposal, every weight moved by 0.05 times a normal, and its verdict.
 Gradient descent: a step is the gradient of all 300 rows, or of 32 of them for 64-32-10, and SGD;
-of several networks every network's step counts.
+of several networks every network's step counts. Last, all three at equal evaluations: what loss
+does each library come to, and when?
 
 All take turns, so that a change of the machine's pace hits them alike; ratios are medians over
 rounds of the ratio within a round.
@@ -12,6 +13,7 @@ rounds of the ratio within a round.
     python scripts/benchmark.py
     python scripts/benchmark.py --only search --nets 2-3-3 --counts 1e5 1e6 1e7 1e8
     python scripts/benchmark.py --only chains --nets 2-3-3 --json benchmark.json
+    python scripts/benchmark.py --only losses --markdown --output output
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ import numpy as np
 from chain_peers import CHAINS, WAYS
 from command_line import Sizes, count, layer_sizes, write_json
 from descent_peers import DESCENTS, NETWORKS, ONE
+from equal_evaluations import PROBLEMS, TILE, compared, draw, faster, measure
 from problems import DATA
 from search_peers import PEERS, ROWS, jaxnn_search, random_batch
 from tqdm import tqdm
@@ -211,13 +214,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--only", choices=("search", "chains", "descent"), help="one of the three methods")
+    add("--only", choices=("search", "chains", "descent", "losses"), help="one of the parts")
     add("--nets", type=layer_sizes, nargs="+", help="such as 2-3-3; by default those of the README")
     add("--seconds", type=float, default=1.0, help="of one timing of random search, about")
     add("--steps", type=count, default=100_000, help="of one chain on 2-3-3; a tenth elsewhere")
     add("--repeats", type=int, default=5, help="rounds; medians are over them")
     add("--counts", type=count, nargs="*", default=[10**5, 10**6, 10**7],
         help="of candidates of jaxnn on 2-3-3; none skips this part")  # fmt: skip
+    add("--evaluations", type=count, default=20 * TILE, help="of each library, for its loss")
+    add("--seeds", type=count, default=5, help="of each library, for its loss")
+    add("--output", type=Path, default=Path("output"), help="folder for the figure")
     add("--json", type=Path, metavar="FILE", help="write all figures here")
     add("--markdown", action="store_true", help="print tables as Markdown")
     arguments = parser.parse_args(argv)
@@ -225,6 +231,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--seconds must be above 0, --repeats at least 1 and --counts at least 10")
     if arguments.steps < 100:
         parser.error(f"--steps must be at least 100; got {arguments.steps}")
+    if arguments.evaluations < TILE or arguments.seeds < 1:
+        parser.error(f"--evaluations must be at least {TILE} and --seeds at least 1")
     return arguments
 
 
@@ -256,6 +264,21 @@ def report_rows(
     return {"rates": rows}
 
 
+def report_losses(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures, prints and draws what libraries come to at equal evaluations."""
+    evaluations = arguments.evaluations // TILE * TILE
+    found = [measure(problem, evaluations, arguments.seeds) for problem in PROBLEMS]
+    rows = compared([row for part in found for row in part])
+    print(f"{evaluations:,} evaluations each, {arguments.seeds} seeds: medians, and the range")
+    print(f"{table(rows, arguments.markdown)}\n")
+    print("\n".join(faster(rows)) or "nobody is faster than jaxnn")
+    path = arguments.output / "equal-evaluations.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(rows, evaluations).savefig(path, dpi=110)
+    print(path)
+    return {"evaluations": evaluations, "rows": rows}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     arguments = parse(argv)
@@ -265,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "search": report_search,
         "chains": partial(report_rows, measure_chains, CHAIN_NETS),
         "descent": partial(report_rows, measure_descent, DESCENT_NETS),
+        "losses": report_losses,
     }
     chosen = [arguments.only] if arguments.only else list(parts)
     report = {name: parts[name](arguments) for name in chosen}

@@ -1,4 +1,7 @@
-"""Other ways to walk the chain of perturbation search: a step is one proposal and its verdict."""
+"""Other ways to walk the chain of perturbation search: a step is one proposal and its verdict.
+
+`seed` says where a chain starts and what it draws.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,22 @@ import jaxnn
 
 STEP, CHAINS = 0.05, 1_024
 
-Way = Callable[[jaxnn.Model, jaxnn.Batch], Search]
+Way = Callable[..., Search]
+"""`prepare(model, batch, seed=0)`."""
 
 
-def start_of(model: jaxnn.Model) -> Any:
+def start_of(model: jaxnn.Model, seed: int) -> Any:
     """Where every chain starts."""
-    return model.init(jax.random.key(1))
+    return model.init(jax.random.key(seed + 1))
 
 
-def numpy_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+def numpy_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
     """The chapter's loop: nudge, score, keep or revert; float64."""
     x, y = np.asarray(batch.x, float), np.asarray(batch.y)
-    start = [(np.asarray(w, float), np.asarray(b, float)) for w, b in start_of(model)]
+    start = [(np.asarray(w, float), np.asarray(b, float)) for w, b in start_of(model, seed)]
 
     def search(steps: int) -> Any:
-        draw = np.random.default_rng(0).standard_normal
+        draw = np.random.default_rng(seed).standard_normal
         best, lowest = start, numpy_loss(start, x, y)
         for _ in range(steps):
             params = [tuple(leaf + STEP * draw(leaf.shape) for leaf in layer) for layer in best]
@@ -46,9 +50,9 @@ def numpy_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
     return search
 
 
-def scanned_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+def scanned_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
     """One step after the other in a compiled `lax.scan`, as anyone would write it."""
-    start = start_of(model)
+    start = start_of(model, seed)
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
         params, lowest = carry
@@ -63,16 +67,16 @@ def scanned_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
 
     @partial(jax.jit, static_argnums=0)
     def run(steps: int) -> Any:
-        keys = jax.random.split(jax.random.key(0), steps)
-        return jax.lax.scan(step, (start, jax_loss(start, batch)), keys)
+        keys = jax.random.split(jax.random.key(seed), steps)
+        return jax.lax.scan(step, (start, jax_loss(start, batch)), keys)[0][1]
 
     return lambda steps: jax.block_until_ready(run(steps))
 
 
-def evosax_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+def evosax_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
     """`HillClimbing` of evosax, two proposals a generation (its least), compiled as a scan."""
     evosax: Any = import_module("evosax.algorithms")
-    start = start_of(model)
+    start = start_of(model, seed)
     strategy = evosax.HillClimbing(2, start, std_schedule=lambda _: STEP)
     settings = strategy.default_params
 
@@ -84,14 +88,15 @@ def evosax_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
 
     @partial(jax.jit, static_argnums=0)
     def run(steps: int) -> Any:
-        state = strategy.init(jax.random.key(0), start, settings)
+        init_key, key = jax.random.split(jax.random.key(seed))
+        state = strategy.init(init_key, start, settings)
         state = state.replace(mean=ravel_pytree(start)[0])  # which evosax leaves to its user
-        return jax.lax.scan(step, state, jax.random.split(jax.random.key(1), steps // 2))[0]
+        return jax.lax.scan(step, state, jax.random.split(key, steps // 2))[0].best_fitness
 
     return lambda steps: jax.block_until_ready(run(steps))
 
 
-def nevergrad_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+def nevergrad_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
     """`OnePlusOne` of nevergrad, which adapts its step, from zeros; the loss is the NumPy one."""
     nevergrad: Any = import_module("nevergrad")
     x, y = np.asarray(batch.x, float), np.asarray(batch.y)
@@ -106,21 +111,22 @@ def nevergrad_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
     def search(steps: int) -> Any:
         size = sum(math.prod(shape) for shape in shapes)
         optimizer = nevergrad.optimizers.OnePlusOne(parametrization=size, budget=steps)
-        return optimizer.minimize(loss).loss
+        optimizer.parametrization.random_state = np.random.RandomState(seed)
+        return loss(optimizer.minimize(loss).value)
 
     return search
 
 
-def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
     """`RHC` of pyperch on a torch network, one thread; it keeps ties as well."""
     torch, optim = import_module("torch"), import_module("pyperch.optim")
-    network, x = torch_network(start_of(model)), torch.tensor(np.array(batch.x))
+    network, x = torch_network(start_of(model, seed)), torch.tensor(np.array(batch.x))
     y = torch.tensor(np.array(batch.y), dtype=torch.int64)
     measure = torch.nn.CrossEntropyLoss()
 
     def search(steps: int) -> Any:
         torch.set_num_threads(1)
-        optimizer = optim.RHC(network.parameters(), step_size=STEP, random_state=0)
+        optimizer = optim.RHC(network.parameters(), step_size=STEP, random_state=seed)
         with torch.no_grad():
             for _ in range(steps + 1):  # the first call scores the start
                 optimizer.step(lambda: measure(network(x), y))
@@ -129,7 +135,7 @@ def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
     return search
 
 
-def mlrose_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+def mlrose_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
     """`random_hill_climb` of mlrose-ky: it moves one weight a step, and only inputs have biases."""
     mlrose: Any = import_module("mlrose_ky")
     fitness_of: Any = import_module("mlrose_ky.neural.fitness.network_weights").NetworkWeights
@@ -138,31 +144,33 @@ def mlrose_chain(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
     x, y = np.asarray(batch.x, float), np.eye(sizes[-1])[batch.y]
     fitness = fitness_of(x, y, sizes, mlrose.neural.activation.relu)
     size = sum(i * o for i, o in pairwise(sizes))
-    start = 0.01 * np.random.default_rng(0).standard_normal(size)
+    start = 0.01 * np.random.default_rng(seed).standard_normal(size)
 
     def search(steps: int) -> Any:
         problem = mlrose.ContinuousOpt(size, fitness, maximize=False, step=STEP)
         return mlrose.random_hill_climb(
-            problem, max_attempts=steps + 1, max_iters=steps, init_state=start, random_state=1
+            problem, max_attempts=steps + 1, max_iters=steps, init_state=start, random_state=seed
         )[1]
 
     return search
 
 
-def jaxnn_chains(num_chains: int | None, model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+def jaxnn_chains(
+    num_chains: int | None, model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0
+) -> Search:
     """`jaxnn.perturbation_search` as users call it; many chains keep every hundredth step."""
-    given = jax.random.key(0), model.loss, start_of(model), batch
+    given = jax.random.key(seed), model.loss, start_of(model, seed), batch
     options = {"scale": STEP, "num_chains": num_chains, "record_every": 100 if num_chains else 1}
     width = num_chains or 1
-    return lambda steps: jaxnn.perturbation_search(
-        *given, num_steps=max(steps // width, 1), **options
+    return lambda steps: (
+        jaxnn.perturbation_search(*given, num_steps=max(steps // width, 1), **options).loss
     )
 
 
-def jaxnn_search(model: jaxnn.Model, batch: jaxnn.Batch) -> Search:
+def jaxnn_search(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
     """Random search: what many chains are held against."""
-    given = jax.random.key(0), model.loss, model.sampler(scale=STEP), batch
-    return lambda steps: jaxnn.random_search(*given, num_candidates=steps)
+    given = jax.random.key(seed), model.loss, model.sampler(scale=STEP), batch
+    return lambda steps: jaxnn.random_search(*given, num_candidates=steps).loss
 
 
 WAYS: dict[str, tuple[Way, float]] = {

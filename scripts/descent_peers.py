@@ -17,13 +17,13 @@ import jaxnn
 
 RATE = 0.1
 
-Way = Callable[[jaxnn.Model, jaxnn.Batch, int | None], Search]
-"""`prepare(model, batch, batch_size)` -> a search of so many steps; no size means all rows."""
+Way = Callable[..., Search]
+"""`prepare(model, batch, batch_size, seed=0)`; no batch size means all rows."""
 
 
-def start_of(model: jaxnn.Model) -> Any:
+def start_of(model: jaxnn.Model, seed: int) -> Any:
     """Where every descent starts."""
-    return model.init(jax.random.key(1))
+    return model.init(jax.random.key(seed + 1))
 
 
 def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: int | None) -> int:
@@ -32,11 +32,15 @@ def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: int | None) -> int:
 
 
 def torch_descent(
-    compiles: bool, model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None
+    compiles: bool,
+    model: jaxnn.Model,
+    batch: jaxnn.Batch,
+    batch_size: int | None,
+    seed: int = 0,
 ) -> Search:
     """A `Sequential` of `Linear` and `ReLU`, `optim.SGD`, one thread."""
     torch: Any = import_module("torch")
-    network, measure = torch_network(start_of(model)), torch.nn.CrossEntropyLoss()
+    network, measure = torch_network(start_of(model, seed)), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
     network = torch.compile(network) if compiles else network
     x = torch.tensor(np.array(batch.x))
@@ -51,6 +55,7 @@ def torch_descent(
 
     def search(steps: int) -> Any:
         torch.set_num_threads(1)
+        torch.manual_seed(seed)
         loss = torch.tensor(0.0)
         for _ in range(epochs_of(steps, batch, batch_size)):
             if batch_size is None:
@@ -64,10 +69,12 @@ def torch_descent(
     return search
 
 
-def optax_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None) -> Search:
+def optax_descent(
+    model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None, seed: int = 0
+) -> Search:
     """`optax.sgd` and `jax.value_and_grad` of matrix products, in a compiled loop."""
     optimizer = import_module("optax").sgd(RATE)
-    start, loss_and_gradient = start_of(model), jax.value_and_grad(jax_loss)
+    start, loss_and_gradient = start_of(model, seed), jax.value_and_grad(jax_loss)
     x, y = jnp.asarray(batch.x), jnp.asarray(batch.y)
 
     def take_step(carry: Any, rows: jaxnn.Batch) -> tuple[Any, jax.Array]:
@@ -89,13 +96,15 @@ def optax_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None
 
     @partial(jax.jit, static_argnums=0)
     def run(epochs: int) -> jax.Array:
-        keys = jax.random.split(jax.random.key(0), epochs)
+        keys = jax.random.split(jax.random.key(seed), epochs)
         return jax.lax.scan(run_epoch, (start, optimizer.init(start)), keys)[1][-1]
 
     return lambda steps: float(run(epochs_of(steps, batch, batch_size)))
 
 
-def sklearn_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None) -> Search:
+def sklearn_descent(
+    model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None, seed: int = 0
+) -> Search:
     """`MLPClassifier` of scikit-learn, solver "sgd", no momentum, no stop rule.
 
     It steps on what is left of an epoch as well, which is not counted.
@@ -108,7 +117,7 @@ def sklearn_descent(model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | No
         fitted = network(
             model.settings.sizes[1:-1], solver="sgd", momentum=0, learning_rate_init=RATE,
             batch_size=batch_size or len(x), max_iter=epochs, tol=0, n_iter_no_change=epochs + 1,
-            alpha=0, random_state=0,
+            alpha=0, random_state=seed,
         )  # fmt: skip
         return fitted.fit(x, y).loss_
 
@@ -121,13 +130,14 @@ def jaxnn_descent(
     model: jaxnn.Model,
     batch: jaxnn.Batch,
     batch_size: int | None,
+    seed: int = 0,
 ) -> Search:
     """`jaxnn.gradient_descent` as users call it, with either gradient; steps of all networks."""
     function = model.value_and_grad if by_hand else jax.value_and_grad(model.loss_reference)
-    start = start_of(model)
+    start = start_of(model, seed)
     if networks is not None:
-        start = jax.vmap(model.init)(jax.random.split(jax.random.key(1), networks))
-    given = jax.random.key(0), function, start, batch
+        start = jax.vmap(model.init)(jax.random.split(jax.random.key(seed + 1), networks))
+    given = jax.random.key(seed), function, start, batch
 
     def search(steps: int) -> Any:
         return jaxnn.gradient_descent(

@@ -1,6 +1,6 @@
 """Other ways to do random search: each draws whole weight sets and keeps the best.
 
-A search draws as many candidates as asked, a multiple of its tile.
+A search draws as many candidates as asked, a multiple of its tile; `seed` says which.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def numpy_loss(params: Any, x: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(-np.log(picked)))
 
 
-def numpy_search(sizes: Sizes, batch: jaxnn.Batch, tile: int) -> Search:
+def numpy_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
     """One candidate after the other, float64."""
-    draw = np.random.default_rng(0).standard_normal
+    draw = np.random.default_rng(seed).standard_normal
     x, y = np.asarray(batch.x, float), np.asarray(batch.y)
 
     def step(best: Any, _: int) -> Any:
@@ -79,12 +79,12 @@ def jax_loss(params: Any, batch: jaxnn.Batch) -> jax.Array:
     return -jnp.mean(jnp.take_along_axis(logs, batch.y[:, None], axis=1))
 
 
-def vmap_search(sizes: Sizes, batch: jaxnn.Batch, tile: int) -> Search:
+def vmap_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
     """`jax.vmap` of drawing and loss, one compiled step a tile."""
     sample_fn = jaxnn.mlp(sizes).sampler(scale=SCALE)
 
     def step(best: Any, number: int) -> Any:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number), tile)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), tile)
         params = jax.vmap(sample_fn)(keys)
         losses = jax.vmap(partial(jax_loss, batch=batch))(params)
         winner = jnp.argmin(losses)
@@ -94,10 +94,10 @@ def vmap_search(sizes: Sizes, batch: jaxnn.Batch, tile: int) -> Search:
     return repeated(jax.jit(step), (jnp.float32(jnp.inf), sample_fn(jax.random.key(0))), tile)
 
 
-def evosax_search(sizes: Sizes, batch: jaxnn.Batch, tile: int) -> Search:
+def evosax_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
     """`RandomSearch` of evosax with that loss, one compiled step a population."""
     evosax: Any = import_module("evosax.algorithms")
-    key, sample_fn = jax.random.key(0), jaxnn.mlp(sizes).sampler(scale=SCALE)
+    key, sample_fn = jax.random.key(seed), jaxnn.mlp(sizes).sampler(scale=SCALE)
     strategy = evosax.RandomSearch(tile, sample_fn(key), sampling_fn=sample_fn)
     settings = strategy.default_params
 
@@ -107,7 +107,8 @@ def evosax_search(sizes: Sizes, batch: jaxnn.Batch, tile: int) -> Search:
         losses = jax.vmap(partial(jax_loss, batch=batch))(params)
         return strategy.tell(tell_key, params, losses, state, settings)[0]
 
-    return repeated(jax.jit(step), strategy.init(key, sample_fn(key), settings), tile)
+    run = repeated(jax.jit(step), strategy.init(key, sample_fn(key), settings), tile)
+    return lambda count: run(count).best_fitness
 
 
 def torch_network(params: Any) -> Any:
@@ -134,9 +135,12 @@ def torch_losses(params: Any, x: Any, y: Any) -> Any:
     return torch.nn.functional.cross_entropy(logits, y, reduction="none").mean(1)
 
 
-def torch_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, threads: int | None) -> Search:
+def torch_search(
+    sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0, *, threads: int | None
+) -> Search:
     """`baddbmm` over a tile of weight sets, drawn by `randn`, without gradients."""
     torch: Any = import_module("torch")
+    torch.manual_seed(seed)
     x, y = torch.tensor(batch.x.T.copy()), torch.tensor(batch.y, dtype=torch.int64)
     shapes = [((tile, i, o), (tile, 1, o)) for i, o in pairwise(sizes)]
 
@@ -152,16 +156,16 @@ def torch_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, threads: int | Non
     return repeated(step, (math.inf, None), tile)
 
 
-def jaxnn_search(sizes: Sizes, batch: jaxnn.Batch, tile: int = 1) -> Search:
+def jaxnn_search(sizes: Sizes, batch: jaxnn.Batch, tile: int = 1, seed: int = 0) -> Search:
     """`jaxnn.random_search` as users call it: it chooses its tile and keeps all statistics."""
     del tile
     model = jaxnn.mlp(sizes)
-    given = jax.random.key(0), model.loss, model.sampler(scale=SCALE), batch
-    return lambda count: jaxnn.random_search(*given, num_candidates=count)
+    given = jax.random.key(seed), model.loss, model.sampler(scale=SCALE), batch
+    return lambda count: jaxnn.random_search(*given, num_candidates=count).loss
 
 
 JAX_TILES, TORCH_TILES = (32, 128, 512, 2048), tuple(2**n for n in range(4, 12))
-PEERS: dict[str, tuple[Callable[[Sizes, jaxnn.Batch, int], Search], Sequence[int]]] = {
+PEERS: dict[str, tuple[Callable[..., Search], Sequence[int]]] = {
     "NumPy loop": (numpy_search, [1]),
     "jax.vmap": (vmap_search, JAX_TILES),
     "evosax RandomSearch": (evosax_search, JAX_TILES),

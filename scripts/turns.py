@@ -15,14 +15,14 @@ import jax
 import numpy as np
 
 MISSING = "not installed"
-WORDS = ("net", "library", "data", "member")
+WORDS = ("net", "library", "data", "member", "method")
 """Columns of a table that hold words."""
 PACKAGES = (
     "numpy", "jax", "torch", "evosax", "nevergrad", "pyperch", "mlrose-ky", "optax", "scikit-learn",
 )  # fmt: skip
 
 Search = Callable[[int], Any]
-"""Does as much work as asked; returns the best when it has it."""
+"""Does as much work as asked; returns the loss it came to, or a tuple that begins with it."""
 
 
 def timed(search: Search, count: int) -> float:

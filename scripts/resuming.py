@@ -1,0 +1,63 @@
+"""Long work in pieces: each is done once, and what a file holds already is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from turns import machine
+
+
+def run_pieces(
+    path: Path, settings: Mapping[str, Any], pieces: Mapping[str, Callable[[], Any]]
+) -> dict[str, Any]:
+    """Facts of every piece: read from the file, or found and added to it.
+
+    Args:
+        path: a JSON file, written anew after each piece.
+        settings: what the facts depend on; a file of other settings is refused.
+        pieces: functions that find the facts, by name; each returns what JSON can hold.
+
+    Returns:
+        `{name: facts}`, in the order of the pieces, each with the `seconds` that it took.
+
+    Raises:
+        SystemExit: if the file was written with other settings.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = json.loads(json.dumps(settings))
+    kept: dict[str, Any] = {"settings": settings, "machine": machine(), "pieces": {}}
+    if path.exists():
+        kept = json.loads(path.read_text())
+        if kept["settings"] != settings:
+            raise SystemExit(f"{path} is of other settings: name another --output, or delete it")
+    for name, find in (bar := tqdm(pieces.items(), unit=" pieces")):
+        if name not in kept["pieces"]:
+            bar.set_postfix_str(name)
+            started = time.perf_counter()
+            facts = find()
+            kept["pieces"][name] = {**facts, "seconds": time.perf_counter() - started}
+            _write(path, kept)
+    return {name: kept["pieces"][name] for name in pieces}
+
+
+def finished(result: Any) -> Any:
+    """A trainer's result, unless Ctrl-C cut it short.
+
+    Raises:
+        KeyboardInterrupt: if it did.
+    """
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    return result
+
+
+def _write(path: Path, facts: Mapping[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(facts, indent=1, allow_nan=False))
+    os.replace(part, path)
