@@ -222,7 +222,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--counts", type=count, nargs="*", default=[10**5, 10**6, 10**7],
         help="of candidates of jaxnn on 2-3-3; none skips this part")  # fmt: skip
     add("--evaluations", type=count, default=20 * TILE, help="of each library, for its loss")
-    add("--seeds", type=count, default=5, help="of each library, for its loss")
+    add("--seeds", type=count, default=3, help="of each library, for its loss")
     add("--output", type=Path, default=Path("output"), help="folder for the figure")
     add("--json", type=Path, metavar="FILE", help="write all figures here")
     add("--markdown", action="store_true", help="print tables as Markdown")

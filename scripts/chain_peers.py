@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -122,10 +123,11 @@ def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Sear
     torch, optim = import_module("torch"), import_module("pyperch.optim")
     network, x = torch_network(start_of(model, seed)), torch.tensor(np.array(batch.x))
     y = torch.tensor(np.array(batch.y), dtype=torch.int64)
-    measure = torch.nn.CrossEntropyLoss()
+    measure, start = torch.nn.CrossEntropyLoss(), copy.deepcopy(network.state_dict())
 
     def search(steps: int) -> Any:
         torch.set_num_threads(1)
+        network.load_state_dict(start)
         optimizer = optim.RHC(network.parameters(), step_size=STEP, random_state=seed)
         with torch.no_grad():
             for _ in range(steps + 1):  # the first call scores the start

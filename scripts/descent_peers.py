@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -42,13 +43,14 @@ def torch_descent(
     torch: Any = import_module("torch")
     network, measure = torch_network(start_of(model, seed)), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
-    network = torch.compile(network) if compiles else network
+    start = copy.deepcopy(network.state_dict())
+    run = torch.compile(network) if compiles else network
     x = torch.tensor(np.array(batch.x))
     y = torch.tensor(np.array(batch.y), dtype=torch.int64)
 
     def take_step(rows: Any) -> Any:
         optimizer.zero_grad()
-        loss = measure(network(x[rows]), y[rows])
+        loss = measure(run(x[rows]), y[rows])
         loss.backward()
         optimizer.step()
         return loss
@@ -56,6 +58,7 @@ def torch_descent(
     def search(steps: int) -> Any:
         torch.set_num_threads(1)
         torch.manual_seed(seed)
+        network.load_state_dict(start)
         loss = torch.tensor(0.0)
         for _ in range(epochs_of(steps, batch, batch_size)):
             if batch_size is None:

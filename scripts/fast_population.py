@@ -41,7 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def evolve(
     strategy_name: str,
-    loss_fn: Callable[[Any, jaxnn.Batch], jax.Array],
+    loss_fn: Callable[..., jax.Array],
     start: Any,
     batch: jaxnn.Batch,
     population: int,
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     batch = jax.tree.map(jnp.asarray, batch)
     model = jaxnn.mlp((2, *arguments.hidden, 3))
     start = model.init(init_key, scale=1.0, distribution="he")
-    losses = {"matrix products": jax_loss, "jaxnn": model.loss}
+    losses: dict[str, Any] = {"matrix products": jax_loss, "jaxnn": model.loss}
     runs = {
         name: evolve(arguments.strategy, loss_fn, start, batch, arguments.population)
         for name, loss_fn in losses.items()

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 import numpy as np
-from command_line import count, parser_for
+from command_line import Sizes, count, parser_for
 from problems import DATA
 from resuming import finished, run_pieces
 
@@ -36,6 +36,8 @@ LONG = 10**9
 """Candidates of the random search that the chapter gave up."""
 STEPS = (10_000, 100_000)
 EPOCHS = 10_000
+DATA_SETS = ("vertical", "spiral")
+RANDOM = "random search, scale {:g}"
 PLOTTED = 1_000
 """Steps of the run that is drawn proposal by proposal."""
 OPTIMIZERS = {
@@ -70,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def setting(data: str, sizes: tuple[int, ...], seed: int) -> Setting:
+def setting(data: str, sizes: Sizes, seed: int) -> Setting:
     """Data, start and key of a seed; the same data for every method and network."""
     data_key, held_out_key, init_key, key = jax.random.split(jax.random.key(seed), 4)
     model = jaxnn.mlp(sizes)
@@ -79,7 +81,7 @@ def setting(data: str, sizes: tuple[int, ...], seed: int) -> Setting:
 
 
 def over_seeds(
-    train: Callable[[Setting, int], Any], data: str, sizes: tuple[int, ...], seeds: int
+    train: Callable[[Setting, int], Any], data: str, sizes: Sizes, seeds: int
 ) -> dict[str, Any]:
     """Loss, accuracy and held-out accuracy of every seed; `train(setting, seed)` -> a result."""
     facts: dict[str, Any] = {"evaluations": [], "loss": [], "accuracy": [], "held out": []}
@@ -136,47 +138,68 @@ def descend(optimizer: str, given: Setting, seed: int) -> jaxnn.GradientDescentR
     )
 
 
+def name_of(data: str, sizes: Sizes, method: str, amount: int) -> str:
+    """The name of a row."""
+    return f"{data} | {'-'.join(map(str, sizes))} | {method} | {amount:,}"
+
+
 def pieces_of(arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Everything there is to run, by the name of its row: data, network, method, amount."""
     pieces: dict[str, Callable[[], Any]] = {}
 
-    def add(data: str, sizes: tuple[int, ...], method: str, train: Any, seeds: int) -> None:
-        name = f"{data} | {'-'.join(map(str, sizes))} | {method}"
+    def add(data: str, sizes: Sizes, method: str, amount: int, train: Any, seeds: int) -> None:
+        name = name_of(data, sizes, method, amount)
         pieces[name] = partial(over_seeds, train, data, sizes, seeds)
 
-    for data in ("vertical", "spiral"):
+    for data in DATA_SETS:
         for scale in arguments.scales:
-            method = f"random search, scale {scale:g}"
+            method = RANDOM.format(scale)
             for number in arguments.counts:
                 train = partial(draw_candidates, number, scale, None)
-                add(data, SMALL, f"{method} | {number:,}", train, arguments.seeds)
+                add(data, SMALL, method, number, train, arguments.seeds)
             if arguments.full:
                 checkpoint = arguments.output / f"chapter-{data}-{scale:g}.npz"
                 train = partial(draw_candidates, LONG, scale, checkpoint)
-                add(data, SMALL, f"{method} | {LONG:,}", train, 1)
+                add(data, SMALL, method, LONG, train, 1)
         for steps in STEPS:
-            name = f"perturbation search | {steps:,}"
-            add(data, SMALL, name, partial(climb, steps), arguments.seeds)
+            train = partial(climb, steps)
+            add(data, SMALL, "perturbation search", steps, train, arguments.seeds)
         for sizes in (SMALL, LARGE):
             for optimizer in OPTIMIZERS:
-                name = f"gradient descent, {optimizer} | {EPOCHS:,}"
-                add(data, sizes, name, partial(descend, optimizer), arguments.seeds)
+                method, train = f"gradient descent, {optimizer}", partial(descend, optimizer)
+                add(data, sizes, method, EPOCHS, train, arguments.seeds)
     return pieces
 
 
-def show(facts: dict[str, dict[str, Any]]) -> None:
-    """Prints a row a piece: medians over the seeds, and their ranges."""
-    header = ("data", "network", "method", "amount", "loss", "accuracy", "held out")
-    rows: list[tuple[str, ...]] = [header]
+def show(facts: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Prints random search, a row a scale and a column a count, and then the other methods."""
+    counts = [*arguments.counts, *[LONG] * arguments.full]
+    rows = [("data", "scale", *(f"{number:,} candidates" for number in counts))]
+    for data in DATA_SETS:
+        for scale in arguments.scales:
+            found = [facts[name_of(data, SMALL, RANDOM.format(scale), n)] for n in counts]
+            cells = (f"{spread(f['loss'])}, {np.median(f['held out']):.3f}" for f in found)
+            rows.append((data, f"{scale:g}", *cells))
+    print("Random search, 2-3-3: loss, median and range over seeds; held-out accuracy, median")
+    print_table(rows)
+    print("\nThe other methods: medians and ranges over seeds")
+    columns = ("loss", "accuracy", "held out")
+    others: list[tuple[str, ...]] = [("data", "network", "method", "amount", *columns)]
     for name, fact in facts.items():
-        cells = [
-            f"{np.median(fact[column]):.3f} ({min(fact[column]):.3f} to {max(fact[column]):.3f})"
-            for column in header[-3:]
-        ]
-        rows.append((*name.split(" | "), *cells))
+        if "random search" not in name:
+            others.append((*name.split(" | "), *(spread(fact[column]) for column in columns)))
     bayes = jaxnn.datasets.vertical_bayes(3)
     values = f"{bayes.crossentropy:.3f}", "", f"{bayes.accuracy:.3f}"
-    rows.append(("vertical", "", "population Bayes value", "", *values))
+    print_table([*others, ("vertical", "", "population Bayes value", "", *values)])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range."""
+    return f"{np.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Prints rows of equal length, columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(map(str.ljust, row, widths)).rstrip())
@@ -186,7 +209,7 @@ def write_improvements(arguments: argparse.Namespace) -> Path:
     """Writes the chapter's line at every improvement, of both searches on the first seed."""
     path = arguments.output / "chapter-improvements.txt"
     lines = []
-    for data in ("vertical", "spiral"):
+    for data in DATA_SETS:
         given = setting(data, SMALL, 0)
         lines.append(f"random search, scale 0.05, {data}")
         found = draw_candidates(10_000, 0.05, None, given)
@@ -213,22 +236,19 @@ def draw_counts(facts: dict[str, dict[str, Any]], arguments: argparse.Namespace)
     """Best loss of random search against the count, a line a scale; bars are ranges."""
     figure, panels = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(arguments.scales)))
-    for ax, data in zip(panels, ("vertical", "spiral"), strict=True):
-        for scale, color in zip(arguments.scales, colors, strict=True):
-            begin = f"{data} | 2-3-3 | random search, scale {scale:g} | "
-            found = {
-                int(name.removeprefix(begin).replace(",", "")): fact["loss"]
-                for name, fact in facts.items()
-                if name.startswith(begin)
-            }
-            middle = np.array([np.median(losses) for losses in found.values()])
-            ends = np.array([(min(losses), max(losses)) for losses in found.values()])
+    shifts = np.geomspace(0.85, 1.18, len(arguments.scales))  # lest bars hide each other
+    counts = np.array([*arguments.counts, *[LONG] * arguments.full])
+    for ax, data in zip(panels, DATA_SETS, strict=True):
+        for scale, color, shift in zip(arguments.scales, colors, shifts, strict=True):
+            found = [facts[name_of(data, SMALL, RANDOM.format(scale), n)] for n in counts]
+            middle = np.array([np.median(fact["loss"]) for fact in found])
+            ends = np.array([(min(fact["loss"]), max(fact["loss"])) for fact in found])
             ax.errorbar(
-                list(found), middle, np.abs(ends.T - middle), color=color, marker="o",
+                counts * shift, middle, np.abs(ends.T - middle), color=color, marker="o",
                 markersize=4, capsize=3, label=f"{scale:g}",
             )  # fmt: skip
-        ax.set(xscale="log", yscale="log", xlabel="candidates", title=f"{data}, 2-3-3")
-        ax.grid(alpha=0.3, which="both")
+        ax.set(xscale="log", xlabel="candidates", title=f"{data}, 2-3-3")
+        ax.grid(alpha=0.3)
     bayes = jaxnn.datasets.vertical_bayes(3).crossentropy
     panels[0].axhline(bayes, color="black", linestyle="--", label="population Bayes value")
     panels[0].set_ylabel("best loss: median and range over seeds")
@@ -240,7 +260,7 @@ def draw_counts(facts: dict[str, dict[str, Any]], arguments: argparse.Namespace)
 def draw_proposals() -> Figure:
     """The chapter's two plots: loss, and smoothed accuracy, of every proposal of a short run."""
     figure, axes = plt.subplots(2, 2, figsize=(11.5, 7), layout="constrained")
-    for row, data in zip(axes, ("vertical", "spiral"), strict=True):
+    for row, data in zip(axes, DATA_SETS, strict=True):
         history = climb(PLOTTED, setting(data, SMALL, 0)).history
         steps = np.arange(PLOTTED)
         curves = {
@@ -260,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     settings = {"seeds": arguments.seeds}
     facts = run_pieces(arguments.output / "chapter.json", settings, pieces_of(arguments))
-    show(facts)
+    show(facts, arguments)
     print(write_improvements(arguments))
     figures = {"random-search": draw_counts(facts, arguments), "proposals": draw_proposals()}
     for name, figure in figures.items():

@@ -191,3 +191,17 @@ def test_everybody_descends_to_the_same_loss(name):
     else:
         by_hand, _ = descent_peers.DESCENTS["jaxnn, by hand"]
         assert found == pytest.approx(float(by_hand(model, batch, None)(900)), abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["torch eager", "pyperch RHC", "jaxnn, by hand", "NumPy loop"])
+@pytest.mark.filterwarnings("default")
+def test_a_second_call_does_the_same_work_again(name):
+    model, batch = jaxnn.mlp((2, 3, 3)), jaxnn.datasets.vertical(jax.random.key(0), samples=20)
+    try:
+        if name in descent_peers.DESCENTS:
+            search = descent_peers.DESCENTS[name][0](model, batch, None)
+        else:
+            search = chain_peers.WAYS[name][0](model, batch)
+    except ImportError:
+        pytest.skip(f"{name} is not installed")
+    assert float(search(200)) == pytest.approx(float(search(200)), rel=1e-6)

@@ -116,9 +116,10 @@ def test_loop_eager_jit_and_reference_agree_everywhere(case):
 def test_accuracy_of_many_is_that_of_each(sizes, head, width):
     model = mlp(sizes, output=head[0], loss=head[1])
     population, batch = draw_population(model, width), draw_batch(model, 23)
-    last = population[-1].weights
-    last[0, 0, 0] = np.nan  # never right
-    last[1], population[-1].biases[1] = 0, 0  # all outputs alike
+    weights, biases = population[-1]
+    assert biases is not None
+    weights[0, 0, 0] = np.nan  # never right
+    weights[1], biases[1] = 0, 0  # all outputs alike
     shares = jax.vmap(model.accuracy, MANY)(population, batch)
     each = [model.accuracy(one_of(population, i), batch) for i in range(width)]
     np.testing.assert_array_equal(shares, each)

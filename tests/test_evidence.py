@@ -1,0 +1,236 @@
+"""The experiments behind the README: their parts, and small runs of each."""
+
+import json
+
+import equal_evaluations
+import fast_population
+import guess_and_check
+import intervals
+import jax
+import numpy as np
+import own_model
+import perturbation_gradients
+import problems
+import pytest
+import reproduce_chapter
+import resuming
+import simplicity_bias
+from scipy import stats
+
+import jaxnn
+
+
+def test_the_kink_is_two_inverted_vs_a_margin_apart():
+    train, test = problems.kink(16)
+    assert (len(train.x), len(test.x)) == (11, 4)
+    whole, rest = problems.kink(4_000)
+    assert (len(whole.x), len(rest.x)) == (2_800, 1_200)
+    for batch in (whole, rest):
+        heights = np.where(batch.y == 1, 0.0, 0.25) - np.abs(batch.x[:, 0])
+        np.testing.assert_allclose(batch.x[:, 1], heights, atol=1e-6)
+        assert 0.4 < batch.y.mean() < 0.6
+    np.testing.assert_array_equal(train.x, whole.x[:11])
+    np.testing.assert_array_equal(test.y, rest.y[-4:])
+
+
+class TestIntervals:
+    def test_a_share_is_covered_as_often_as_it_says_or_more(self):
+        share, draws = 0.07, 60
+        hits = np.arange(draws + 1)
+        found = (intervals.of_share(int(number), draws) for number in hits)
+        covers = [low <= share <= high for low, high in found]
+        assert 0.95 <= stats.binom.pmf(hits, draws, share)[covers].sum() < 0.99
+
+    def test_a_share_is_covered_where_draws_go_on_until_there_are_enough_hits(self):
+        share, hits = 0.07, 5
+        draws = np.arange(hits, 1_000)
+        found = (intervals.of_share(hits, int(n), until=True) for n in draws)
+        covers = [low <= share <= high for low, high in found]
+        assert 0.95 <= stats.nbinom.pmf(draws - hits, hits, share)[covers].sum() < 0.99
+
+    def test_the_ends_are_0_and_1(self):
+        assert intervals.of_share(0, 10)[0] == 0
+        assert intervals.of_share(10, 10)[1] == 1
+        assert intervals.of_share(3, 3, until=True)[1] == 1
+
+    @pytest.mark.parametrize(("find", "middle"), [("of_mean", 0.3), ("of_median", 0.3)])
+    def test_means_and_medians_are_covered(self, find, middle):
+        draws = np.random.default_rng(2).normal(middle, 1.0, (2_000, 15))
+        ends = np.array([getattr(intervals, find)(row) for row in draws])
+        covered = np.mean((ends[:, 0] <= middle) & (middle <= ends[:, 1]))
+        assert 0.935 < covered < 0.985
+
+    def test_one_value_has_no_interval(self):
+        assert np.isnan(intervals.of_mean([1.0])).all()
+
+
+class TestResuming:
+    def run(self, path, calls, settings=None):
+        def piece(name):
+            calls.append(name)
+            return {"name": name}
+
+        names = ("one", "two")
+        pieces = {name: lambda name=name: piece(name) for name in names}
+        return resuming.run_pieces(path, settings or {"seed": 0}, pieces)
+
+    def test_what_is_done_is_not_done_again(self, tmp_path):
+        path, calls = tmp_path / "new" / "facts.json", []
+        first = self.run(path, calls)
+        assert self.run(path, calls) == first
+        assert calls == ["one", "two"]
+        assert [fact["name"] for fact in first.values()] == ["one", "two"]
+
+    def test_what_was_done_before_a_fault_is_kept(self, tmp_path):
+        path, calls = tmp_path / "facts.json", []
+        with pytest.raises(ZeroDivisionError):
+            resuming.run_pieces(path, {"seed": 0}, {"one": dict, "two": lambda: 1 // 0})
+        self.run(path, calls)
+        assert calls == ["two"]
+
+    def test_other_settings_are_refused(self, tmp_path):
+        self.run(tmp_path / "facts.json", [])
+        with pytest.raises(SystemExit, match="other settings"):
+            self.run(tmp_path / "facts.json", [], {"seed": 1})
+
+
+class TestComplexity:
+    @pytest.mark.parametrize(
+        ("text", "number"),
+        [
+            ("0001101001000101", 6),  # Lempel and Ziv's own example
+            ("0", 1),
+            ("00000000", 2),
+            ("01010101", 3),
+            ("0110", 3),
+        ],
+    )
+    def test_phrases(self, text, number):
+        assert simplicity_bias.phrases(text) == number
+
+    def test_a_constant_has_the_logarithm_of_its_length(self):
+        assert simplicity_bias.complexity("1" * 128) == 7
+        assert simplicity_bias.complexity("0" * 127 + "1") == 7 * (2 + 3) / 2
+
+    @pytest.mark.parametrize(
+        ("text", "name"),
+        [("0" * 8, "constant 0"), ("0" + "1" * 7, "1, but 0 at the zero input"),
+         ("00000001", "1 one"), ("01100001", "3 ones")],
+    )  # fmt: skip
+    def test_names(self, text, name):
+        assert simplicity_bias.name_of(text) == name
+
+
+def test_networks_without_biases_say_0_to_the_zero_input():
+    draw = simplicity_bias.MODEL.sampler(distribution="lecun", bias_scale=0.0)
+    bits = simplicity_bias.answers(
+        draw(jax.random.key(0)), jax.numpy.asarray(simplicity_bias.INPUTS)
+    )
+    assert bits.shape == (128,)
+    assert not bits[0]
+
+
+@pytest.mark.exhaustive
+def test_guesses_are_hits_and_their_acceptance_is_counted(tmp_path, capsys):
+    options = ["--widths", "6", "--hits", "20", "--networks", "16", "--output", str(tmp_path)]
+    assert guess_and_check.main(options) == 0
+    facts = json.loads((tmp_path / "guess-and-check.json").read_text())["pieces"]
+    guessed = facts["guess and check, width 6"]
+    assert guessed["solutions"] == 20
+    low, high = guessed["acceptance_interval"]
+    assert low < 6.4e-5 < high  # 10,000 hits have 6.4e-5, an independent count 7.0e-5 +- 25 %
+    assert np.shape(guessed["map"]) == (guess_and_check.SIDE,) * 2
+    for name in ("curves", "maps"):
+        assert (tmp_path / f"guess-and-check-{name}.png").is_file()
+    assert f"{guessed['guesses']:,}" in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive
+def test_functions_are_as_frequent_as_others_have_counted(tmp_path, capsys):
+    """Of 10,000 draws: 6.5 % each and 8,375 functions; 36.7 %, 36.5 % and 2,614 functions."""
+    assert simplicity_bias.main(["--samples", "10000", "--output", str(tmp_path)]) == 0
+    facts = json.loads((tmp_path / "simplicity-bias.json").read_text())["pieces"]
+    for fact, share, distinct in zip(facts.values(), (0.065, 0.366), (8_375, 2_614), strict=True):
+        assert np.array(fact["count"][:2]) / 10_000 == pytest.approx(share, abs=0.015)
+        assert fact["distinct"] == pytest.approx(distinct, rel=0.03)
+        assert fact["error"] == 0
+    assert "constant 0" in capsys.readouterr().out
+    assert (tmp_path / "simplicity-bias.png").is_file()
+
+
+@pytest.mark.exhaustive
+def test_cosines_follow_the_law(tmp_path):
+    options = ["--pairs", "1", "16", "--estimates", "300", "--output", str(tmp_path)]
+    assert perturbation_gradients.main(options) == 0
+    facts = json.loads((tmp_path / "perturbation-gradients.json").read_text())["pieces"]
+    assert len(facts) == 6
+    for fact in facts.values():
+        law = perturbation_gradients.predicted(fact["pairs"], fact["dimensions"])
+        assert fact["root_mean_square"] == pytest.approx(law, abs=0.04)
+
+
+@pytest.mark.exhaustive
+def test_the_chapter_is_reproduced(tmp_path, capsys):
+    options = ["--counts", "1e3", "1e4", "--scales", "0.05", "4", "--seeds", "2"]
+    assert reproduce_chapter.main([*options, "--output", str(tmp_path)]) == 0
+    facts = json.loads((tmp_path / "chapter.json").read_text())["pieces"]
+    assert len(facts) == 2 * (2 * 2 + 2 + 4)
+    climbed = facts["vertical | 2-3-3 | perturbation search | 10,000"]
+    assert all(0.087 < loss < 0.214 for loss in climbed["loss"])
+    lines = (tmp_path / "chapter-improvements.txt").read_text()
+    assert lines.count("iteration") > 100
+    assert "population Bayes value" in capsys.readouterr().out
+    for name in ("random-search", "proposals"):
+        assert (tmp_path / f"chapter-{name}.png").is_file()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("default")
+def test_libraries_are_compared_at_equal_evaluations(monkeypatch):
+    monkeypatch.setattr(equal_evaluations, "PROBLEMS", {"vertical": (2, 3, 3)})
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        rows = equal_evaluations.compared(equal_evaluations.measure("vertical", 512, 1))
+    assert {row["method"] for row in rows} == set(equal_evaluations.COLORS)
+    known = [row for row in rows if "loss" in row]
+    assert {row["library"] for row in known} >= {"NumPy loop", "jaxnn", "jaxnn, by hand"}
+    for row in known:
+        assert row["lowest"] <= row["loss"] <= row["highest"] < 1.2
+        assert row["evaluations/s"] > 0
+    quickest = [row for row in known if row["x jaxnn"] > 1]
+    assert len(equal_evaluations.faster(rows)) == len(quickest)
+    equal_evaluations.draw(rows, 512)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("library", own_model.LIBRARIES)
+@pytest.mark.filterwarnings("default")
+def test_models_of_other_libraries_are_trained(library, capsys):
+    pytest.importorskip(library)
+    options = ["--candidates", "500", "--steps", "500", "--epochs", "2000"]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert own_model.main(["--library", library, *options]) == 0
+    losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert losses[2] < losses[1] < losses[0] < 1.2
+    assert losses[2] < 0.3
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("default")
+def test_another_optimizer_comes_to_the_same_loss_with_either(capsys):
+    pytest.importorskip("evosax")
+    options = ["--population", "64", "--generations", "20", "--repeats", "1"]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert fast_population.main(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first, second = (float(line.split()[-1]) for line in lines[1:3])
+    assert first == pytest.approx(second, abs=1e-3)
+
+
+def test_ctrl_c_is_passed_on():
+    result = jaxnn.gradient_descent(
+        jax.random.key(0), jax.value_and_grad(lambda p, b: p**2), np.float32(1), (),
+        num_epochs=0, learning_rate=0.1,
+    )  # fmt: skip
+    assert resuming.finished(result) is result
+    with pytest.raises(KeyboardInterrupt):
+        resuming.finished(result._replace(status="interrupted"))
