@@ -35,8 +35,9 @@ import numpy as np
 from chain_peers import CHAINS, WAYS
 from command_line import Sizes, count, layer_sizes, write_json
 from descent_peers import DESCENTS, NETWORKS, ONE
-from equal_evaluations import PROBLEMS, TILE, compared, draw, faster, measure
+from equal_evaluations import TILE, compared, draw, faster, pieces_of
 from problems import DATA
+from resuming import run_pieces
 from search_peers import PEERS, ROWS, jaxnn_search, random_batch
 from tqdm import tqdm
 from turns import MISSING, Search, machine, table, take_turns, timed
@@ -223,7 +224,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of candidates of jaxnn on 2-3-3; none skips this part")  # fmt: skip
     add("--evaluations", type=count, default=20 * TILE, help="of each library, for its loss")
     add("--seeds", type=count, default=3, help="of each library, for its loss")
-    add("--output", type=Path, default=Path("output"), help="folder for the figure")
+    add("--output", type=Path, default=Path("output"), help="folder for losses and their figure")
     add("--json", type=Path, metavar="FILE", help="write all figures here")
     add("--markdown", action="store_true", help="print tables as Markdown")
     arguments = parser.parse_args(argv)
@@ -267,13 +268,17 @@ def report_rows(
 def report_losses(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures, prints and draws what libraries come to at equal evaluations."""
     evaluations = arguments.evaluations // TILE * TILE
-    found = [measure(problem, evaluations, arguments.seeds) for problem in PROBLEMS]
-    rows = compared([row for part in found for row in part])
+    facts = {name: fact for name, fact in machine().items() if name != "date"}
+    settings = {"evaluations": evaluations, "seeds": arguments.seeds, "machine": facts}
+    pieces = pieces_of(evaluations, arguments.seeds)
+    found = run_pieces(arguments.output / "equal-evaluations.json", settings, pieces)
+    for row in found.values():
+        del row["seconds"]  # of the whole piece
+    rows = compared(list(found.values()))
     print(f"{evaluations:,} evaluations each, {arguments.seeds} seeds: medians, and the range")
     print(f"{table(rows, arguments.markdown)}\n")
     print("\n".join(faster(rows)) or "nobody is faster than jaxnn")
     path = arguments.output / "equal-evaluations.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     draw(rows, evaluations).savefig(path, dpi=110)
     print(path)
     return {"evaluations": evaluations, "rows": rows}

@@ -3,7 +3,7 @@
 The trainers take any `loss_fn(params, batch)` and any pytree of params, so a module of another
 library needs a line or two: Flax splits into its state, Equinox into its arrays.
 
-    pip install flax equinox
+    pip install --editable '.[models]'
     python scripts/own_model.py --library flax
     python scripts/own_model.py --library equinox
 """

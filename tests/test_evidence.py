@@ -189,7 +189,8 @@ def test_the_chapter_is_reproduced(tmp_path, capsys):
 def test_libraries_are_compared_at_equal_evaluations(monkeypatch):
     monkeypatch.setattr(equal_evaluations, "PROBLEMS", {"vertical": (2, 3, 3)})
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        rows = equal_evaluations.compared(equal_evaluations.measure("vertical", 512, 1))
+        found = [piece() for piece in equal_evaluations.pieces_of(512, 1).values()]
+    rows = equal_evaluations.compared(found)
     assert {row["method"] for row in rows} == set(equal_evaluations.COLORS)
     known = [row for row in rows if "loss" in row]
     assert {row["library"] for row in known} >= {"NumPy loop", "jaxnn", "jaxnn, by hand"}

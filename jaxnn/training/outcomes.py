@@ -29,6 +29,7 @@ from jaxnn.training.drawing import candidates_stream
 from jaxnn.training.folding import COMPILER_OPTIONS, Engine
 from jaxnn.training.identities import fingerprint, identity
 from jaxnn.training.pacing import Status, chunks
+from jaxnn.training.searching import Span
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
     Limits,
@@ -71,12 +72,21 @@ class OutcomeCounts(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """Counts so far, outcomes in the order of their bits, and those that wait to be counted."""
+    """Counts so far, outcomes in the order of their bits.
+
+    Attributes:
+        packed: as in `OutcomeCounts`.
+        count: likewise.
+        error: likewise.
+        waiting: packed outcomes that are not counted yet, in the order of their indices.
+        end: one past the last index taken in.
+    """
 
     packed: np.ndarray
     count: np.ndarray
     error: int
     waiting: np.ndarray
+    end: int
 
 
 def count_outcomes(
@@ -139,29 +149,33 @@ def count_outcomes(
     num_bits = _num_bits(shapes_of("outcome_fn", outcome, shapes, batch))
     limits = as_limits(max_seconds, None)
     tile = tile_size(outcome_fn, shapes, batch, memory_budget, jax.default_backend())
+    span = Span(start, stop, tile)
     with jax.threefry_partitionable(True):
         engine = Engine(outcome, sample, batch, candidates_stream(key))
         saver = None
         if checkpoint is not None:
-            facts = {
-                "trainer": "count_outcomes",
-                "key": np.asarray(jax.random.key_data(key)).tolist(),
-                "key_implementation": str(jax.random.key_impl(key)),
-                "start": start,
-                "tile": tile,
-                "max_outcomes": max_outcomes,
-                "outcome_fn": identity(outcome),
-                "sample_fn": identity(sample),
-                "params": str(shapes),
-                "batch": fingerprint(batch),
-            }
+            facts = {**_facts(key, span, engine), "max_outcomes": max_outcomes}
             saver = Saver(Path(checkpoint), facts)
-        tally, end, status = _walk(
-            engine, tile, num_bits, (start, stop), max_outcomes, limits, saver, progress=progress
-        )
-    packed, count, error, _ = _merge(tally, len(tally.waiting), max_outcomes)
+        counted = _resumed(saver, span, num_bits)
+        counted, status = _walk(engine, span, counted, max_outcomes, limits, saver, show=progress)
+    packed, count, error, _, end = _merge(counted, len(counted.waiting), max_outcomes)
     order = np.argsort(-count, kind="stable")
     return OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
+
+
+def _facts(key: jax.Array, span: Span, engine: Engine) -> dict[str, Any]:
+    """What whoever goes on with these counts has to share."""
+    return {
+        "trainer": "count_outcomes",
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key_implementation": str(jax.random.key_impl(key)),
+        "start": span.start,
+        "tile": span.tile,
+        "outcome_fn": identity(engine.value),
+        "sample_fn": identity(engine.sample),
+        "params": str(jax.eval_shape(engine.sample, key)),
+        "batch": fingerprint(engine.batch),
+    }
 
 
 def _num_bits(outcome: Any) -> int:
@@ -172,50 +186,38 @@ def _num_bits(outcome: Any) -> int:
 
 def _walk(
     engine: Engine,
-    tile: int,
-    num_bits: int,
-    span: tuple[int, int],
+    span: Span,
+    tally: Tally,
     max_outcomes: int,
     limits: Limits,
     saver: Saver | None,
     *,
-    progress: bool,
-) -> tuple[Tally, int, Status]:
-    """Draws and counts, from the checkpoint if there is one, to the end or until stopped."""
-    start, stop = span
-    tally, begin = _resumed(saver, start, num_bits)
-    if begin > stop:
-        raise ValueError(
-            f"num_candidates must be at least {begin - start}, as many as the checkpoint holds; "
-            f"got {stop - start}"
-        )
-    most = max(LARGEST_CHUNK // tile, 1)
-    end, is_stopped = begin, False
+    show: bool,
+) -> tuple[Tally, Status]:
+    """Draws and counts on, to the end of the span or until stopped."""
+    begin, tile = tally.end, span.tile
+    left, largest = span.stop - begin, max(LARGEST_CHUNK // tile, 1)
+    status: Status = "interrupted" if left else "completed"
     started = saved = time.monotonic()
     try:
         for chunk in chunks(
-            -(-(stop - begin) // tile),
-            largest=most,
-            unit="candidates",
-            scale=tile,
-            shown=stop - begin,
-            show=progress,
+            -(-left // tile), largest=largest, unit="candidates", scale=tile, shown=left, show=show
         ):
-            first, number = begin + chunk.begin * tile, np.uint32(chunk.end - chunk.begin)
-            drawn = np.asarray(_draw(engine, words(first), number, tile=tile, most=most))
-            after = min(begin + chunk.end * tile, stop)
-            tally, end = _take(tally, drawn[: after - first], max_outcomes), after
-            is_stopped = ask_to_stop(limits, started, SearchProgress(end - start, np.nan))
-            if is_stopped:
+            number = chunk.end - chunk.begin
+            wanted = min(number * tile, span.stop - tally.end)
+            drawn = _draw(engine, words(tally.end), np.uint32(number), tile=tile, most=largest)
+            tally = _take(tally, np.asarray(drawn)[:wanted], max_outcomes)
+            if tally.end == span.stop:
+                status = "completed"
+            elif ask_to_stop(limits, started, SearchProgress(tally.end - span.start, np.nan)):
+                status = "stopped"
                 break
             if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                _save(saver, tally, end)
+                _save(saver, tally)
                 saved = time.monotonic()
     finally:
-        _save(saver, tally, end)
-    if end == stop:
-        return tally, end, "completed"
-    return tally, end, "stopped" if is_stopped else "interrupted"
+        _save(saver, tally)
+    return tally, status
 
 
 @partial(jax.jit, static_argnames=("tile", "most"), compiler_options=COMPILER_OPTIONS)
@@ -246,7 +248,8 @@ def _draw(
 
 def _take(tally: Tally, drawn: np.ndarray, max_outcomes: int) -> Tally:
     """Adds outcomes in the order of their indices; merges where their number alone says so."""
-    tally = tally._replace(waiting=np.concatenate([tally.waiting, drawn]))
+    waiting = np.concatenate([tally.waiting, drawn])
+    tally = tally._replace(waiting=waiting, end=tally.end + len(drawn))
     while len(tally.waiting) >= (size := max(SMALLEST_MERGE, len(tally.count) // 2)):
         tally = _merge(tally, size, max_outcomes)
     return tally
@@ -265,24 +268,29 @@ def _merge(tally: Tally, size: int, max_outcomes: int) -> Tally:
     packed, count = packed[begins], np.add.reduceat(count, begins) if len(begins) else count
     excess = len(count) - max_outcomes
     if excess <= 0:
-        return Tally(packed, count, tally.error, waiting)
+        return Tally(packed, count, tally.error, waiting, tally.end)
     cut = np.partition(count, excess - 1)[excess - 1]
     kept = count > cut
-    return Tally(packed[kept], count[kept] - cut, tally.error + int(cut), waiting)
+    return Tally(packed[kept], count[kept] - cut, tally.error + int(cut), waiting, tally.end)
 
 
-def _resumed(saver: Saver | None, start: int, num_bits: int) -> tuple[Tally, int]:
+def _resumed(saver: Saver | None, span: Span, num_bits: int) -> Tally:
     """Where to go on: at the start, or where the checkpoint ends."""
-    none = np.zeros((0, -(-num_bits // WORD) * WORD // 8), np.uint8)
     saved = saver and saver.load()
     if not saved:
-        return Tally(none, np.zeros(0, np.int64), 0, none), start
+        none = np.zeros((0, -(-num_bits // WORD) * WORD // 8), np.uint8)
+        return Tally(none, np.zeros(0, np.int64), 0, none, span.start)
     arrays, facts = saved
+    if facts["next"] > span.stop:
+        raise ValueError(
+            f"num_candidates must be at least {facts['next'] - span.start}, as many as the "
+            f"checkpoint holds; got {span.stop - span.start}"
+        )
     parts = arrays["packed"], arrays["count"], facts["error"], arrays["waiting"]
-    return Tally(*parts), facts["next"]
+    return Tally(*parts, facts["next"])
 
 
-def _save(saver: Saver | None, tally: Tally, end: int) -> None:
+def _save(saver: Saver | None, tally: Tally) -> None:
     if saver is not None:
         arrays = {"packed": tally.packed, "count": tally.count, "waiting": tally.waiting}
-        saver.save(arrays, {"error": tally.error, "next": end})
+        saver.save(arrays, {"error": tally.error, "next": tally.end})
