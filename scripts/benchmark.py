@@ -35,7 +35,7 @@ import numpy as np
 from chain_peers import CHAINS, WAYS
 from command_line import Sizes, count, layer_sizes, write_json
 from descent_peers import DESCENTS, NETWORKS, ONE
-from equal_evaluations import TILE, compared, draw, faster, pieces_of
+from equal_evaluations import TILE, compared, draw_rows, faster, pieces_of
 from problems import DATA
 from resuming import run_pieces
 from search_peers import PEERS, ROWS, jaxnn_search, random_batch
@@ -222,7 +222,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=5, help="rounds; medians are over them")
     add("--counts", type=count, nargs="*", default=[10**5, 10**6, 10**7],
         help="of candidates of jaxnn on 2-3-3; none skips this part")  # fmt: skip
-    add("--evaluations", type=count, default=20 * TILE, help="of each library, for its loss")
+    add("--evaluations", type=count, default=5 * TILE, help="of each library, for its loss")
     add("--seeds", type=count, default=3, help="of each library, for its loss")
     add("--output", type=Path, default=Path("output"), help="folder for losses and their figure")
     add("--json", type=Path, metavar="FILE", help="write all figures here")
@@ -272,14 +272,12 @@ def report_losses(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = {"evaluations": evaluations, "seeds": arguments.seeds, "machine": facts}
     pieces = pieces_of(evaluations, arguments.seeds)
     found = run_pieces(arguments.output / "equal-evaluations.json", settings, pieces)
-    for row in found.values():
-        del row["seconds"]  # of the whole piece
-    rows = compared(list(found.values()))
-    print(f"{evaluations:,} evaluations each, {arguments.seeds} seeds: medians, and the range")
+    rows = compared(found, arguments.seeds)
+    print(f"{evaluations:,} evaluations each, {arguments.seeds} seeds: medians, ranges of losses")
     print(f"{table(rows, arguments.markdown)}\n")
     print("\n".join(faster(rows)) or "nobody is faster than jaxnn")
     path = arguments.output / "equal-evaluations.png"
-    draw(rows, evaluations).savefig(path, dpi=110)
+    draw_rows(rows, evaluations).savefig(path, dpi=110)
     print(path)
     return {"evaluations": evaluations, "rows": rows}
 
@@ -296,10 +294,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "losses": report_losses,
     }
     chosen = [arguments.only] if arguments.only else list(parts)
-    report = {name: parts[name](arguments) for name in chosen}
     settings = {"seconds": arguments.seconds, "steps": arguments.steps}
-    settings["repeats"] = arguments.repeats
-    write_json(arguments.json, {"machine": facts, "settings": settings, **report})
+    report = {"machine": facts, "settings": {**settings, "repeats": arguments.repeats}}
+    for name in chosen:
+        report[name] = parts[name](arguments)
+        write_json(arguments.json, report)
     return 0
 
 

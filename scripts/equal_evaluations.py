@@ -4,14 +4,19 @@ An evaluation is one loss on all rows; a gradient step counts as three. Everybod
 data, and within a method the same distribution of starts, draws and steps, over several seeds;
 where a library cannot do the same, it is said here: mlrose-ky moves one weight a step and has
 biases at the inputs alone, nevergrad starts at 0 and adapts its step, pyperch keeps ties as well,
-evosax climbs by two proposals a generation, and scikit-learn draws its own start.
+evosax climbs by two proposals a generation, and scikit-learn draws its own start. Compiled torch
+is slower than eager torch on networks of this size, and left out.
+
+A library is called for a second, or once, before it is timed; then all libraries of a method take
+turns, a call each for every seed. A first call of over ten seconds is the only one, and timed.
+Searches with a choice of tile run at their best one.
 """
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -21,8 +26,8 @@ from chain_peers import WAYS
 from command_line import Sizes
 from descent_peers import DESCENTS
 from problems import DATA
-from search_peers import PEERS
-from turns import MISSING, Search, timed
+from search_peers import PEERS, random_batch
+from turns import MISSING, Search, take_turns, timed
 
 import jaxnn
 
@@ -31,107 +36,128 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-TILE = 512
-"""Candidates that peers of random search draw at once; evaluations are rounded to it."""
+TILE = 2_048
+"""The largest tile of a peer; evaluations are a multiple of it."""
 PROBLEMS: dict[str, Sizes] = {"vertical": (2, 3, 3), "spiral": (2, 16, 3)}
-PATIENCE = (10.0, 1.0, 0.0)
-"""Seconds a call: after a longer one there is no other. The fastest counts, as the first compiles
-and the second still may; libraries that take long do not compile."""
+WARM, LONG = 1.0, 10.0
+"""Seconds for which a library is called before its timing, and of a call that stands for itself."""
 COLORS = {
     "random search": "#0072B2",
     "perturbation search": "#D55E00",
     "gradient descent": "#009E73",
 }
 
-Runs = Mapping[str, Callable[[jaxnn.Model, jaxnn.Batch, int], Search]]
+
+def draw(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
+    """Random search by a peer at its best tile."""
+    sizes = model.settings.sizes
+    return PEERS[peer][0](sizes, batch, best_tile(peer, sizes), seed=seed)
 
 
-def methods() -> dict[str, tuple[Runs, int]]:
-    """For each method its libraries, `prepare(model, batch, seed)`, and losses a step."""
+@cache
+def best_tile(peer: str, sizes: Sizes) -> int:
+    """The tile at which a peer draws fastest."""
+    prepare, tiles = PEERS[peer]
+    if len(tiles) == 1:
+        return tiles[0]
 
-    def draw(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
-        prepare, tiles = PEERS[peer]
-        tile = TILE if len(tiles) > 1 else tiles[0]
-        return prepare(model.settings.sizes, batch, tile, seed=seed)
+    def seconds(tile: int) -> float:
+        search = prepare(sizes, random_batch(sizes), tile)
+        return min(timed(search, 4 * TILE) for _ in range(3))
 
-    def climb(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
-        return WAYS[peer][0](model, batch, seed=seed)
-
-    def descend(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
-        return DESCENTS[peer][0](model, batch, None, seed=seed)
-
-    climbers = [peer for peer in WAYS if "chains" not in peer and "random" not in peer]
-    descents = [peer for peer in DESCENTS if "networks" not in peer and "compiled" not in peer]
-    return {
-        "random search": ({peer: partial(draw, peer) for peer in PEERS}, 1),
-        "perturbation search": ({peer: partial(climb, peer) for peer in climbers}, 1),
-        "gradient descent": ({peer: partial(descend, peer) for peer in descents}, 3),
-    }
+    return min(tiles, key=seconds)
 
 
-def run(search: Search, steps: int) -> tuple[float, float]:
-    """Loss and seconds."""
-    reached: list[Any] = []
-    fastest = math.inf
-    for patience in PATIENCE:
-        seconds = timed(lambda count: reached.append(search(count)), steps)
-        fastest = min(fastest, seconds)
-        if seconds > patience:
-            break
-    found = reached[-1]
-    return float(found[0] if isinstance(found, tuple) else found), fastest
+def climb(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
+    """Perturbation search by a peer."""
+    return WAYS[peer][0](model, batch, seed=seed)
+
+
+def descend(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
+    """Descent on all rows by a peer."""
+    return DESCENTS[peer][0](model, batch, None, seed=seed)
+
+
+Prepare = Callable[[jaxnn.Model, jaxnn.Batch, int], Search]
+CLIMBERS = [peer for peer in WAYS if "chains" not in peer and "random" not in peer]
+DESCENDERS = [peer for peer in DESCENTS if "networks" not in peer and "compiled" not in peer]
+METHODS: dict[str, tuple[dict[str, Prepare], int]] = {
+    "random search": ({peer: partial(draw, peer) for peer in PEERS}, 1),
+    "perturbation search": ({peer: partial(climb, peer) for peer in CLIMBERS}, 1),
+    "gradient descent": ({peer: partial(descend, peer) for peer in DESCENDERS}, 3),
+}
+"""For each method its libraries, and how many losses a step of it counts as."""
+
+
+def loss_of(found: Any) -> float:
+    """The loss that a search returned."""
+    return float(found[0] if isinstance(found, tuple) else found)
+
+
+def measure(problem: str, method: str, evaluations: int, seed: int) -> dict[str, Any]:
+    """Loss and evaluations a second of each library; None for those that are not installed."""
+    libraries, cost = METHODS[method]
+    model, steps = jaxnn.mlp(PROBLEMS[problem]), evaluations // cost
+    batch = DATA[problem](jax.random.key(seed), samples=100)
+    found: dict[str, Any] = dict.fromkeys(libraries)
+    ready: dict[str, tuple[Search, int]] = {}
+    for library, prepare in libraries.items():
+        try:
+            search = prepare(model, batch, seed)
+        except ImportError:
+            continue
+        started = time.perf_counter()
+        found[library] = {"loss": loss_of(search(steps))}
+        seconds = time.perf_counter() - started
+        found[library]["pace"] = cost * steps / seconds
+        if seconds < LONG:
+            ready[library] = search, steps
+        while time.perf_counter() - started < WARM:
+            search(steps)
+    for library, rates in take_turns(ready, 1).items():
+        found[library]["pace"] = cost * float(rates[0])
+    return found
 
 
 def pieces_of(evaluations: int, seeds: int) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What finds a row, by the row's name: data, method, library."""
+    """What measures, by name: data, method and seed."""
     return {
-        f"{problem}, {method}, {library}": partial(
-            row_of, problem, method, library, evaluations, seeds
-        )
+        f"{problem} | {method} | {seed}": partial(measure, problem, method, evaluations, seed)
         for problem in PROBLEMS
-        for method, (libraries, _) in methods().items()
-        for library in libraries
+        for method in METHODS
+        for seed in range(seeds)
     }
 
 
-def row_of(problem: str, method: str, library: str, evaluations: int, seeds: int) -> dict[str, Any]:
-    """A library's row, also if it is missing."""
-    libraries, cost = methods()[method]
-    model = jaxnn.mlp(PROBLEMS[problem])
-    net = "-".join(map(str, model.settings.sizes))
-    row = {"data": problem, "net": net, "method": method, "library": library}
-    found = []
-    try:
-        for seed in range(seeds):
-            batch = DATA[problem](jax.random.key(seed), samples=100)
-            found.append(run(libraries[library](model, batch, seed), evaluations // cost))
-    except ImportError:
-        return {**row, "evaluations/s": MISSING}
-    losses, seconds = np.transpose(found)
-    return {
-        **row,
-        "evaluations/s": evaluations / float(np.median(seconds)),
-        "x jaxnn": None,
-        "call s": float(np.median(seconds)),
-        "loss": float(np.median(losses)),
-        "lowest": float(np.min(losses)),
-        "highest": float(np.max(losses)),
-    }
+def compared(found: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[str, Any]]:
+    """A row a library, with its pace beside that of jaxnn's fastest in the same turn."""
+    rows = []
+    for problem, sizes in PROBLEMS.items():
+        for method, (libraries, _) in METHODS.items():
+            turns = [found[f"{problem} | {method} | {seed}"] for seed in range(seeds)]
+            best = [max(t[name]["pace"] for name in t if is_ours(name)) for t in turns]
+            for library in libraries:
+                row = {"data": problem, "net": "-".join(map(str, sizes)), "method": method}
+                row |= {"library": library, "evaluations/s": MISSING}
+                rows.append(row)
+                if turns[0][library] is None:
+                    continue
+                paces = np.array([turn[library]["pace"] for turn in turns])
+                losses = [turn[library]["loss"] for turn in turns]
+                row |= {
+                    "evaluations/s": float(np.median(paces)),
+                    "x jaxnn": float(np.median(paces / best)),
+                    "to": float(np.max(paces / best)),
+                    "loss": float(np.median(losses)),
+                    "lowest": float(np.min(losses)),
+                    "highest": float(np.max(losses)),
+                }
+    return rows
 
 
-def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with each library's pace beside that of jaxnn's fastest on the same work."""
-    best: dict[tuple[str, str], float] = {}
-    for row in rows:
-        if row["library"].startswith("jaxnn") and "loss" in row:
-            work = row["data"], row["method"]
-            best[work] = max(best.get(work, 0.0), row["evaluations/s"])
-    return [
-        {**row, "x jaxnn": row["evaluations/s"] / best[row["data"], row["method"]]}
-        if "loss" in row
-        else row
-        for row in rows
-    ]
+def is_ours(library: str) -> bool:
+    """Whether a row is jaxnn's."""
+    return library.startswith("jaxnn")
 
 
 def faster(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -140,11 +166,11 @@ def faster(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"faster than jaxnn: {row['library']}, {row['method']} on {row['data']}, "
         f"{row['x jaxnn']:.2f} times its pace"
         for row in rows
-        if "loss" in row and row["x jaxnn"] > 1
+        if not is_ours(row["library"]) and row.get("x jaxnn", 0) > 1
     ]
 
 
-def draw(rows: Sequence[dict[str, Any]], evaluations: int) -> Figure:
+def draw_rows(rows: Sequence[dict[str, Any]], evaluations: int) -> Figure:
     """Pace and loss of every library; bars from the lowest to the highest loss of the seeds."""
     known = [row for row in rows if "loss" in row]
     problems = list(dict.fromkeys(row["data"] for row in known))

@@ -83,7 +83,7 @@ def guess(width: int, arguments: argparse.Namespace) -> dict[str, Any]:
         TRAIN,
         num_candidates=arguments.hits * MOST_GUESSES,
         collect=jaxnn.Collect(threshold=0.0, limit=arguments.hits, stop=True),
-        checkpoint=arguments.output / f"guesses-{width}.npz",
+        checkpoint=arguments.output / f"guesses-{width}-{arguments.hits}-{arguments.seed}.npz",
     )
     hits = finished(found).collected.index
     low, high = of_share(len(hits), found.num_evaluations, until=found.status == "reached")

@@ -1,4 +1,4 @@
-"""95 % intervals: of a share, of a mean, of a median."""
+"""95 % intervals: of a share, and of a mean."""
 
 from __future__ import annotations
 
@@ -18,18 +18,15 @@ def of_mean(values: ArrayLike) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def of_median(values: ArrayLike) -> tuple[float, float]:
-    """By order statistics, which takes nothing for granted; all there are, if they are few."""
-    ordered = np.sort(np.asarray(values, float))
-    below = int(stats.binom.ppf((1 - LEVEL) / 2, len(ordered), 0.5))
-    low = max(below - 1, 0)
-    return float(ordered[low]), float(ordered[len(ordered) - 1 - low])
-
-
 def of_share(hits: int, draws: int, *, until: bool = False) -> tuple[float, float]:
-    """Clopper and Pearson's; exact also where draws went on `until` there were so many hits."""
-    tail = (1 - LEVEL) / 2
-    low = stats.beta.ppf(tail, hits, draws - hits + 1) if hits else 0.0
-    more = hits if until else hits + 1
-    high = stats.beta.ppf(1 - tail, more, max(draws - more + 1, 1)) if hits < draws else 1.0
+    """Clopper and Pearson's; exact also where draws went on `until` there were so many hits.
+
+    In the latter case the upper end is that below which more draws were to be expected: of
+    `beta(hits, draws - hits)`, as the last draw is a hit for certain.
+    """
+    if until and not hits:
+        raise ValueError("hits must be at least 1 where draws go on until there are so many")
+    tail, misses = (1 - LEVEL) / 2, draws - hits
+    low = stats.beta.ppf(tail, hits, misses + 1) if hits else 0.0
+    high = stats.beta.ppf(1 - tail, hits if until else hits + 1, misses) if misses else 1.0
     return float(low), float(high)

@@ -2,7 +2,7 @@
 
 The cosine between both, for a linear loss and for the network at its start and after a descent,
 against the number of perturbations, in root mean square over many estimates. A linear loss in d
-dimensions has sqrt(n / (n + d - 1)) exactly.
+dimensions has sqrt(n / (n + d - 1)) exactly, and so has a quadratic one.
 
     python scripts/perturbation_gradients.py
     python scripts/perturbation_gradients.py --hidden 64 --data spiral --scale 0.1
@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from command_line import add_output, add_problem, count, parser_for, write_json
+from intervals import of_mean
 from jax.flatten_util import ravel_pytree
 from problems import DATA
 from resuming import run_pieces
-from scipy import stats
 
 import jaxnn
 
@@ -90,8 +90,7 @@ def cosines(problem: Problem, num_pairs: int, arguments: argparse.Namespace) -> 
         lengths.append(float(jnp.linalg.norm(flat)))
         found.append(float(jnp.vdot(flat, exact)) / (lengths[-1] * float(jnp.linalg.norm(exact))))
     squares = np.square(found)
-    half = stats.t.ppf(0.975, len(squares) - 1) * stats.sem(squares)
-    ends = np.sqrt(np.clip([np.mean(squares) - half, np.mean(squares) + half], 0, 1))
+    ends = np.sqrt(np.clip(of_mean(squares), 0, 1))
     return {
         "pairs": num_pairs,
         "dimensions": len(exact),

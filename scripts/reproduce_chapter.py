@@ -81,13 +81,13 @@ def setting(data: str, sizes: Sizes, seed: int) -> Setting:
 
 
 def over_seeds(
-    train: Callable[[Setting, int], Any], data: str, sizes: Sizes, seeds: int
+    train: Callable[[Setting], Any], data: str, sizes: Sizes, seeds: int
 ) -> dict[str, Any]:
-    """Loss, accuracy and held-out accuracy of every seed; `train(setting, seed)` -> a result."""
+    """Loss, accuracy and held-out accuracy of every seed; `train(setting)` -> a result."""
     facts: dict[str, Any] = {"evaluations": [], "loss": [], "accuracy": [], "held out": []}
     for seed in range(seeds):
         given = setting(data, sizes, seed)
-        result = finished(train(given, seed))
+        result = finished(train(given))
         facts["evaluations"].append(int(result.num_evaluations))
         facts["loss"].append(float(result.loss))
         facts["accuracy"].append(float(given.model.accuracy(result.params, given.batch)))
@@ -96,10 +96,9 @@ def over_seeds(
 
 
 def draw_candidates(
-    number: int, scale: float, checkpoint: Path | None, given: Setting, seed: int = 0
+    number: int, scale: float, checkpoint: Path | None, given: Setting
 ) -> jaxnn.RandomSearchResult:
     """Random search."""
-    del seed
     return jaxnn.random_search(
         given.key,
         given.model.loss,
@@ -111,9 +110,8 @@ def draw_candidates(
     )
 
 
-def climb(steps: int, given: Setting, seed: int = 0) -> jaxnn.PerturbationSearchResult:
+def climb(steps: int, given: Setting) -> jaxnn.PerturbationSearchResult:
     """The chapter's chain."""
-    del seed
     return jaxnn.perturbation_search(
         given.key,
         given.model.loss,
@@ -125,9 +123,8 @@ def climb(steps: int, given: Setting, seed: int = 0) -> jaxnn.PerturbationSearch
     )
 
 
-def descend(optimizer: str, given: Setting, seed: int) -> jaxnn.GradientDescentResult:
+def descend(optimizer: str, given: Setting) -> jaxnn.GradientDescentResult:
     """Descent on all rows."""
-    del seed
     return jaxnn.gradient_descent(
         given.key,
         given.model.value_and_grad,
@@ -181,6 +178,7 @@ def show(facts: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> Non
             cells = (f"{spread(f['loss'])}, {np.median(f['held out']):.3f}" for f in found)
             rows.append((data, f"{scale:g}", *cells))
     print("Random search, 2-3-3: loss, median and range over seeds; held-out accuracy, median")
+    print("(the larger counts of a row include the draws of the smaller ones)")
     print_table(rows)
     print("\nThe other methods: medians and ranges over seeds")
     columns = ("loss", "accuracy", "held out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -12,6 +13,8 @@ from typing import Any
 from tqdm import tqdm
 from turns import machine
 
+import jaxnn
+
 
 def run_pieces(
     path: Path, settings: Mapping[str, Any], pieces: Mapping[str, Callable[[], Any]]
@@ -20,22 +23,26 @@ def run_pieces(
 
     Args:
         path: a JSON file, written anew after each piece.
-        settings: what the facts depend on; a file of other settings is refused.
+        settings: what the facts depend on; a file of other settings, or of another version of
+            the package, is refused.
         pieces: functions that find the facts, by name; each returns what JSON can hold.
 
     Returns:
         `{name: facts}`, in the order of the pieces, each with the `seconds` that it took.
 
     Raises:
-        SystemExit: if the file was written with other settings.
+        SystemExit: if the file was written with other settings, or by another version.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps(settings))
+    settings = json.loads(json.dumps({**settings, "package": checksum()}))
     kept: dict[str, Any] = {"settings": settings, "machine": machine(), "pieces": {}}
     if path.exists():
         kept = json.loads(path.read_text())
         if kept["settings"] != settings:
-            raise SystemExit(f"{path} is of other settings: name another --output, or delete it")
+            raise SystemExit(
+                f"{path} is of other settings, or of another version of the package: "
+                "name another --output"
+            )
     for name, find in (bar := tqdm(pieces.items(), unit=" pieces")):
         if name not in kept["pieces"]:
             bar.set_postfix_str(name)
@@ -44,6 +51,14 @@ def run_pieces(
             kept["pieces"][name] = {**facts, "seconds": time.perf_counter() - started}
             _write(path, kept)
     return {name: kept["pieces"][name] for name in pieces}
+
+
+def checksum() -> str:
+    """Of the source of the package."""
+    source = hashlib.sha256()
+    for path in sorted(Path(jaxnn.__file__).parent.rglob("*.py")):
+        source.update(path.read_bytes())
+    return source.hexdigest()[:16]
 
 
 def finished(result: Any) -> Any:

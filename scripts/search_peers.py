@@ -62,15 +62,18 @@ def numpy_loss(params: Any, x: np.ndarray, y: np.ndarray) -> float:
 
 def numpy_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
     """One candidate after the other, float64."""
-    draw = np.random.default_rng(seed).standard_normal
+    del tile
     x, y = np.asarray(batch.x, float), np.asarray(batch.y)
 
-    def step(best: Any, _: int) -> Any:
-        params = [(SCALE * draw(pair), SCALE * draw((1, pair[1]))) for pair in pairwise(sizes)]
-        loss = numpy_loss(params, x, y)
-        return (loss, params) if loss < best[0] else best
+    def search(count: int) -> Any:
+        draw, best = np.random.default_rng(seed).standard_normal, (math.inf, None)
+        for _ in range(count):
+            params = [(SCALE * draw(pair), SCALE * draw((1, pair[1]))) for pair in pairwise(sizes)]
+            loss = numpy_loss(params, x, y)
+            best = (loss, params) if loss < best[0] else best
+        return best
 
-    return repeated(step, (math.inf, None), tile)
+    return search
 
 
 def jax_loss(params: Any, batch: jaxnn.Batch) -> jax.Array:
@@ -140,7 +143,6 @@ def torch_search(
 ) -> Search:
     """`baddbmm` over a tile of weight sets, drawn by `randn`, without gradients."""
     torch: Any = import_module("torch")
-    torch.manual_seed(seed)
     x, y = torch.tensor(batch.x.T.copy()), torch.tensor(batch.y, dtype=torch.int64)
     shapes = [((tile, i, o), (tile, 1, o)) for i, o in pairwise(sizes)]
 
@@ -153,7 +155,12 @@ def torch_search(
             return best
         return float(loss), [[leaf[winner].clone() for leaf in layer] for layer in params]
 
-    return repeated(step, (math.inf, None), tile)
+    def search(count: int) -> Any:
+        torch.manual_seed(seed)
+        return run(count)
+
+    run = repeated(step, (math.inf, None), tile)
+    return search
 
 
 def jaxnn_search(sizes: Sizes, batch: jaxnn.Batch, tile: int = 1, seed: int = 0) -> Search:

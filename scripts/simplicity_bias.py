@@ -2,7 +2,9 @@
 
 Networks 7-40-40-1 (relu) with random weights answer all 128 inputs of 7 bits, so that each is one
 of 2^128 Boolean functions. How often does a function come up, by its rank beside Zipf's law, and
-by its Lempel-Ziv complexity? After Valle-Perez, Camargo and Louis, "Deep learning generalizes
+by its Lempel-Ziv complexity? Ranks come from the same networks as shares: of functions that are
+equally likely, the first is so by luck, while its interval is that of a function named beforehand.
+After Valle-Perez, Camargo and Louis, "Deep learning generalizes
 because the parameter-function map is biased towards simple functions", ICLR 2019, figure 1.
 
     python scripts/simplicity_bias.py
@@ -34,6 +36,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 BITS = 7
+OFTEN = 10
+"""How often a function must have been seen for its share to say much."""
 INPUTS = np.array(list(itertools.product([0, 1], repeat=BITS)), np.float32)
 BIAS_SCALES = {"no biases": 0.0, "biases N(0, 1)": 1.0}
 COLORS = ("#0072B2", "#D55E00")
@@ -73,7 +77,7 @@ def sample(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
         INPUTS,
         num_candidates=arguments.samples,
         max_outcomes=arguments.functions,
-        checkpoint=arguments.output / f"functions-{kind.split()[0]}.npz",
+        checkpoint=arguments.output / f"functions-{kind.split()[0]}-{arguments.seed}.npz",
         progress=True,
     )
     finished(counted)
@@ -132,17 +136,17 @@ def name_of(text: str) -> str:
 def show(kind: str, fact: dict[str, Any]) -> None:
     """Prints the most frequent functions."""
     total = fact["samples"]
-    print(
-        f"\n{kind}: {total:,} networks, {fact['distinct']:,} functions, "
-        f"{fact['seen_once']:,} of them seen once; counts too low by at most {fact['error']:,}"
-    )
+    seen = f"{fact['distinct']:,} functions, {fact['seen_once']:,} of them seen once"
+    if fact["error"]:
+        seen = f"{fact['distinct']:,} functions kept; counts too low by at most {fact['error']:,}"
+    print(f"\n{kind}: {total:,} networks, {seen}")
     print(
         f"{'rank':>5} {'share':>9}  {'95 % interval':20} {'Zipf':>9} {'complexity':>10}  function"
     )
     for rank, number, found, text in zip(
         fact["rank"], fact["count"], fact["complexity"], fact["first"], strict=False
     ):
-        low, high = of_share(number, total)
+        low, high = interval_of(number, fact)
         zipf = 1 / (rank * math.log(2) * len(text))
         interval = f"{low:.2e} to {high:.2e}"
         print(
@@ -150,27 +154,43 @@ def show(kind: str, fact: dict[str, Any]) -> None:
             f"{name_of(text)}"
         )
 
+    ranks, counts = np.array(fact["rank"]), np.array(fact["count"])
+    often = (counts >= OFTEN) & (ranks > 2)
+    if often.any():
+        times = counts[often] / total * ranks[often] * math.log(2) * len(INPUTS)
+        print(
+            f"ranks 3 to {ranks[often][-1]:,}, seen {OFTEN} times or more: between "
+            f"{times.min():.2f} and {times.max():.2f} times Zipf's law"
+        )
+
+
+def interval_of(number: int, fact: dict[str, Any]) -> tuple[float, float]:
+    """95 % interval of a function's share, whose count may be too low by the error."""
+    low = of_share(number, fact["samples"])[0]
+    return low, of_share(min(number + fact["error"], fact["samples"]), fact["samples"])[1]
+
 
 def draw(facts: dict[str, dict[str, Any]]) -> Figure:
     """Probability against rank and against complexity; bands are 95 % intervals."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")
     for (kind, fact), color, marker in zip(facts.items(), COLORS, "os", strict=False):
         ranks, counts = np.array(fact["rank"]), np.array(fact["count"])
-        intervals = [of_share(int(number), fact["samples"]) for number in counts]
-        left.plot(ranks, counts / fact["samples"], color=color, label=kind)
-        left.fill_between(ranks, *np.transpose(intervals), color=color, alpha=0.2, linewidth=0)
+        often = counts >= OFTEN
+        intervals = [interval_of(int(number), fact) for number in counts[often]]
+        left.plot(ranks[often], counts[often] / fact["samples"], color=color, label=kind)
+        band = {"color": color, "alpha": 0.2, "linewidth": 0}
+        left.fill_between(ranks[often], *np.transpose(intervals), **band)
         often = counts > 1
-        nudge = {"o": -0.7, "s": 0.7}[marker]
         right.scatter(
-            np.array(fact["complexity"])[often] + nudge,
+            np.array(fact["complexity"])[often],
             counts[often] / fact["samples"],
             s=9, color=color, marker=marker, alpha=0.4, linewidths=0, label=kind,
         )  # fmt: skip
-    largest = max(fact["distinct"] for fact in facts.values())
-    zipf = np.array([1, largest])
+    zipf = np.array([1, max(1, *(x for line in left.lines for x in line.get_xdata()))])
     left.plot(zipf, 1 / (zipf * math.log(2) * len(INPUTS)), "k--", label=r"1 / (rank ln $2^{128}$)")
     left.set(xscale="log", yscale="log", xlabel="rank", ylabel="share of networks")
     right.set(yscale="log", xlabel="Lempel-Ziv complexity, bits", ylabel="share of networks")
+    left.set_title(f"functions seen {OFTEN} times or more; 95 % intervals", fontsize=10)
     right.set_title("functions seen more than once", fontsize=10)
     for ax in (left, right):
         ax.legend(frameon=False)

@@ -86,8 +86,9 @@ def test_the_sample_holds_every_choice():
         assert {case[position] for case in SAMPLE} == set(choices)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", SAMPLE, ids=name_of)
+@pytest.mark.parametrize(
+    ("case", "dtype"), list(zip(SAMPLE, DTYPES * len(SAMPLE), strict=False)), ids=str
+)
 def test_by_hand_is_by_jax(case, dtype):
     check_case(case, dtype)
 
@@ -99,7 +100,9 @@ def test_by_hand_is_by_jax_for_every_network(case, dtype):
     check_case(case, dtype)
 
 
-@pytest.mark.parametrize(("rows", "outputs"), [(1, 2), (16, 17), (33, 3)])
+@pytest.mark.parametrize(
+    ("rows", "outputs"), [pytest.param(1, 2, marks=pytest.mark.exhaustive), (16, 17), (33, 3)]
+)
 @pytest.mark.parametrize(
     "head", [*list(HEADS)[:2], ("softmax", "mean_squared_error")], ids="-".join
 )

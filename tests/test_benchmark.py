@@ -6,6 +6,7 @@ import sys
 import benchmark
 import chain_peers
 import descent_peers
+import equal_evaluations
 import jax
 import numpy as np
 import pytest
@@ -193,15 +194,18 @@ def test_everybody_descends_to_the_same_loss(name):
         assert found == pytest.approx(float(by_hand(model, batch, None)(900)), abs=2e-3)
 
 
-@pytest.mark.parametrize("name", ["torch eager", "pyperch RHC", "jaxnn, by hand", "NumPy loop"])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(method, name) for method, (names, _) in equal_evaluations.METHODS.items() for name in names],
+)
 @pytest.mark.filterwarnings("default")
-def test_a_second_call_does_the_same_work_again(name):
+def test_a_second_call_does_the_same_work_again(method, name):
     model, batch = jaxnn.mlp((2, 3, 3)), jaxnn.datasets.vertical(jax.random.key(0), samples=20)
+    prepare = equal_evaluations.METHODS[method][0][name]
     try:
-        if name in descent_peers.DESCENTS:
-            search = descent_peers.DESCENTS[name][0](model, batch, None)
-        else:
-            search = chain_peers.WAYS[name][0](model, batch)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            search = prepare(model, batch, 3)
+            first, second = (equal_evaluations.loss_of(search(2_048)) for _ in range(2))
     except ImportError:
         pytest.skip(f"{name} is not installed")
-    assert float(search(200)) == pytest.approx(float(search(200)), rel=1e-6)
+    assert first == pytest.approx(second, rel=1e-6)

@@ -193,6 +193,7 @@ def deep(key, model, batch, depth, **options):
 @pytest.mark.parametrize(
     "name", ["hot and adapting", pytest.param("strict", marks=pytest.mark.exhaustive)]
 )
+@pytest.mark.exhaustive
 def test_the_network_climbs_the_same_bits_at_every_depth(name):
     options = {"num_steps": 600, "scale": 0.2, "metric_fn": MODEL.accuracy, **FAMILY[name]}
     first, *others = (deep(KEY, MODEL, BATCH, depth, **options) for depth in (1, 64))

@@ -74,7 +74,7 @@ HIDDEN = {
 }
 
 
-USUAL = [("relu", "everywhere 1"), ("tanh", "at the output")]
+USUAL = [("tanh", "at the output")]
 DEPTHS = [
     *((fault, 2) for fault in USUAL),
     *(

@@ -223,6 +223,7 @@ def test_updates_unlike_the_params_are_refused():
         descend(of(STARTS, 0), BATCH, num_epochs=1, optimizer=halved)
 
 
+@pytest.mark.exhaustive
 def test_other_settings_of_jax_reach_the_threads():
     with jax.enable_x64(True):
         starts = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), STARTS)

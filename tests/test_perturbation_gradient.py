@@ -53,6 +53,7 @@ def test_the_cosine_with_the_gradient_follows_its_law(num_pairs):
     assert abs(np.mean(np.square(cosines)) - mean) < 4 * deviation / np.sqrt(400)
 
 
+@pytest.mark.exhaustive
 def test_it_comes_near_the_gradient_of_a_network():
     model = jaxnn.mlp((2, 4, 3), hidden="tanh")
     batch = jaxnn.datasets.vertical(jax.random.key(1), samples=20)

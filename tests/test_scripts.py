@@ -83,6 +83,7 @@ def test_check_gradients_passes_and_writes_its_reports(tmp_path, capsys):
     assert "7 of 7 networks passed" in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_check_gradients_fails_and_names_the_leaf(monkeypatch, capsys):
     right = jaxnn.check_gradients
 
@@ -242,6 +243,7 @@ def test_weight_decay_without_adam_is_refused(capsys):
     assert "--weight-decay is Adam's" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_many_networks_are_told_in_quantiles(tmp_path, capsys):
     facts = tmp_path / "many.json"
     options = ["--networks", "3", "--epochs", "20", "--samples", "10", "--json", str(facts)]
@@ -294,6 +296,7 @@ def test_half_a_gradient_of_ones_own_is_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_descents_are_filmed_at_every_learning_rate(tmp_path, capsys):
     options = ["--steps", "1", "--learning-rates", "1.05", "--output", str(tmp_path)]
     facts = tmp_path / "films.json"

@@ -94,6 +94,7 @@ class TestMerging:
         assert merged.status == part.status == "stopped"
         assert merged.num_evaluations == half + part.num_evaluations
 
+    @pytest.mark.exhaustive
     def test_one_file_is_its_own_result(self, tmp_path):
         given, _ = set_up(4)
         (path,) = run_parts(4, tmp_path, [])

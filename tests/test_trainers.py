@@ -106,6 +106,10 @@ def descend(key, loss_fn, params, batch, **options):
 
 
 every_trainer = pytest.mark.parametrize("train", [draw, climb, descend])
+draws_now = pytest.mark.parametrize(
+    "train",
+    [draw, *(pytest.param(each, marks=pytest.mark.exhaustive) for each in (climb, descend))],
+)
 every_bare_trainer = pytest.mark.parametrize("train", [draw, climb, follow])
 """Those that hand their function over as it is."""
 from_params = pytest.mark.parametrize("train", [climb, descend])
@@ -160,7 +164,7 @@ def test_the_same_key_gives_the_same_result_and_another_another(train):
     assert other.loss != first.loss
 
 
-@every_trainer
+@draws_now
 def test_philox_keys_work_and_draw_otherwise(train):
     key = jax.random.key(2024, impl="philox4x32")
     first, second = (train(key, squared_error, *problem()) for _ in range(2))
@@ -191,7 +195,7 @@ def distance(params, batch):
     return jnp.square(number - batch["goal"][0]) + jnp.sum(jnp.square(vector))
 
 
-@every_trainer
+@draws_now
 def test_any_tree_will_do_for_params_and_batch(train):
     params = (np.float32(3), [np.ones(2, np.float32), None, {}])
     batch = {"goal": np.full(5, 2.0, np.float32), "none": None, "rest": ()}

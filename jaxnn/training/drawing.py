@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from jaxnn.checks import as_count, as_key
 from jaxnn.training.callables import SampleFn, as_partial
@@ -23,13 +25,13 @@ def candidates_stream(key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, TAG)
 
 
-def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | np.ndarray) -> Any:
+def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | Sequence[int] | ArrayLike) -> Any:
     """The weights of candidate `index` of the random search with this key and sampler.
 
     Args:
         key: the search's key.
         sample_fn: the search's sampler.
-        index: the candidate's index, below 2^63; or an array of them, shape `(candidates,)`, as
+        index: the candidate's index, below 2^63; or several, `(candidates,)`, as
             `found.collected.index`.
 
     Returns:
@@ -49,8 +51,10 @@ def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | np.ndarray) ->
         return _draw(sample, candidates_stream(key), *_words_of(index))
 
 
-def _words_of(index: int | np.ndarray) -> tuple[Any, Any]:
+def _words_of(index: Any) -> tuple[Any, Any]:
     """The words of an index, or of each index of an array."""
+    if isinstance(index, (list, tuple, jax.Array)):
+        index = np.asarray(index)
     if not (isinstance(index, np.ndarray) and index.ndim):
         return words(as_count("index", index, maximum=2**63 - 1))
     if index.ndim > 1 or index.dtype.kind not in "iu":

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.checks import as_count, as_key
+from jaxnn.training import checkpoints
 from jaxnn.training.callables import SampleFn, as_batch, as_partial, shapes_of
 from jaxnn.training.drawing import candidates_stream
 from jaxnn.training.folding import COMPILER_OPTIONS, Engine
@@ -45,8 +46,8 @@ __all__ = ["OutcomeCounts", "count_outcomes"]
 
 WORD = 64
 """Bits that are compared at once; outcomes are padded to whole words."""
-LARGEST_CHUNK, SMALLEST_MERGE = 2**20, 2**18
-"""Candidates drawn in one go at most, and taken into the counts in one go at least."""
+LARGEST_CHUNK, SMALLEST_MERGE = 2**24, 2**22
+"""Bytes drawn in one go at most, and taken into the counts in one go at least."""
 
 
 class OutcomeCounts(NamedTuple):
@@ -117,7 +118,7 @@ def count_outcomes(
         num_candidates: how many to draw, at least 1.
         start: index of the first.
         max_outcomes: how many different outcomes to keep, 24 bytes each for up to 128 bits; the
-            work takes up to four times that memory.
+            work takes some seven times that memory. With a checkpoint, so many as fit its 1 GiB.
         max_seconds: the counting ends when these are over, status "stopped".
         checkpoint: a file to save to every half minute and at the end; the same call goes on
             from it, also for more candidates.
@@ -129,7 +130,8 @@ def count_outcomes(
 
     Raises:
         TypeError: if an argument is of the wrong kind, or the outcome not an array of bools.
-        ValueError: if a number is out of range, or the checkpoint is of another count or damaged.
+        ValueError: if a number is out of range, the outcomes would not fit into a checkpoint, or
+            the checkpoint is of another count or damaged.
         OSError: if the checkpoint cannot be written.
 
     Example:
@@ -154,6 +156,7 @@ def count_outcomes(
         engine = Engine(outcome, sample, batch, candidates_stream(key))
         saver = None
         if checkpoint is not None:
+            _check_fits(max_outcomes, num_bits)
             facts = {**_facts(key, span, engine), "max_outcomes": max_outcomes}
             saver = Saver(Path(checkpoint), facts)
         counted = _resumed(saver, span, num_bits)
@@ -161,6 +164,22 @@ def count_outcomes(
     packed, count, error, _, end = _merge(counted, len(counted.waiting), max_outcomes)
     order = np.argsort(-count, kind="stable")
     return OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
+
+
+def _width(num_bits: int) -> int:
+    """Bytes of a packed outcome."""
+    return -(-num_bits // WORD) * WORD // 8
+
+
+def _check_fits(max_outcomes: int, num_bits: int) -> None:
+    """Refuses more outcomes than a checkpoint can hold, with those that wait to be counted."""
+    width = _width(num_bits)
+    most = (checkpoints.MAX_BYTES - 2 * LARGEST_CHUNK) // (2 * width + 8)
+    if max_outcomes > most:
+        raise ValueError(
+            f"max_outcomes must be at most {most} with a checkpoint, for {num_bits} bits; "
+            f"got {max_outcomes}"
+        )
 
 
 def _facts(key: jax.Array, span: Span, engine: Engine) -> dict[str, Any]:
@@ -196,7 +215,8 @@ def _walk(
 ) -> tuple[Tally, Status]:
     """Draws and counts on, to the end of the span or until stopped."""
     begin, tile = tally.end, span.tile
-    left, largest = span.stop - begin, max(LARGEST_CHUNK // tile, 1)
+    left, width = span.stop - begin, tally.packed.shape[1]
+    largest = max(LARGEST_CHUNK // (tile * width), 1)
     status: Status = "interrupted" if left else "completed"
     started = saved = time.monotonic()
     try:
@@ -206,7 +226,9 @@ def _walk(
             number = chunk.end - chunk.begin
             wanted = min(number * tile, span.stop - tally.end)
             drawn = _draw(engine, words(tally.end), np.uint32(number), tile=tile, most=largest)
-            tally = _take(tally, np.asarray(drawn)[:wanted], max_outcomes)
+            drawn = np.asarray(drawn)[:wanted]
+            chunk.report()
+            tally = _take(tally, drawn, max_outcomes)
             if tally.end == span.stop:
                 status = "completed"
             elif ask_to_stop(limits, started, SearchProgress(tally.end - span.start, np.nan)):
@@ -250,7 +272,8 @@ def _take(tally: Tally, drawn: np.ndarray, max_outcomes: int) -> Tally:
     """Adds outcomes in the order of their indices; merges where their number alone says so."""
     waiting = np.concatenate([tally.waiting, drawn])
     tally = tally._replace(waiting=waiting, end=tally.end + len(drawn))
-    while len(tally.waiting) >= (size := max(SMALLEST_MERGE, len(tally.count) // 2)):
+    least = max(SMALLEST_MERGE // tally.packed.shape[1], 1)
+    while len(tally.waiting) >= (size := max(least, len(tally.count) // 2)):
         tally = _merge(tally, size, max_outcomes)
     return tally
 
@@ -278,7 +301,7 @@ def _resumed(saver: Saver | None, span: Span, num_bits: int) -> Tally:
     """Where to go on: at the start, or where the checkpoint ends."""
     saved = saver and saver.load()
     if not saved:
-        none = np.zeros((0, -(-num_bits // WORD) * WORD // 8), np.uint8)
+        none = np.zeros((0, _width(num_bits)), np.uint8)
         return Tally(none, np.zeros(0, np.int64), 0, none, span.start)
     arrays, facts = saved
     if facts["next"] > span.stop:

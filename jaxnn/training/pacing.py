@@ -43,12 +43,13 @@ class Chunk(NamedTuple):
         begin: first unit of work.
         end: one past the last.
         report: `report(loss)` says that the work is done, and shows the best loss so far in the
-            progress bar. What the caller does after it does not shorten the next chunk.
+            progress bar, if there is one. What the caller does after it does not shorten the
+            next chunk.
     """
 
     begin: int
     end: int
-    report: Callable[[float], None]
+    report: Callable[..., None]
 
 
 def chunks(
@@ -84,10 +85,11 @@ def chunks(
 
     done = 0.0
 
-    def report(loss: float) -> None:
+    def report(loss: float | None = None) -> None:
         nonlocal done
         done = time.perf_counter()
-        bar.set_postfix_str(f"loss {loss:.6g}", refresh=False)
+        if loss is not None:
+            bar.set_postfix_str(f"loss {loss:.6g}", refresh=False)
 
     with _watch_interrupts() as is_interrupted, bar:
         while begin < total and not is_interrupted():

@@ -5,12 +5,14 @@ With noise `z_i ~ N(0, I)` and both signs of each (antithetic, or mirrored, samp
     g = 1 / (2 n s) * sum_i [L(p + s z_i) - L(p - s z_i)] z_i
 
 is an unbiased estimate of the gradient of the loss smoothed by noise of scale `s` (Nesterov and
-Spokoiny 2017; Salimans et al. 2017). Where the loss is linear over that scale, the cosine between
-`g` and the gradient in `d` dimensions has root mean square `sqrt(n / (n + d - 1))`.
+Spokoiny 2017; Salimans et al. 2017). Where the loss is linear or quadratic over that scale, each
+pair gives the exact slope along its noise, and the cosine between `g` and the gradient in `d`
+dimensions has root mean square `sqrt(n / (n + d - 1))`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,7 +35,8 @@ __all__ = ["perturbation_gradient"]
 
 TAG = 0x50475244
 """Folded into the key, so that no trainer draws the same from it."""
-PAIRS_PER_BLOCK = 256
+LARGEST_BLOCK, MEMORY_BUDGET = 256, 2**26
+"""Pairs that are evaluated side by side, and bytes that their noise may take."""
 
 
 def perturbation_gradient(
@@ -52,7 +55,8 @@ def perturbation_gradient(
         loss_fn: `loss_fn(params, batch)` -> a float scalar.
         params: where, any pytree of floats of one dtype.
         batch: any pytree that the loss takes.
-        num_pairs: pairs of losses, at least 1: `2 * num_pairs` evaluations.
+        num_pairs: pairs of losses, at least 1. They are evaluated in blocks of a power of two,
+            256 at most and fewer of large params, of which the last is padded.
         scale: of the noise, above 0. Larger ones smooth the loss; smaller ones lose the
             difference of the losses in rounding.
 
@@ -73,22 +77,37 @@ def perturbation_gradient(
     """
     key = as_key("key", key)
     params = as_params(params)
-    num_pairs = as_count("num_pairs", num_pairs, 1, 2**31 - 1 - PAIRS_PER_BLOCK)
+    num_pairs = as_count("num_pairs", num_pairs, 1, 2**31)
     step = as_real("scale", scale)
     loss = as_partial("loss_fn", loss_fn)
     batch = as_batch(batch, params, loss_fn)
     check_scalar("loss_fn", shapes_of("loss_fn", loss, params, batch))
     with jax.threefry_partitionable(True):
         stream = jax.random.fold_in(key, TAG)
-        return _estimate(loss, params, batch, stream, np.uint32(num_pairs), step)
+        given = loss, params, batch, stream, np.uint32(num_pairs), step
+        return _estimate(*given, block=_block(params, num_pairs))
 
 
-@jax.jit
+def _block(params: Any, num_pairs: int) -> int:
+    """Pairs side by side: a power of two."""
+    fitting = MEMORY_BUDGET // sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    block = max(min(LARGEST_BLOCK, fitting, num_pairs), 1)
+    return 1 << (block.bit_length() - 1)
+
+
+@partial(jax.jit, static_argnames="block")
 def _estimate(
-    loss: Partial, params: Any, batch: Any, stream: jax.Array, num_pairs: jax.Array, scale: Any
+    loss: Partial,
+    params: Any,
+    batch: Any,
+    stream: jax.Array,
+    num_pairs: jax.Array,
+    scale: jax.Array,
+    *,
+    block: int,
 ) -> Any:
     flat, unravel = ravel_pytree(params)
-    lanes = jnp.arange(PAIRS_PER_BLOCK, dtype=jnp.uint32)
+    lanes = jnp.arange(block, dtype=jnp.uint32)
 
     def pair(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise = jax.random.normal(jax.random.fold_in(stream, number), flat.shape, flat.dtype)
@@ -97,9 +116,9 @@ def _estimate(
         return jnp.where(number < num_pairs, rise, 0).astype(flat.dtype), noise
 
     def add_block(number: jax.Array, total: jax.Array) -> jax.Array:
-        rises, noises = jax.vmap(pair)(number * jnp.uint32(PAIRS_PER_BLOCK) + lanes)
+        rises, noises = jax.vmap(pair)(number * jnp.uint32(block) + lanes)
         return total + jnp.dot(rises, noises, precision=jax.lax.Precision.HIGHEST)
 
-    num_blocks = (num_pairs + jnp.uint32(PAIRS_PER_BLOCK - 1)) // jnp.uint32(PAIRS_PER_BLOCK)
+    num_blocks = (num_pairs + jnp.uint32(block - 1)) // jnp.uint32(block)
     total = jax.lax.fori_loop(jnp.uint32(0), num_blocks, add_block, jnp.zeros_like(flat))
     return unravel(total / (2 * scale * num_pairs.astype(scale.dtype)).astype(flat.dtype))
