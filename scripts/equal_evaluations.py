@@ -150,6 +150,8 @@ def compared(found: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[st
                 losses = [turn[library]["loss"] for turn in turns]
                 row |= {
                     "evaluations/s": float(np.median(paces)),
+                    "slowest": float(np.min(paces)),
+                    "fastest": float(np.max(paces)),
                     "x jaxnn": float(np.median(paces / best)),
                     "to": float(np.max(paces / best)),
                     "loss": float(np.median(losses)),
@@ -175,7 +177,7 @@ def faster(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def draw_rows(rows: Sequence[dict[str, Any]], evaluations: int) -> Figure:
-    """Pace and loss of every library; bars from the lowest to the highest loss of the seeds."""
+    """Pace and loss of every library: medians over the seeds, with error bars for their ranges."""
     known = [row for row in rows if "loss" in row]
     problems = list(dict.fromkeys(row["data"] for row in known))
     figure, axes = plt.subplots(
@@ -185,7 +187,10 @@ def draw_rows(rows: Sequence[dict[str, Any]], evaluations: int) -> Figure:
         here = [row for row in known if row["data"] == problem][::-1]
         colors = [COLORS[row["method"]] for row in here]
         places = np.arange(len(here))
-        pace.barh(places, [row["evaluations/s"] for row in here], color=colors)
+        paces = np.array([row["evaluations/s"] for row in here])
+        ranges = np.array([(row["slowest"], row["fastest"]) for row in here])
+        bars = {"xerr": np.abs(ranges.T - paces), "ecolor": "black", "capsize": 2}
+        pace.barh(places, paces, color=colors, **bars)
         pace.set(xscale="log", xlabel="evaluations a second, compilation left out")
         pace.set(yticks=places, yticklabels=[row["library"] for row in here])
         middle = np.array([row["loss"] for row in here])
