@@ -129,7 +129,7 @@ def solutions(model: jaxnn.Model, params: Any) -> dict[str, Any]:
         return {"solutions": 0}
     shares = np.asarray(jax.vmap(model.accuracy, in_axes=(0, None))(params, TEST))
     losses = np.asarray(jax.vmap(model.loss, in_axes=(0, None))(params, TRAIN))
-    low, high = of_mean(shares)
+    low, high = np.clip(of_mean(shares), 0, 1).tolist()
     return {
         "solutions": number,
         "test_accuracy": float(shares.mean()),

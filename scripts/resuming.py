@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,7 +32,8 @@ def run_pieces(
         `{name: facts}`, in the order of the pieces, each with the `seconds` that it took.
 
     Raises:
-        SystemExit: if the file was written with other settings, or by another version.
+        SystemExit: if the file was written with other settings, or by another version; with 130
+            after Ctrl-C.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps({**settings, "package": checksum()}))
@@ -47,7 +49,12 @@ def run_pieces(
         if name not in kept["pieces"]:
             bar.set_postfix_str(name)
             started = time.perf_counter()
-            facts = find()
+            try:
+                facts = find()
+            except KeyboardInterrupt:
+                bar.close()
+                print(f"interrupted: the same command goes on from {path.parent}", file=sys.stderr)
+                raise SystemExit(130) from None
             kept["pieces"][name] = {**facts, "seconds": time.perf_counter() - started}
             _write(path, kept)
     return {name: kept["pieces"][name] for name in pieces}

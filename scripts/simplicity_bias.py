@@ -70,6 +70,7 @@ def answers(params: Any, inputs: jax.Array) -> jax.Array:
 
 def sample(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """How often each function came up."""
+    name = f"{kind.split()[0]}-{arguments.samples}-{arguments.functions}-{arguments.seed}"
     counted = jaxnn.count_outcomes(
         jax.random.key(arguments.seed),
         answers,
@@ -77,7 +78,7 @@ def sample(kind: str, arguments: argparse.Namespace) -> dict[str, Any]:
         INPUTS,
         num_candidates=arguments.samples,
         max_outcomes=arguments.functions,
-        checkpoint=arguments.output / f"functions-{kind.split()[0]}-{arguments.seed}.npz",
+        checkpoint=arguments.output / f"functions-{name}.npz",
         progress=True,
     )
     finished(counted)
@@ -176,10 +177,10 @@ def draw(facts: dict[str, dict[str, Any]]) -> Figure:
     for (kind, fact), color, marker in zip(facts.items(), COLORS, "os", strict=False):
         ranks, counts = np.array(fact["rank"]), np.array(fact["count"])
         often = counts >= OFTEN
-        intervals = [interval_of(int(number), fact) for number in counts[often]]
+        intervals = np.reshape([interval_of(int(n), fact) for n in counts[often]], (-1, 2))
         left.plot(ranks[often], counts[often] / fact["samples"], color=color, label=kind)
         band = {"color": color, "alpha": 0.2, "linewidth": 0}
-        left.fill_between(ranks[often], *np.transpose(intervals), **band)
+        left.fill_between(ranks[often], *intervals.T, **band)
         often = counts > 1
         right.scatter(
             np.array(fact["complexity"])[often],

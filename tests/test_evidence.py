@@ -90,6 +90,15 @@ class TestResuming:
         self.run(path, calls)
         assert calls == ["two"]
 
+    def test_ctrl_c_says_how_to_go_on(self, tmp_path, capsys):
+        def interrupt():
+            raise KeyboardInterrupt
+
+        with pytest.raises(SystemExit, match="130"):
+            resuming.run_pieces(tmp_path / "facts.json", {}, {"one": dict, "two": interrupt})
+        assert "the same command goes on" in capsys.readouterr().err
+        assert (tmp_path / "facts.json").is_file()
+
     def test_other_settings_are_refused(self, tmp_path):
         self.run(tmp_path / "facts.json", [])
         with pytest.raises(SystemExit, match="other settings"):

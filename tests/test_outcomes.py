@@ -93,6 +93,20 @@ def test_a_checkpoint_goes_on_to_the_same_counts(tmp_path, small_merges):
         count(**{**options, "max_outcomes": 6})
 
 
+def test_a_checkpoint_of_outcomes_of_another_width_is_refused(tmp_path):
+    def first(params, batch):
+        return jnp.tile(params > batch, 2)
+
+    def other(params, batch):
+        return jnp.tile(params > batch, 1)
+
+    other.__qualname__ = first.__qualname__
+    given: dict[str, Any] = {"num_candidates": 100, "checkpoint": tmp_path / "counts.npz"}
+    jaxnn.count_outcomes(KEY, first, few_bits, BATCH, **given)
+    with pytest.raises(ValueError, match="num_bits"):
+        jaxnn.count_outcomes(KEY, other, few_bits, BATCH, **given)
+
+
 def test_wide_outcomes_are_drawn_and_counted_few_at_a_time(monkeypatch):
     monkeypatch.setattr(outcomes, "LARGEST_CHUNK", 2**12)
     monkeypatch.setattr(outcomes, "SMALLEST_MERGE", 2**12)

@@ -80,6 +80,23 @@ def test_what_it_cannot_take_is_refused(given, error, message):
         estimate(**given)
 
 
+def total(params, batch):
+    return jnp.sum(params.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_params_add_up_in_float32(dtype):
+    narrow = jnp.zeros(2, dtype)
+    found = jaxnn.perturbation_gradient(KEY, total, narrow, (), num_pairs=30_000, scale=0.5)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), 1, atol=0.05)
+
+
+def test_params_of_no_number_come_back():
+    found = jaxnn.perturbation_gradient(KEY, total, jnp.zeros(0), (), num_pairs=2)
+    assert found.shape == (0,)
+
+
 def test_a_second_estimate_compiles_nothing(caplog):
     estimate()
     with jax.log_compiles():

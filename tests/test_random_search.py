@@ -266,6 +266,7 @@ def test_reconstruct_gives_many_candidates_at_once(dtype):
     for number, each in enumerate(index):
         one = jaxnn.reconstruct(KEY, SAMPLE, int(each))
         assert_trees_equal(jax.tree.map(operator.itemgetter(number), many), one)
+    assert jax.tree.leaves(jaxnn.reconstruct(KEY, SAMPLE, []))[0].shape[0] == 0
     few = jaxnn.reconstruct(KEY, SAMPLE, [0, 7])
     assert_trees_equal(few, jax.tree.map(lambda leaf: leaf[:2], many))
     assert_trees_equal(few, jaxnn.reconstruct(KEY, SAMPLE, jnp.array([0, 7])))
@@ -283,6 +284,11 @@ def test_reconstruct_gives_many_candidates_at_once(dtype):
 def test_reconstruct_refuses_arrays_that_are_no_indices(index, error):
     with pytest.raises(error, match="index must be"):
         jaxnn.reconstruct(KEY, SAMPLE, index)
+
+
+def test_reconstruct_refuses_a_tracer_by_name():
+    with pytest.raises(TypeError, match="index must be concrete"):
+        jax.jit(lambda index: jaxnn.reconstruct(KEY, SAMPLE, index))(3)
 
 
 def test_reconstruct_takes_the_same_keys_and_samplers_as_the_search():

@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from jaxnn.checks import as_count, as_key
+from jaxnn.checks import as_count, as_key, is_traced
 from jaxnn.training.callables import SampleFn, as_partial
 from jaxnn.training.streams import fold_index, words
 
@@ -53,8 +53,10 @@ def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | Sequence[int] 
 
 def _words_of(index: Any) -> tuple[Any, Any]:
     """The words of an index, or of each index of an array."""
+    if is_traced(index):
+        raise TypeError(f"index must be concrete; got {index}")
     if isinstance(index, (list, tuple, jax.Array)):
-        index = np.asarray(index)
+        index = np.asarray(index, None if np.size(index) else np.int64)
     if not (isinstance(index, np.ndarray) and index.ndim):
         return words(as_count("index", index, maximum=2**63 - 1))
     if index.ndim > 1 or index.dtype.kind not in "iu":

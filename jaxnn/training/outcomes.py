@@ -122,7 +122,8 @@ def count_outcomes(
         max_seconds: the counting ends when these are over, status "stopped".
         checkpoint: a file to save to every half minute and at the end; the same call goes on
             from it, also for more candidates.
-        memory_budget: as in `random_search`.
+        memory_budget: as in `random_search`; a checkpoint goes on with the same alone, since
+            outcomes may hang on rounding.
         progress: whether to show a progress bar.
 
     Returns:
@@ -157,7 +158,8 @@ def count_outcomes(
         saver = None
         if checkpoint is not None:
             _check_fits(max_outcomes, num_bits)
-            facts = {**_facts(key, span, engine), "max_outcomes": max_outcomes}
+            facts = _facts(key, span, engine)
+            facts |= {"num_bits": num_bits, "max_outcomes": max_outcomes}
             saver = Saver(Path(checkpoint), facts)
         counted = _resumed(saver, span, num_bits)
         counted, status = _walk(engine, span, counted, max_outcomes, limits, saver, show=progress)

@@ -90,7 +90,7 @@ def perturbation_gradient(
 
 def _block(params: Any, num_pairs: int) -> int:
     """Pairs side by side: a power of two."""
-    fitting = MEMORY_BUDGET // sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    fitting = MEMORY_BUDGET // max(sum(leaf.nbytes for leaf in jax.tree.leaves(params)), 1)
     block = max(min(LARGEST_BLOCK, fitting, num_pairs), 1)
     return 1 << (block.bit_length() - 1)
 
@@ -107,18 +107,20 @@ def _estimate(
     block: int,
 ) -> Any:
     flat, unravel = ravel_pytree(params)
+    dtype = flat.dtype if flat.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)  # of the sums
     lanes = jnp.arange(block, dtype=jnp.uint32)
 
     def pair(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise = jax.random.normal(jax.random.fold_in(stream, number), flat.shape, flat.dtype)
         step = scale.astype(flat.dtype) * noise
         rise = loss(unravel(flat + step), batch) - loss(unravel(flat - step), batch)
-        return jnp.where(number < num_pairs, rise, 0).astype(flat.dtype), noise
+        return jnp.where(number < num_pairs, rise, 0).astype(dtype), noise.astype(dtype)
 
     def add_block(number: jax.Array, total: jax.Array) -> jax.Array:
         rises, noises = jax.vmap(pair)(number * jnp.uint32(block) + lanes)
         return total + jnp.dot(rises, noises, precision=jax.lax.Precision.HIGHEST)
 
     num_blocks = (num_pairs + jnp.uint32(block - 1)) // jnp.uint32(block)
-    total = jax.lax.fori_loop(jnp.uint32(0), num_blocks, add_block, jnp.zeros_like(flat))
-    return unravel(total / (2 * scale * num_pairs.astype(scale.dtype)).astype(flat.dtype))
+    total = jax.lax.fori_loop(jnp.uint32(0), num_blocks, add_block, jnp.zeros(flat.shape, dtype))
+    mean = total / (2 * scale.astype(dtype) * num_pairs.astype(dtype))
+    return unravel(mean.astype(flat.dtype))
