@@ -187,7 +187,7 @@ def draw(facts: dict[str, dict[str, Any]]) -> Figure:
             counts[often] / fact["samples"],
             s=9, color=color, marker=marker, alpha=0.4, linewidths=0, label=kind,
         )  # fmt: skip
-    zipf = np.array([1, max(1, *(x for line in left.lines for x in line.get_xdata()))])
+    zipf = np.array([1, max([1, *(rank for line in left.lines for rank in line.get_xdata())])])
     left.plot(zipf, 1 / (zipf * math.log(2) * len(INPUTS)), "k--", label=r"1 / (rank ln $2^{128}$)")
     left.set(xscale="log", yscale="log", xlabel="rank", ylabel="share of networks")
     right.set(yscale="log", xlabel="Lempel-Ziv complexity, bits", ylabel="share of networks")
