@@ -58,8 +58,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.full:
         arguments.samples = 10**9
-    if min(arguments.samples, arguments.functions) < 1:
-        parser.error("--samples and --functions must be at least 1")
+    if min(arguments.samples, arguments.functions) < 1_000:
+        parser.error("--samples and --functions must be at least 1000")
     return arguments
 
 
