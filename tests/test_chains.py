@@ -151,6 +151,7 @@ QUICK = ("all",)
         for name in FAMILY
     ],
 )
+@pytest.mark.exhaustive
 def test_each_member_is_its_loop(name):
     (losses, accepted, current, best, scales), _ = by_loop(stairs, **FAMILY[name])
     history = climb(**FAMILY[name]).history
@@ -279,6 +280,7 @@ def test_moves_of_ones_own_have_the_same_bits_at_every_depth():
     assert same(first, other)
 
 
+@pytest.mark.exhaustive
 def test_what_is_kept_of_a_long_chain_is_every_kth_step():
     options = {**FAMILY["all"], "metric_fn": first_bias, "state_metric_fn": first_bias}
     every, seventh = climb(**options), climb(**options, record_every=7)
@@ -533,6 +535,7 @@ class TestTemperature:
             jaxnn.calibrated_temperature(KEY, flat_loss, START, SHIFT, scale=0.3)
 
 
+@pytest.mark.exhaustive
 def test_one_coordinate_moves_one_number_by_the_scale_either_way_everywhere():
     keys = jax.random.split(KEY, 3_000)
     start = jax.tree.map(jnp.asarray, START)

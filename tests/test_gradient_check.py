@@ -175,6 +175,7 @@ def check_network(model, **options):
     )
 
 
+@pytest.mark.exhaustive
 def test_the_gradients_of_a_network_pass():
     model = jaxnn.mlp(
         (3, 5, 2),

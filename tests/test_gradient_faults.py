@@ -224,6 +224,7 @@ def test_params_without_numbers_are_refused():
         check_gradients(KEY, loss, square, np.zeros(0, np.float32), None)
 
 
+@pytest.mark.exhaustive
 def test_a_square_gradient_that_is_transposed_is_named():
     def loss(params, batch):
         return jnp.sum(jnp.tanh(params @ batch))
@@ -239,6 +240,7 @@ def test_a_square_gradient_that_is_transposed_is_named():
     assert report.suggestions == ("params: transposed",)
 
 
+@pytest.mark.exhaustive
 def test_the_worst_case_can_be_had_again():
     report = check("tanh differentiated at its output")
     worst = report.worst

@@ -219,6 +219,7 @@ def test_nan_anywhere_in_the_params_is_nan_in_the_loss(leaf):
     assert any(np.any(np.isnan(g)) for g in jax.tree.leaves(gradient))
 
 
+@pytest.mark.exhaustive
 def test_loss_reference_has_second_derivatives():
     model = mlp(SIZES, hidden="tanh")
     batch, step = Batch(X, CLASSES), 1e-5

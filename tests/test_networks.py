@@ -90,6 +90,7 @@ def test_a_network_comes_to_the_same_bits_however_many_there_are(count):
     np.testing.assert_array_equal(fewer.history.loss, many.history.loss[:count])
 
 
+@pytest.mark.exhaustive
 def test_learning_rates_and_whole_optimizers_may_be_one_a_network():
     rates = np.geomspace(0.01, 1.0, NUM)
     options: dict[str, Any] = {"num_epochs": 5, "num_networks": NUM}
@@ -161,6 +162,7 @@ def test_no_epochs_return_the_starts():
     assert trained.num_evaluations.tolist() == [1] * NUM
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_of_many_goes_on_to_the_same_bits(tmp_path):
     options: dict[str, Any] = {
         "learning_rate": np.geomspace(0.01, 3.0, NUM),

@@ -39,7 +39,7 @@ def test_it_is_the_formula():
     np.testing.assert_allclose(ravel_pytree(found)[0], expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("num_pairs", [1, 4, 30])
+@pytest.mark.parametrize("num_pairs", [1, 30])
 def test_the_cosine_with_the_gradient_follows_its_law(num_pairs):
     """cos^2 ~ Beta(n/2, (d-1)/2): the mean of 400 is within 4 standard errors."""
     gradient, (n, d) = ravel_pytree(SLOPES)[0], (num_pairs, 8)

@@ -74,6 +74,7 @@ def test_compare_refuses_a_count_of_0(option, capsys):
     assert f"{option} must be at least 1; got 0" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_check_gradients_passes_and_writes_its_reports(tmp_path, capsys):
     facts = tmp_path / "gradients.json"
     assert check_gradients.main(["--depths", "1", "--samples", "2", "--json", str(facts)]) == 0
@@ -157,6 +158,7 @@ def test_sweep_scales_writes_a_table_and_a_figure(tmp_path, capsys):
     assert "20,000 drawn" in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_perturbation_search_reports_draws_and_animates(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(films, "FRAMES", 3)
     facts, film = tmp_path / "chain.json", tmp_path / "climb.gif"

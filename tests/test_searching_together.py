@@ -100,6 +100,7 @@ class TestMerging:
         (path,) = run_parts(4, tmp_path, [])
         assert digest(jaxnn.merge_searches([path], given[2])) == whole(4)
 
+    @pytest.mark.exhaustive
     def test_overlaps_and_other_searches_are_refused_by_name(self, tmp_path):
         given, options = set_up(0)
         first, last = run_parts(0, tmp_path, [500])

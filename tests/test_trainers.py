@@ -401,7 +401,7 @@ def interrupted(train, delay):
     return result, seconds
 
 
-@every_trainer
+@draws_now
 def test_ctrl_c_returns_the_best_so_far_within_two_seconds(train, ctrl_c, capfd):
     train(KEY, squared_error, *problem())
     result, seconds = interrupted(train, 0.3)
