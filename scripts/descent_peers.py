@@ -143,13 +143,14 @@ def jaxnn_descent(
     given = jax.random.key(seed), function, start, batch
 
     def search(steps: int) -> Any:
-        return jaxnn.gradient_descent(
+        trained = jaxnn.gradient_descent(
             *given,
             num_epochs=epochs_of(steps // (networks or 1), batch, batch_size),
             learning_rate=RATE,
             batch_size=batch_size,
             num_networks=networks,
-        ).loss
+        )
+        return np.min(trained.loss)
 
     return search
 

@@ -171,14 +171,16 @@ def test_a_tiny_run_reports_every_way_to_descend(small, tmp_path):
     rows = json.loads(facts.read_text())["descent"]["rates"]
     assert [row["library"] for row in rows] == [*benchmark.DESCENTS] * 3
     missing = {row["library"] for row in rows if row["steps/s"] == "not installed"}
-    assert missing == {"torch eager", "scikit-learn", "optax, jax.value_and_grad"}
+    assert missing == {
+        "torch eager", "torch compiled", "scikit-learn", "optax, jax.value_and_grad",
+    }  # fmt: skip
     assert all(row["steps/s"] > 0 for row in rows if row["library"] not in missing)
 
 
 @pytest.mark.parametrize("name", descent_peers.DESCENTS)
 @pytest.mark.filterwarnings("default")
 def test_everybody_descends_to_the_same_loss(name):
-    """From one start, except scikit-learn, which draws its own; SGD at 0.1, 900 full steps."""
+    """From one start, except scikit-learn and many networks; SGD at 0.1, 900 full steps."""
     model = jaxnn.mlp((2, 3, 3))
     batch = jaxnn.datasets.vertical(jax.random.key(0), samples=20)
     prepare, _ = descent_peers.DESCENTS[name]
@@ -187,7 +189,7 @@ def test_everybody_descends_to_the_same_loss(name):
             found = float(prepare(model, batch, None)(900))
     except ImportError:
         pytest.skip(f"{name} is not installed")
-    if name == "scikit-learn":
+    if name == "scikit-learn" or "networks" in name:
         assert found < np.log(3) + 0.01
     else:
         by_hand, _ = descent_peers.DESCENTS["jaxnn, by hand"]
