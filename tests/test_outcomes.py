@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxnn
-from jaxnn.training import outcomes, pacing
+from jaxnn.training import outcomes, pacing, tally
 
 KEY = jax.random.key(3)
 BATCH = jnp.array([0.3, -1.0, 0.1])
@@ -52,7 +52,7 @@ def assert_same(first, second):
 
 @pytest.fixture
 def small_merges(monkeypatch):
-    monkeypatch.setattr(outcomes, "SMALLEST_MERGE", 800)
+    monkeypatch.setattr(tally, "SMALLEST_MERGE", 800)
 
 
 @pytest.mark.parametrize("sample", [few_bits, sample_fn])
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_outcomes_of_another_width_is_refused(tmp_path):
 
 def test_wide_outcomes_are_drawn_and_counted_few_at_a_time(monkeypatch):
     monkeypatch.setattr(outcomes, "LARGEST_CHUNK", 2**12)
-    monkeypatch.setattr(outcomes, "SMALLEST_MERGE", 2**12)
+    monkeypatch.setattr(tally, "SMALLEST_MERGE", 2**12)
     counted = count(lambda key: jax.random.normal(key, (700, 3)), num_candidates=50)
     assert counted.packed.shape[1] == 264  # 2,100 bits in words of 64
     assert counted.count.tolist() == [1] * 50
@@ -140,6 +140,11 @@ def test_time_that_is_over_ends_the_counting():
 def test_what_cannot_be_counted_is_refused(given, error, message):
     with pytest.raises(error, match=message):
         count(**given)
+
+
+def test_a_sampler_that_draws_nothing_is_refused():
+    with pytest.raises(TypeError, match="sample_fn must return params"):
+        count(lambda key: ())
 
 
 @pytest.mark.parametrize("function", [lambda p, b: p, lambda p, b: (p > b, p), lambda p, b: []])

@@ -13,9 +13,8 @@ a `logsumexp` over a tiny axis would break the chain. A `scan` walks over blocks
 weights are written out as sums over their inputs, which XLA fuses with what follows; larger ones
 are matrix products.
 
-In both a row's loss is `log(factor) + rest`, with factors between 1 and a small number (softmax:
-the sum of `e^(z - max z)`, at most the number of classes), so that one logarithm does for the
-product of many factors.
+In both a row's loss is `log(factor) + rest`, and one logarithm does for the factors of many rows:
+see `row_scores`.
 
 Measured on 2 cores with AVX-512 (jax 0.10.2, 300 rows, softmax, drawing included, 512-bit
 vectors), in thousand weight sets a second, plain `vmap` and the layout chosen here: 2-3-3 110 and
@@ -35,9 +34,7 @@ the inputs, or over the outputs, of a layer (a fifth of the pace of `loss_by_row
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -47,6 +44,7 @@ import numpy as np
 from jaxnn.batch import Batch
 from jaxnn.model.activations import ACTIVATIONS
 from jaxnn.model.layers import Params
+from jaxnn.model.row_scores import OF_CLASSES, RowScore, Values, product_of, row_score, sum_of
 
 __all__ = ["bytes_per_set", "loss_by_rows", "loss_by_scalars", "many_at_once", "rounds_alike"]
 
@@ -61,13 +59,8 @@ VECTOR = 16
 """Rows are padded to a multiple of this, lest a part of a vector be done one by one."""
 MAX_OUTPUTS = 16
 """Outputs are written out one by one; networks with more go through plain `vmap`."""
-OF_CLASSES = ("categorical_crossentropy", "categorical_accuracy")
-"""Scores whose targets are classes, one a row; others have a target for every output."""
 
 LossFn = Callable[[Params, Batch], jax.Array]
-Values = list[jax.Array]
-"""A number for each unit: a scalar, or a vector over the rows."""
-RowLoss = Callable[[Values, Any], tuple[jax.Array | None, jax.Array]]
 
 
 def many_at_once(one_set: LossFn, by_scalars: LossFn, by_rows: LossFn) -> LossFn:
@@ -142,7 +135,7 @@ def loss_by_scalars(params: Params, batch: Batch, hidden: str, output: str, loss
     x = jnp.asarray(batch.x).astype(dtype)
     targets = _targets(batch, loss, dtype)
     outputs = params[-1].weights.shape[1]
-    row_loss = _row_loss(output, loss)
+    row_loss = row_score(output, loss)
     layers = [_unpack(weights, biases) for weights, biases in params]
 
     def add_block(total, block):
@@ -178,7 +171,7 @@ def loss_by_rows(params: Params, batch: Batch, hidden: str, output: str, loss: s
         logits = list(_dense(values, *last))
     else:
         logits = [_neuron(list(values), *unit) for unit in zip(*_unpack(*last), strict=True)]
-    factors, rests = _row_loss(output, loss)(logits, targets)
+    factors, rests = row_score(output, loss)(logits, targets)
     losses = rests if factors is None else rests + jnp.log(factors)
     losses = jnp.where(jnp.arange(losses.shape[0]) < rows, losses, 0)
     return jnp.sum(losses) / _num_terms(loss, rows, len(logits))
@@ -189,7 +182,7 @@ def _dense(inputs: jax.Array, weights: jax.Array, biases: jax.Array | None) -> j
     if weights.size > MAX_WRITTEN_OUT:
         z = weights.T @ inputs
     else:
-        z = _sum([jnp.outer(w, h) for w, h in zip(weights, inputs, strict=True)])
+        z = sum_of([jnp.outer(w, h) for w, h in zip(weights, inputs, strict=True)])
     return z if biases is None else z + biases[:, None]
 
 
@@ -224,7 +217,7 @@ def _unpack(weights: jax.Array, biases: jax.Array | None):
     return columns, [None if biases is None else biases[j] for j in range(fan_out)]
 
 
-def _block_loss(layers, x: jax.Array, targets: jax.Array, hidden: str, row_loss: RowLoss):
+def _block_loss(layers, x: jax.Array, targets: jax.Array, hidden: str, row_loss: RowScore):
     """Sum of the rows' losses, one logarithm for the whole block."""
     factors, rests = [], []
     for row in range(x.shape[0]):
@@ -236,82 +229,10 @@ def _block_loss(layers, x: jax.Array, targets: jax.Array, hidden: str, row_loss:
         factor, rest = row_loss(values, targets[row])
         factors.append(factor)
         rests.append(rest)
-    total = _sum(rests)
-    return total if factors[0] is None else total + jnp.log(_product(factors))
+    total = sum_of(rests)
+    return total if factors[0] is None else total + jnp.log(product_of(factors))
 
 
 def _neuron(inputs: Values, column: Values, bias: jax.Array | None) -> jax.Array:
     products = [w * h for w, h in zip(column, inputs, strict=True)]
-    return _sum(products if bias is None else [bias, *products])
-
-
-def _softmax_crossentropy(logits: Values, label: jax.Array):
-    """`log sum e^z - z_label`, relative to the largest logit: factor `sum e^(z - max z)`.
-
-    One exponential a logit after the first: `max z` is the larger of two, so one of the terms
-    `e^(max z - new max)` and `e^(z - new max)` is 1.
-    """
-    largest = answer = logits[0]
-    factor = jnp.ones_like(largest)
-    for number, z in enumerate(logits[1:], start=1):
-        smaller = jnp.exp(-jnp.abs(z - largest))
-        factor = jnp.where(z > largest, factor * smaller + 1, factor + smaller)
-        largest = jnp.where(z > largest, z, largest)
-        answer = jnp.where(label == number, z, answer)
-    return factor, largest - answer
-
-
-def _sigmoid_crossentropy(logits: Values, targets: jax.Array):
-    """`sum log(1 + e^z) - y z`; as `log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)`."""
-    factor = _product([1 + jnp.exp(-jnp.abs(z)) for z in logits])
-    pairs = zip(list(targets), logits, strict=True)
-    return factor, _sum([ACTIVATIONS["relu"].forward(z) - y * z for y, z in pairs])
-
-
-def _squared_error(output: str, logits: Values, targets: jax.Array):
-    if output == "softmax":
-        largest = reduce(jnp.maximum, logits)
-        exponentials = [jnp.exp(z - largest) for z in logits]
-        total = _sum(exponentials)
-        predictions = [e / total for e in exponentials]
-    else:
-        predictions = [ACTIVATIONS[output].forward(z) for z in logits]
-    pairs = zip(predictions, list(targets), strict=True)
-    return None, _sum([jnp.square(p - y) for p, y in pairs])
-
-
-def _right_class(logits: Values, label: jax.Array):
-    """1 if the first of the largest logits is the label's and none is nan, else 0."""
-    largest, is_right, has_nan = logits[0], label == 0, jnp.isnan(logits[0])
-    for number, z in enumerate(logits[1:], start=1):
-        is_right = jnp.where(z > largest, label == number, is_right)
-        largest, has_nan = jnp.maximum(largest, z), has_nan | jnp.isnan(z)
-    return None, (is_right & ~has_nan).astype(largest.dtype)
-
-
-def _right_sides(logits: Values, targets: jax.Array):
-    """How many outputs are on the target's side of 1/2; nan never is."""
-    outputs = [ACTIVATIONS["sigmoid"].forward(z) for z in logits]
-    pairs = zip(outputs, list(targets), strict=True)
-    hits = [((p > 0.5) == (y == 1)) & ~jnp.isnan(p) for p, y in pairs]
-    return None, _sum([hit.astype(outputs[0].dtype) for hit in hits])
-
-
-def _row_loss(output: str, loss: str) -> RowLoss:
-    if loss == "categorical_accuracy":
-        return _right_class
-    if loss == "binary_accuracy":
-        return _right_sides
-    if loss == "categorical_crossentropy":
-        return _softmax_crossentropy
-    if loss == "binary_crossentropy":
-        return _sigmoid_crossentropy
-    return partial(_squared_error, output)
-
-
-def _sum(terms: Values) -> jax.Array:
-    return reduce(operator.add, terms)
-
-
-def _product(factors: Values) -> jax.Array:
-    return reduce(operator.mul, factors)
+    return sum_of(products if bias is None else [bias, *products])

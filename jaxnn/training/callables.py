@@ -30,6 +30,7 @@ __all__ = [
     "check_like_params",
     "check_scalar",
     "check_value_and_grad",
+    "drawn_shapes",
     "shapes_of",
 ]
 
@@ -95,6 +96,14 @@ def shapes_of(name: str, function: Partial, *arguments: Any) -> Any:
     except Exception as error:
         error.add_note(f"This came from tracing {name}.")
         raise
+
+
+def drawn_shapes(sample: Partial, key: jax.Array) -> Any:
+    """What a sampler draws, as shapes; at least one array."""
+    shapes = shapes_of("sample_fn", sample, key)
+    if not jax.tree.leaves(shapes):
+        raise TypeError(f"sample_fn must return params, a tree of arrays; got {shapes}")
+    return shapes
 
 
 @jax.jit

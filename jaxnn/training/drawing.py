@@ -10,8 +10,8 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from jaxnn.checks import as_count, as_key, is_traced
-from jaxnn.training.callables import SampleFn, as_partial
+from jaxnn.checks import as_count, as_key
+from jaxnn.training.callables import SampleFn, as_partial, check_concrete
 from jaxnn.training.streams import fold_index, words
 
 __all__ = ["candidates_stream", "reconstruct"]
@@ -53,8 +53,7 @@ def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | Sequence[int] 
 
 def _words_of(index: Any) -> tuple[Any, Any]:
     """The words of an index, or of each index of an array."""
-    if is_traced(index):
-        raise TypeError(f"index must be concrete; got {index}")
+    check_concrete("index", index)
     if isinstance(index, (list, tuple, jax.Array)):
         index = np.asarray(index, None if np.size(index) else np.int64)
     if not (isinstance(index, np.ndarray) and index.ndim):

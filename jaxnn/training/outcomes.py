@@ -4,10 +4,7 @@ An outcome is a row of bits, such as the answers of a network to all its inputs;
 the same bits compute the same function there. Candidates are those of random search: candidate
 `i` is a function of the key and of `i` alone, so `reconstruct` gives its weights back.
 
-Memory is bounded: when there are more outcomes than may be kept, the count of the first that is
-one too many is taken off all counts, and those that have nothing left are dropped. A count is
-then at most `error` too low, and `error <= num_candidates / (max_outcomes + 1)` (Misra and Gries,
-"Finding repeated elements", 1982; Agarwal et al., "Mergeable summaries", 2012).
+Memory is bounded; what is lost with that is bounded too, and told: see `tally`.
 """
 
 from __future__ import annotations
@@ -25,12 +22,11 @@ import numpy as np
 
 from jaxnn.checks import as_count, as_key
 from jaxnn.training import checkpoints
-from jaxnn.training.callables import SampleFn, as_batch, as_partial, shapes_of
+from jaxnn.training.callables import SampleFn, as_batch, as_partial, drawn_shapes, shapes_of
 from jaxnn.training.drawing import candidates_stream
 from jaxnn.training.folding import COMPILER_OPTIONS, Engine
-from jaxnn.training.identities import fingerprint, identity
 from jaxnn.training.pacing import Status, chunks
-from jaxnn.training.searching import Span
+from jaxnn.training.searching import Span, facts_of
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
     Limits,
@@ -40,18 +36,22 @@ from jaxnn.training.stopping import (
     ask_to_stop,
 )
 from jaxnn.training.streams import add, fold_index, words
+from jaxnn.training.tally import Tally, merge, take
 from jaxnn.training.tiles import as_range, tile_size
 
 __all__ = ["OutcomeCounts", "count_outcomes"]
 
 WORD = 64
 """Bits that are compared at once; outcomes are padded to whole words."""
-LARGEST_CHUNK, SMALLEST_MERGE = 2**24, 2**22
-"""Bytes drawn in one go at most, and taken into the counts in one go at least."""
+LARGEST_CHUNK = 2**24
+"""Bytes drawn in one go at most."""
 
 
 class OutcomeCounts(NamedTuple):
     """Outcomes and how many candidates had them, the most frequent first.
+
+    `error <= num_evaluations / (max_outcomes + 1)`, and 0 while there is room (Misra and Gries,
+    "Finding repeated elements", 1982; Agarwal et al., "Mergeable summaries", 2012).
 
     Attributes:
         packed: `(outcomes, bytes)`, uint8; `np.unpackbits(packed, axis=1, count=num_bits)` are
@@ -70,24 +70,6 @@ class OutcomeCounts(NamedTuple):
     num_bits: int
     num_evaluations: int
     status: Status
-
-
-class Tally(NamedTuple):
-    """Counts so far, outcomes in the order of their bits.
-
-    Attributes:
-        packed: as in `OutcomeCounts`.
-        count: likewise.
-        error: likewise.
-        waiting: packed outcomes that are not counted yet, in the order of their indices.
-        end: one past the last index taken in.
-    """
-
-    packed: np.ndarray
-    count: np.ndarray
-    error: int
-    waiting: np.ndarray
-    end: int
 
 
 def count_outcomes(
@@ -130,7 +112,8 @@ def count_outcomes(
         An `OutcomeCounts`.
 
     Raises:
-        TypeError: if an argument is of the wrong kind, or the outcome not an array of bools.
+        TypeError: if an argument is of the wrong kind, the sampler draws no array, or the outcome
+            is not an array of bools.
         ValueError: if a number is out of range, the outcomes would not fit into a checkpoint, or
             the checkpoint is of another count or damaged.
         OSError: if the checkpoint cannot be written.
@@ -147,7 +130,7 @@ def count_outcomes(
     start, stop = as_range(start, num_candidates)
     max_outcomes = as_count("max_outcomes", max_outcomes, 1, 2**31)
     outcome, sample = as_partial("outcome_fn", outcome_fn), as_partial("sample_fn", sample_fn)
-    shapes = shapes_of("sample_fn", sample, key)
+    shapes = drawn_shapes(sample, key)
     batch = as_batch(batch, shapes, outcome_fn)
     num_bits = _num_bits(shapes_of("outcome_fn", outcome, shapes, batch))
     limits = as_limits(max_seconds, None)
@@ -158,12 +141,12 @@ def count_outcomes(
         saver = None
         if checkpoint is not None:
             _check_fits(max_outcomes, num_bits)
-            facts = _facts(key, span, engine)
+            facts = facts_of("count_outcomes", key, engine, span, "outcome_fn")
             facts |= {"num_bits": num_bits, "max_outcomes": max_outcomes}
             saver = Saver(Path(checkpoint), facts)
         counted = _resumed(saver, span, num_bits)
         counted, status = _walk(engine, span, counted, max_outcomes, limits, saver, show=progress)
-    packed, count, error, _, end = _merge(counted, len(counted.waiting), max_outcomes)
+    packed, count, error, _, end = merge(counted, len(counted.waiting), max_outcomes)
     order = np.argsort(-count, kind="stable")
     return OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
 
@@ -182,21 +165,6 @@ def _check_fits(max_outcomes: int, num_bits: int) -> None:
             f"max_outcomes must be at most {most} with a checkpoint, for {num_bits} bits; "
             f"got {max_outcomes}"
         )
-
-
-def _facts(key: jax.Array, span: Span, engine: Engine) -> dict[str, Any]:
-    """What whoever goes on with these counts has to share."""
-    return {
-        "trainer": "count_outcomes",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "key_implementation": str(jax.random.key_impl(key)),
-        "start": span.start,
-        "tile": span.tile,
-        "outcome_fn": identity(engine.value),
-        "sample_fn": identity(engine.sample),
-        "params": str(jax.eval_shape(engine.sample, key)),
-        "batch": fingerprint(engine.batch),
-    }
 
 
 def _num_bits(outcome: Any) -> int:
@@ -230,7 +198,7 @@ def _walk(
             drawn = _draw(engine, words(tally.end), np.uint32(number), tile=tile, most=largest)
             drawn = np.asarray(drawn)[:wanted]
             chunk.report()
-            tally = _take(tally, drawn, max_outcomes)
+            tally = take(tally, drawn, max_outcomes)
             if tally.end == span.stop:
                 status = "completed"
             elif ask_to_stop(limits, started, SearchProgress(tally.end - span.start, np.nan)):
@@ -268,35 +236,6 @@ def _draw(
     row = jax.eval_shape(outcome, *begin)
     rows = jnp.zeros((most * tile, *row.shape), row.dtype)
     return jax.lax.fori_loop(jnp.uint32(0), num_tiles, draw_tile, rows)
-
-
-def _take(tally: Tally, drawn: np.ndarray, max_outcomes: int) -> Tally:
-    """Adds outcomes in the order of their indices; merges where their number alone says so."""
-    waiting = np.concatenate([tally.waiting, drawn])
-    tally = tally._replace(waiting=waiting, end=tally.end + len(drawn))
-    least = max(SMALLEST_MERGE // tally.packed.shape[1], 1)
-    while len(tally.waiting) >= (size := max(least, len(tally.count) // 2)):
-        tally = _merge(tally, size, max_outcomes)
-    return tally
-
-
-def _merge(tally: Tally, size: int, max_outcomes: int) -> Tally:
-    """Counts the first `size` of those that wait."""
-    first, waiting = tally.waiting[:size], tally.waiting[size:]
-    packed = np.concatenate([tally.packed, first])
-    count = np.concatenate([tally.count, np.ones(len(first), np.int64)])
-    by_word = packed.view(">u8")
-    order = np.lexsort(by_word.T[::-1])
-    packed, count, by_word = packed[order], count[order], by_word[order]
-    is_new = np.append(True, np.any(by_word[1:] != by_word[:-1], axis=1))[: len(count)]
-    begins = np.flatnonzero(is_new)
-    packed, count = packed[begins], np.add.reduceat(count, begins) if len(begins) else count
-    excess = len(count) - max_outcomes
-    if excess <= 0:
-        return Tally(packed, count, tally.error, waiting, tally.end)
-    cut = np.partition(count, excess - 1)[excess - 1]
-    kept = count > cut
-    return Tally(packed[kept], count[kept] - cut, tally.error + int(cut), waiting, tally.end)
 
 
 def _resumed(saver: Saver | None, span: Span, num_bits: int) -> Tally:

@@ -30,6 +30,7 @@ from jaxnn.training.callables import (
     check_scalar,
     shapes_of,
 )
+from jaxnn.unit_draws import normals
 
 __all__ = ["perturbation_gradient"]
 
@@ -55,7 +56,7 @@ def perturbation_gradient(
         loss_fn: `loss_fn(params, batch)` -> a float scalar.
         params: where, any pytree of floats of one dtype.
         batch: any pytree that the loss takes.
-        num_pairs: pairs of losses, at least 1. They are evaluated in blocks of a power of two,
+        num_pairs: pairs of losses, 1 to 2^31. They are evaluated in blocks of a power of two,
             256 at most and fewer of large params, of which the last is padded.
         scale: of the noise, above 0. Larger ones smooth the loss; smaller ones lose the
             difference of the losses in rounding.
@@ -65,7 +66,7 @@ def perturbation_gradient(
 
     Raises:
         TypeError: if an argument is of the wrong kind, or the loss not a float scalar.
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or the params hold no array.
 
     Example:
         >>> loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
@@ -111,7 +112,7 @@ def _estimate(
     lanes = jnp.arange(block, dtype=jnp.uint32)
 
     def pair(number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        noise = jax.random.normal(jax.random.fold_in(stream, number), flat.shape, flat.dtype)
+        noise = normals(jax.random.fold_in(stream, number), flat.size).astype(flat.dtype)
         step = scale.astype(flat.dtype) * noise
         rise = loss(unravel(flat + step), batch) - loss(unravel(flat - step), batch)
         return jnp.where(number < num_pairs, rise, 0).astype(dtype), noise.astype(dtype)

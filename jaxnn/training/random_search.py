@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxnn.checks import as_devices, as_key
 from jaxnn.training import checkpoints
@@ -27,11 +26,11 @@ from jaxnn.training.callables import (
     as_batch,
     as_partial,
     check_scalar,
+    drawn_shapes,
     shapes_of,
 )
 from jaxnn.training.drawing import candidates_stream, reconstruct
 from jaxnn.training.folding import Engine, shares
-from jaxnn.training.identities import fingerprint, identity
 from jaxnn.training.keeping import Collect, Kept, as_facts, as_kept, statistics_of
 from jaxnn.training.merging import Saved, merge_saved
 from jaxnn.training.processes import gather, own_path
@@ -40,6 +39,7 @@ from jaxnn.training.searching import (
     Span,
     StopRules,
     as_saved,
+    facts_of,
     walk,
 )
 from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
@@ -126,9 +126,7 @@ def random_search(
     key = as_key("key", key)
     start, stop = as_range(start, num_candidates)
     loss, sample = as_partial("loss_fn", loss_fn), as_partial("sample_fn", sample_fn)
-    shapes = shapes_of("sample_fn", sample, key)
-    if not jax.tree.leaves(shapes):
-        raise TypeError(f"sample_fn must return params, a tree of arrays; got {shapes}")
+    shapes = drawn_shapes(sample, key)
     batch = as_batch(batch, shapes, loss_fn)
     loss_shape = shapes_of("loss_fn", loss, shapes, batch)
     check_scalar("loss_fn", loss_shape)
@@ -167,15 +165,4 @@ def _facts(key: jax.Array, span: Span, engine: Engine, kept: Kept) -> dict[str, 
     """What whoever goes on with this search, or merges it, has to share."""
     if kept.dtype.kind != "f":
         raise TypeError(f"loss_fn must return a NumPy float to be saved; got {kept.dtype}: cast it")
-    return {
-        "trainer": "random_search",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "key_implementation": str(jax.random.key_impl(key)),
-        "start": span.start,
-        "tile": span.tile,
-        "loss_fn": identity(engine.value),
-        "sample_fn": identity(engine.sample),
-        "params": str(jax.eval_shape(engine.sample, key)),
-        "batch": fingerprint(engine.batch),
-        **as_facts(kept),
-    }
+    return {**facts_of("random_search", key, engine, span, "loss_fn"), **as_facts(kept)}

@@ -12,6 +12,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.training.folding import Engine, Statistic, fold_range, merge_all
+from jaxnn.training.identities import fingerprint, identity
 from jaxnn.training.pacing import Status, chunks
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
@@ -27,6 +28,7 @@ __all__ = [
     "Span",
     "StopRules",
     "as_saved",
+    "facts_of",
     "restored",
     "walk",
 ]
@@ -203,6 +205,23 @@ def restored(
     starts = _starts(statistics)
     leaves = [arrays[name] for name, _ in _named(starts)]
     return jax.tree.unflatten(jax.tree.structure(starts), leaves)
+
+
+def facts_of(
+    trainer: str, key: jax.Array, engine: Engine, span: Span, function: str
+) -> dict[str, Any]:
+    """What whoever goes on with a walk has to share; `function` is the value function's name."""
+    return {
+        "trainer": trainer,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key_implementation": str(jax.random.key_impl(key)),
+        "start": span.start,
+        "tile": span.tile,
+        function: identity(engine.value),
+        "sample_fn": identity(engine.sample),
+        "params": str(jax.eval_shape(engine.sample, key)),
+        "batch": fingerprint(engine.batch),
+    }
 
 
 def _starts(statistics: Mapping[str, Statistic]) -> dict[str, Any]:
