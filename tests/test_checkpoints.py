@@ -27,8 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxnn.training import checkpoints, identities
+from jaxnn.training import checkpoints, fingerprint
 from jaxnn.training.checkpoints import (
+    MAX_TEXT,
     LoadError,
     check_writable,
     load,
@@ -232,7 +233,7 @@ def test_odd_names_are_refused(path, name):
         ({"scale": np.float32(1)}, TypeError),
         ({"loss": math.nan}, ValueError),
         ({"loss": math.inf}, ValueError),
-        ({"long": "x" * 2**17}, ValueError),
+        ({"long": "x" * MAX_TEXT}, ValueError),
     ],
     ids=str,
 )
@@ -255,14 +256,15 @@ def test_what_load_would_find_too_large_is_refused(path, monkeypatch):
 
 @pytest.mark.parametrize("format_of_name", ["{:x}", "{:0100}"])
 def test_the_most_that_save_takes_loads_in_time(path, format_of_name):
-    facts = {"long": "x" * (2**17 - 12)}
-    assert len(json.dumps(facts)) == 2**17
-    left, arrays = 2**17 - sum(50 + len(name) for name in ("facts", "format", "sha256")), {}
-    while left > 200:
+    facts = {"long": "x" * (MAX_TEXT - 12)}
+    assert len(json.dumps(facts)) == MAX_TEXT
+    own = ("facts", "format", "sha256")
+    left, arrays = MAX_TEXT - sum(50 + len(name) for name in own), {}
+    while left > 300:
         name = format_of_name.format(len(arrays))
         arrays[name], left = np.zeros(()), left - 50 - len(name)
-    for size in (left // 2, left - left // 2):
-        arrays["z" * (size - 50)] = np.zeros(())
+    for letter, size in (("y", left // 2), ("z", left - left // 2)):
+        arrays[letter * (size - 50)] = np.zeros(())
     save(path, arrays, facts)
     started = time.thread_time()
     assert_same(load(path), (arrays, facts))
@@ -379,7 +381,7 @@ def test_a_file_that_outgrows_its_limit_leaves_the_last_checkpoint(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
     try:
         with pytest.raises(OSError, match="File too large") as held:
-            save(path, {"losses": np.zeros(2**17)}, {})
+            save(path, {"losses": np.zeros(MAX_TEXT)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert held.value.filename == str(path)
@@ -652,7 +654,7 @@ def write_zip(path, members, compression=zipfile.ZIP_STORED):
 
 def sealed(arrays):
     """Arrays by name with a checksum that is right: what a clever forger would write."""
-    return {**arrays, "sha256": np.frombuffer(identities.checksum(sorted(arrays.items())), "u1")}
+    return {**arrays, "sha256": np.frombuffer(fingerprint.checksum(sorted(arrays.items())), "u1")}
 
 
 def header(**changes):
@@ -871,7 +873,7 @@ def test_long_facts_are_refused_unread_though_sealed(path):
     members = {"facts": np.frombuffer(text, np.uint8), "format": np.asarray(1)}
     checkpoints._write(path, sealed(members))
     assert refusal(path) == "its facts are too long"
-    save(path, {}, {"a": [{}] * (2**17 // 4 - 2)})
+    save(path, {}, {"a": [{}] * (MAX_TEXT // 4 - 2)})
     assert refusal(path) is None
 
 

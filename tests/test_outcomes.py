@@ -103,7 +103,7 @@ def test_a_checkpoint_of_outcomes_of_another_width_is_refused(tmp_path):
     other.__qualname__ = first.__qualname__
     given: dict[str, Any] = {"num_candidates": 100, "checkpoint": tmp_path / "counts.npz"}
     jaxnn.count_outcomes(KEY, first, few_bits, BATCH, **given)
-    with pytest.raises(ValueError, match="num_bits"):
+    with pytest.raises(ValueError, match="outcome_fn computes something else"):
         jaxnn.count_outcomes(KEY, other, few_bits, BATCH, **given)
 
 

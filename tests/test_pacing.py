@@ -1,14 +1,21 @@
 """The host's loop: chunks without gaps, a quarter of a second each, and what Ctrl-C does."""
 
+import io
 import os
 import signal
+import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
 
 from jaxnn.training import pacing
-from jaxnn.training.pacing import chunks
+from jaxnn.training.pacing import watch_interrupts
+
+
+def chunks(total, **options):
+    """Chunks that no signal ends."""
+    return pacing.chunks(total, **{"is_interrupted": lambda: False, **options})
 
 
 class Clock:
@@ -33,16 +40,22 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
 @pytest.fixture(autouse=True)
-def ctrl_c():
-    """The handler that Python starts with, also where the tests run in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def handlers():
+    """The handlers that Python starts with, also where the tests run in the background."""
+    before = [signal.getsignal(signum) for signum in SIGNALS]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for signum, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(signum, handler)
 
 
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
+def send(signum):
+    os.kill(os.getpid(), signum)
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 8, 9, 10, 73, 585, 10_007, 2**40 + 1])
@@ -102,67 +115,72 @@ def test_what_a_caller_does_after_its_report_does_not_shorten_the_chunks(clock):
     assert sizes == [1, 8, 64, 512, 115]
 
 
-def test_the_first_interrupt_ends_the_loop_after_the_chunk_at_hand(clock):
-    before, done = signal.getsignal(signal.SIGINT), []
-    for chunk in chunks(1_000, largest=10, unit="steps"):
-        if chunk.begin >= 9:
-            interrupt()
-        done.append(chunk.end)
-        chunk.report(0.0)
-    assert done == [1, 9, 19]
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_the_second_interrupt_raises_at_once(clock):
-    before, done = signal.getsignal(signal.SIGINT), []
-
-    def work():
-        for chunk in chunks(1_000, largest=10, unit="steps"):
-            interrupt()
-            interrupt()
+def work_until(signum, before_end):
+    """Ends of the chunks of work that is sent a signal `before_end` times from index 9 on."""
+    done = []
+    with watch_interrupts() as is_interrupted:
+        for chunk in chunks(1_000, largest=10, unit="steps", is_interrupted=is_interrupted):
+            if chunk.begin >= 9:
+                for _ in range(before_end):
+                    send(signum)
             done.append(chunk.end)
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert done == []
-    assert signal.getsignal(signal.SIGINT) is before
+            chunk.report(0.0)
+    return done
 
 
-def test_the_handler_is_restored_after_an_end_a_break_and_an_error(clock):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_ends_the_loop_after_the_chunk_at_hand(clock, signum):
+    before = signal.getsignal(signum)
+    assert work_until(signum, 1) == [1, 9, 19]
+    assert signal.getsignal(signum) is before
+
+
+@pytest.mark.parametrize(
+    ("signum", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_the_second_signal_raises_at_once(clock, signum, error):
+    before = signal.getsignal(signum)
+    with pytest.raises(error):
+        work_until(signum, 2)
+    assert signal.getsignal(signum) is before
+
+
+def test_the_handlers_are_restored_after_an_end_and_an_error():
+    before = [signal.getsignal(signum) for signum in SIGNALS]
 
     def fail():
-        for _ in chunks(3, largest=1, unit="steps"):
-            assert signal.getsignal(signal.SIGINT) is not before
+        with watch_interrupts():
+            assert not {signal.getsignal(signum) for signum in SIGNALS} & set(before)
             raise ArithmeticError
 
-    for _ in chunks(3, largest=1, unit="steps"):
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert signal.getsignal(signal.SIGINT) is before
-    for _ in chunks(3, largest=1, unit="steps"):
-        break
-    assert signal.getsignal(signal.SIGINT) is before
+    with watch_interrupts():
+        assert not {signal.getsignal(signum) for signum in SIGNALS} & set(before)
+    assert [signal.getsignal(signum) for signum in SIGNALS] == before
     with pytest.raises(ArithmeticError) as held:
         fail()
-    assert held.tb is not None
-    assert signal.getsignal(signal.SIGINT) is before
+    assert held.tb is not None  # The traceback, and with it every frame, is alive.
+    assert [signal.getsignal(signum) for signum in SIGNALS] == before
 
 
-def test_a_program_with_a_handler_of_its_own_keeps_it(clock):
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_program_with_a_handler_of_its_own_keeps_it(clock, signum):
     heard = []
 
     def own(signum, frame):
         heard.append(signum)
 
-    signal.signal(signal.SIGINT, own)
-    done = []
-    for chunk in chunks(100, largest=10, unit="steps"):
-        assert signal.getsignal(signal.SIGINT) is own
-        interrupt()
-        done.append(chunk.end)
-        chunk.report(0.0)
-    assert done[-1] == 100
-    assert len(heard) == len(done)
+    signal.signal(signum, own)
+    done = work_until(signum, 1)
+    assert done[-1] == 1_000
+    assert len(heard) == len(done) - 2
+    assert signal.getsignal(signum) is own
+
+
+def test_a_handler_that_was_set_meanwhile_stays():
+    def own(signum, frame): ...
+
+    with watch_interrupts():
+        signal.signal(signal.SIGINT, own)
     assert signal.getsignal(signal.SIGINT) is own
 
 
@@ -170,14 +188,13 @@ def test_a_thread_other_than_the_main_one_leaves_signals_alone(clock):
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work():
-        for chunk in chunks(9, largest=8, unit="steps"):
-            seen.append((chunk.end, signal.getsignal(signal.SIGINT)))
-            chunk.report(0.0)
+        with watch_interrupts() as is_interrupted:
+            seen.append((is_interrupted(), signal.getsignal(signal.SIGINT)))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(1, before), (9, before)]
+    assert seen == [(False, before)]
 
 
 def test_nothing_is_printed_unless_asked(clock, capfd):
@@ -194,3 +211,35 @@ def test_the_bar_goes_to_standard_error_with_the_scaled_count_and_the_loss(clock
     assert "1.60k/1.60k" in err
     assert "candidates" in err
     assert "loss 0.4375" in err
+
+
+class Broken(io.TextIOBase):
+    """A stream that takes a few lines and then none."""
+
+    def __init__(self, lines):
+        self.left = lines
+
+    def write(self, text):
+        self.left -= 1
+        if self.left < 0:
+            raise BrokenPipeError(32, "Broken pipe")
+        return len(text)
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 3])
+def test_a_broken_stream_ends_the_bar_and_not_the_work(clock, monkeypatch, lines):
+    monkeypatch.setattr(sys, "stderr", Broken(lines))
+    done = []
+    for chunk in chunks(100, largest=7, unit="steps", show=True):
+        clock.now += 1.0
+        done.append(chunk.end)
+        chunk.report(0.5)
+    assert done[-1] == 100
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_stream_that_is_closed_or_none_has_no_bar(clock, monkeypatch, is_there):
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed if is_there else None)
+    assert [chunk.end for chunk in chunks(9, largest=8, unit="steps", show=True)] == [1, 9]

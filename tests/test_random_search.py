@@ -356,12 +356,21 @@ def test_losses_without_rounding_do_not_depend_on_the_tile():
 # --- samplers
 
 
-def test_a_sampler_that_draws_the_same_for_every_key_has_its_first_candidate_win():
+def test_a_sampler_that_draws_the_same_from_every_key_is_refused():
     fixed = Partial(draw, np.float32(0))
-    batch = targets([1, 1, 2])
-    result: Any = jaxnn.random_search(KEY, nearest, fixed, batch, num_candidates=100)
-    assert (result.index, result.loss) == (0, 6)
-    assert trail_of(result) == [(1, 0, 6)]
+    with pytest.raises(ValueError, match="sample_fn must draw from its key; got the same params"):
+        jaxnn.random_search(KEY, nearest, fixed, targets([1, 1, 2]), num_candidates=100)
+
+
+def test_a_sampler_of_few_values_is_none_that_ignores_its_key():
+    def bit(key):
+        return jnp.where(jax.random.bernoulli(key), 1.0, 0.0)
+
+    for seed in range(20):
+        found = jaxnn.random_search(
+            jax.random.key(seed), lambda p, b: p, bit, None, num_candidates=50
+        )
+        assert found.loss == 0
 
 
 def test_scales_are_leaves_and_scale_the_draws():

@@ -21,6 +21,8 @@ from jaxnn.training.callables import (
     check_scalar,
     shapes_of,
 )
+from jaxnn.training.programs import program
+from jaxnn.training.streams import own_settings
 from jaxnn.unit_draws import normals
 
 __all__ = ["calibrated_temperature"]
@@ -74,7 +76,7 @@ def calibrated_temperature(
     count = as_count("num_proposals", num_proposals, 1, 2**20)
     batch, loss = as_batch(batch, params, loss_fn), as_partial("loss_fn", loss_fn)
     check_scalar("loss_fn", shapes_of("loss_fn", loss, start, batch))
-    with jax.threefry_partitionable(True):
+    with own_settings():
         keys = jax.random.split(jax.random.fold_in(key, TAG), count)
         losses = np.asarray(_losses(loss, start, batch, as_real("scale", scale), keys), float)
     if not np.isfinite(losses[0]):
@@ -92,7 +94,7 @@ def calibrated_temperature(
     return math.exp(root)
 
 
-@jax.jit
+@program()
 def _losses(loss: Partial, params: Any, batch: Any, scale: jax.Array, keys: jax.Array):
     """The loss at `params`, and those of the proposals: side by side, so that all round alike."""
     flat, unravel = ravel_pytree(params)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.checks import as_arrays, is_traced
+from jaxnn.training.programs import program
 
 __all__ = [
     "LossFn",
@@ -26,6 +27,7 @@ __all__ = [
     "as_optional",
     "as_params",
     "as_partial",
+    "call",
     "check_concrete",
     "check_like_params",
     "check_scalar",
@@ -92,7 +94,7 @@ def shapes_of(name: str, function: Partial, *arguments: Any) -> Any:
     An error of the function's own goes through, with a note that says which function it was.
     """
     try:
-        return _call.eval_shape(function, *arguments)
+        return call.eval_shape(function, *arguments)
     except Exception as error:
         error.add_note(f"This came from tracing {name}.")
         raise
@@ -106,8 +108,9 @@ def drawn_shapes(sample: Partial, key: jax.Array) -> Any:
     return shapes
 
 
-@jax.jit
-def _call(function: Partial, *arguments: Any) -> Any:
+@program(keep_unused=True)
+def call(function: Partial, *arguments: Any) -> Any:
+    """Calls a function, under `jit`."""
     return function(*arguments)
 
 

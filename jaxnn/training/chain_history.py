@@ -10,7 +10,16 @@ import numpy as np
 
 from jaxnn.training.chains import Records, State
 
-__all__ = ["AcceptedSteps", "ChainHistory", "Pieces", "as_history", "join_pieces", "pieces_of"]
+__all__ = [
+    "AcceptedSteps",
+    "ChainHistory",
+    "Pieces",
+    "as_history",
+    "bytes_per_step",
+    "join_pieces",
+    "pieces_of",
+    "thinned",
+]
 
 MOST_ACCEPTED = 2**20
 """Accepted steps listed; chains that accept more are told of by the history alone."""
@@ -18,6 +27,8 @@ MOST_ACCEPTED = 2**20
 
 class ChainHistory(NamedTuple):
     """What happened at every step, or at every `record_every`-th; ready to plot.
+
+    After a resumed search, steps whose history was not saved are missing.
 
     Shapes are `(records,)`, or `(num_chains, records)` if `num_chains` was given. A loss that is
     not finite stands as inf.
@@ -62,8 +73,12 @@ class AcceptedSteps(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """The records of some steps, thinned: `(chains, records)`, and what was accepted."""
+    """The records of some steps, thinned: `(chains, records)`, and what was accepted.
 
+    `step` says which steps these are, from 0 on, `(records,)`, int64.
+    """
+
+    step: np.ndarray
     proposed_loss: Any
     current_loss: Any
     best_loss: Any
@@ -95,6 +110,7 @@ def pieces_of(records: Records, before: State, first: int, every: int) -> Pieces
     order = np.argsort(step, kind="stable")
     chain, step = chain[order], step[order]
     return Pieces(
+        first + kept.astype(np.int64),
         np.take(records.loss, kept, axis=1),
         since(records.loss, before.loss),
         np.minimum(lowest, before.best_loss[:, None]),
@@ -125,9 +141,22 @@ def join_pieces(pieces: Sequence[Pieces]) -> Pieces:
     return joined._replace(listed=AcceptedSteps(*(part[:MOST_ACCEPTED] for part in listed)))
 
 
+def thinned(pieces: Pieces, end: int, every: int) -> Pieces:
+    """The records of every `every`-th step, before step `end`."""
+    kept = (pieces.step < end) & ((pieces.step + 1) % every == 0)
+    listed = AcceptedSteps(*(part[pieces.listed.step < end] for part in pieces.listed))
+    records = jax.tree.map(lambda leaf: leaf[..., kept], pieces._replace(listed=None))
+    return records._replace(listed=listed)
+
+
+def bytes_per_step(pieces: Pieces) -> int:
+    """What the record of a step takes, of all chains; the history has a step size in any case."""
+    kinds = jax.tree.leaves(pieces._replace(step=None, scale=None, listed=None))
+    return 8 + len(pieces.proposed_loss) * (sum(leaf.dtype.itemsize for leaf in kinds) + 4)
+
+
 def as_history(
     pieces: Pieces,
-    every: int,
     num_proposals: int,
     scale: Callable[[np.ndarray], np.ndarray],
     temperature: Callable[[np.ndarray], np.ndarray] | None,
@@ -135,8 +164,7 @@ def as_history(
     one_chain: bool,
 ) -> ChainHistory:
     """The history; `scale(steps)` and `temperature(steps)` are what the schedules say."""
-    count = pieces.proposed_loss.shape[1]
-    steps = every * np.arange(1, count + 1, dtype=np.int64) - 1
+    steps = pieces.step
     scales = pieces.scale
     if scales is None:
         scales = np.tile(scale(steps), (len(pieces.proposed_loss), 1))

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxnn.training.callables import LossFn, check_scalar, shapes_of
 from jaxnn.training.chains import Layout
-from jaxnn.training.identities import fingerprint, identity
+from jaxnn.training.fingerprint import fingerprint, function_metadata, key_metadata
 from jaxnn.training.proposals import Problem
 
 __all__ = ["ProposeFn", "block_of", "check_problem", "facts_of"]
@@ -76,26 +76,25 @@ def facts_of(
     problem: Problem,
     layout: Layout,
     num_chains: int,
-    every: int,
     dtypes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What whoever goes on with this search has to share."""
     for name, dtype in dtypes.items():
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"{name} must be of a NumPy float to be saved; got {dtype}: cast it")
-    functions = {
-        "loss_fn": problem.loss,
-        "scale": problem.scale,
-        "temperature": problem.temperature,
-        "propose_fn": problem.propose,
-        "restart_fn": problem.restart,
-        "metric_fn": problem.metric,
-        "state_metric_fn": problem.state_metric,
+    rows, step = (problem.template, problem.batch), jax.ShapeDtypeStruct((), jnp.float32)
+    functions: dict[str, tuple[Any, tuple[Any, ...], tuple[int | None, ...] | None]] = {
+        "scale": (problem.scale, (step,), None),
+        "temperature": (problem.temperature, (step,), None),
+        "propose_fn": (problem.propose, (key, problem.template, step), (0, 0, 0)),
+        "restart_fn": (problem.restart, (key,), (0,)),
+        "metric_fn": (problem.metric, rows, (0, None)),
+        "state_metric_fn": (problem.state_metric, rows, (0, None)),
+        "loss_fn": (problem.loss, rows, (0, None)),
     }
     return {
         "trainer": "perturbation_search",
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "key_implementation": str(jax.random.key_impl(key)),
+        **key_metadata(key),
         "params": fingerprint(problem.template),
         "batch": fingerprint(problem.batch),
         "num_chains": num_chains,
@@ -103,6 +102,8 @@ def facts_of(
         "accept_ties": layout.ties,
         "adapt_scale": layout.adapts,
         "patience": None if problem.patience is None else int(problem.patience),
-        "record_every": every,
-        **{name: f and identity(f) for name, f in functions.items()},
+        **{
+            name: None if function is None else function_metadata(name, function, *args, axes=axes)
+            for name, (function, args, axes) in functions.items()
+        },
     }

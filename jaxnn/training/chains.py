@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from jaxnn.training.folding import COMPILER_OPTIONS
+from jaxnn.training.programs import program
 from jaxnn.training.proposals import (
     GROWTH,
     LIMIT,
@@ -93,7 +94,7 @@ class Records(NamedTuple):
     state_metric: Any
 
 
-@partial(jax.jit, static_argnames=("num_chains", "block"))
+@program(static_argnames=("num_chains", "block"))
 def start(problem: Problem, *, num_chains: int, block: int | None) -> State:
     """All chains at the template; its loss as that of every proposal, with so many beside it."""
     flat = ravel_pytree(problem.template)[0]
@@ -105,7 +106,7 @@ def start(problem: Problem, *, num_chains: int, block: int | None) -> State:
     return jax.tree.map(lambda leaf: jnp.tile(leaf, (num_chains, *[1] * leaf.ndim)), state)
 
 
-@partial(jax.jit, static_argnames="layout", compiler_options=COMPILER_OPTIONS)
+@program(static_argnames="layout", compiler_options=COMPILER_OPTIONS)
 def climb(
     problem: Problem,
     keys: jax.Array,

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -26,10 +27,11 @@ from uuid import uuid4
 import numpy as np
 from numpy.lib import format as npy
 
-from jaxnn.training.identities import checksum
+from jaxnn.training.fingerprint import checksum
 
 __all__ = [
     "LoadError",
+    "check_fits",
     "check_writable",
     "dumps",
     "load",
@@ -46,7 +48,7 @@ DTYPES = {np.dtype(f"<{kind}{size}") for kind in "iuf" for size in (2, 4, 8)}
 DTYPES |= {np.dtype(np.bool_), np.dtype(np.int8), np.dtype(np.uint8)}
 
 MAX_BYTES = 2**30
-MAX_TEXT = 2**17
+MAX_TEXT = 2**18
 """Bytes of facts, and of the zip's directory: read into Python, each takes up about thirty."""
 MAX_HEADER = 1_000
 """Characters before an array's data; a shape of 64 axes needs about 800."""
@@ -59,7 +61,8 @@ class LoadError(ValueError):
 def save(path: StrPath, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
     """Writes a checkpoint, in place of the one that may be there, in one step.
 
-    Several may save to one path at once: the last to finish wins, and nothing is mixed.
+    A link stays a link, and the file that it names keeps its mode. Several may save to one path
+    at once: the last to finish wins, and nothing is mixed.
 
     Args:
         path: the file; its directory must exist.
@@ -79,11 +82,13 @@ def save(path: StrPath, arrays: Mapping[str, np.ndarray], facts: Mapping[str, An
         ...     load(f"{folder}/run.npz")
         ({'losses': array([0., 0., 0.])}, {'step': 9223372036854775808})
     """
-    path, members = Path(path), _pack(arrays, facts)
-    with _beside(path) as temporary:
+    members = _pack(arrays, facts)
+    with _beside(Path(path)) as (temporary, target):
         _write(temporary, members)
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+        _sync_directory(target.parent)
 
 
 def load(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -152,8 +157,18 @@ def check_writable(path: StrPath) -> None:
         Traceback (most recent call last):
         FileNotFoundError: [Errno 2] No such file or directory: 'no/such/directory/run.npz'
     """
-    with _beside(Path(path)) as temporary:
+    with _beside(Path(path)) as (temporary, _):
         _write(temporary, {})
+
+
+def check_fits(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Refuses what `save` would refuse, without a file; for use before long work.
+
+    Raises:
+        TypeError: as `save`.
+        ValueError: as `save`.
+    """
+    _pack(arrays, facts)
 
 
 def _pack(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -191,14 +206,18 @@ def _as_member(name: str, array: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A new file name in the directory of `path`, unused in the end; errors name `path`."""
+def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
+    """A new file name beside the file that `path` names, unused in the end, and that file.
+
+    Errors name `path`. The new name is short, whatever the length of the old one.
+    """
+    target = Path(os.path.realpath(path))
     # A file from tempfile, and so the checkpoint, could be read by nobody but its owner.
-    temporary = path.parent / f"{path.name}.{uuid4().hex}.tmp"
+    temporary = target.parent / f".{uuid4().hex}.tmp"
     try:
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "Exists, and is not a regular file")
-        yield temporary
+        yield temporary, target
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from jaxnn.training.chain_history import Pieces, join_pieces, pieces_of
+from jaxnn.training.chain_history import (
+    Pieces,
+    bytes_per_step,
+    join_pieces,
+    pieces_of,
+    thinned,
+)
 from jaxnn.training.chain_rules import ChainRules, first_stop, status_before
 from jaxnn.training.chains import Layout, Records, State, climb, start
 from jaxnn.training.depths import Depths, best_depth, learn
 from jaxnn.training.naming import numbered_leaves, with_leaves
 from jaxnn.training.pacing import Status, chunks
 from jaxnn.training.proposals import Problem
+from jaxnn.training.recording import as_record_every
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
     Saver,
@@ -46,7 +54,8 @@ def walk_chains(
     saver: Saver | None,
     *,
     depth: int | None,
-    every: int,
+    record_every: int | None,
+    is_interrupted: Callable[[], bool],
     progress: bool,
 ) -> Climbed:
     """Climbs from the start, or from the checkpoint, to the last step or to a stop rule.
@@ -59,7 +68,8 @@ def walk_chains(
         rules: when to end.
         saver: where to save.
         depth: steps to look ahead; None to go by how rare acceptance is.
-        every: which steps to keep, every one or every second and so on.
+        record_every: which steps to keep, every one or every second and so on; None to choose.
+        is_interrupted: whether to end with the chunk at hand.
         progress: whether to show a progress bar.
 
     Returns:
@@ -69,7 +79,7 @@ def walk_chains(
     width = num_chains * layout.num_proposals
     depths = Depths(depth, width, layout.block)
     layout = layout._replace(capacity=_capacity(num_chains))
-    begun = _begin(problem, keys, layout, every, saver)
+    begun, every = _begin(problem, keys, layout, num_steps, record_every, saver)
     if begun.num_steps > num_steps:
         raise ValueError(
             f"num_steps must be at least {begun.num_steps}, as many as the checkpoint holds; "
@@ -79,7 +89,14 @@ def walk_chains(
     status = status_before(rules, state)
     left = num_steps - done if status == "completed" else 0
     started = saved = time.monotonic()
-    pieces = chunks(left, largest=layout.capacity, unit="steps", scale=num_chains, show=progress)
+    pieces = chunks(
+        left,
+        largest=layout.capacity,
+        unit="steps",
+        scale=num_chains,
+        is_interrupted=is_interrupted,
+        show=progress,
+    )
     try:
         for chunk in pieces:
             ahead, size = best_depth(depths, num_steps - done), chunk.end - chunk.begin
@@ -104,13 +121,13 @@ def walk_chains(
                 break
             if saver and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                 parts = [join_pieces(parts)]
-                _save(saver, Climbed(state, parts[0], done, "interrupted"))
+                _save(saver, Climbed(state, parts[0], done, "interrupted"), every)
                 saved = time.monotonic()
     finally:
         is_cut = done < num_steps and status == "completed"
         climbed = Climbed(state, join_pieces(parts), done, "interrupted" if is_cut else status)
         if saver:
-            _save(saver, climbed)
+            _save(saver, climbed, every)
     return climbed
 
 
@@ -130,24 +147,32 @@ def _capacity(num_chains: int) -> int:
 
 
 def _begin(
-    problem: Problem, keys: jax.Array, layout: Layout, every: int, saver: Saver | None
-) -> Climbed:
-    """Where to go on: at the start, or where the checkpoint ends."""
+    problem: Problem,
+    keys: jax.Array,
+    layout: Layout,
+    num_steps: int,
+    record_every: int | None,
+    saver: Saver | None,
+) -> tuple[Climbed, int]:
+    """Where to go on, at the start or where the checkpoint ends; and which steps to record."""
     state: State = jax.tree.map(
         np.asarray, start(problem, num_chains=len(keys), block=layout.block)
     )
     zero = np.uint32(0)
     _, seen = climb.eval_shape(problem, keys, state, zero, zero, layout=layout)
     nothing = jax.tree.map(lambda leaf: np.zeros((len(keys), 0), leaf.dtype), seen)
-    fresh = state, pieces_of(nothing, state, 0, every)
-    saved = saver and saver.load()
+    pieces = pieces_of(nothing, state, 0, 1)
+    saved = saver and saver.begin(numbered_leaves(state), has_history=True)
+    saved_every = saved.facts["record_every"] if saved else None
+    every = as_record_every(record_every, saved_every, bytes_per_step(pieces), num_steps)
     if not saved:
-        return Climbed(*fresh, 0, "completed")
-    arrays, facts = saved
-    state, pieces = with_leaves(fresh, arrays)
-    return Climbed(state, pieces, facts["next"], "completed")
+        return Climbed(state, pieces, 0, "completed"), every
+    state, done = with_leaves(state, saved.arrays), saved.facts["next"]
+    if saved.history is not None:
+        pieces = thinned(with_leaves(pieces, saved.history), done, every)
+    return Climbed(state, pieces, done, "completed"), every
 
 
-def _save(saver: Saver, climbed: Climbed) -> None:
-    arrays = numbered_leaves((climbed.state, climbed.pieces))
-    saver.save(arrays, {"next": climbed.num_steps, "status": climbed.status})
+def _save(saver: Saver, climbed: Climbed, every: int) -> None:
+    facts = {"next": climbed.num_steps, "status": climbed.status, "record_every": every}
+    saver.save(numbered_leaves(climbed.state), facts, numbered_leaves(climbed.pieces))

@@ -20,7 +20,7 @@ from jaxnn.training.callables import (
     shapes_of,
 )
 from jaxnn.training.descending import Cut, Rules
-from jaxnn.training.identities import fingerprint, identity
+from jaxnn.training.fingerprint import as_fact, fingerprint, function_metadata, key_metadata
 from jaxnn.training.networks import Networks, per_network
 from jaxnn.training.optimizers import Optimizer, check_optimizer, sgd
 
@@ -174,17 +174,25 @@ def facts_of(
     networks: Networks | None,
 ) -> dict[str, Any]:
     """What whoever goes on with this descent has to share."""
+    one, chosen = one_of(params, networks), one_of(optimizer, networks)
+    init, update = cast(Partial, chosen.init), cast(Partial, chosen.update)
+    state = shapes_of("optimizer.init", init, one)
+    axes = None if networks is None else (0, None)
     return {
         "trainer": "gradient_descent",
+        **key_metadata(key),
         "num_networks": None if networks is None else networks.count,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "key_implementation": str(jax.random.key_impl(key)),
-        "value_and_grad_fn": identity(function),
-        "optimizer": identity(cast(Partial, optimizer.update)),
-        "params": fingerprint(params),
-        "batch": fingerprint(batch),
+        "networks_a_block": None if networks is None else networks.width,
         "batch_size": cut.rows_a_step,
         "keep_remainder": cut.remainder > 0,
-        "rules": fingerprint(rules),
-        "networks_a_block": None if networks is None else networks.width,
+        **{name: as_fact(rule) for name, rule in rules._asdict().items() if name != "validation"},
+        "optimizer": function_metadata("optimizer", update, one, state, one),
+        "start of the optimizer": function_metadata("optimizer", init, one),
+        "numbers of the optimizer": fingerprint(optimizer),
+        "params": fingerprint(params),
+        "batch": fingerprint(batch),
+        "validation_batch": fingerprint(rules.validation),
+        "value_and_grad_fn": function_metadata(
+            "value_and_grad_fn", function, one, batch, axes=axes
+        ),
     }

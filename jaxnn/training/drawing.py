@@ -12,12 +12,16 @@ from jax.typing import ArrayLike
 
 from jaxnn.checks import as_count, as_key
 from jaxnn.training.callables import SampleFn, as_partial, check_concrete
-from jaxnn.training.streams import fold_index, words
+from jaxnn.training.programs import program
+from jaxnn.training.streams import fold_index, own_settings, words
 
-__all__ = ["candidates_stream", "reconstruct"]
+__all__ = ["candidates_stream", "check_draws", "reconstruct"]
 
 TAG = 0x52414E44
 """Folded into the key, so that no other trainer draws the same from it."""
+
+DRAWS_TO_DIFFER = 64
+"""A sampler of one fair bit draws the same from as many keys once in 2^63 searches."""
 
 
 def candidates_stream(key: jax.Array) -> jax.Array:
@@ -47,8 +51,23 @@ def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | Sequence[int] 
         (2,)
     """
     key, sample = as_key("key", key), as_partial("sample_fn", sample_fn)
-    with jax.threefry_partitionable(True):
+    with own_settings():
         return _draw(sample, candidates_stream(key), *_words_of(index))
+
+
+def check_draws(key: jax.Array, sample: Partial, start: int) -> None:
+    """Refuses a sampler that draws the same params from every key."""
+    stream = candidates_stream(key)
+    first = _draw(sample, stream, *words(start))
+    for index in range(1, DRAWS_TO_DIFFER):
+        other = _draw(sample, stream, *words((start + index) % 2**63))
+        pairs = zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
+        if not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
+            return
+    raise ValueError(
+        f"sample_fn must draw from its key; got the same params from {DRAWS_TO_DIFFER} keys: "
+        "use jax.random with the key, not NumPy's random numbers"
+    )
 
 
 def _words_of(index: Any) -> tuple[Any, Any]:
@@ -69,7 +88,7 @@ def _words_of(index: Any) -> tuple[Any, Any]:
     return (wide >> np.uint64(32)).astype(np.uint32), wide.astype(np.uint32)
 
 
-@jax.jit
+@program()
 def _draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> Any:
     if high.ndim:
         return jax.vmap(lambda *index: sample(fold_index(stream, *index)))(high, low)

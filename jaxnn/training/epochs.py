@@ -57,6 +57,8 @@ def walk(
     work_per_step: float,
     limits: Limits,
     saver: Saver | None,
+    *,
+    is_interrupted: Callable[[], bool],
     progress: bool,
 ) -> Walked:
     """Descends chunk after chunk, from the start or from the checkpoint.
@@ -69,6 +71,7 @@ def walk(
         work_per_step: evaluations of each step, for the callback.
         limits: when to end.
         saver: where to save.
+        is_interrupted: whether to end with the chunk at hand.
         progress: whether to show a progress bar.
 
     Returns:
@@ -90,7 +93,14 @@ def walk(
     started = saved = time.monotonic()
     lowest = _lowest(walked)
     try:
-        for chunk in chunks(left, largest=capacity, unit="epochs", show=progress, seconds=seconds):
+        for chunk in chunks(
+            left,
+            largest=capacity,
+            unit="epochs",
+            is_interrupted=is_interrupted,
+            show=progress,
+            seconds=seconds,
+        ):
             begin, size = np.uint32(first + chunk.begin), np.uint32(chunk.end - chunk.begin)
             state, records = descend(parts[-1].state, begin, size, capacity=capacity)
             parts.append(_walked(parts[-1], state, records, steps_per_epoch))
@@ -150,10 +160,10 @@ def _joined(parts: list[Walked]) -> Walked:
 
 
 def _resumed(saver: Saver | None, start: Walked) -> Walked:
-    saved = saver and saver.load()
+    saved = saver and saver.begin(numbered_leaves(jax.tree.map(np.asarray, start.state)))
     if not saved:
         return start
-    arrays, facts = saved
+    arrays, facts, _ = saved
     state = with_leaves(start.state, arrays)
     records = (arrays[name] for name in SAVED)
     return Walked(state, *records, num_epochs=facts["next"], stopped=False)

@@ -10,7 +10,7 @@ range is cut into chunks, devices, processes or runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from jaxnn.training.programs import program
 from jaxnn.training.streams import add, fold_index, words
 
 __all__ = ["Engine", "Statistic", "Tile", "fold_range", "merge_all", "shares"]
@@ -121,7 +122,7 @@ def shares(begin: int, end: int, tile: int, workers: int) -> Iterator[tuple[int,
         yield first, min(first + width, end)
 
 
-@partial(jax.jit, static_argnames="tile", compiler_options=COMPILER_OPTIONS)
+@program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)
 def _fold(
     engine: Engine,
     updates: Mapping[str, Partial],

@@ -53,7 +53,9 @@ from jaxnn.training.networks import (
     settle_blocks,
 )
 from jaxnn.training.optimizers import Optimizer
+from jaxnn.training.pacing import watch_interrupts
 from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
+from jaxnn.training.streams import own_settings
 
 __all__ = ["DescentHistory", "GradientDescentResult", "gradient_descent"]
 
@@ -171,7 +173,7 @@ def gradient_descent(
     if checkpoint is not None:
         facts = facts_of(key, function, chosen, params, batch, rules, cut, networks)
         saver = Saver(Path(checkpoint), facts)
-    with jax.threefry_partitionable(True):
+    with own_settings(), watch_interrupts() as is_interrupted:
         shared = (function, batch, rules)
         start = partial(begin, loss_dtype=loss_dtype, validates=rules.validation is not None)
         if networks is None:
@@ -186,7 +188,17 @@ def gradient_descent(
         if saver is not None:
             check_saveable(state)
         work = EVALUATIONS_PER_GRADIENT * sum(seen.rows_of_steps) / seen.rows / cut.steps
-        walked = walk(run, state, num_epochs, cut.steps, work, limits, saver, progress)
+        walked = walk(
+            run,
+            state,
+            num_epochs,
+            cut.steps,
+            work,
+            limits,
+            saver,
+            is_interrupted=is_interrupted,
+            progress=progress,
+        )
         end = settle if networks is None else partial(settle_blocks, networks)
         settled = end(function, batch, walked.state)
     validates, is_complete = rules.validation is not None, walked.num_epochs == num_epochs

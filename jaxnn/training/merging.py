@@ -15,12 +15,13 @@ import numpy as np
 from jaxnn.training import checkpoints
 from jaxnn.training.callables import SampleFn, as_partial
 from jaxnn.training.drawing import reconstruct
+from jaxnn.training.fingerprint import check_same_run, function_metadata
 from jaxnn.training.folding import merge_all
-from jaxnn.training.identities import identity, refuse_other
 from jaxnn.training.keeping import from_facts, statistics_of
 from jaxnn.training.pacing import Status
 from jaxnn.training.search_report import RandomSearchResult, report
 from jaxnn.training.searching import Reached, restored
+from jaxnn.training.streams import own_settings
 
 __all__ = ["Saved", "merge_saved", "merge_searches"]
 
@@ -37,7 +38,7 @@ class Saved(NamedTuple):
 
 
 def merge_searches(
-    paths: Sequence[str | os.PathLike[str]], sample_fn: SampleFn
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], sample_fn: SampleFn
 ) -> RandomSearchResult:
     """One result from the checkpoints of searches that differ in nothing but their range.
 
@@ -45,7 +46,7 @@ def merge_searches(
     may be unfinished and there may be gaps between them.
 
     Args:
-        paths: the checkpoints, in any order.
+        paths: the checkpoints, in any order; a path alone is one.
         sample_fn: the sampler of the searches; it gives the best candidate's weights back.
 
     Returns:
@@ -61,14 +62,19 @@ def merge_searches(
         Traceback (most recent call last):
         ValueError: paths must name at least one checkpoint; got none
     """
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
     if not paths:
         raise ValueError("paths must name at least one checkpoint; got none")
     sample = as_partial("sample_fn", sample_fn)
     saves = [Saved(os.fspath(path), *checkpoints.load(path)) for path in paths]
-    wanted = {"trainer": "random_search", "sample_fn": identity(sample)}
-    refuse_other(saves[0].name, saves[0].facts, wanted)
-    words = jnp.array(saves[0].facts["key"], jnp.uint32)
-    key = jax.random.wrap_key_data(words, impl=saves[0].facts["key_implementation"])
+    name, _, metadata = saves[0]
+    check_same_run(name, metadata, {"trainer": "random_search", "jax": jax.__version__})
+    words = jnp.array(metadata["key"], jnp.uint32)
+    key = jax.random.wrap_key_data(words, impl=metadata["key_implementation"])
+    with own_settings():
+        same = function_metadata("sample_fn", sample, key, axes=(0,))
+        check_same_run(name, metadata, {"sample_fn": same})
     return merge_saved(saves, partial(reconstruct, key, sample_fn))
 
 
@@ -76,7 +82,7 @@ def merge_saved(saves: Sequence[Saved], params_of: Callable[[int], Any]) -> Rand
     """The result of all the saved searches together; `params_of(index)` gives a candidate."""
     shared = {name: fact for name, fact in saves[0].facts.items() if name not in OWN_FACTS}
     for saved in saves[1:]:
-        refuse_other(saved.name, saved.facts, shared)
+        check_same_run(saved.name, saved.facts, shared)
     statistics = statistics_of(kept := from_facts(shared))
     walked = [saved for saved in saves if saved.facts["start"] < saved.facts["next"]]
     walked.sort(key=lambda saved: saved.facts["start"])

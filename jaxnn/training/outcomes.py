@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +22,10 @@ import numpy as np
 from jaxnn.checks import as_count, as_key
 from jaxnn.training import checkpoints
 from jaxnn.training.callables import SampleFn, as_batch, as_partial, drawn_shapes, shapes_of
-from jaxnn.training.drawing import candidates_stream
+from jaxnn.training.drawing import candidates_stream, check_draws
 from jaxnn.training.folding import COMPILER_OPTIONS, Engine
-from jaxnn.training.pacing import Status, chunks
+from jaxnn.training.pacing import Status, chunks, watch_interrupts
+from jaxnn.training.programs import program
 from jaxnn.training.searching import Span, facts_of
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
@@ -35,7 +35,7 @@ from jaxnn.training.stopping import (
     as_limits,
     ask_to_stop,
 )
-from jaxnn.training.streams import add, fold_index, words
+from jaxnn.training.streams import add, fold_index, own_settings, words
 from jaxnn.training.tally import Tally, merge, take
 from jaxnn.training.tiles import as_range, tile_size
 
@@ -136,8 +136,9 @@ def count_outcomes(
     limits = as_limits(max_seconds, None)
     tile = tile_size(outcome_fn, shapes, batch, memory_budget, jax.default_backend())
     span = Span(start, stop, tile)
-    with jax.threefry_partitionable(True):
+    with own_settings(), watch_interrupts() as is_interrupted:
         engine = Engine(outcome, sample, batch, candidates_stream(key))
+        check_draws(key, sample, start)
         saver = None
         if checkpoint is not None:
             _check_fits(max_outcomes, num_bits)
@@ -145,10 +146,19 @@ def count_outcomes(
             facts |= {"num_bits": num_bits, "max_outcomes": max_outcomes}
             saver = Saver(Path(checkpoint), facts)
         counted = _resumed(saver, span, num_bits)
-        counted, status = _walk(engine, span, counted, max_outcomes, limits, saver, show=progress)
-    packed, count, error, _, end = merge(counted, len(counted.waiting), max_outcomes)
-    order = np.argsort(-count, kind="stable")
-    return OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
+        counted, status = _walk(
+            engine,
+            span,
+            counted,
+            max_outcomes,
+            limits,
+            saver,
+            is_interrupted=is_interrupted,
+            show=progress,
+        )
+        packed, count, error, _, end = merge(counted, len(counted.waiting), max_outcomes)
+        order = np.argsort(-count, kind="stable")
+        return OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
 
 
 def _width(num_bits: int) -> int:
@@ -181,6 +191,7 @@ def _walk(
     limits: Limits,
     saver: Saver | None,
     *,
+    is_interrupted: Callable[[], bool],
     show: bool,
 ) -> tuple[Tally, Status]:
     """Draws and counts on, to the end of the span or until stopped."""
@@ -191,7 +202,13 @@ def _walk(
     started = saved = time.monotonic()
     try:
         for chunk in chunks(
-            -(-left // tile), largest=largest, unit="candidates", scale=tile, shown=left, show=show
+            -(-left // tile),
+            largest=largest,
+            unit="candidates",
+            scale=tile,
+            shown=left,
+            is_interrupted=is_interrupted,
+            show=show,
         ):
             number = chunk.end - chunk.begin
             wanted = min(number * tile, span.stop - tally.end)
@@ -212,7 +229,7 @@ def _walk(
     return tally, status
 
 
-@partial(jax.jit, static_argnames=("tile", "most"), compiler_options=COMPILER_OPTIONS)
+@program(static_argnames=("tile", "most"), compiler_options=COMPILER_OPTIONS)
 def _draw(
     engine: Engine,
     begin: tuple[jax.Array, jax.Array],
@@ -240,11 +257,12 @@ def _draw(
 
 def _resumed(saver: Saver | None, span: Span, num_bits: int) -> Tally:
     """Where to go on: at the start, or where the checkpoint ends."""
-    saved = saver and saver.load()
+    none = np.zeros((0, _width(num_bits)), np.uint8)
+    fresh = Tally(none, np.zeros(0, np.int64), 0, none, span.start)
+    saved = saver and saver.begin(_arrays(fresh))
     if not saved:
-        none = np.zeros((0, _width(num_bits)), np.uint8)
-        return Tally(none, np.zeros(0, np.int64), 0, none, span.start)
-    arrays, facts = saved
+        return fresh
+    arrays, facts, _ = saved
     if facts["next"] > span.stop:
         raise ValueError(
             f"num_candidates must be at least {facts['next'] - span.start}, as many as the "
@@ -256,5 +274,8 @@ def _resumed(saver: Saver | None, span: Span, num_bits: int) -> Tally:
 
 def _save(saver: Saver | None, tally: Tally) -> None:
     if saver is not None:
-        arrays = {"packed": tally.packed, "count": tally.count, "waiting": tally.waiting}
-        saver.save(arrays, {"error": tally.error, "next": tally.end})
+        saver.save(_arrays(tally), {"error": tally.error, "next": tally.end})
+
+
+def _arrays(tally: Tally) -> dict[str, np.ndarray]:
+    return {"packed": tally.packed, "count": tally.count, "waiting": tally.waiting}

@@ -46,10 +46,11 @@ from jaxnn.training.chain_setup import (
 )
 from jaxnn.training.chains import Layout
 from jaxnn.training.climbing import Climbed, walk_chains
-from jaxnn.training.pacing import Status
+from jaxnn.training.pacing import Status, watch_interrupts
 from jaxnn.training.proposals import Problem
 from jaxnn.training.schedules import Schedule, as_schedule, values_at
 from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
+from jaxnn.training.streams import own_settings
 
 __all__ = ["PerturbationSearchResult", "ProposeFn", "perturbation_search"]
 
@@ -106,7 +107,7 @@ def perturbation_search(
     restart_fn: SampleFn | None = None,
     metric_fn: MetricFn | None = None,
     state_metric_fn: MetricFn | None = None,
-    record_every: int = 1,
+    record_every: int | None = None,
     target_loss: float | None = None,
     max_seconds: float | None = None,
     callback: Callable[[SearchProgress], None] | None = None,
@@ -141,13 +142,16 @@ def perturbation_search(
             chapter records the accuracy; `model.accuracy` for instance.
         state_metric_fn: the same, recorded for what is accepted only, which costs next to
             nothing: the loss on a validation batch that the function holds itself, for instance.
-        record_every: which steps to keep in the history: every one, every second and so on.
+        record_every: which steps to keep in the history: every one, every second and so on. By
+            default every one, or of long runs every second, fourth and so on, so that the history
+            takes at most 768 MiB.
         target_loss: the search ends with the first step at or below, status "reached".
         max_seconds: the search ends when these are over, status "stopped".
         callback: called with a `SearchProgress` after every chunk, some four times a second; a
             `StopIteration` that it raises ends the search, status "stopped".
-        checkpoint: a file to save to every half minute and at the end. If it is there already,
-            the search goes on from it, and refuses one made with other settings.
+        checkpoint: a file to save to every half minute and at the end; the history is saved
+            beside it (`run.history.npz`). If it is there already, the search goes on from it, and
+            refuses one whose functions, data or settings compute anything else.
         look_ahead: steps to score at once from one parent; by default it follows from how rare
             acceptance is. It changes the pace and nothing else.
         progress: whether to show a progress bar.
@@ -172,7 +176,8 @@ def perturbation_search(
     key = as_key("key", key)
     num_steps = as_count("num_steps", num_steps, maximum=2**32 - 1)
     width = 1 if num_chains is None else as_count("num_chains", num_chains, 1, 2**31 - 1)
-    every = as_count("record_every", record_every, 1, 2**32 - 1)
+    if record_every is not None:
+        record_every = as_count("record_every", record_every, 1, 2**32 - 1)
     if look_ahead is not None:
         look_ahead = as_count("look_ahead", look_ahead, 1, MOST_AT_ONCE)
     start = as_params(params)
@@ -210,12 +215,12 @@ def perturbation_search(
     )
     if problem.patience is not None:
         problem = problem._replace(patience=np.uint32(problem.patience))
-    with jax.threefry_partitionable(True):
+    with own_settings(), watch_interrupts() as is_interrupted:
         stream = jax.random.fold_in(key, TAG)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(stream, jnp.arange(width, dtype=jnp.uint32))
         saver = None
         if checkpoint is not None:
-            saver = Saver(Path(checkpoint), facts_of(key, problem, layout, width, every, dtypes))
+            saver = Saver(Path(checkpoint), facts_of(key, problem, layout, width, dtypes))
         climbed = walk_chains(
             problem,
             keys,
@@ -224,19 +229,19 @@ def perturbation_search(
             rules,
             saver,
             depth=look_ahead,
-            every=every,
+            record_every=record_every,
+            is_interrupted=is_interrupted,
             progress=progress,
         )
-    return _result(problem, climbed, layout, every, one_chain=num_chains is None)
+        return _result(problem, climbed, layout, one_chain=num_chains is None)
 
 
 def _result(
-    problem: Problem, climbed: Climbed, layout: Layout, every: int, *, one_chain: bool
+    problem: Problem, climbed: Climbed, layout: Layout, *, one_chain: bool
 ) -> PerturbationSearchResult:
     state, temperature = climbed.state, problem.temperature
     history = as_history(
         climbed.pieces,
-        every,
         layout.num_proposals,
         partial(values_at, problem.scale),
         None if temperature is None else partial(values_at, temperature),

@@ -29,10 +29,11 @@ from jaxnn.training.callables import (
     drawn_shapes,
     shapes_of,
 )
-from jaxnn.training.drawing import candidates_stream, reconstruct
+from jaxnn.training.drawing import candidates_stream, check_draws, reconstruct
 from jaxnn.training.folding import Engine, shares
 from jaxnn.training.keeping import Collect, Kept, as_facts, as_kept, statistics_of
 from jaxnn.training.merging import Saved, merge_saved
+from jaxnn.training.pacing import watch_interrupts
 from jaxnn.training.processes import gather, own_path
 from jaxnn.training.search_report import RandomSearchResult, report
 from jaxnn.training.searching import (
@@ -43,6 +44,7 @@ from jaxnn.training.searching import (
     walk,
 )
 from jaxnn.training.stopping import Saver, SearchProgress, as_limits, as_target
+from jaxnn.training.streams import own_settings
 from jaxnn.training.tiles import as_range, tile_size
 
 __all__ = ["random_search"]
@@ -95,7 +97,8 @@ def random_search(
         callback: called with a `SearchProgress` after every chunk, some four times a second; a
             `StopIteration` that it raises ends the search, status "stopped".
         checkpoint: a file to save to every half minute and at the end. If it is there already,
-            the search goes on from it, and refuses one made with other settings.
+            the search goes on from it, and refuses one whose functions, data or settings compute
+            anything else.
         devices: where to work; by default all local devices.
         memory_budget: bytes for the largest intermediate value of a tile of candidates; by
             default 4 MiB on a CPU, so that it stays in the caches, and 256 MiB elsewhere.
@@ -140,19 +143,27 @@ def random_search(
     tile = tile_size(loss_fn, shapes, batch, memory_budget, workers[0].platform)
     span = _own_share(Span(start, stop, tile))
     alone = jax.process_count() == 1
-    with jax.threefry_partitionable(True):
+    with own_settings(), watch_interrupts() as is_interrupted:
         engine = Engine(loss, sample, batch, candidates_stream(key))
+        check_draws(key, sample, start)
         facts = {} if alone and checkpoint is None else _facts(key, span, engine, kept)
         saver = None if checkpoint is None else Saver(own_path(Path(checkpoint)), facts)
-        progress = progress and jax.process_index() == 0
-        statistics = statistics_of(kept)
-        reached = walk(engine, statistics, span, rules, workers, saver, progress=progress)
-    params_of = partial(reconstruct, key, sample_fn)
-    if alone:
-        return report(params_of, [(start, reached.end)], reached, kept)
-    messages = gather(checkpoints.dumps(*as_saved(facts, reached, span)))
-    parts = [Saved(f"process {i}", *checkpoints.loads(part)) for i, part in enumerate(messages)]
-    return merge_saved(parts, params_of)
+        reached = walk(
+            engine,
+            statistics_of(kept),
+            span,
+            rules,
+            workers,
+            saver,
+            is_interrupted=is_interrupted,
+            progress=progress and jax.process_index() == 0,
+        )
+        params_of = partial(reconstruct, key, sample_fn)
+        if alone:
+            return report(params_of, [(start, reached.end)], reached, kept)
+        messages = gather(checkpoints.dumps(*as_saved(facts, reached, span)))
+        parts = [Saved(f"process {i}", *checkpoints.loads(part)) for i, part in enumerate(messages)]
+        return merge_saved(parts, params_of)
 
 
 def _own_share(span: Span) -> Span:

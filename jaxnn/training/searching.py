@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from jaxnn.training.fingerprint import fingerprint, function_metadata, key_metadata
 from jaxnn.training.folding import Engine, Statistic, fold_range, merge_all
-from jaxnn.training.identities import fingerprint, identity
 from jaxnn.training.pacing import Status, chunks
 from jaxnn.training.stopping import (
     SECONDS_BETWEEN_SAVES,
@@ -74,6 +74,7 @@ def walk(
     devices: Sequence[Any],
     saver: Saver | None,
     *,
+    is_interrupted: Callable[[], bool],
     progress: bool,
 ) -> Reached:
     """Folds the span, from its checkpoint if there is one, to its end or to a stop rule."""
@@ -90,6 +91,7 @@ def walk(
             unit="candidates",
             scale=width,
             shown=span.stop - begin,
+            is_interrupted=is_interrupted,
             show=progress,
         ):
             end = min(begin + chunk.end * width, span.stop)
@@ -170,11 +172,11 @@ def _restore(
     saver: Saver | None, statistics: Mapping[str, Statistic], span: Span, rules: StopRules
 ) -> Reached:
     """Where to go on: at the start, or where the checkpoint ends."""
-    saved = saver and saver.load()
+    fresh = Reached(merge_all(statistics, _starts(statistics)), span.start, "completed")
+    saved = saver and saver.begin(dict(_named(fresh.totals)))
     if not (saver and saved):
-        return Reached(merge_all(statistics, _starts(statistics)), span.start, "completed")
-    arrays, facts = saved
-    totals = restored(arrays, statistics)
+        return fresh
+    facts, totals = saved.facts, restored(saved.arrays, statistics)
     if facts["next"] > span.stop:
         raise ValueError(
             f"num_candidates must be at least {facts['next'] - span.start}, as many as "
@@ -211,16 +213,15 @@ def facts_of(
     trainer: str, key: jax.Array, engine: Engine, span: Span, function: str
 ) -> dict[str, Any]:
     """What whoever goes on with a walk has to share; `function` is the value function's name."""
+    params = jax.eval_shape(engine.sample, key)
     return {
         "trainer": trainer,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "key_implementation": str(jax.random.key_impl(key)),
+        **key_metadata(key),
         "start": span.start,
-        "tile": span.tile,
-        function: identity(engine.value),
-        "sample_fn": identity(engine.sample),
-        "params": str(jax.eval_shape(engine.sample, key)),
+        "tile width, which memory_budget sets": span.tile,
+        "sample_fn": function_metadata("sample_fn", engine.sample, key, axes=(0,)),
         "batch": fingerprint(engine.batch),
+        function: function_metadata(function, engine.value, params, engine.batch, axes=(0, None)),
     }
 
 

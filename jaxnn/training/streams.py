@@ -6,11 +6,21 @@ it is a Python int.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["add", "fold_index", "join", "words"]
+__all__ = ["add", "fold_index", "join", "own_settings", "words"]
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Sets JAX as the trainers need it: draws by index, and inf as the loss of what has none."""
+    with jax.threefry_partitionable(True), jax.debug_infs(False):
+        yield
 
 
 def words(index: int) -> tuple[np.uint32, np.uint32]:

@@ -1,0 +1,171 @@
+"""Losses that differ in one number, which each kind of callable holds in a place of its own."""
+
+import dataclasses
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+
+def scaled(params, batch, c):
+    return jnp.sum((params - c * batch) ** 2)
+
+
+def by_keyword(params, batch, *, c):
+    return scaled(params, batch, c)
+
+
+def default(c):
+    return lambda params, batch, c=c: scaled(params, batch, c)
+
+
+def keyword_default(c):
+    def loss(params, batch, *, c=c):
+        return scaled(params, batch, c)
+
+    return loss
+
+
+class Plain:
+    def __init__(self, c):
+        self.c = c
+
+    def __call__(self, params, batch):
+        return scaled(params, batch, self.c)
+
+    def method(self, params, batch):
+        return scaled(params, batch, self.c)
+
+
+class Slots:
+    __slots__ = ("__weakref__", "c")
+
+    def __init__(self, c):
+        self.c = c
+
+    def __call__(self, params, batch):
+        return scaled(params, batch, self.c)
+
+
+@dataclasses.dataclass
+class Data:
+    c: float
+
+    def __call__(self, params, batch):
+        return scaled(params, batch, self.c)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    c: float
+
+    def __call__(self, params, batch):
+        return scaled(params, batch, self.c)
+
+
+def closure(value, number_of=lambda value: value):
+    """A closure over a value of any type, from which the number is taken inside."""
+    return lambda params, batch: scaled(params, batch, number_of(value))
+
+
+def inner_default(c):
+    def inner(x, c=c):
+        return c * x
+
+    return lambda params, batch: jnp.sum((params - inner(batch)) ** 2)
+
+
+def attribute(c):
+    def loss(params, batch):
+        return scaled(params, batch, loss.c)
+
+    loss.c = c
+    return loss
+
+
+def body(c):
+    names = {"jnp": jnp}
+    exec(f"def loss(params, batch): return jnp.sum((params - {c} * batch) ** 2)", names)
+    return names["loss"]
+
+
+def global_constant(c):
+    names = {"jnp": jnp, "SCALE": c}
+    exec("def loss(params, batch): return jnp.sum((params - SCALE * batch) ** 2)", names)
+    return names["loss"]
+
+
+def custom_jvp(c):
+    loss = jax.custom_jvp(closure(c))
+    loss.defjvps(None, None)
+    return loss
+
+
+def wraps(c):
+    @functools.wraps(scaled)
+    def loss(params, batch):
+        return scaled(params, batch, c)
+
+    return loss
+
+
+def vmapped(c):
+    mapped = jax.vmap(lambda p, b: (p - c * b) ** 2)
+    return lambda params, batch: jnp.sum(mapped(params, batch))
+
+
+def a_key(c):
+    return closure(jax.random.key(c), jax.random.uniform)
+
+
+OBJECTS = {
+    "default argument": default,
+    "keyword default": keyword_default,
+    "bound method": lambda c: Plain(c).method,
+    "object": Plain,
+    "object with slots": Slots,
+    "dataclass": Data,
+    "frozen dataclass": Frozen,
+}
+KINDS = {
+    **OBJECTS,
+    **{f"jit of {name}": lambda c, make=make: jax.jit(make(c)) for name, make in OBJECTS.items()
+       if name != "dataclass"},  # which has no hash, and jit takes none such
+    "jit of a partial, by place": lambda c: jax.jit(functools.partial(_c_first, c)),
+    "jit of a partial, by keyword": lambda c: jax.jit(functools.partial(by_keyword, c=c)),
+    "jit of a Partial": lambda c: jax.jit(Partial(by_keyword, c=c)),
+    "jit of jit": lambda c: jax.jit(jax.jit(closure(c))),
+    "attribute of an object": lambda c: closure(SimpleNamespace(c=c), lambda held: held.c),
+    "object that is called": lambda c: closure(lambda: c, lambda held: held()),
+    "frozenset": lambda c: closure(frozenset({c}), max),
+    "complex": lambda c: closure(complex(0, c), lambda held: held.imag),
+    "bytes": lambda c: closure(bytes([c]), lambda held: held[0]),
+    "range": lambda c: closure(range(c), len),
+    "inner function with a default": inner_default,
+    "attribute of a function": attribute,
+    "module global": global_constant,
+    "another body": body,
+    "float": lambda c: closure(float(c)),
+    "NumPy array": lambda c: closure(np.full(3, c, np.float32)),
+    "JAX array": lambda c: closure(jnp.full(3, float(c))),
+    "text": lambda c: closure(str(c), float),
+    "dtype": lambda c: closure(np.dtype(f"f{2 * c}"), lambda held: held.itemsize),
+    "key": a_key,
+    "list": lambda c: closure([c], sum),
+    "dict": lambda c: closure({"c": c}, lambda held: held["c"]),
+    "partial": lambda c: functools.partial(by_keyword, c=c),
+    "Partial": lambda c: Partial(by_keyword, c=float(c)),
+    "jit": lambda c: jax.jit(closure(c)),
+    "checkpoint": lambda c: jax.checkpoint(closure(c)),
+    "custom_jvp": custom_jvp,
+    "vmap": vmapped,
+    "value_and_grad": lambda c: lambda p, b: jax.value_and_grad(closure(c))(p, b)[0],
+    "wraps": wraps,
+}  # fmt: skip
+
+
+def _c_first(c, params, batch):
+    return scaled(params, batch, c)

@@ -1,0 +1,150 @@
+"""Programs live as long as the functions they were compiled for, and no longer."""
+
+import functools
+import gc
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import jaxnn
+from jaxnn.training import programs
+from jaxnn.training.programs import Program, forget, program
+
+KEY, BATCH = jax.random.key(0), jnp.ones(3)
+
+
+def draw(key):
+    return jax.random.normal(key, (3,))
+
+
+def loss_of(c, traces):
+    def loss(params, batch):
+        traces.append(c)
+        return jnp.sum((params - c * batch) ** 2)
+
+    return loss
+
+
+RUNS: dict[str, Any] = {
+    "random_search": lambda loss: jaxnn.random_search(KEY, loss, draw, BATCH, num_candidates=50),
+    "perturbation_search": lambda loss: jaxnn.perturbation_search(
+        KEY, loss, jnp.zeros(3), BATCH, num_steps=20, scale=0.1
+    ),
+    "gradient_descent": lambda loss: jaxnn.gradient_descent(
+        KEY, jax.value_and_grad(loss), jnp.zeros(3), BATCH, num_epochs=5, learning_rate=0.1
+    ),
+    "count_outcomes": lambda loss: jaxnn.count_outcomes(
+        KEY, lambda p, b: loss(p, b) > p, draw, BATCH, num_candidates=50
+    ),
+}
+
+
+def num_compiled():
+    return sum(len(each._compiled) for each in programs._programs)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_loss_that_nobody_holds_leaves_no_program_behind(name):
+    RUNS[name](loss_of(1.0, []))
+    gc.collect()
+    before, gone = num_compiled(), []
+    for c in (2.0, 3.0):
+        loss = loss_of(c, [])
+        RUNS[name](loss)
+        gone.append(weakref.ref(loss))
+        del loss
+        gc.collect()
+    assert [each() for each in gone] == [None, None]
+    assert num_compiled() == before
+
+
+@pytest.mark.parametrize("name", ["random_search", "perturbation_search"])
+def test_a_second_call_with_the_same_function_traces_nothing(name):
+    traces = []
+    loss = loss_of(1.0, traces)
+    RUNS[name](loss)
+    first = len(traces)
+    RUNS[name](loss)
+    assert first == len(traces) > 0
+
+
+@program()
+def applied(function, x):
+    return function(x)
+
+
+@dataclass
+class Scale:  # It has == and so no hash.
+    c: float
+    traces: int = 0
+
+    def __call__(self, x):
+        self.traces += 1
+        return self.c * x
+
+
+@pytest.mark.parametrize("of", [lambda s: s, lambda s: s.__call__, functools.partial])
+def test_objects_bound_methods_and_partials_are_known_again(of):
+    scale = Scale(3.0)
+    function = of(scale)
+    for _ in range(3):
+        assert applied(Partial(function), 2.0) == 6
+    assert scale.traces == 1
+
+
+def test_numbers_of_a_partial_compile_nothing():
+    traces = []
+
+    def scaled(c, x):
+        traces.append(c)
+        return c * x
+
+    assert [float(applied(Partial(scaled, c), 2.0)) for c in (1.0, 2.0, 3.0)] == [2, 4, 6]
+    assert len(traces) == 1
+
+
+def test_functions_within_functions_count():
+    def outer(inner, x):
+        return inner(x) + 1
+
+    results = [applied(Partial(outer, Partial(lambda x, c=c: c * x)), 2.0) for c in (1, 2)]
+    assert [float(result) for result in results] == [3, 5]
+
+
+def test_a_callable_without_weak_references_stays():
+    class Bare:
+        __slots__ = ()
+
+        def __call__(self, x):
+            return 2 * x
+
+    assert applied(Partial(Bare()), 2.0) == 4
+
+
+def test_a_forgotten_function_is_traced_again():
+    held = {"c": 2.0}
+
+    def scaled(x):
+        return held["c"] * x
+
+    function = Partial(scaled)
+    assert applied(function, 2.0) == 4
+    held["c"] = 3.0
+    assert applied(function, 2.0) == 4  # as under jit: a global is read when JAX traces
+    forget(scaled)
+    assert applied(function, 2.0) == 6
+
+
+def test_a_program_does_what_jit_does():
+    twice = Program(lambda function, x, *, times: function(x) * times, static_argnames="times")
+    double = Partial(lambda x: 2 * x)
+    assert twice(double, 1.0, times=3) == 6
+    assert twice.eval_shape(double, np.zeros((4,), np.float32), times=3).shape == (4,)
+    ready = twice.compile(double, np.float32(1), times=3)
+    assert [float(ready(double, np.float32(x))) for x in (1, 2)] == [6, 12]
