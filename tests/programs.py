@@ -22,16 +22,16 @@ def start_program(*arguments, **environment):
     )
 
 
-def kill_at_random_moments(program, path, seconds, times=25):
-    """Runs a program so often, kills it up to `seconds` after it says "ready", and returns how far
-    its checkpoint had come each time."""
+def end_at_random_moments(program, path, seconds, signum=signal.SIGKILL, times=20):
+    """Runs a program so often, sends it a signal up to `seconds` after it says "ready", and
+    returns how far its checkpoint had come each time."""
     rng, reached = np.random.default_rng(0), []
     for _ in range(times):
         running = start_program("-c", program)
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
         time.sleep(rng.uniform(0.0, seconds))
-        running.send_signal(signal.SIGKILL)
+        running.send_signal(signum)
         running.communicate()
         reached.append(checkpoints.load(path)[1]["next"] if path.exists() else 0)
     assert reached == sorted(reached)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from programs import kill_at_random_moments
 
 import jaxnn
 from jaxnn.training import (
@@ -381,15 +380,6 @@ def test_a_search_that_meets_nothing_finite_says_so():
     assert same(found.params, START)
 
 
-KILLED: dict[str, Any] = {
-    **FAMILY["all"],
-    "num_chains": 3,
-    "record_every": 100,
-    "metric_fn": first_bias,
-    "state_metric_fn": first_bias,
-}
-
-
 class TestCheckpoints:
     @pytest.mark.parametrize("name", [pytest.param("strict", marks=pytest.mark.exhaustive), "all"])
     def test_a_resumed_search_is_the_whole(self, name, tmp_path):
@@ -399,22 +389,6 @@ class TestCheckpoints:
         for steps in (0, 40, 41, 250, 250):
             found = climb(num_steps=steps, checkpoint=path, **options)
         assert same(found, climb(**options))
-
-    @pytest.mark.exhaustive
-    def test_killed_at_25_moments_it_resumes_to_the_same_bits(self, tmp_path):
-        """SIGKILL at random moments of a search that saves all the time."""
-        path = tmp_path / "chain.npz"
-        program = f"""
-import test_chains as here
-from jaxnn.training import climbing
-climbing.STEPS_PER_CHUNK, climbing.SECONDS_BETWEEN_SAVES = 256, 0.0
-print("ready", flush=True)
-here.climb(num_steps=10**7, checkpoint="{path}", **here.KILLED)
-"""
-        reached = kill_at_random_moments(program, path, seconds=8.0)
-        count = reached[-1] + 500
-        resumed = climb(num_steps=count, checkpoint=path, **KILLED)
-        assert same(resumed, climb(num_steps=count, **KILLED))
 
     def test_a_stopped_search_goes_on(self, tmp_path):
         def stop(_):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import kill_at_random_moments
 
 import jaxnn
 from jaxnn.training import checkpoints, epochs
@@ -116,23 +115,6 @@ def test_keys_that_are_no_file_names_are_saved_as_well(tmp_path):
         found = jaxnn.gradient_descent(KEY, function, start, batch, num_epochs=count, **options)
     whole = jaxnn.gradient_descent(KEY, function, start, batch, num_epochs=8, learning_rate=0.1)
     assert same(found, whole)
-
-
-@pytest.mark.exhaustive
-def test_killed_at_25_moments_it_resumes_to_the_same_bits(tmp_path):
-    """SIGKILL at random moments of a descent that saves all the time."""
-    path = tmp_path / "descent.npz"
-    program = f"""
-import test_epochs as here
-from jaxnn.training import epochs
-epochs.RECORDS_PER_CHUNK, epochs.SECONDS_BETWEEN_SAVES = 64, 0.0
-print("ready", flush=True)
-here.descend(10**6, checkpoint="{path}", **here.OPTIONS["batches"])
-"""
-    reached = kill_at_random_moments(program, path, seconds=8.0)
-    count = reached[-1] + 50
-    resumed = descend(count, checkpoint=path, **OPTIONS["batches"])
-    assert same(resumed, descend(count, **OPTIONS["batches"]))
 
 
 def test_chunks_of_any_size_give_the_same_bits(monkeypatch):

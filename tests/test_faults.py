@@ -1,0 +1,247 @@
+"""Signals at any moment, and disks that fill up, lose nothing of a run that has a checkpoint."""
+
+import os
+import signal
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from programs import end_at_random_moments
+
+import jaxnn
+from jaxnn.training import checkpoints, climbing, epochs, pacing, recording, searching, stopping
+
+KEY = jax.random.key(8)
+MODEL = jaxnn.mlp((2, 4, 3))
+BATCH = jaxnn.datasets.spiral(jax.random.key(1), samples=11)
+START = MODEL.init(jax.random.key(3))
+
+
+def search(count, **options) -> Any:
+    options = {"top_k": 9, "thresholds": (1.0, 1.1), "collect": jaxnn.Collect(1.05), **options}
+    return jaxnn.random_search(
+        KEY, MODEL.loss, MODEL.sampler(), BATCH, num_candidates=64 * count, **options
+    )
+
+
+def climb(count, **options) -> Any:
+    options = {"scale": 0.1, "temperature": 0.01, "num_chains": 3, "metric_fn": MODEL.accuracy,
+               "record_every": 10, **options}  # fmt: skip
+    return jaxnn.perturbation_search(KEY, MODEL.loss, START, BATCH, num_steps=count, **options)
+
+
+def descend(count, **options) -> Any:
+    optimizer = jaxnn.optimizers.sgd(0.1, momentum=0.9)
+    options = {"optimizer": optimizer, "batch_size": 8, "validation_batch": BATCH, **options}
+    return jaxnn.gradient_descent(
+        KEY, MODEL.value_and_grad, START, BATCH, num_epochs=count, **options
+    )
+
+
+def count(number, **options) -> Any:
+    def signs(params, batch):
+        return MODEL.apply(params, batch.x[:5])[:, 0] > 0.33
+
+    return jaxnn.count_outcomes(
+        KEY, signs, MODEL.sampler(), BATCH, num_candidates=64 * number, **options
+    )
+
+
+RUNS = {"search": search, "climb": climb, "descend": descend, "count": count}
+every_run = pytest.mark.parametrize("name", RUNS)
+
+
+def same(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f") for a, b in pairs)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The handlers that Python starts with, also where the tests run in the background."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {signum: signal.signal(signum, handler) for signum, handler in defaults.items()}
+    yield defaults
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["search", "climb", "descend"])
+def test_a_signal_ends_a_run_with_what_it_found_and_it_goes_on(name, signum, tmp_path, handlers):
+    run, path, sent = RUNS[name], tmp_path / "run.npz", []
+
+    def send(progress):
+        if not sent:
+            sent.append(progress)
+            os.kill(os.getpid(), signum)
+
+    first = run(400, checkpoint=path, callback=send)
+    assert first.status == "interrupted"
+    assert 0 < first.num_evaluations <= sent[0].num_evaluations + 2
+    assert {s: signal.getsignal(s) for s in handlers} == handlers
+    assert same(run(400, checkpoint=path), run(400))
+
+
+@pytest.mark.parametrize("name", ["search", "climb", "descend"])
+def test_an_error_restores_the_handlers_while_its_traceback_lives(name, handlers):
+    def fail(_):
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError) as held:
+        RUNS[name](400, callback=fail)
+    assert held.tb is not None
+    assert {s: signal.getsignal(s) for s in handlers} == handlers
+
+
+PROGRAM = """
+import test_faults as here
+here.save_all_the_time()
+print("ready", flush=True)
+here.RUNS[{name!r}](10**9, checkpoint={path!r})
+"""
+
+
+def save_all_the_time():
+    """Small chunks, and a save after each."""
+    searching.LARGEST_CHUNK, climbing.STEPS_PER_CHUNK, epochs.RECORDS_PER_CHUNK = 2**16, 256, 64
+    pacing.SECONDS_PER_CHUNK = 0.01
+    for module in (searching, climbing, epochs, stopping):
+        module.SECONDS_BETWEEN_SAVES = 0.0
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("name", ["search", "climb", "descend"])
+def test_ended_at_20_moments_it_resumes_to_the_same_bits(name, signum, tmp_path):
+    path = tmp_path / "run.npz"
+    program = PROGRAM.format(name=name, path=str(path))
+    end_at_random_moments(program, path, 8.0, signum)
+    done = checkpoints.load(path)[1]["next"]
+    whole = (done // 64 if name == "search" else done) + 50
+    assert same(RUNS[name](whole, checkpoint=path), RUNS[name](whole))
+
+
+class Full:
+    """A disk on which files whose names hold a word cannot be saved."""
+
+    def __init__(self, monkeypatch, word):
+        save, self.word = checkpoints.save, word
+
+        def save_or_not(path, *content):
+            if self.word and self.word in path.name:
+                raise OSError(28, "No space left on device", str(path))
+            save(path, *content)
+
+        monkeypatch.setattr(stopping.checkpoints, "save", save_or_not)
+
+
+def test_a_history_that_cannot_be_saved_keeps_no_state_from_being_saved(tmp_path, monkeypatch):
+    path, disk = tmp_path / "run.npz", Full(monkeypatch, "history")
+    with pytest.warns(RuntimeWarning, match=r"checkpoint not saved: .*run\.history\.npz"):
+        climb(100, checkpoint=path)
+    disk.word = None
+    climb(200, checkpoint=path)
+    resumed, whole = climb(300, checkpoint=path), climb(300)
+    assert same(resumed._replace(history=None, accepted_steps=None),
+                whole._replace(history=None, accepted_steps=None))  # fmt: skip
+    late = jax.tree.map(lambda leaf: leaf[..., 10:], whole.history)
+    assert same(resumed.history, late)
+    assert same(resumed.history.evaluations, whole.history.evaluations[10:])
+
+
+def test_a_history_that_is_ahead_of_its_state_is_cut(tmp_path, monkeypatch):
+    path = tmp_path / "run.npz"
+    climb(100, checkpoint=path)
+    disk = Full(monkeypatch, "run.npz")
+    with pytest.warns(RuntimeWarning, match="checkpoint not saved"):
+        climb(200, checkpoint=path)
+    disk.word = None
+    assert checkpoints.load(path)[1]["next"] == 100
+    assert same(climb(300, checkpoint=path), climb(300))
+
+
+def test_a_history_of_another_run_is_refused(tmp_path):
+    climb(10, checkpoint=tmp_path / "a.npz")
+    climb(10, checkpoint=tmp_path / "b.npz", scale=0.2)
+    os.replace(tmp_path / "b.history.npz", tmp_path / "a.history.npz")
+    with pytest.raises(ValueError, match=r"a\.history\.npz is of another run: scale was 0\.2, is"):
+        climb(20, checkpoint=tmp_path / "a.npz")
+
+
+def test_a_history_that_would_be_too_long_is_thinned_or_refused(tmp_path, monkeypatch):
+    full = climb(400, record_every=1)
+    monkeypatch.setattr(recording, "HISTORY_BYTES", 150 * (8 + 3 * 29))
+    thin = climb(400, record_every=None)
+    every = jax.tree.map(lambda leaf: leaf[..., 3::4], full.history)
+    assert same(thin.history, every)
+    assert same(thin.params, full.params)
+    with pytest.raises(ValueError, match="record_every must be at least 3, or None, for a history"):
+        climb(400, record_every=2)
+    # A longer run thins what the checkpoint holds.
+    path = tmp_path / "run.npz"
+    climb(100, record_every=None, checkpoint=path)
+    climb(200, record_every=None, checkpoint=path)
+    assert same(climb(400, record_every=None, checkpoint=path), thin)
+
+
+def test_settings_that_are_long_are_saved_and_longer_ones_refused_before_the_start(tmp_path):
+    path = tmp_path / "run.npz"
+    edges = np.linspace(0.1, 9.7, 4096).astype(np.float32)
+    options = {"thresholds": edges, "bins": edges, "checkpoint": path}
+    with warnings.catch_warnings(action="error"):
+        search(2, **options)
+    assert same(search(4, **options), search(4, thresholds=edges, bins=edges))
+
+
+def test_a_state_that_no_checkpoint_holds_is_refused_before_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MAX_BYTES", 20_000)
+    with pytest.raises(ValueError, match="a checkpoint must have at most"):
+        climb(10, num_chains=1_000, checkpoint=tmp_path / "run.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_a_checkpoint_stays_one_and_its_file_keeps_its_mode(tmp_path):
+    real, link = tmp_path / "real.npz", tmp_path / "link.npz"
+    search(2, checkpoint=real)
+    real.chmod(0o640)
+    link.symlink_to(real)
+    search(4, checkpoint=link)
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert same(search(4, checkpoint=real), search(4))
+
+
+def test_a_long_name_is_no_obstacle(tmp_path):
+    search(2, checkpoint=tmp_path / f"{'x' * 240}.npz")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@every_run
+def test_debugging_infinities_breaks_no_run(name):
+    expected = RUNS[name](10)
+    with jax.debug_infs(True):
+        assert same(RUNS[name](10), expected)
+
+
+def test_a_path_alone_can_be_merged(tmp_path):
+    found = search(4, checkpoint=tmp_path / "a.npz")
+    assert same(jaxnn.merge_searches(str(tmp_path / "a.npz"), MODEL.sampler()), found)
+
+
+def test_a_loss_with_penalty_resumes_and_an_edited_one_does_not(tmp_path):
+    def make(strength):
+        def loss(params, batch):
+            penalty = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+            return MODEL.loss(params, batch) + strength * penalty
+
+        return loss
+
+    options: dict[str, Any] = {"scale": 0.1, "checkpoint": tmp_path / "run.npz"}
+    jaxnn.perturbation_search(KEY, make(0.1), START, BATCH, num_steps=10, **options)
+    jaxnn.perturbation_search(KEY, make(0.1), START, BATCH, num_steps=20, **options)
+    with pytest.raises(ValueError, match=r"another run: strength of loss_fn was 0\.1, is 0\.2;"):
+        jaxnn.perturbation_search(KEY, make(0.2), START, BATCH, num_steps=30, **options)
