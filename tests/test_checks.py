@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+from keys import KEY_IMPLEMENTATIONS
 
 from jaxnn import checks
 
@@ -29,7 +30,7 @@ def test_is_traced_only_inside_a_transformation():
     assert seen == [False, False, False, True, True, True]
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "philox4x32"])
+@pytest.mark.parametrize("implementation", KEY_IMPLEMENTATIONS)
 def test_as_key_returns_a_typed_key_itself(implementation):
     key = jax.random.key(5, impl=implementation)
     assert checks.as_key("key", key) is key

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.tree_util import Partial
+from keys import KEY_IMPLEMENTATIONS
 from kinds_of_callable import KINDS, body, closure, default, global_constant
 
 import jaxnn
@@ -56,6 +57,7 @@ def test_the_same_values_have_one_fingerprint():
 
 def test_any_change_changes_the_fingerprint():
     x, key = np.arange(6, dtype=np.float32), jax.random.key(0)
+    others = [jax.random.key(0, impl=name) for name in KEY_IMPLEMENTATIONS[1:]]
     changed = x.copy()
     changed[-1] = np.nextafter(changed[-1], 9)
     trees = [
@@ -66,7 +68,7 @@ def test_any_change_changes_the_fingerprint():
         x[:0].reshape(0, 2),
         [x[:3], x[3:]], [x[:2], x[2:]], [], np.float32(0), np.zeros(1, np.float32),
         [np.zeros(1, np.float32), np.zeros(0, np.float32)], key, jax.random.key_data(key),
-        jax.random.key(1), jax.random.split(key), jax.random.key(0, impl="philox4x32"),
+        jax.random.key(1), jax.random.split(key), *others,
     ]  # fmt: skip
     assert len({fingerprint(tree) for tree in trees}) == len(trees)
 
@@ -159,6 +161,7 @@ def test_the_number_that_makes_the_difference_is_named(first, second, arguments,
 
 IN_ANOTHER_PROCESS = """
 import json
+from keys import KEY_IMPLEMENTATIONS
 from kinds_of_callable import KINDS
 from test_fingerprint import metadata
 print(json.dumps({name: metadata(make(1))["computes"] for name, make in KINDS.items()}))

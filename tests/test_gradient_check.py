@@ -232,7 +232,7 @@ def test_a_fault_fails_in_the_leaves_it_reaches_and_in_no_other(fault):
     assert all(leaf.ratio == pytest.approx(1, abs=1e-12) for leaf in right)
 
 
-@pytest.mark.parametrize("fault", set(BROKEN) - {"one coordinate off by a millionth"})
+@pytest.mark.parametrize("fault", sorted(set(BROKEN) - {"one coordinate off by a millionth"}))
 def test_finite_differences_find_the_fault_without_jax_grad(fault):
     """With `jax.grad` never consulted, the other witness alone fails the same leaves."""
     report = check(fault, tolerance=1e30)

@@ -1,10 +1,13 @@
 """Whole weight sets from one key: their distribution, their bits and their scales."""
 
+from itertools import cycle, product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from keys import KEY_IMPLEMENTATIONS
 
 from jaxnn.model.layers import Dense, layer_shapes
 from jaxnn.model.network import mlp
@@ -13,7 +16,7 @@ from jaxnn.model.sampling import DISTRIBUTIONS, sampler
 SHAPES = layer_shapes((3, 5, 2))
 BIG = (((200, 300), (300,)), ((50, 400), (400,)))
 KEY = jax.random.key(11)
-KEYS = {name: jax.random.key(12, impl=name) for name in ("threefry2x32", "philox4x32")}
+KEYS = {name: jax.random.key(12, impl=name) for name in KEY_IMPLEMENTATIONS}
 UNITS = {
     "normal": scipy.stats.norm(),
     "uniform": scipy.stats.uniform(-1, 2),
@@ -46,7 +49,7 @@ def test_a_draw_is_params_of_the_network(hidden_biases):
 
 
 @pytest.mark.parametrize(
-    ("distribution", "implementation"), list(zip(DISTRIBUTIONS, 2 * list(KEYS), strict=True))
+    ("distribution", "implementation"), list(zip(DISTRIBUTIONS, cycle(KEYS), strict=False))
 )
 def test_moments_and_shape_of_the_distribution(distribution, implementation):
     scales, unit = (0.3, 4.0), UNITS[distribution]
@@ -83,22 +86,13 @@ def test_entries_keys_and_leaves_are_unrelated():
     assert abs(neighbours) < 5 / np.sqrt(20_000)
 
 
-def every(distribution, implementation, *marks):
-    return pytest.param(distribution, implementation, marks=marks)
+def in_tier(case):
+    is_quick = case == ("normal", "threefry2x32")
+    return pytest.param(*case, marks=() if is_quick else pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(
-    ("distribution", "implementation"),
-    [
-        every("normal", "threefry2x32"),
-        every("uniform", "philox4x32", pytest.mark.exhaustive),
-        every("he", "philox4x32", pytest.mark.exhaustive),
-        every("normal", "philox4x32", pytest.mark.exhaustive),
-        every("uniform", "threefry2x32", pytest.mark.exhaustive),
-        every("he", "threefry2x32", pytest.mark.exhaustive),
-        every("lecun", "threefry2x32", pytest.mark.exhaustive),
-        every("lecun", "philox4x32", pytest.mark.exhaustive),
-    ],
+    ("distribution", "implementation"), list(map(in_tier, product(DISTRIBUTIONS, KEYS)))
 )
 def test_the_same_key_gives_the_same_bits_however_it_is_called(distribution, implementation):
     sample_fn = sampler(SHAPES, scale=0.05, distribution=distribution)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from keys import KEY_IMPLEMENTATIONS
 
 from jaxnn.training import streams
 
@@ -76,7 +77,7 @@ def test_indices_that_share_a_word_have_keys_of_their_own():
     assert len({tuple(key_of(*pair)) for pair in words}) == len(words)
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "philox4x32"])
+@pytest.mark.parametrize("implementation", KEY_IMPLEMENTATIONS)
 def test_many_keys_at_once_are_those_of_a_loop(implementation):
     stream = jax.random.key(4, impl=implementation)
     high, low = np.transpose([streams.words(index) for index in BORDERS])

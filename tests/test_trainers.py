@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from keys import needs_philox
 from tolerances import FORWARD
 
 import jaxnn
@@ -164,6 +165,7 @@ def test_the_same_key_gives_the_same_result_and_another_another(train):
     assert other.loss != first.loss
 
 
+@needs_philox
 @draws_now
 def test_philox_keys_work_and_draw_otherwise(train):
     key = jax.random.key(2024, impl="philox4x32")

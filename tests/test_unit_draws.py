@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import scipy.special
 from jax.extend.random import threefry_2x32
+from keys import KEY_IMPLEMENTATIONS
 
 from jaxnn.unit_draws import normals, threefry, uniforms
 
 KEY = jax.random.key(5)
-PHILOX = jax.random.key(5, impl="philox4x32")
+KEYS = [jax.random.key(5, impl=name) for name in KEY_IMPLEMENTATIONS]
 
 
 def test_threefry_against_the_authors_known_answers():
@@ -44,7 +45,7 @@ def test_both_words_of_each_block_are_used_and_none_twice(count):
     np.testing.assert_array_equal(drawn[blocks:], longest[500 : 500 + count - blocks])
 
 
-@pytest.mark.parametrize("key", [KEY, PHILOX])
+@pytest.mark.parametrize("key", KEYS)
 def test_uniforms_are_odd_multiples_of_two_to_the_minus_23(key):
     drawn = np.asarray(uniforms(key, 100_001))
     assert (drawn.shape, drawn.dtype) == ((100_001,), np.float32)
@@ -56,7 +57,7 @@ def test_uniforms_are_odd_multiples_of_two_to_the_minus_23(key):
     assert np.all(np.abs(share - 0.5) < 5 * 0.5 / np.sqrt(drawn.size))  # every bit is fair
 
 
-@pytest.mark.parametrize("key", [KEY, PHILOX])
+@pytest.mark.parametrize("key", KEYS)
 def test_normals_are_the_inverse_of_the_uniforms(key):
     u = np.asarray(uniforms(key, 10_001), np.float64)
     expected = np.sqrt(2) * scipy.special.erfinv(u)

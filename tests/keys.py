@@ -1,0 +1,23 @@
+"""The kinds of keys that jaxnn takes and that the JAX at hand has: 0.10.1 has no philox."""
+
+import jax
+import pytest
+
+from jaxnn import checks
+
+
+def _is_known(implementation):
+    try:
+        jax.random.key(0, impl=implementation)
+    except ValueError as error:
+        if "unrecognized PRNG implementation" in str(error):
+            return False
+        raise
+    return True
+
+
+KEY_IMPLEMENTATIONS = [name for name in checks.KEY_IMPLEMENTATIONS if _is_known(name)]
+
+needs_philox = pytest.mark.skipif(
+    "philox4x32" not in KEY_IMPLEMENTATIONS, reason=f"jax {jax.__version__} has no philox4x32"
+)

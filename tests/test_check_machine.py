@@ -1,0 +1,207 @@
+"""The check of a machine: it knows a right JAX, and each kind of a wrong one."""
+
+import json
+import re
+import tomllib
+from itertools import count
+from pathlib import Path
+
+import check_machine
+import jax
+import numpy as np
+import pytest
+from check_machine import FACTOR, Check
+from tolerances import GRADIENT, leaf_error
+
+import jaxnn
+
+SMALL, ROWS = (2, 3, 3), (33, 64)
+
+
+@pytest.mark.exhaustive
+def test_this_machine_passes(tmp_path, capsys):
+    assert check_machine.main(["--json", str(tmp_path / "machine.json")]) == 0
+    facts = json.loads((tmp_path / "machine.json").read_text())
+    assert facts["passed"]
+    assert facts["machine"]["jax"] == jax.__version__
+    assert "WRONG" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("hidden", ["relu", "tanh"])
+def test_the_witness_is_right(hidden):
+    model = jaxnn.mlp((2, 5, 4, 3), hidden=hidden)
+    params = check_machine.draw_params(model.settings.sizes, seed=3)
+    batch = check_machine.draw_batch(23, model.settings.sizes, hidden)
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+        expected, gradient = jax.value_and_grad(model.loss_reference)(params, batch)
+    assert check_machine.loss_of(params, batch, hidden) == pytest.approx(float(expected), 1e-12)
+    if hidden == "tanh":
+        loss, by_hand = check_machine.loss_and_gradient_of(params, batch)
+        assert loss == pytest.approx(float(expected), 1e-12)
+        pairs = zip(jax.tree.leaves(by_hand), jax.tree.leaves(gradient), strict=True)
+        assert max(leaf_error(*pair) for pair in pairs) < GRADIENT["float64"]
+
+
+def test_the_witness_takes_several_networks_at_once():
+    stacked = check_machine.draw_params(SMALL, 0, 4)
+    batch = check_machine.draw_batch(23, SMALL)
+    losses = check_machine.loss_of(stacked, batch)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(4)]
+    np.testing.assert_allclose(losses, [check_machine.loss_of(one, batch) for one in each], 1e-12)
+
+
+@pytest.mark.parametrize(("kind", "networks"), [("loss", 1), ("loss", 3), ("loss and gradient", 1)])
+def test_right_losses_pass(kind, networks):
+    check = check_machine.check_network(kind, SMALL, networks, ROWS)
+    assert check.passed
+    assert 0 < check.measured < 2e-6
+    assert re.fullmatch("at (33|64) rows", check.note)
+
+
+@pytest.mark.parametrize("name", check_machine.SUMS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_right_sums_pass(name, dtype):
+    check = check_machine.check_sums(name, dtype, ROWS)
+    assert check.passed
+    assert check.measured < {"float32": 2e-6, "float64": 1e-13}[dtype]
+
+
+def test_right_lanes_scans_and_repeats_pass(monkeypatch):
+    assert check_machine.check_lanes(SMALL, ROWS).passed
+    assert check_machine.check_repeats(SMALL, 3).passed
+    seconds = iter([1e-3, 4.2e-3])
+    monkeypatch.setattr(check_machine, "seconds_of", lambda run: next(seconds))
+    check = check_machine.check_scan(100)
+    assert (check.measured, check.passed) == (pytest.approx(4.2), True)
+
+
+def broken_model(monkeypatch, **functions):
+    """Puts functions, made from those of the model, in the place of those of every model."""
+    right = jaxnn.mlp
+
+    def wrong(sizes, **settings):
+        model = right(sizes, **settings)
+        return model._replace(**{name: make(model) for name, make in functions.items()})
+
+    monkeypatch.setattr(check_machine.jaxnn, "mlp", wrong)
+
+
+def without_the_last_row(batch):
+    return jaxnn.Batch(batch.x[:-1], batch.y[:-1])
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+def test_a_loss_that_misses_one_row_of_many_fails(networks, monkeypatch):
+    broken_model(
+        monkeypatch,
+        loss=lambda model: lambda params, batch: model.loss(params, without_the_last_row(batch)),
+    )
+    check = check_machine.check_network("loss", SMALL, networks, [2**16 + 1])
+    assert not check.passed
+    assert check.note == "at 65,537 rows"
+
+
+def test_a_gradient_that_misses_one_row_of_many_fails(monkeypatch):
+    def make(model):
+        def value_and_grad(params, batch):
+            _, gradient = model.value_and_grad(params, without_the_last_row(batch))
+            return model.loss(params, batch), gradient
+
+        return value_and_grad
+
+    broken_model(monkeypatch, value_and_grad=make)
+    assert not check_machine.check_network("loss and gradient", SMALL, 1, [2**16 + 1]).passed
+
+
+def test_sums_of_which_the_last_row_is_another_fail(monkeypatch):
+    """As jax 0.10.2 makes them: the last row of 2^14 + 1 is that of 16 rows before."""
+    wrong = lambda matrix, x: check_machine.sums_at_once(matrix, x.at[-1].set(x[-17]))  # noqa: E731
+    monkeypatch.setitem(check_machine.SUMS, "by row", wrong)
+    check = check_machine.check_sums("by row", "float64", [2**14 + 1])
+    assert not check.passed
+    assert check.measured > 1e-4
+
+
+def test_lanes_that_are_swapped_fail(monkeypatch):
+    broken_model(monkeypatch, loss=lambda model: lambda p, b: model.loss(p, b) + p[0].biases[0])
+    assert not check_machine.check_lanes(SMALL, ROWS).passed
+
+
+def test_a_loop_that_takes_the_square_of_its_length_fails(monkeypatch):
+    seconds = iter([1e-3, 1e-3 * FACTOR**2])
+    monkeypatch.setattr(check_machine, "seconds_of", lambda run: next(seconds))
+    assert not check_machine.check_scan(100).passed
+
+
+def test_bits_that_change_are_counted(monkeypatch):
+    calls = count()
+
+    def make(model):
+        return lambda *arguments: model.loss(*arguments) * (1 + 1e-6 * (next(calls) in (2, 5)))
+
+    broken_model(monkeypatch, loss=make)
+    check = check_machine.check_repeats(SMALL, 6)
+    assert (check.measured, check.passed) == (2, False)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_not_finite_fails(wrong):
+    assert not check_machine.worst("loss", {1: 1e-9, 2: wrong, 3: 1e-8}, "rows").passed
+    error = check_machine.relative_error((np.ones(3), np.array([1.0, wrong])), (np.ones(3), 2.0))
+    assert not error < np.inf
+
+
+def test_the_versions_with_known_faults_are_those_that_the_project_excludes():
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    requirements = tomllib.loads(text)["project"]["dependencies"]
+    for package in ("jax", "jaxlib"):
+        (requirement,) = [r for r in requirements if re.match(rf"{package}\b", r)]
+        assert set(re.findall(r"!=([\d.]+)", requirement)) == set(check_machine.KNOWN_FAULTS)
+
+
+def test_a_version_with_a_known_fault_fails():
+    assert check_machine.check_versions(["0.10.1", "0.10.1"]).passed
+    assert check_machine.check_versions(["0.12.0.1", "0.12.0.1"]).passed
+    for versions in (["0.10.2", "0.10.2"], ["0.12.0.1", "0.10.2"]):
+        check = check_machine.check_versions(versions)
+        assert not check.passed
+        assert check.note == "0.10.2 computes wrong numbers on CPUs: jax-ml/jax issue 39103"
+
+
+@pytest.mark.parametrize("measured", [0.5, 2.0, np.nan])
+def test_the_table_the_facts_and_the_status_agree(measured, monkeypatch, tmp_path, capsys):
+    checks = [Check("sums", 1e-8, 2e-5, "at 7 rows"), Check("scan", measured, 1.0)]
+    monkeypatch.setattr(check_machine, "plan", lambda *_: [lambda c=c: c for c in checks])
+    path = tmp_path / "new" / "machine.json"
+    passed = measured == 0.5
+    assert check_machine.main(["--json", str(path)]) == (0 if passed else 1)
+    facts = json.loads(path.read_text())
+    assert facts["passed"] == passed
+    assert [check["passed"] for check in facts["checks"]] == [True, passed]
+    lines = capsys.readouterr().out.split("\n")
+    assert f"jax {jax.__version__}, " in lines[0]
+    assert re.fullmatch(r"sums +1e-08 +2e-05  ok    at 7 rows", lines[2])
+    assert re.fullmatch(rf"scan .* 1  {'ok' if passed else 'WRONG'}", lines[3])
+    assert lines[4].startswith(f"{1 + passed} of 2 checks passed")
+
+
+def test_every_layout_length_and_type_is_in_the_plan():
+    plan = check_machine.plan(check_machine.LENGTHS, 10)
+    named = [(run.func.__name__, *run.args) for run in plan]
+    assert check_machine.LENGTHS == (2**14, 2**14 + 1, 2**15 + 1, 2**16 + 1)
+    for sizes in ((2, 3, 3), (2, 16, 16, 3), (2, 64, 64, 3)):
+        for kind, networks in (("loss", 1), ("loss", 16), ("loss and gradient", 1)):
+            assert ("check_network", kind, sizes, networks, check_machine.LENGTHS) in named
+    assert len(named) == len(set(named)) == 29
+    for name in check_machine.SUMS:
+        for dtype in ("float32", "float64"):
+            assert ("check_sums", name, dtype, check_machine.LENGTHS) in named
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--lengths", "0"], ["--lengths", "x"], ["--repeats", "0"], ["--rows", "3"]]
+)
+def test_bad_arguments_exit_with_2(arguments):
+    with pytest.raises(SystemExit, match="2"):
+        check_machine.main(arguments)
