@@ -3,7 +3,7 @@
 A central difference misses the slope by a truncation error that falls with the square of the step
 and by a rounding error that grows as the step shrinks. On a log-log plot against the step, the
 distance from a right gradient is a V; that from a wrong one stays as large as the gradient is
-wrong.
+wrong. At a kink the central difference is the mean of the slopes on both sides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS = tuple(float(step) for step in np.logspace(-11, -1, 31))
 
 
 class DifferenceErrors(NamedTuple):
-    """Distances from central differences, relative to the largest coordinate of `jax.grad`.
+    """Distances from central differences, relative to the largest finite part of `jax.grad`.
 
     Attributes:
         step: of the differences, relative to the largest parameter, `(steps,)`.
@@ -97,7 +97,8 @@ def _errors(
     flat, unravel = ravel_pytree(params)
     gradient = ravel_pytree(by_hand(params, batch)[1])[0]
     by_jax = ravel_pytree(jax.grad(loss)(params, batch))[0]
-    largest, size = jnp.max(jnp.abs(flat)), jnp.max(jnp.abs(by_jax))
+    largest = jnp.max(jnp.abs(flat))
+    size = jnp.max(jnp.abs(by_jax), where=jnp.isfinite(by_jax), initial=0)
     size = jnp.where(size > 0, size, 1)
 
     def distances(step: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,22 +14,23 @@ class LeafReport(NamedTuple):
 
     Errors are relative to the leaf's largest coordinate in the same sample, or to a thousandth of
     the largest coordinate of all leaves and samples where that is more, or to `ROUNDING` times
-    the largest loss where all gradients vanish. What the loss's own rounding explains is
-    forgiven: `ROUNDING` times the loss, over the step for differences.
+    the largest loss where all gradients vanish. What rounding explains is taken off them, so an
+    error of rounding is 0: `ROUNDING` times the loss or the largest coordinate, whichever is more;
+    for differences, `ROUNDING` times the loss over the step, and times the difference.
 
     Attributes:
         name: where the leaf is, such as `params[0].weights`.
         shape: its shape.
         largest: largest magnitude of its gradient.
-        error: largest error against `jax.grad`.
+        error: largest error against `jax.grad`; at a kink, against the slopes on both sides.
         difference_error: largest distance from the interval between the finite differences.
-        ratio: factor that fits the gradient to that of `jax.grad`, in least squares; 1 if right.
-        num_kinks: coordinates where the two finite differences disagree.
-        passed: whether both errors, less what is forgiven, are within their tolerances.
+        ratio: factor that fits the gradient to the right one, in least squares; 1 if right.
+        num_kinks: coordinates at a kink: the slopes on both sides differ.
+        passed: whether both errors are within their tolerances.
         sample: number of the parameter set in which it is most wrong, by whichever witness.
         coordinate: place of the most wrong coordinate in the leaf; `()` for a scalar.
         gradient: the gradient under test there.
-        expected: what that witness says it is.
+        expected: what that witness says it is; of several right slopes, the nearest.
     """
 
     name: str
@@ -60,6 +61,7 @@ class GradientReport(NamedTuple):
         worst: the leaf that is most wrong, relative to the tolerances.
         worst_key: `sampler(report.worst_key)` is the parameter set in which it is; None if the
             params were given.
+        notes: where not all witnesses had a say, or several slopes are right, a sentence each.
     """
 
     leaves: tuple[LeafReport, ...]
@@ -71,6 +73,7 @@ class GradientReport(NamedTuple):
     suggestions: tuple[str, ...]
     worst: LeafReport
     worst_key: jax.Array | None
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
         """The table, and what follows from it if anything is wrong."""
@@ -81,18 +84,20 @@ class GradientReport(NamedTuple):
         lines = [
             f"gradient check {word}: {self.num_samples} parameter sets in float64, "
             f"tolerance {self.tolerance:g}, differences {self.difference_tolerance:g}, "
-            f"loss error {self.value_error:.1e}",
+            f"loss error {_short(self.value_error)}",
             header + "".join(f"{c:>10}" for c in columns[3:5]),
         ]
         for leaf in self.leaves:
             numbers = (leaf.largest, leaf.error, leaf.difference_error)
             lines.append(
                 f"{leaf.name:<{width}}  {leaf.shape!s:<10}"
-                + "".join(f"{number:>16.1e}" for number in numbers)
+                + "".join(f"{_short(number):>16}" for number in numbers)
                 + f"{leaf.ratio:>10.4f}{leaf.num_kinks:>10}"
                 + ("  ok" if leaf.passed else "  WRONG")
             )
-        return "\n".join(lines if self.passed else [*lines, "", *self._faults()])
+        after = [] if self.passed else self._faults()
+        after += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, "", *after] if after else lines)
 
     def _faults(self) -> list[str]:
         """Where it is worst, and what it may be."""
@@ -105,3 +110,7 @@ class GradientReport(NamedTuple):
             f"{self.worst.expected:.6g}, in parameter set {self.worst.sample}{source}"
         )
         return [worst, *(f"perhaps: {suggestion}" for suggestion in self.suggestions)]
+
+
+def _short(number: float) -> str:
+    return f"{number:.1e}" if number else "0"

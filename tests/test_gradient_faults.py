@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from test_gradient_check import FAULTS, NAMES, ROWS, by_hand, check, data, loss_fn, sample
 
 import jaxnn
+from jaxnn import gradient_faults
 from jaxnn.gradient_check import check_gradients
 from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, Activation
@@ -33,7 +34,7 @@ AT_WRONG_PLACE = "right only as the params go to 0"
         ("wrong sign", "b0 b1 b2 w0 w1 w2", "of the wrong sign"),
         ("weight not transposed", "b0 w0", r"right where params\['w1'\] is symmetric"),
         ("hidden bias forgotten", "b0", "left out: it is 0 everywhere"),
-        ("half a weight gradient", "w2", "factor 0.5 = 1/2; the 2 of 2x, .* is missing"),
+        ("half a weight gradient", "w2", "off by the factor 0.5 = 1/2; 2 columns: [^x]*$"),
         ("output bias of one row", "b2", "wrong in 3 of 3 coordinates"),
         ("one coordinate off by a millionth", "w0", "wrong in 1 of 8 coordinates"),
         ("nan in one coordinate", "w0", "wrong in 1 of 8 coordinates"),
@@ -199,6 +200,75 @@ def test_a_penalty_left_out_and_a_leaf_that_does_not_matter_are_named():
         "params['idle']: should be 0 everywhere: the loss does not depend on it",
         "params['w']: off by -0.2 times the params: a penalty, left out or wrong",
     )
+
+
+def cubic(params, batch):
+    """Neither a layer nor an activation, neither a square nor a mean."""
+    return jnp.sum(jnp.sum(batch, axis=1) * jnp.sum(params + params * params * params))
+
+
+def cubic_by_hand(number, params, batch):
+    total, square = jnp.sum(batch), params * params
+    wrong = [
+        total * jnp.ones_like(params),
+        3 * square * total,
+        4 * (1 + 3 * square + square * square) * total,
+        (1 + 3 * square) * total / len(batch),
+        (1 + 3 * square) * total * (1 + 1e-8),
+    ]
+    return cubic(params, batch), jnp.stack(wrong)[number]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0, "right only as the params go to 0"),
+        (1, "it vanishes where pre-activations are near 0"),
+        (2, "wrong in 2 of 2 coordinates, and no usual fault fits"),
+        (3, "off by the factor 0.142857 = 1/7; the 7 rows: 1/7 is there twice"),
+        (4, "off by 1e-7 of its largest coordinate at most, as where something is in float32"),
+    ],
+)
+def test_nothing_is_blamed_that_the_loss_does_not_contain(number, said):
+    def normals(key):
+        return jax.random.normal(key, (2,))
+
+    rows = np.ones((ROWS, 3), np.float32)
+    report = check_gradients(KEY, cubic, Partial(cubic_by_hand, np.int32(number)), normals, rows)
+    assert report.suggestions == (f"params: {said}",)
+
+
+def test_a_relu_is_blamed_only_where_the_loss_has_one():
+    def magnitude(params, batch):
+        return jnp.sum(jnp.abs(params))
+
+    def ones(params, batch):
+        return magnitude(params, batch), jnp.ones_like(params)
+
+    params = np.array([1.0, -2.0], np.float32)
+    report = check_gradients(KEY, magnitude, ones, params, None)
+    assert report.suggestions == ("params: right where params and inputs are all positive",)
+
+
+@pytest.mark.parametrize(
+    ("function", "contains", "lacks"),
+    [
+        (jax.nn.sigmoid, "logistic", "max tanh exp"),
+        (jax.nn.relu, "max", "logistic exp"),
+        (jax.nn.softmax, "div", "max exp logistic"),
+        (lambda x: 1 / (1 + jnp.exp(-x)), "exp div", "logistic max"),
+        (lambda x: jax.lax.scan(lambda c, _: (jnp.tanh(c), None), x, None, 3)[0], "tanh", "max"),
+        (lambda x: jax.lax.cond(x[0] > 0, jnp.sin, jnp.square, x), "sin square gt", "max exp"),
+        (lambda x: x[:, None] * x[None, :] @ x, "dot_general", "square max"),
+        (lambda x: x * x, "square", "max"),
+        (lambda x: jnp.arange(3)[jnp.argmax(x)].astype(x.dtype) * x, "mul", "lt select_n max"),
+    ],
+)  # fmt: skip
+def test_what_a_loss_is_made_of_is_read_through_every_inner_function(function, contains, lacks):
+    for wrapped in (function, jax.jit(function), jax.checkpoint(function)):
+        parts = gradient_faults._parts(jax.make_jaxpr(wrapped)(jnp.ones(3)).jaxpr)
+        assert set(contains.split()) <= parts
+        assert not set(lacks.split()) & parts
 
 
 def test_a_batch_of_keys_and_a_noisy_loss_keep_the_report():
