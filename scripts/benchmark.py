@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chain_peers import CHAINS, WAYS
-from command_line import Sizes, count, layer_sizes, write_json
+from command_line import Sizes, command, count, layer_sizes, new_file, new_folder, write_json
 from descent_peers import DESCENTS, NETWORKS, ONE
 from equal_evaluations import TILE, compared, draw_rows, faster, pieces_of
 from problems import DATA
@@ -224,11 +224,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of candidates of jaxnn on 2-3-3; none skips this part")  # fmt: skip
     add("--evaluations", type=count, default=5 * TILE, help="of each library, for its loss")
     add("--seeds", type=count, default=3, help="of each library, for its loss")
-    add("--output", type=Path, default=Path("output"), help="folder for losses and their figure")
-    add("--json", type=Path, metavar="FILE", help="write all figures here")
+    add(
+        "--output",
+        type=new_folder,
+        default=Path("output"),
+        help="folder for losses and their figure",
+    )
+    add("--json", type=new_file, metavar="FILE", help="write all figures here")
     add("--markdown", action="store_true", help="print tables as Markdown")
     arguments = parser.parse_args(argv)
-    if arguments.seconds <= 0 or arguments.repeats < 1 or min(arguments.counts, default=10) < 10:
+    if (
+        not 0 < arguments.seconds < math.inf
+        or arguments.repeats < 1
+        or min(arguments.counts, default=10) < 10
+    ):
         parser.error("--seconds must be above 0, --repeats at least 1 and --counts at least 10")
     if arguments.steps < 100:
         parser.error(f"--steps must be at least 100; got {arguments.steps}")
@@ -282,6 +291,7 @@ def report_losses(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"evaluations": evaluations, "rows": rows}
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     arguments = parse(argv)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from resuming import finished
 from search_peers import jax_loss, numpy_loss, torch_network
 from turns import Search
 
@@ -164,15 +165,18 @@ def jaxnn_chains(
     given = jax.random.key(seed), model.loss, start_of(model, seed), batch
     options = {"scale": STEP, "num_chains": num_chains, "record_every": 100 if num_chains else 1}
     width = num_chains or 1
-    return lambda steps: (
-        jaxnn.perturbation_search(*given, num_steps=max(steps // width, 1), **options).loss
-    )
+
+    def search(steps: int) -> Any:
+        num_steps = max(steps // width, 1)
+        return finished(jaxnn.perturbation_search(*given, num_steps=num_steps, **options)).loss
+
+    return search
 
 
 def jaxnn_search(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
     """Random search: what many chains are held against."""
     given = jax.random.key(seed), model.loss, model.sampler(scale=STEP), batch
-    return lambda steps: jaxnn.random_search(*given, num_candidates=steps).loss
+    return lambda steps: finished(jaxnn.random_search(*given, num_candidates=steps)).loss
 
 
 WAYS: dict[str, tuple[Way, float]] = {

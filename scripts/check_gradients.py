@@ -1,8 +1,8 @@
 r"""Checks gradients against `jax.grad` and finite differences: all of the library's, or your own.
 
-Exits with status 1 if any gradient is wrong. Your own functions are named as `module:function` or
-`file.py:function`; params and batch as well, where a function of no argument is called, and one of
-a key, `sample_fn(key)`, draws params.
+Exits with status 1 if any gradient is wrong, and with 2 after an error. Your own functions are
+named as `module:function` or `file.py:function`; params and batch as well, where a function of no
+argument is called, and one of a key, `sample_fn(key)`, draws params.
 
     python scripts/check_gradients.py
     python scripts/check_gradients.py --depths 1 2 3 4 5 --samples 100 --json gradients.json
@@ -16,16 +16,19 @@ import argparse
 import inspect
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 import matplotlib
 import numpy as np
-from command_line import count, parser_for, write_json
+from command_line import command, count, new_file, parser_for, write_json
 from tqdm import tqdm
 
 import jaxnn
@@ -59,15 +62,16 @@ def random_batch(loss: str, seed: int) -> jaxnn.Batch:
     return jaxnn.Batch(x, generator.normal(size=(ROWS, OUTPUTS)).astype(np.float32))
 
 
-def check(model: jaxnn.Model, seed: int, samples: int) -> jaxnn.GradientReport:
+def check(model: jaxnn.Model, arguments: argparse.Namespace) -> jaxnn.GradientReport:
     """The report of one network."""
     return jaxnn.check_gradients(
-        jax.random.key(seed),
+        jax.random.key(arguments.seed),
         model.loss_reference,
         model.value_and_grad,
         model.sampler(scale=1.0),
-        random_batch(model.settings.loss, seed),
-        num_samples=samples,
+        random_batch(model.settings.loss, arguments.seed),
+        num_samples=arguments.samples,
+        tolerance=arguments.tolerance,
     )
 
 
@@ -91,16 +95,42 @@ def scope_of(place: str) -> dict[str, Any]:
     return vars(import_module(place))
 
 
+def file_of(place: str) -> Path | None:
+    """The file that a place is in, if there is one."""
+    spec = None if place.endswith(".py") else find_spec(place)
+    name = place if place.endswith(".py") else spec and spec.origin
+    return Path(name).resolve() if name else None
+
+
+@contextmanager
+def blamed(*places: str) -> Iterator[None]:
+    """Makes an error in the user's own files a `ValueError` that says where it came from."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        own = {file_of(place) for place in places}
+        lines = traceback.extract_tb(error.__traceback__)
+        lines = [line for line in lines if Path(line.filename).resolve() in own]
+        if isinstance(error, SyntaxError):
+            raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+        if not lines:
+            raise
+        where = f"{lines[-1].filename}, line {lines[-1].lineno}, in {lines[-1].name}"
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+
+
 def named(text: str, called: bool) -> Any:
     """What `module:name` or `file.py:name` names; its result, if that is wanted and it can be."""
     place, _, name = text.partition(":")
     if not name:
         raise argparse.ArgumentTypeError(f"must be module:name or file.py:name; got {text}")
     try:
-        value = scope_of(place)[name]
+        with blamed(place):
+            value = scope_of(place)[name]
     except (ImportError, OSError, KeyError) as error:
         raise argparse.ArgumentTypeError(f"there is no {text}: {error!r}") from error
-    return value() if called and callable(value) and not needs(value) else value
+    with blamed(place):
+        return value() if called and callable(value) and not needs(value) else value
 
 
 def needs(function: Callable[..., Any]) -> bool:
@@ -108,6 +138,18 @@ def needs(function: Callable[..., Any]) -> bool:
     parameters = inspect.signature(function).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return any(p.default is p.empty and p.kind in positional for p in parameters)
+
+
+def refuse_other_arguments(function: Any) -> None:
+    """Refuses a function that does not take params and batch, with its place."""
+    try:
+        inspect.signature(function).bind("params", "batch")
+    except TypeError as error:
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        if code is None:
+            raise
+        where = f"{code.co_filename}, line {code.co_firstlineno}, in {code.co_name}"
+        raise ValueError(f"{where}: {error} for (params, batch)") from error
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -118,8 +160,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="numbers of layers of the library's networks")  # fmt: skip
     add("--samples", type=count, default=20, help="parameter sets a network, as 1e4")
     add("--seed", type=int, default=0, help="of the data and the parameter sets")
+    add("--tolerance", type=float, default=1e-9, help="against jax.grad, relative")
     add("--verbose", action="store_true", help="print every network's table")
-    add("--json", type=Path, metavar="FILE", help="write the reports here")
+    add("--json", type=new_file, metavar="FILE", help="write the reports here")
     own = parser.add_argument_group("your own gradient")
     names = {
         "loss": "loss(params, batch), differentiable by JAX",
@@ -129,14 +172,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     }
     for name, meaning in names.items():
         own.add_argument(f"--{name}", metavar="PLACE:NAME", help=meaning)
-    own.add_argument("--tolerance", type=float, default=1e-9, help="against jax.grad, relative")
-    own.add_argument("--plot", type=Path, metavar="FILE", help="error against difference step")
+    own.add_argument("--plot", type=new_file, metavar="FILE", help="error against difference step")
     arguments = parser.parse_args(argv)
     given = [name for name in names if getattr(arguments, name) is not None]
     if given and not {"loss", "gradient", "params"} <= set(given):
         parser.error("--loss, --gradient and --params go together")
     if arguments.plot and not given:
         parser.error("--plot is for your own gradient: give --loss, --gradient and --params")
+    arguments.places = [getattr(arguments, name).partition(":")[0] for name in given]
     try:
         for name in given:
             setattr(arguments, name, named(getattr(arguments, name), name in ("params", "batch")))
@@ -148,14 +191,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def check_own(arguments: argparse.Namespace) -> int:
     """The report on the user's own functions; returns the exit status."""
     functions = arguments.loss, arguments.gradient
-    report = jaxnn.check_gradients(
-        jax.random.key(arguments.seed),
-        *functions,
-        arguments.params,
-        arguments.batch,
-        num_samples=arguments.samples,
-        tolerance=arguments.tolerance,
-    )
+    for function in filter(callable, functions):
+        refuse_other_arguments(function)
+    with blamed(*arguments.places):
+        report = jaxnn.check_gradients(
+            jax.random.key(arguments.seed),
+            *functions,
+            arguments.params,
+            arguments.batch,
+            num_samples=arguments.samples,
+            tolerance=arguments.tolerance,
+        )
     print(report)
     write_json(arguments.json, facts(report))
     if arguments.plot:
@@ -191,7 +237,7 @@ def check_all(arguments: argparse.Namespace) -> int:
     models = list(networks(arguments.depths))
     reports = []
     for model in tqdm(models, unit=" networks"):
-        reports.append(check(model, arguments.seed, arguments.samples))
+        reports.append(check(model, arguments))
         if arguments.verbose or not reports[-1].passed:
             tqdm.write(f"\n{model}\n{reports[-1]}")
     pairs = zip(models, reports, strict=True)
@@ -209,6 +255,7 @@ def check_all(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the checks; returns the exit status."""
     arguments = parse(argv)

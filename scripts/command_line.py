@@ -1,16 +1,60 @@
-"""What the command lines of the scripts share."""
+"""What the command lines of the scripts share.
+
+Exit statuses: 0 for success, 1 for a check that failed, such as a wrong gradient, 2 for an error,
+in one line on stderr, and 130 after Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from problems import DATA
+from tqdm import tqdm
 
 Sizes = tuple[int, ...]
+EXPECTED = (
+    TypeError, ValueError, OSError, MemoryError, ArithmeticError, ImportError, RuntimeError,
+)  # fmt: skip
+"""What bad arguments, missing files and small machines come to; anything else is a bug here."""
+
+
+def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """A script's `main(argv)` that returns an exit status, also after an error or Ctrl-C.
+
+    An error is told in one line on stderr; one that no argument should cause, with its traceback.
+    """
+    script = Path(main.__code__.co_filename).name
+
+    @wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except KeyboardInterrupt:
+            tqdm.write(f"{script}: interrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            if not isinstance(error, EXPECTED):
+                traceback.print_exc()
+            tqdm.write(f"{script}: error: {in_one_line(error)}", file=sys.stderr)
+            return 2
+
+    return run
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says, with its name where that is not plain from the words."""
+    words, name = " ".join(str(error).split()), type(error).__name__
+    plain = type(error) in (TypeError, ValueError) or isinstance(error, OSError)
+    return words if words and plain else f"{name}: {words}" if words else name
 
 
 def parser_for(documentation: str | None) -> argparse.ArgumentParser:
@@ -42,13 +86,31 @@ def film_file(text: str) -> Path:
     """The name of a GIF."""
     if not text.endswith(".gif"):
         raise argparse.ArgumentTypeError(f"must name a .gif file; got {text}")
+    return new_file(text)
+
+
+def new_file(text: str) -> Path:
+    """The name of a file to write; refused at the start if that cannot be, not after the work."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must name a file; got the folder {text}")
+    new_folder(str(Path(text).parent))
+    return Path(text)
+
+
+def new_folder(text: str) -> Path:
+    """The name of a folder to write to, which is there or can be made."""
+    whole = Path(text).absolute()
+    there = next(path for path in (whole, *whole.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise argparse.ArgumentTypeError(f"must be a folder to write to; got {text}")
     return Path(text)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Options that say where results go."""
-    parser.add_argument("--output", type=Path, default=Path("output"), help="folder for figures")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the facts here")
+    add = parser.add_argument
+    add("--output", type=new_folder, default=Path("output"), help="folder for figures")
+    add("--json", type=new_file, metavar="FILE", help="write the facts here")
 
 
 def count(text: str) -> int:

@@ -10,7 +10,6 @@ and its own start. Prints a table and writes the figures.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 import numpy as np
+from command_line import command, new_file, new_folder, write_json
+from resuming import finished
 from tqdm import tqdm
 
 import jaxnn
@@ -124,12 +125,10 @@ def run(experiment: Experiment, method: Method, seed: int, verbose: bool) -> Run
     batch = draw(experiment.data, data_key, SAMPLES)
     params = model.init(init_key)
     # Tiny, for compilation's sake.
-    method.train(key, model, params, batch, 1)
+    finished(method.train(key, model, params, batch, 1))
     started = time.perf_counter()
-    result = method.train(key, model, params, batch, method.amount)
+    result = finished(method.train(key, model, params, batch, method.amount))
     seconds = time.perf_counter() - started
-    if result.status == "interrupted":
-        raise KeyboardInterrupt
     if verbose:
         tqdm.write(f"\n{experiment.title}, seed {seed}, {method.name}")
         for iteration, loss, accuracy in improvements(result, key, model, method, batch):
@@ -302,8 +301,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--candidates", type=int, default=20_000, help="of random search")
     parser.add_argument("--steps", type=int, default=10_000, help="of perturbation search")
     parser.add_argument("--epochs", type=int, default=10_000, help="of gradient descent")
-    parser.add_argument("--output", type=Path, default=Path("output"), help="folder for figures")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table's facts here")
+    parser.add_argument(
+        "--output", type=new_folder, default=Path("output"), help="folder for figures"
+    )
+    parser.add_argument(
+        "--json", type=new_file, metavar="FILE", help="write the table's facts here"
+    )
     parser.add_argument("--verbose", action="store_true", help="print every improvement")
     arguments = parser.parse_args(argv)
     for name in ("seeds", "candidates", "steps", "epochs"):
@@ -312,6 +315,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison; returns the exit status."""
     arguments = parse(argv)
@@ -328,9 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(rows))
     for path in draw_all(runs, bayes, arguments.output):
         print(path)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    write_json(arguments.json, rows)
     return 0
 
 

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 import numpy as np
-from command_line import add_output, count, parser_for, write_json
+from command_line import add_output, command, count, parser_for, write_json
 from problems import DATA, measured
+from resuming import finished
 from scipy.stats import quantile_test
 from tqdm import tqdm
 from turns import MISSING, table
@@ -100,7 +101,7 @@ def climb(problem: Problem, member: str, seed: int, most: int) -> Climb:
         record_every=max(steps // POINTS, 1),
         **options,
     )
-    accuracy = float(model.accuracy(found.params, batch))
+    accuracy = float(model.accuracy(finished(found).params, batch))
     return Climb(found.loss, accuracy, found.history.evaluations, found.history.best_loss)
 
 
@@ -164,6 +165,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison; returns the exit status."""
     arguments = parse(argv)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from resuming import finished
 from search_peers import jax_loss, torch_network
 from turns import Search
 
@@ -150,7 +151,7 @@ def jaxnn_descent(
             batch_size=batch_size,
             num_networks=networks,
         )
-        return np.min(trained.loss)
+        return np.min(finished(trained).loss)
 
     return search
 

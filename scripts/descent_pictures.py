@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from command_line import add_output, count, parser_for, write_json
+from command_line import add_output, command, count, parser_for, write_json
 from films import write
 from matplotlib.animation import FuncAnimation
+from resuming import finished
 
 import jaxnn
 
@@ -61,7 +62,8 @@ def paths(batch: jaxnn.Batch, rates: np.ndarray, weights: int, steps: int) -> np
         learning_rate=rates,
         num_networks=len(rates),
     )
-    return np.stack([np.asarray(descend(num_epochs=n).params) for n in range(steps + 1)])
+    results = (finished(descend(num_epochs=number)) for number in range(steps + 1))
+    return np.stack([np.asarray(result.params) for result in results])
 
 
 def losses(weights: np.ndarray, batch: jaxnn.Batch) -> np.ndarray:
@@ -122,6 +124,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws both films; returns the exit status."""
     arguments = parse(argv)

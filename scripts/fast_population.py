@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command_line import add_problem, count, parser_for
+from command_line import add_problem, command, count, parser_for
 from problems import DATA
 from search_peers import jax_loss
 from turns import Search, take_turns, timed
@@ -48,6 +48,8 @@ def evolve(
 ) -> Search:
     """A run of so many generations; returns the best loss met."""
     strategies: Any = import_module("evosax.algorithms")
+    if not hasattr(strategies, strategy_name):
+        raise ValueError(f"--strategy must be one of evosax.algorithms; got {strategy_name}")
     strategy = getattr(strategies, strategy_name)(population, start)
     settings = strategy.default_params
     losses_of = jax.vmap(partial(loss_fn, batch=batch))
@@ -67,6 +69,7 @@ def evolve(
     return lambda generations: float(run(generations))
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Takes turns with both losses; prints the pace of each and the loss it comes to."""
     arguments = parse(argv)

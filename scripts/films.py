@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
+from resuming import finished
 
 import jaxnn
 
@@ -25,7 +26,7 @@ def film_regions(
 
     def frame(number: int) -> list[Any]:
         axes.clear()
-        found = train(int(counts[number]))
+        found = finished(train(int(counts[number])))
         jaxnn.plotting.decision_regions(partial(model.apply, found.params), batch, ax=axes)
         axes.set_title(f"step {counts[number]:,}: loss {found.loss:.3f}")
         return []

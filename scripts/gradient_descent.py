@@ -23,6 +23,7 @@ from command_line import (
     add_limits,
     add_output,
     add_problem,
+    command,
     count,
     film_file,
     parser_for,
@@ -30,6 +31,7 @@ from command_line import (
 )
 from films import film_regions
 from problems import DATA
+from resuming import finished
 
 import jaxnn
 from jaxnn.training import checkpoints
@@ -130,9 +132,11 @@ def params_of_best(result: Any) -> Any:
 
 def timed(train: Callable[..., Any], arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
     """Runs the descent; returns its result and its pace."""
-    train(num_epochs=1)  # compiles, so that the seconds below are the descent's own
+    finished(train(num_epochs=1))  # compiles, so that the seconds below are the descent's own
     saved: Path | None = arguments.checkpoint
-    before = int(np.sum(checkpoints.load(saved)[0]["num_steps"])) if saved and saved.exists() else 0
+    before = 0
+    if saved and saved.exists():
+        before = int(np.sum(checkpoints.load(saved)[0].get("num_steps", 0)))
     started = time.perf_counter()
     result = train(
         num_epochs=arguments.epochs,
@@ -195,6 +199,7 @@ def told(result: Any, accuracy: Any, pace: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains and reports; returns the exit status."""
     arguments = parse(argv)
@@ -219,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "status": np.asarray(result.status).tolist(),
     }
     write_json(arguments.json, facts | pace)
+    finished(result)
     if arguments.animate:
         done = -(-result.num_steps // steps_of(arguments, len(batch.x)))  # if it stopped before
         film_regions(lambda epochs: train(num_epochs=epochs), model, batch, done, arguments.animate)

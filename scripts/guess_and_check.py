@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from command_line import count, parser_for
+from command_line import command, count, new_folder, parser_for
 from intervals import of_mean, of_share
 from problems import kink
 from resuming import finished, run_pieces
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--networks", type=count, default=5_000, help="to train at each width")
     add("--full", action="store_true", help="the paper's counts: 500,000 hits, 50,000 networks")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("output"), help="folder for facts and figures")
+    add("--output", type=new_folder, default=Path("output"), help="folder for facts and figures")
     arguments = parser.parse_args(argv)
     if arguments.full:
         arguments.hits, arguments.networks = 500_000, 50_000
@@ -110,8 +110,7 @@ def descend(width: int, arguments: argparse.Namespace) -> dict[str, Any]:
         batch_size=BATCH_SIZE,
         keep_remainder=True,
     )
-    if "interrupted" in trained.status:
-        raise KeyboardInterrupt
+    finished(trained)
     right = np.asarray(jax.vmap(model.accuracy, in_axes=(0, None))(trained.params, TRAIN)) == 1
     solved = jax.tree.map(lambda leaf: leaf[right], trained.params)
     interval = of_share(int(right.sum()), len(right))
@@ -230,6 +229,7 @@ def draw_maps(facts: dict[str, Any], widths: Sequence[int]) -> Figure:
     return figure
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is not done yet; prints the table and draws the figures."""
     arguments = parse(argv)

@@ -18,8 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from command_line import count, parser_for
+from command_line import command, count, parser_for
 from problems import DATA
+from resuming import finished
 
 import jaxnn
 
@@ -81,6 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains the model three ways and prints what came out."""
     arguments = parse(argv)
@@ -88,20 +90,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     batch = DATA[arguments.data](data_key, samples=100)
     loss_fn, sample_fn = LIBRARIES[arguments.library](arguments.hidden)
     start = sample_fn(init_key)
-    results = {
-        "random search": jaxnn.random_search(
+    trainers = {
+        "random search": lambda: jaxnn.random_search(
             key, loss_fn, sample_fn, batch, num_candidates=arguments.candidates, progress=True
         ),
-        "perturbation search": jaxnn.perturbation_search(
+        "perturbation search": lambda: jaxnn.perturbation_search(
             key, loss_fn, start, batch,
             num_steps=arguments.steps, scale=0.1, adapt_scale=True, progress=True,
         ),
-        "gradient descent": jaxnn.gradient_descent(
+        "gradient descent": lambda: jaxnn.gradient_descent(
             key, jax.value_and_grad(loss_fn), start, batch,
             num_epochs=arguments.epochs, optimizer=jaxnn.optimizers.adam(0.05), progress=True,
         ),
     }  # fmt: skip
-    for name, result in results.items():
+    for name, train in trainers.items():
+        result = finished(train())
         print(f"{name:20} {result.status:10} loss {float(result.loss):.4f}")
     return 0
 

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from command_line import add_output, add_problem, count, parser_for, write_json
+from command_line import add_output, add_problem, command, count, parser_for, write_json
 from intervals import of_mean
 from jax.flatten_util import ravel_pytree
 from problems import DATA
-from resuming import run_pieces
+from resuming import finished, run_pieces
 
 import jaxnn
 
@@ -73,7 +73,7 @@ def problems(arguments: argparse.Namespace) -> dict[str, Problem]:
     return {
         "linear loss": (jnp.vdot, slopes, slopes),
         "network, at the start": (model.loss, start, batch),
-        f"network, after {arguments.epochs} epochs": (model.loss, trained.params, batch),
+        f"network, after {arguments.epochs} epochs": (model.loss, finished(trained).params, batch),
     }
 
 
@@ -127,6 +127,7 @@ def draw(facts: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     return figure
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Estimates what is not there yet; prints the table and draws the figure."""
     arguments = parse(argv)

@@ -23,6 +23,7 @@ from command_line import (
     add_limits,
     add_output,
     add_problem,
+    command,
     count,
     film_file,
     parser_for,
@@ -30,6 +31,7 @@ from command_line import (
 )
 from films import film_regions
 from problems import DATA
+from resuming import finished
 
 import jaxnn
 from jaxnn.training import checkpoints
@@ -111,9 +113,11 @@ def timed(
     climb: Callable[..., Any], arguments: argparse.Namespace
 ) -> tuple[Any, dict[str, float | int]]:
     """Runs the search; returns its result, its steps and its pace."""
-    climb(num_steps=1)  # compiles most of it, so that the seconds below are the search's own
+    finished(
+        climb(num_steps=1)
+    )  # compiles most of it, so that the seconds below are the search's own
     saved: Path | None = arguments.checkpoint
-    before = checkpoints.load(saved)[1]["next"] if saved and saved.exists() else 0
+    before = checkpoints.load(saved)[1].get("next", 0) if saved and saved.exists() else 0
     started = time.perf_counter()
     result = climb(
         num_steps=arguments.steps,
@@ -151,6 +155,7 @@ def facts(result: Any, accuracy: float) -> dict[str, Any]:
     }
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one search and reports; returns the exit status."""
     arguments = parse(argv)
@@ -183,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         draw(result.history, f"{arguments.data}, {sizes}", path)
         print(path)
     write_json(arguments.json, facts(result, accuracy) | {"num_chains": arguments.chains} | pace)
+    finished(result)
     if arguments.animate:
         done = int(pace["num_steps"])
         film_regions(lambda steps: climb(num_steps=steps), model, batch, done, arguments.animate)

@@ -28,8 +28,9 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from command_line import add_limits, add_output, add_problem, count, parser_for, write_json
+from command_line import add_limits, add_output, add_problem, command, count, parser_for, write_json
 from problems import DATA
+from resuming import finished
 
 import jaxnn
 from jaxnn.training import checkpoints
@@ -84,7 +85,7 @@ def resumed_from(arguments: argparse.Namespace) -> int:
     """How many candidates the checkpoint holds already."""
     if arguments.checkpoint is None or not arguments.checkpoint.exists():
         return 0
-    return checkpoints.load(arguments.checkpoint)[1]["next"] - arguments.start
+    return checkpoints.load(arguments.checkpoint)[1].get("next", arguments.start) - arguments.start
 
 
 def search(arguments: argparse.Namespace, given: Sequence[Any]) -> tuple[Any, float, float]:
@@ -95,7 +96,7 @@ def search(arguments: argparse.Namespace, given: Sequence[Any]) -> tuple[Any, fl
         top_k=arguments.top_k,
         thresholds=sorted(arguments.thresholds),
     )
-    search(num_candidates=1)  # compiles, so that the seconds below are the search's own
+    finished(search(num_candidates=1))  # compiles, so that the seconds below are the search's own
     before = resumed_from(arguments)
     started = time.perf_counter()
     result = search(
@@ -175,6 +176,7 @@ def show(result: Any, rate: float | None) -> None:
         )
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one search, or merges several, and reports; returns the exit status."""
     arguments = parse(argv)
@@ -193,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result, seconds, rate = search(arguments, (key, model.loss, sample_fn, batch))
         timing = {"seconds": seconds, "candidates_per_second": rate}
     if jax.process_index():
+        finished(result)
         return 0
     if arguments.verbose:
         for index, loss in zip(result.history.index, result.history.loss, strict=True):
@@ -207,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         accuracy = float(model.accuracy(result.params, batch)) if found else None
         write_json(arguments.json, facts(result, accuracy, timing))
+    if not arguments.merge:
+        finished(result)
     return 0
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 import numpy as np
-from command_line import Sizes, count, parser_for
+from command_line import Sizes, command, count, new_folder, parser_for
 from problems import DATA
 from resuming import finished, run_pieces
 
@@ -65,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--scales", type=float, nargs="+", default=[0.05, 0.5, 1, 2, 4, 8], help="of its weights")
     add("--seeds", type=count, default=5, help="of every method")
     add("--full", action="store_true", help="random search of 10^9 candidates too, on one seed")
-    add("--output", type=Path, default=Path("output"), help="folder for facts and figures")
+    add("--output", type=new_folder, default=Path("output"), help="folder for facts and figures")
     arguments = parser.parse_args(argv)
     if min(*arguments.counts, arguments.seeds) < 1:
         parser.error("--counts and --seeds must be at least 1")
@@ -273,6 +273,7 @@ def draw_proposals() -> Figure:
     return figure
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is not done yet; prints the tables and draws the figures."""
     arguments = parse(argv)

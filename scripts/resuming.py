@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 from turns import machine
 
@@ -32,16 +33,16 @@ def run_pieces(
         `{name: facts}`, in the order of the pieces, each with the `seconds` that it took.
 
     Raises:
-        SystemExit: if the file was written with other settings, or by another version; with 130
-            after Ctrl-C.
+        ValueError: if the file was written with other settings, or by another version.
+        SystemExit: with 130, after Ctrl-C.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps({**settings, "package": checksum()}))
     kept: dict[str, Any] = {"settings": settings, "machine": machine(), "pieces": {}}
     if path.exists():
         kept = json.loads(path.read_text())
-        if kept["settings"] != settings:
-            raise SystemExit(
+        if not isinstance(kept, dict) or kept.get("settings") != settings:
+            raise ValueError(
                 f"{path} is of other settings, or of another version of the package: "
                 "name another --output"
             )
@@ -69,12 +70,12 @@ def checksum() -> str:
 
 
 def finished(result: Any) -> Any:
-    """A trainer's result, unless Ctrl-C cut it short.
+    """A trainer's result, of one network or of many, unless Ctrl-C cut it short.
 
     Raises:
         KeyboardInterrupt: if it did.
     """
-    if result.status == "interrupted":
+    if np.any(np.asarray(result.status) == "interrupted"):
         raise KeyboardInterrupt
     return result
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from command_line import Sizes
+from resuming import finished
 from turns import Search
 
 import jaxnn
@@ -168,7 +169,7 @@ def jaxnn_search(sizes: Sizes, batch: jaxnn.Batch, tile: int = 1, seed: int = 0)
     del tile
     model = jaxnn.mlp(sizes)
     given = jax.random.key(seed), model.loss, model.sampler(scale=SCALE), batch
-    return lambda count: jaxnn.random_search(*given, num_candidates=count).loss
+    return lambda count: finished(jaxnn.random_search(*given, num_candidates=count)).loss
 
 
 JAX_TILES, TORCH_TILES = (32, 128, 512, 2048), tuple(2**n for n in range(4, 12))

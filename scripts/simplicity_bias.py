@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from command_line import count, parser_for
+from command_line import command, count, new_folder, parser_for
 from intervals import of_share
 from resuming import finished, run_pieces
 
@@ -54,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--full", action="store_true", help="10^9 networks of each kind; for a GPU")
     add("--functions", type=count, default=2**24, help="different ones to keep the counts of")
     add("--seed", type=int, default=0)
-    add("--output", type=Path, default=Path("output"), help="folder for facts and figures")
+    add("--output", type=new_folder, default=Path("output"), help="folder for facts and figures")
     arguments = parser.parse_args(argv)
     if arguments.full:
         arguments.samples = 10**9
@@ -201,6 +201,7 @@ def draw(facts: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Samples what is not sampled yet; prints the table and draws the figure."""
     arguments = parse(argv)

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from command_line import add_output, add_problem, count, parser_for, write_json
+from command_line import add_output, add_problem, command, count, parser_for, write_json
 from problems import DATA
+from resuming import finished
 
 import jaxnn
 
@@ -52,13 +53,15 @@ def sweep(arguments: argparse.Namespace) -> dict[float, Any]:
     batch = DATA[arguments.data](data_key, samples=arguments.samples)
     model = jaxnn.mlp((2, *arguments.hidden, 3))
     return {
-        scale: jaxnn.random_search(
-            key,
-            model.loss,
-            model.sampler(scale=scale, distribution=arguments.distribution),
-            batch,
-            num_candidates=arguments.candidates,
-            progress=True,
+        scale: finished(
+            jaxnn.random_search(
+                key,
+                model.loss,
+                model.sampler(scale=scale, distribution=arguments.distribution),
+                batch,
+                num_candidates=arguments.candidates,
+                progress=True,
+            )
         )
         for scale in sorted(arguments.scales)
     }
@@ -108,6 +111,7 @@ def draw(results: dict[float, Any], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Sweeps, prints the table and draws the figure; returns the exit status."""
     arguments = parse(argv)

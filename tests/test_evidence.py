@@ -100,9 +100,14 @@ class TestResuming:
         assert (tmp_path / "facts.json").is_file()
 
     def test_other_settings_are_refused(self, tmp_path):
-        self.run(tmp_path / "facts.json", [])
-        with pytest.raises(SystemExit, match="other settings"):
-            self.run(tmp_path / "facts.json", [], {"seed": 1})
+        path = tmp_path / "facts.json"
+        self.run(path, [])
+        with pytest.raises(ValueError, match="other settings"):
+            self.run(path, [], {"seed": 1})
+        for foreign in ("[]", "{}"):
+            path.write_text(foreign)
+            with pytest.raises(ValueError, match="other settings"):
+                self.run(path, [])
 
 
 class TestComplexity:
@@ -267,5 +272,6 @@ def test_ctrl_c_is_passed_on():
         num_epochs=0, learning_rate=0.1,
     )  # fmt: skip
     assert resuming.finished(result) is result
-    with pytest.raises(KeyboardInterrupt):
-        resuming.finished(result._replace(status="interrupted"))
+    for status in ("interrupted", np.array(["completed", "interrupted"])):
+        with pytest.raises(KeyboardInterrupt):
+            resuming.finished(result._replace(status=status))

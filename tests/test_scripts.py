@@ -1,7 +1,10 @@
 """The scripts, called as functions: small runs, their files and their exit status."""
 
+import importlib
 import json
+import signal
 import sys
+from pathlib import Path
 
 import check_gradients
 import compare
@@ -15,8 +18,185 @@ import perturbation_search
 import pytest
 import random_search
 import sweep_scales
+from programs import start_program
 
 import jaxnn
+
+FOLDER = Path(check_gradients.__file__).parent
+SCRIPTS = sorted(
+    path.stem for path in FOLDER.glob("*.py") if "\n    sys.exit(main())\n" in path.read_text()
+)
+
+
+def error_of(capsys):
+    """The one line that a script says on stderr, without the usage and bars before it."""
+    lines = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line]
+    assert not [line for line in lines if "Traceback" in line]
+    assert sum(": error: " in line for line in lines) == 1
+    return lines[-1]
+
+
+def test_there_are_scripts_and_each_begins_at_its_main():
+    assert {"compare", "check_gradients", "benchmark", "own_model"} <= set(SCRIPTS)
+    for path in FOLDER.glob("*.py"):
+        assert ("if __name__ ==" in path.read_text()) == (path.stem in SCRIPTS)
+
+
+ERRORS = [
+    (TypeError("loss_fn must\nbe callable"), "error: loss_fn must be callable"),
+    (ValueError("scale must be above 0"), "error: scale must be above 0"),
+    (FileNotFoundError(2, "No such file", "a.npz"), "error: [Errno 2] No such file: 'a.npz'"),
+    (MemoryError(), "error: MemoryError"),
+    (OverflowError("too large"), "error: OverflowError: too large"),
+    (ModuleNotFoundError("No module named 'x'"), "error: ModuleNotFoundError: No module named 'x'"),
+    (jax.errors.JaxRuntimeError("OUT OF MEMORY"), "error: JaxRuntimeError: OUT OF MEMORY"),
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_ends_an_error_with_a_line_and_status_2(script, monkeypatch, capsys):
+    module = importlib.import_module(script)
+    for error, line in ERRORS:
+
+        def fail(argv, error=error):
+            raise error
+
+        monkeypatch.setattr(module, "parse", fail)
+        assert module.main([]) == 2
+        assert capsys.readouterr().err == f"{script}.py: {line}\n"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_ends_ctrl_c_with_a_line_and_status_130(script, monkeypatch, capsys):
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    module = importlib.import_module(script)
+    monkeypatch.setattr(module, "parse", interrupt)
+    assert module.main([]) == 130
+    assert capsys.readouterr().err == f"{script}.py: interrupted\n"
+
+
+def test_a_bug_in_a_script_is_told_with_its_traceback_and_is_no_failed_check(monkeypatch, capsys):
+    monkeypatch.setattr(compare, "parse", lambda argv: {}["seeds"])
+    assert compare.main([]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "compare.py: error: KeyError: 'seeds'"
+
+
+BAD = """
+random_search --scale 0                           | scale must be a finite number above 0
+random_search --thresholds nan                    | thresholds must be finite numbers
+random_search --candidates 1e30                   | num_candidates must be at most
+random_search --candidates 0                      | --candidates must be at least 1
+random_search --start 1e19                        | start must be at most
+random_search --top-k 0                           | top_k must be an integer of at least 1
+random_search --hidden -1                         | must be an integer of at least 1; got -1
+random_search --samples 0                         | samples must be an integer of at least 1
+random_search --seed 99999999999999999999         | OverflowError
+random_search --devices 0                         | devices must hold at least one device
+random_search --merge missing.npz                 | No such file or directory: 'missing.npz'
+random_search --merge junk.npz                    | cannot load junk.npz
+random_search --checkpoint junk.npz               | cannot load junk.npz
+random_search --checkpoint no/x.npz               | No such file or directory: 'no/x.npz'
+random_search --distributed a b c                 | invalid literal for int
+random_search --json junk.npz/x.json              | argument --json: must be a folder to write to
+random_search --json .                            | argument --json: must name a file
+random_search --output junk.npz                   | argument --output: must be a folder
+perturbation_search --scale -1                    | scale must be a finite number above 0
+perturbation_search --chains 0                    | num_chains must be an integer of at least 1
+perturbation_search --temperature nan             | must be a finite number above 0
+perturbation_search --patience 0                  | patience must be an integer of at least 1
+perturbation_search --record-every 0              | record_every must be an integer of at least 1
+perturbation_search --checkpoint junk.npz         | cannot load junk.npz
+perturbation_search --animate x.png               | must name a .gif file
+perturbation_search --animate junk.npz/x.gif      | must be a folder to write to
+gradient_descent --batch-size -1                  | batch_size must be an integer of at least 1
+gradient_descent --learning-rate nan              | must be a finite number above 0
+gradient_descent --max-norm 0                     | max_norm must be a finite number above 0
+gradient_descent --l2 -1                          | must be a finite number of at least 0
+gradient_descent --checkpoint junk.npz            | cannot load junk.npz
+gradient_descent --networks 0                     | --networks must be at least 1
+check_gradients --samples 0                       | num_samples must be an integer of at least 1
+check_gradients --tolerance 0                     | tolerance must be a finite number above 0
+check_gradients --depths 9                        | invalid choice: 9
+check_gradients --plot v.png                      | --plot is for your own gradient
+check_gradients --loss x:y                        | --loss, --gradient and --params go together
+compare --seeds 0                                 | --seeds must be at least 1
+compare --json junk.npz/x.json                    | argument --json: must be a folder to write to
+compare_climbers --problems nothing               | invalid choice: 'nothing'
+descent_pictures --learning-rates nan             | learning_rate must be a finite number above 0
+fast_population --hidden -1                       | must be an integer of at least 1; got -1
+own_model --data nothing                          | invalid choice: 'nothing'
+perturbation_gradients --pairs 1e12 --epochs 0    | num_pairs must be at most
+perturbation_gradients --hidden -2                | must be an integer of at least 1; got -2
+reproduce_chapter --scales 0                      | scale must be a finite number above 0
+reproduce_chapter --output foreign                | chapter.json is of other settings
+simplicity_bias --functions 1e12                  | max_outcomes must be at most
+sweep_scales --scales nan --candidates 1000       | scale must be a finite number above 0
+guess_and_check --seed 99999999999999999999       | OverflowError
+benchmark --seconds nan                           | --seconds must be above 0
+benchmark --nets 2                                | invalid layer_sizes value
+"""
+
+
+@pytest.mark.parametrize("line", BAD.strip().split("\n"))
+def test_a_bad_argument_is_told_in_a_line_and_ends_with_status_2(
+    line, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "junk.npz").write_text("junk")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "chapter.json").write_text("[]")
+    command, message = (part.strip() for part in line.split("|"))
+    script, *arguments = command.split()
+    try:
+        status = importlib.import_module(script).main(arguments)
+    except SystemExit as refused:
+        status = refused.code
+    assert status == 2
+    assert message in error_of(capsys)
+
+
+@pytest.mark.parametrize("script", [random_search, perturbation_search, gradient_descent])
+def test_what_an_interrupted_run_found_is_reported_before_status_130(
+    script, tmp_path, monkeypatch, capsys
+):
+    name = script.__name__
+    work = {
+        "random_search": ("--candidates", "num_candidates"),
+        "perturbation_search": ("--steps", "num_steps"),
+        "gradient_descent": ("--epochs", "num_epochs"),
+    }
+    option, amount = work[name]
+    train, facts = getattr(jaxnn, name), tmp_path / "facts.json"
+
+    def interrupted(*arguments, **options):
+        result = train(*arguments, **options)
+        return result._replace(status="interrupted") if options[amount] > 1 else result
+
+    monkeypatch.setattr(jaxnn, name, interrupted)
+    film = [] if name == "random_search" else ["--animate", str(tmp_path / "never.gif")]
+    assert script.main([option, "20", "--json", str(facts), *film]) == 130
+    out, err = capsys.readouterr()
+    assert out.startswith("interrupted: ")
+    assert err.endswith(f"{name}.py: interrupted\n")
+    assert np.all(np.array(json.loads(facts.read_text())["status"]) == "interrupted")
+    assert not (tmp_path / "never.gif").exists()
+
+
+@pytest.mark.exhaustive
+def test_ctrl_c_in_a_process_ends_with_a_line_and_status_130():
+    running = start_program(str(FOLDER / "random_search.py"), "--candidates", "1e12")
+    assert running.stderr is not None
+    while "candidates/s" not in running.stderr.readline(200):
+        pass
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert out.startswith("interrupted: ")
+    assert err.endswith("random_search.py: interrupted\n")
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +438,7 @@ def test_many_networks_are_told_in_quantiles(tmp_path, capsys):
 
 
 OWN = """
+import sys
 import jax, jax.numpy as jnp
 def rows(): return jnp.arange(6.0).reshape(3, 2)
 def sample(key): return jax.random.normal(key, (2,))
@@ -266,21 +447,97 @@ right = jax.value_and_grad(loss)
 def half(params, batch):
     value, gradient = right(params, batch)
     return value, gradient / 2
+def nothing(params, batch):
+    value, gradient = right(params, batch)
+    return value, gradient * jnp.nan
+def broken(params, batch):
+    return right(params, batch[1 / 0])
+def shapes(params, batch): return jnp.sum(batch @ batch), params
+def leaves(*_): sys.exit(0)
+def no_rows(): raise KeyError("rows")
 """
+
+
+def own(path, **names):
+    """The options that name the functions in a file."""
+    given = {"loss": "loss", "gradient": "right", "params": "sample", "batch": "rows"} | names
+    return [part for option, name in given.items() for part in (f"--{option}", f"{path}:{name}")]
 
 
 @pytest.mark.parametrize(("gradient", "status"), [("right", 0), ("half", 1)])
 def test_a_gradient_of_ones_own_is_checked(gradient, status, tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN)
-    place, facts, picture = f"{tmp_path / 'own.py'}", tmp_path / "own.json", tmp_path / "v.png"
-    names = {"loss": "loss", "gradient": gradient, "params": "sample", "batch": "rows"}
-    named = [part for option, name in names.items() for part in (f"--{option}", f"{place}:{name}")]
+    facts, picture = tmp_path / "own.json", tmp_path / "v.png"
+    named = own(tmp_path / "own.py", gradient=gradient)
     assert check_gradients.main([*named, "--json", str(facts), "--plot", str(picture)]) == status
     told = json.loads(facts.read_text())
     assert told["passed"] == (status == 0)
     assert told["num_samples"] == 20
     assert ("off by the factor 0.5" in capsys.readouterr().out) == (status == 1)
     assert picture.stat().st_size > 10_000
+
+
+def test_a_report_of_what_is_not_finite_is_strict_json(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    facts = tmp_path / "own.json"
+    named = own(tmp_path / "own.py", gradient="nothing")
+    assert check_gradients.main([*named, "--json", str(facts)]) == 1
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    told = json.loads(facts.read_text(), parse_constant=refuse)
+    assert told["worst"]["error"] is None
+    assert told["leaves"][0]["gradient"] is None
+    assert told["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"gradient": "broken"}, "own.py, line 15, in broken: ZeroDivisionError: division by zero"),
+        ({"loss": "broken"}, "own.py, line 15, in broken: ZeroDivisionError: division by zero"),
+        ({"gradient": "shapes"}, "own.py, line 16, in shapes: TypeError: dot_general requires"),
+        ({"params": "leaves"}, "own.py, line 17, in leaves: SystemExit: 0"),
+        ({"batch": "no_rows"}, "own.py, line 18, in no_rows: KeyError: 'rows'"),
+        (
+            {"gradient": "sample"},
+            "own.py, line 5, in sample: too many positional arguments for (params, batch)",
+        ),
+        ({"gradient": "loss"}, "error: value_and_grad_fn must return"),
+        ({"loss": "lost"}, "own.py:lost: KeyError('lost')"),
+    ],
+)
+def test_a_fault_in_a_function_of_ones_own_is_told_with_its_place(
+    names, message, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = check_gradients.main(own("own.py", **names))
+    except SystemExit as refused:
+        status = refused.code
+    assert status == 2
+    assert message in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys\nsys.exit(0)", "own.py, line 2, in <module>: SystemExit: 0"),
+        ("loss = undefined", "own.py, line 1, in <module>: NameError: name 'undefined'"),
+        ("import no_such_module", "own.py, line 1, in <module>: ModuleNotFoundError"),
+        ("\ndef loss(:", "own.py, line 2: invalid syntax"),
+    ],
+)
+def test_a_file_of_ones_own_that_does_not_run_is_told_with_the_line(
+    text, message, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "own.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    check_gradients.scope_of.cache_clear()
+    assert check_gradients.main(own("own.py")) == 2
+    assert message in error_of(capsys)
 
 
 @pytest.mark.parametrize(
