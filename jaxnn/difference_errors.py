@@ -24,6 +24,7 @@ from jaxnn.training.callables import (
     as_params,
     as_partial,
 )
+from jaxnn.training.programs import program
 
 __all__ = ["DifferenceErrors", "difference_errors"]
 
@@ -90,7 +91,7 @@ def difference_errors(
         return DifferenceErrors(steps, *errors)
 
 
-@jax.jit
+@program()
 def _errors(
     loss: Partial, by_hand: Partial, params: Any, batch: Any, steps: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -45,6 +45,7 @@ from jaxnn.training.callables import (
     as_params,
     as_partial,
 )
+from jaxnn.training.programs import program
 
 __all__ = ["check_gradients"]
 
@@ -171,7 +172,7 @@ def _samples(key: jax.Array, sampler: Any, num_samples: int) -> Any:
     return as_params(_draw(as_partial("sampler", sampler), keys))
 
 
-@jax.jit
+@program()
 def _draw(sampler: Partial, keys: jax.Array) -> Any:
     return jax.vmap(sampler)(keys)
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
+from jaxnn.training.programs import program
+
 __all__ = ["suggest"]
 
 SMALL = 1e-3
@@ -205,7 +207,7 @@ def _fits(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> list[_Fi
         return [_fit(*map(np.asarray, both)) for both in pairs]
 
 
-@jax.jit
+@program()
 def _gradients(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> tuple[Any, Any]:
     return jax.lax.map(
         lambda params: (by_hand(params, batch)[1], jax.grad(loss)(params, batch)), samples

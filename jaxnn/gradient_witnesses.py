@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from jaxnn.training.callables import check_scalar, check_value_and_grad, shapes_of
+from jaxnn.training.programs import program
 
 __all__ = [
     "ROUNDING",
@@ -168,7 +169,7 @@ def measure(
     return np.concatenate(errors), found
 
 
-@jax.jit
+@program()
 def _witnesses(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> _Raw:
     """Gradients and finite differences of every coordinate of every sample."""
 
@@ -252,7 +253,7 @@ def _slopes_beside(
     return np.concatenate(found)
 
 
-@jax.jit
+@program()
 def _beside(
     loss: Partial, samples: Any, batch: Any, rows: Any, columns: Any, steps: Any
 ) -> jax.Array:

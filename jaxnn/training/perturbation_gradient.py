@@ -12,7 +12,6 @@ dimensions has root mean square `sqrt(n / (n + d - 1))`.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from jaxnn.training.callables import (
     check_scalar,
     shapes_of,
 )
+from jaxnn.training.programs import program
 from jaxnn.unit_draws import normals
 
 __all__ = ["perturbation_gradient"]
@@ -96,7 +96,7 @@ def _block(params: Any, num_pairs: int) -> int:
     return 1 << (block.bit_length() - 1)
 
 
-@partial(jax.jit, static_argnames="block")
+@program(static_argnames="block")
 def _estimate(
     loss: Partial,
     params: Any,
