@@ -1,7 +1,7 @@
 """Small neural networks trained by random search, perturbation search and gradient descent.
 
-Two towers meet through callables. `jaxnn.model` is pure functions of params and knows nothing of
-training; `jaxnn.training` works on callables over any pytree and knows nothing of networks.
+Networks and trainers meet through callables. `jaxnn.model` is pure functions of params and knows
+no trainer; `jaxnn.search`, `jaxnn.chains` and `jaxnn.descent` train any params pytree by any loss.
 
     model = jaxnn.mlp((2, 3, 3))
     found = jaxnn.random_search(key, model.loss, model.sampler(scale=4.0), batch, ...)
@@ -16,23 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 from jaxnn import datasets, metrics
 from jaxnn.batch import Batch
-from jaxnn.difference_errors import DifferenceErrors, difference_errors
-from jaxnn.gradient_check import check_gradients
-from jaxnn.gradient_report import GradientReport, LeafReport
+from jaxnn.chains import moves
+from jaxnn.chains.annealing import calibrated_temperature
+from jaxnn.chains.perturbation_search import PerturbationSearchResult, perturbation_search
+from jaxnn.descent.gradient_descent import GradientDescentResult, gradient_descent
+from jaxnn.gradients.check import check_gradients
+from jaxnn.gradients.differences import DifferenceErrors, difference_errors
+from jaxnn.gradients.estimate import perturbation_gradient
+from jaxnn.gradients.report import GradientReport, LeafReport
 from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
-from jaxnn.model.network import Model, mlp
-from jaxnn.training import moves, optimizers, schedules
-from jaxnn.training.annealing import calibrated_temperature
-from jaxnn.training.drawing import reconstruct
-from jaxnn.training.gradient_descent import GradientDescentResult, gradient_descent
-from jaxnn.training.keeping import Collect
-from jaxnn.training.merging import merge_searches
-from jaxnn.training.outcomes import OutcomeCounts, count_outcomes
-from jaxnn.training.perturbation_gradient import perturbation_gradient
-from jaxnn.training.perturbation_search import PerturbationSearchResult, perturbation_search
-from jaxnn.training.random_search import random_search
-from jaxnn.training.search_report import RandomSearchResult, expected_best
+from jaxnn.model.mlp import Model, mlp
+from jaxnn.optim import optimizers, schedules
+from jaxnn.search.drawing import reconstruct
+from jaxnn.search.keeping import Collect
+from jaxnn.search.merge import merge_searches
+from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
+from jaxnn.search.random_search import random_search
+from jaxnn.search.report import RandomSearchResult, expected_best
 
 if TYPE_CHECKING:
     from jaxnn import plotting

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnn.checks import as_values, is_traced
+from jaxnn.run.checks import as_values, is_traced
 
 __all__ = ["Batch", "check_batch", "check_inputs", "check_targets", "check_values"]
 

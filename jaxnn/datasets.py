@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.batch import Batch, check_values
-from jaxnn.checks import as_choice, as_count, as_key, as_real
+from jaxnn.run.checks import as_choice, as_count, as_key, as_real
 
 __all__ = [
     "Bayes",

@@ -19,7 +19,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from numpy.typing import ArrayLike
 
 from jaxnn.batch import Batch, check_targets
-from jaxnn.checks import as_count, as_numpy, as_real
+from jaxnn.run.checks import as_count, as_numpy, as_real
 
 __all__ = ["data", "decision_regions", "loss_curves", "smoothed"]
 

@@ -34,7 +34,7 @@ from problems import DATA
 from resuming import finished
 
 import jaxnn
-from jaxnn.training import checkpoints
+from jaxnn.run import checkpoints
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

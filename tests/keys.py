@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jaxnn import checks
+from jaxnn.run import checks
 
 
 def _is_known(implementation):

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from jaxnn.training import checkpoints
+from jaxnn.run import checkpoints
 
 
 def start_program(*arguments, **environment):

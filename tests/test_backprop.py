@@ -17,7 +17,7 @@ from jaxnn.model.losses import (
     sigmoid_crossentropy_gradient,
     softmax_crossentropy_gradient,
 )
-from jaxnn.model.network import mlp
+from jaxnn.model.mlp import mlp
 
 ROWS, WIDTHS, OUTPUTS = 7, (3, 5, 4, 6, 3), 2
 DTYPES = ("float32", "float64")

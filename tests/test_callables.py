@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from jaxnn.training import callables
+from jaxnn.run import callables
 
 F32 = jnp.float32
 

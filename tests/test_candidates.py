@@ -10,11 +10,11 @@ import pytest
 from tolerances import FORWARD, GRADIENT, float32, leaf_error
 
 from jaxnn.batch import Batch
-from jaxnn.model import candidates
+from jaxnn.model import vmapped_loss as candidates
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
 from jaxnn.model.heads import HEADS
 from jaxnn.model.layers import Dense, layer_shapes
-from jaxnn.model.network import mlp
+from jaxnn.model.mlp import mlp
 
 SMALL, LARGE, OUTPUTS = (3, 5, 2), (3, 12, 8, 2), 2  # 32 and 170 weights
 LARGER = (2, 40, 40, 2)  # with a matrix product

@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse
 from keys import KEY_IMPLEMENTATIONS
 
-from jaxnn import checks
+from jaxnn.run import checks
 
 KEY = jax.random.key(3)
 

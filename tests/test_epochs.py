@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jaxnn
-from jaxnn.training import checkpoints, epochs
+from jaxnn.descent import epochs
+from jaxnn.run import checkpoints
 
 KEY = jax.random.key(8)
 MODEL = jaxnn.mlp((2, 4, 3))

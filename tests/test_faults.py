@@ -12,7 +12,10 @@ import pytest
 from programs import end_at_random_moments
 
 import jaxnn
-from jaxnn.training import checkpoints, climbing, epochs, pacing, recording, searching, stopping
+from jaxnn.chains import climbing
+from jaxnn.descent import epochs
+from jaxnn.run import checkpoints, pacing, recording, stopping
+from jaxnn.search import searching
 
 KEY = jax.random.key(8)
 MODEL = jaxnn.mlp((2, 4, 3))

@@ -18,9 +18,9 @@ from keys import KEY_IMPLEMENTATIONS
 from kinds_of_callable import KINDS, body, closure, default, global_constant
 
 import jaxnn
-from jaxnn.training import optimizers, schedules
-from jaxnn.training.callables import as_partial
-from jaxnn.training.fingerprint import check_same_run, fingerprint, function_metadata
+from jaxnn.optim import optimizers, schedules
+from jaxnn.run.callables import as_partial
+from jaxnn.run.fingerprint import check_same_run, fingerprint, function_metadata
 
 HERE, KEY, MODEL, SGD = (
     Path(__file__).parent,

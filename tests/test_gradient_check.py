@@ -17,8 +17,8 @@ import pytest
 from jax.tree_util import Partial
 
 import jaxnn
-from jaxnn import gradient_check
-from jaxnn.gradient_check import check_gradients
+from jaxnn.gradients import check as gradient_check
+from jaxnn.gradients.check import check_gradients
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
 from jaxnn.model.heads import HEADS
 

@@ -9,8 +9,9 @@ import pytest
 from tolerances import FORWARD
 
 import jaxnn
-from jaxnn.training import epochs as module
-from jaxnn.training import gradient_descent, pacing
+from jaxnn.descent import epochs as module
+from jaxnn.descent import gradient_descent
+from jaxnn.run import pacing
 
 KEY = jax.random.key(12)
 MODEL = jaxnn.mlp((2, 1), output="identity", loss="mean_squared_error")

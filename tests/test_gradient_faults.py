@@ -11,8 +11,8 @@ from jax.tree_util import Partial
 from test_gradient_check import FAULTS, NAMES, ROWS, by_hand, check, data, loss_fn, sample
 
 import jaxnn
-from jaxnn import gradient_faults
-from jaxnn.gradient_check import check_gradients
+from jaxnn.gradients import diagnose as gradient_faults
+from jaxnn.gradients.check import check_gradients
 from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, Activation
 from jaxnn.model.heads import HEADS, Head

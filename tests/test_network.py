@@ -13,7 +13,7 @@ from jaxnn import metrics
 from jaxnn.batch import Batch
 from jaxnn.model.heads import HEADS
 from jaxnn.model.layers import Dense
-from jaxnn.model.network import Model, mlp
+from jaxnn.model.mlp import Model, mlp
 
 ROWS, SIZES = 7, (3, 5, 2)
 DTYPES = ("float32", "float64")

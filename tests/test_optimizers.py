@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tolerances import FORWARD, leaf_error
 
-from jaxnn.training import optimizers, schedules
+from jaxnn.optim import optimizers, schedules
 
 STEPS = 7
 SGD = [(rate, momentum) for rate in (0.03, 1.7) for momentum in (None, 0.0, 0.9, 1.0)]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxnn
-from jaxnn.training import outcomes, pacing, tally
+from jaxnn.run import pacing
+from jaxnn.search import outcomes, tally
 
 KEY = jax.random.key(3)
 BATCH = jnp.array([0.3, -1.0, 0.1])

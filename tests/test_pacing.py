@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxnn.training import pacing
-from jaxnn.training.pacing import watch_interrupts
+from jaxnn.run import pacing
+from jaxnn.run.pacing import watch_interrupts
 
 
 def chunks(total, **options):

@@ -9,8 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxnn
-from jaxnn.training import perturbation_gradient as module
-from jaxnn.unit_draws import normals
+from jaxnn.gradients import estimate as module
+from jaxnn.run.unit_draws import normals
 
 KEY = jax.random.key(8)
 SLOPES = {"w": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.array([-3.0, 0.5])}

@@ -10,9 +10,10 @@ from jax.flatten_util import ravel_pytree
 from tolerances import FORWARD
 
 import jaxnn
-from jaxnn.training import climbing, pacing
-from jaxnn.training import perturbation_search as module
-from jaxnn.unit_draws import normals
+from jaxnn.chains import climbing
+from jaxnn.chains import perturbation_search as module
+from jaxnn.run import pacing
+from jaxnn.run.unit_draws import normals
 
 KEY = jax.random.key(77)
 SCALE, STEPS = 0.3, 250

@@ -13,8 +13,8 @@ import pytest
 from jax.tree_util import Partial
 
 import jaxnn
-from jaxnn.training import programs
-from jaxnn.training.programs import Program, forget, program
+from jaxnn.run import programs
+from jaxnn.run.programs import Program, forget, program
 
 KEY, BATCH = jax.random.key(0), jnp.ones(3)
 

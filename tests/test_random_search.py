@@ -14,7 +14,8 @@ import pytest
 from jax.tree_util import Partial
 
 import jaxnn
-from jaxnn.training import drawing, pacing
+from jaxnn.run import pacing
+from jaxnn.search import drawing
 
 KEY = jax.random.key(99)
 TILE = 16_384

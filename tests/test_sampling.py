@@ -9,9 +9,9 @@ import pytest
 import scipy.stats
 from keys import KEY_IMPLEMENTATIONS
 
+from jaxnn.model.init import DISTRIBUTIONS, sampler
 from jaxnn.model.layers import Dense, layer_shapes
-from jaxnn.model.network import mlp
-from jaxnn.model.sampling import DISTRIBUTIONS, sampler
+from jaxnn.model.mlp import mlp
 
 SHAPES = layer_shapes((3, 5, 2))
 BIG = (((200, 300), (300,)), ((50, 400), (400,)))

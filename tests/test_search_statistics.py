@@ -13,8 +13,10 @@ import pytest
 from scipy import stats
 
 import jaxnn
-from jaxnn.training import folding, pacing, searching, stopping, tiles
-from jaxnn.training.search_report import Histogram
+from jaxnn.run import pacing, stopping
+from jaxnn.search import engine as folding
+from jaxnn.search import searching, tiles
+from jaxnn.search.report import Histogram
 
 KEY = jax.random.key(11)
 BATCH = jnp.array([0.3, -1.2])

@@ -13,7 +13,8 @@ from programs import start_program
 from search_setups import digest, set_up, whole
 
 import jaxnn
-from jaxnn.training import checkpoints, searching
+from jaxnn.run import checkpoints
+from jaxnn.search import searching
 
 ALL = range(200)
 
@@ -176,7 +177,8 @@ def test_killed_at_50_moments_and_resumed(tmp_path):
     """SIGKILL at random moments of a search that saves all the time."""
     program = f"""
 import jaxnn, search_setups as here
-from jaxnn.training import checkpoints, searching
+from jaxnn.run import checkpoints
+from jaxnn.search import searching
 searching.LARGEST_CHUNK, searching.SECONDS_BETWEEN_SAVES = 1, 0.0
 given, options = here.set_up(1)
 options["num_candidates"] = 3_000_000

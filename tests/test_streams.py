@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keys import KEY_IMPLEMENTATIONS
 
-from jaxnn.training import streams
+from jaxnn.run import random as streams
 
 BORDERS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53 - 1, 2**53 + 1, 2**63 - 4, 2**63 - 1)
 KEY = jax.random.key(11)

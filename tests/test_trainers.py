@@ -25,8 +25,10 @@ from keys import needs_philox
 from tolerances import FORWARD
 
 import jaxnn
-from jaxnn import gradient_check
-from jaxnn.training import annealing, drawing, gradient_descent, perturbation_search
+from jaxnn.chains import annealing, perturbation_search
+from jaxnn.descent import gradient_descent
+from jaxnn.gradients import check as gradient_check
+from jaxnn.search import drawing
 
 close = functools.partial(pytest.approx, rel=FORWARD["float32"])
 ROWS = 6

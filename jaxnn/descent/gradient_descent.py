@@ -1,0 +1,205 @@
+"""Gradient descent: follow the gradient down, on all rows or on shuffled batches of them.
+
+Each epoch shuffles the rows and cuts them into batches. For each batch: the loss and its
+gradient, a look at the stop rules, then one step of the optimizer. After it, if there is a
+validation batch, the loss on that. The whole loop is compiled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnn.descent.epochs import walk
+from jaxnn.descent.kernel import Rules, begin, descend, settle
+from jaxnn.descent.replicas import (
+    begin_blocks,
+    descend_blocks,
+    in_blocks,
+    placed,
+    settle_blocks,
+)
+from jaxnn.descent.report import (
+    EVALUATIONS_PER_GRADIENT,
+    DescentHistory,
+    GradientDescentResult,
+    report,
+)
+from jaxnn.descent.setup import (
+    as_cut,
+    as_networks,
+    as_optimizer,
+    as_patience,
+    as_tolerance,
+    as_validation,
+    check_update,
+    facts_of,
+    one_of,
+)
+from jaxnn.optim.optimizers import Optimizer
+from jaxnn.run.callables import (
+    ValueAndGradFn,
+    as_batch,
+    as_params,
+    as_partial,
+    check_value_and_grad,
+)
+from jaxnn.run.checks import as_count, as_flag, as_key
+from jaxnn.run.naming import check_saveable
+from jaxnn.run.pacing import watch_interrupts
+from jaxnn.run.random import own_settings
+from jaxnn.run.stopping import Saver, SearchProgress, as_limits, as_target
+
+__all__ = ["DescentHistory", "GradientDescentResult", "gradient_descent"]
+
+TAG = 0x47524144
+"""Folded into the key, so that no other trainer draws the same from it."""
+
+
+def gradient_descent(
+    key: jax.Array,
+    value_and_grad_fn: ValueAndGradFn,
+    params: Any,
+    batch: Any,
+    *,
+    num_epochs: int,
+    learning_rate: Any = None,
+    optimizer: Optimizer | None = None,
+    num_networks: int | None = None,
+    batch_size: int | None = None,
+    keep_remainder: bool = False,
+    tolerance: float = 0.0,
+    gradient_tolerance: float | None = None,
+    target_loss: float | None = None,
+    validation_batch: Any = None,
+    patience: int | None = None,
+    max_seconds: float | None = None,
+    callback: Callable[[SearchProgress], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool = False,
+) -> GradientDescentResult:
+    """Descends from `params`, full batch or mini-batch, with one network or with many.
+
+    Args:
+        key: a typed key, `jax.random.key(seed)`; it shuffles the rows.
+        value_and_grad_fn: `value_and_grad_fn(params, batch)` -> the loss, a float scalar, and
+            its gradient, a tree like `params`; as `model.value_and_grad`.
+        params: where to start, any pytree of floats.
+        batch: any pytree that the function takes; for mini-batches, rows first in every leaf.
+        num_epochs: passes over the rows; 0 returns the start.
+        learning_rate: short for `optimizer=sgd(learning_rate)`; for several networks a number,
+            or one for each.
+        optimizer: as in `jaxnn.optimizers`, or an optax transformation. For several networks
+            `jax.vmap(adam)(rates)` is one for each: all its numbers have a first axis of networks.
+        num_networks: how many networks descend side by side, each from its own params in a first
+            axis of every leaf, and each stopping by itself. Network `i` comes to what it comes to
+            alone with the key `jax.random.fold_in(key, i)`, up to rounding; to the same bits
+            however many there are.
+        batch_size: rows a step; None, or more than there are, means all rows.
+        keep_remainder: whether what is left of an epoch after the last full batch makes a
+            smaller one; otherwise it is dropped.
+        tolerance: stop when two consecutive losses differ by less, status "converged"; 0 never
+            stops.
+        gradient_tolerance: stop where the gradient, of all leaves together, is shorter than
+            this: somewhere flat. Status "converged".
+        target_loss: stop at the first step whose batch has a loss at or below, status "reached".
+        validation_batch: like `batch`; its loss is taken after every epoch, and the params of
+            the lowest one are returned.
+        patience: stop after so many epochs without a lower loss on the validation batch, status
+            "converged".
+        max_seconds: stop when these are over, status "stopped".
+        callback: called with a `SearchProgress` some four times a second, or once a second with
+            a thousand networks; a `StopIteration` that it raises ends the descent, "stopped".
+        checkpoint: a file to save to every half minute and at the end. If it is there already,
+            the descent goes on from it, to the same bits as one that was never interrupted; it
+            refuses one made with other settings, as far as they are numbers, arrays or
+            functions that the callables hold.
+        devices: where several networks descend; by default all local devices.
+        progress: whether to show a progress bar.
+
+    Returns:
+        A `GradientDescentResult`.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind, or the gradients are not like `params`.
+        ValueError: if a number is out of range, if not exactly one of `learning_rate` and
+            `optimizer` is given, if the leaves of `batch` differ in rows, if those of `params`
+            lack an axis of networks, or if the checkpoint is of another descent or damaged.
+        OSError: if the checkpoint cannot be written.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> value_and_grad_fn = jax.value_and_grad(lambda p, batch: jnp.sum((p - batch) ** 2))
+        >>> start, batch = jnp.zeros(2), jnp.ones(2)
+        >>> trained = gradient_descent(
+        ...     jax.random.key(0), value_and_grad_fn, start, batch,
+        ...     learning_rate=0.1, num_epochs=100,
+        ... )
+        >>> trained.params.round(4)
+        Array([1., 1.], dtype=float32)
+    """
+    key = as_key("key", key)
+    num_epochs = as_count("num_epochs", num_epochs, maximum=2**32 - 1)
+    limits = as_limits(max_seconds, callback)
+    keeps = as_flag("keep_remainder", keep_remainder)
+    tolerance = as_tolerance("tolerance", tolerance)
+    if gradient_tolerance is not None:
+        gradient_tolerance = as_tolerance("gradient_tolerance", gradient_tolerance)
+    params = as_params(params)
+    networks = as_networks(num_networks, devices, params)
+    one = one_of(params, networks)
+    chosen = as_optimizer(learning_rate, optimizer, networks)
+    batch = as_batch(batch, one, value_and_grad_fn)
+    function = as_partial("value_and_grad_fn", value_and_grad_fn)
+    loss_dtype = check_value_and_grad(function, one, batch)
+    check_update(one_of(chosen, networks), one)
+    cut, seen = as_cut(batch, batch_size, keeps)
+    rules = Rules(
+        tolerance,
+        gradient_tolerance,
+        target_loss=None if target_loss is None else np.asarray(as_target(target_loss, loss_dtype)),
+        validation=as_validation(validation_batch, one, value_and_grad_fn, function),
+        patience=as_patience(patience, validation_batch),
+    )
+    saver = None
+    if checkpoint is not None:
+        facts = facts_of(key, function, chosen, params, batch, rules, cut, networks)
+        saver = Saver(Path(checkpoint), facts)
+    with own_settings(), watch_interrupts() as is_interrupted:
+        shared = (function, batch, rules)
+        start = partial(begin, loss_dtype=loss_dtype, validates=rules.validation is not None)
+        if networks is None:
+            state = start(chosen, params)
+            run = partial(descend, *shared, chosen, jax.random.fold_in(key, TAG), cut=cut)
+        else:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(networks.count))
+            streams = jax.vmap(jax.random.fold_in, (0, None))(keys, TAG)
+            state = begin_blocks(start, chosen, params, networks)
+            blocks = placed(shared, in_blocks((chosen, streams), networks), networks)
+            run = partial(descend_blocks, blocks, networks, cut=cut)
+        if saver is not None:
+            check_saveable(state)
+        work = EVALUATIONS_PER_GRADIENT * sum(seen.rows_of_steps) / seen.rows / cut.steps
+        walked = walk(
+            run,
+            state,
+            num_epochs,
+            cut.steps,
+            work,
+            limits,
+            saver,
+            is_interrupted=is_interrupted,
+            progress=progress,
+        )
+        end = settle if networks is None else partial(settle_blocks, networks)
+        settled = end(function, batch, walked.state)
+    validates, is_complete = rules.validation is not None, walked.num_epochs == num_epochs
+    return report(walked, settled, seen, validates=validates, is_complete=is_complete)

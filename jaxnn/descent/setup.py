@@ -1,0 +1,198 @@
+"""What a gradient descent is asked for: checked before it is compiled, named when saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
+
+from jaxnn.descent.kernel import Cut, Rules
+from jaxnn.descent.replicas import Networks, per_network
+from jaxnn.optim.optimizers import Optimizer, check_optimizer, sgd
+from jaxnn.run.callables import (
+    as_batch,
+    as_partial,
+    check_concrete,
+    check_like_params,
+    check_value_and_grad,
+    shapes_of,
+)
+from jaxnn.run.checks import as_count, as_devices, as_real
+from jaxnn.run.fingerprint import as_fact, fingerprint, function_metadata, key_metadata
+
+__all__ = [
+    "Seen",
+    "as_cut",
+    "as_networks",
+    "as_optimizer",
+    "as_patience",
+    "as_tolerance",
+    "as_validation",
+    "check_update",
+    "facts_of",
+    "one_of",
+]
+
+
+def as_networks(
+    num_networks: int | None, devices: Sequence[Any] | None, params: Any
+) -> Networks | None:
+    """How many networks, once all leaves of the params have that axis; None for one alone."""
+    if num_networks is None:
+        if devices is not None:
+            raise ValueError("num_networks must be given with devices; got None")
+        return None
+    count = as_count("num_networks", num_networks, 1, 2**31 - 1)
+    for path, leaf in tree_leaves_with_path(params):
+        if leaf.shape[:1] != (count,):
+            raise ValueError(
+                f"params must have a first axis of num_networks = {count} in every leaf; "
+                f"got shape {leaf.shape} at params{keystr(path)}"
+            )
+    return Networks(count, tuple(as_devices(devices)))
+
+
+def one_of(params: Any, networks: Networks | None) -> Any:
+    """The params of one network: of the first, where there are several."""
+    return params if networks is None else jax.tree.map(lambda leaf: leaf[0], params)
+
+
+def as_optimizer(
+    learning_rate: Any, optimizer: Optimizer | None, networks: Networks | None
+) -> Optimizer:
+    """The optimizer, of `Partial`s; with a number for each network where there are several."""
+    if (learning_rate is None) == (optimizer is None):
+        given = "neither" if optimizer is None else "both"
+        raise ValueError(f"give either learning_rate or optimizer; got {given}")
+    if optimizer is None:
+        check_concrete("learning_rate", learning_rate)
+        if networks is None or np.ndim(learning_rate) == 0:
+            optimizer = sgd(learning_rate)
+        else:
+            optimizer = cast(
+                Optimizer, jax.vmap(cast(Any, sgd))(_as_rates(learning_rate, networks.count))
+            )
+    check_optimizer(optimizer)
+    init = as_partial("optimizer.init", optimizer.init)
+    chosen = Optimizer(init, as_partial("optimizer.update", optimizer.update))
+    return chosen if networks is None else per_network(chosen, networks.count)
+
+
+def _as_rates(learning_rate: Any, count: int) -> jax.Array:
+    """A learning rate for each network."""
+    if np.shape(learning_rate) != (count,):
+        raise ValueError(
+            f"learning_rate must be a number, or one for each of the {count} networks; "
+            f"got shape {np.shape(learning_rate)}"
+        )
+    return jnp.asarray([as_real("learning_rate", rate) for rate in np.asarray(learning_rate)])
+
+
+def check_update(optimizer: Optimizer, params: Any) -> None:
+    """Refuses an optimizer, of one network, whose updates are not like its params."""
+    state = shapes_of("optimizer.init", cast(Partial, optimizer.init), params)
+    update = cast(Partial, optimizer.update)
+    results = shapes_of("optimizer.update", update, params, state, params)
+    if not (isinstance(results, tuple) and len(results) == 2):
+        raise TypeError(
+            f"optimizer.update must return (updates, state); got a {type(results).__name__}"
+        )
+    check_like_params("optimizer.update", "updates", results[0], params)
+
+
+def as_tolerance(name: str, value: float) -> Any:
+    """A number of at least 0 that the host knows."""
+    check_concrete(name, value)
+    return as_real(name, value, inclusive=True)
+
+
+def as_validation(
+    validation_batch: Any, params: Any, value_and_grad_fn: Any, function: Partial
+) -> Any:
+    """The validation batch as arrays, once the function has taken it."""
+    if validation_batch is None:
+        return None
+    try:
+        arrays = as_batch(validation_batch, params, value_and_grad_fn)
+        check_value_and_grad(function, params, arrays)
+    except Exception as error:
+        error.add_note("This came from validation_batch.")
+        raise
+    return arrays
+
+
+def as_patience(patience: int | None, validation_batch: Any) -> np.uint32 | None:
+    """Epochs to wait for a better loss on the validation batch."""
+    if patience is None:
+        return None
+    if validation_batch is None:
+        raise ValueError("validation_batch must be given with patience; got None")
+    return np.uint32(as_count("patience", patience, 1, 2**32 - 1))
+
+
+class Seen(NamedTuple):
+    """Rows that each step of an epoch sees, of how many."""
+
+    rows_of_steps: list[int]
+    rows: int
+
+
+def as_cut(batch: Any, batch_size: int | None, keeps: bool) -> tuple[Cut, Seen]:
+    """How an epoch is cut; `batch` need have no rows if it is taken whole."""
+    if batch_size is None:
+        if keeps:
+            raise ValueError("batch_size must be given with keep_remainder; got None")
+        return Cut(None, 0, 1), Seen([1], 1)
+    batch_size = as_count("batch_size", batch_size, minimum=1)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or not shapes[0][0]:
+        raise ValueError(
+            "batch must have the same number of rows, at least 1, in every leaf to be cut by "
+            f"batch_size; got shapes {shapes}"
+        )
+    rows = shapes[0][0]
+    if batch_size >= rows:
+        return Cut(None, 0, 1), Seen([1], 1)
+    steps, rest = divmod(rows, batch_size)
+    remainder = rest if keeps else 0
+    sizes = [batch_size] * steps + [remainder] * (remainder > 0)
+    return Cut(batch_size, remainder, len(sizes)), Seen(sizes, rows)
+
+
+def facts_of(
+    key: jax.Array,
+    function: Partial,
+    optimizer: Optimizer,
+    params: Any,
+    batch: Any,
+    rules: Rules,
+    cut: Cut,
+    networks: Networks | None,
+) -> dict[str, Any]:
+    """What whoever goes on with this descent has to share."""
+    one, chosen = one_of(params, networks), one_of(optimizer, networks)
+    init, update = cast(Partial, chosen.init), cast(Partial, chosen.update)
+    state = shapes_of("optimizer.init", init, one)
+    axes = None if networks is None else (0, None)
+    return {
+        "trainer": "gradient_descent",
+        **key_metadata(key),
+        "num_networks": None if networks is None else networks.count,
+        "networks_a_block": None if networks is None else networks.width,
+        "batch_size": cut.rows_a_step,
+        "keep_remainder": cut.remainder > 0,
+        **{name: as_fact(rule) for name, rule in rules._asdict().items() if name != "validation"},
+        "optimizer": function_metadata("optimizer", update, one, state, one),
+        "start of the optimizer": function_metadata("optimizer", init, one),
+        "numbers of the optimizer": fingerprint(optimizer),
+        "params": fingerprint(params),
+        "batch": fingerprint(batch),
+        "validation_batch": fingerprint(rules.validation),
+        "value_and_grad_fn": function_metadata(
+            "value_and_grad_fn", function, one, batch, axes=axes
+        ),
+    }

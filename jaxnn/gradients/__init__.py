@@ -1,0 +1,1 @@
+"""Whether a gradient is right."""

@@ -1,0 +1,300 @@
+"""What makes two runs the same run: their data, and what their functions compute.
+
+A function is known by its program: the StableHLO text that JAX lowers it to on the shapes at hand,
+with all constants, for one fixed platform, so that parts of a search from a CPU and a GPU still
+merge. Another name, or another process, changes nothing; anything that changes a number does. The
+values that a function holds under a name are kept beside it for one purpose only: to say in the
+user's words what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from types import CellType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
+
+from jaxnn.run.callables import call
+from jaxnn.run.programs import forget
+
+__all__ = [
+    "as_fact",
+    "check_same_run",
+    "checksum",
+    "fingerprint",
+    "function_metadata",
+    "key_metadata",
+]
+
+LANES = 16
+"""Arguments side by side in the program that shows what `vmap` makes of a function."""
+MOST_SETTINGS, LONGEST = 40, 160
+CHECKSUM = re.compile(r"[0-9a-f]{64}")
+CALLBACK = re.compile(r"custom_call @\w*callback\w*\(.*-> (?!\(\)$|!stablehlo\.token$)")
+"""A call of Python from compiled code that returns numbers; prints return none."""
+
+
+def fingerprint(tree: Any) -> str:
+    """A checksum of a pytree: of each array's place in it, shape, dtype and bytes.
+
+    NumPy and JAX arrays of the same values count as the same, and so do containers that name
+    their entries alike, such as a list and a tuple.
+
+    Args:
+        tree: any pytree of arrays; typed keys may be among them.
+
+    Returns:
+        A SHA-256, as 64 hexadecimal digits.
+
+    Raises:
+        TypeError: if a leaf is not an array.
+
+    Example:
+        >>> fingerprint({"x": np.arange(3)}) == fingerprint({"x": np.arange(4)})
+        False
+    """
+    return checksum(_named_array(*leaf) for leaf in tree_leaves_with_path(tree)).hex()
+
+
+def function_metadata(
+    name: str, function: Partial, *arguments: Any, axes: tuple[int | None, ...] | None = None
+) -> dict[str, Any]:
+    """Return what a function computes, and the values that it holds.
+
+    Args:
+        name: the argument's name, for messages.
+        function: any callable; numbers of the `Partial` count by their values.
+        *arguments: what it is called with; shapes will do.
+        axes: as of `jax.vmap`, where it runs for many arguments at once: some functions have a
+            program of their own for that.
+
+    Returns:
+        Facts that JSON keeps: `computes`, a checksum, and `settings`, values by name.
+
+    Raises:
+        TypeError: if the function calls back into Python for numbers.
+
+    Example:
+        >>> first, second = (
+        ...     function_metadata("loss_fn", Partial(lambda x, c=c: c * x), 1.0) for c in (2, 3)
+        ... )
+        >>> first["computes"] == second["computes"], first["settings"], second["settings"]
+        (False, {'c': '2'}, {'c': '3'})
+    """
+    texts = [_text(function, arguments)]
+    # Python code may compute something else than when JAX traced it, by a global that has changed.
+    if texts[0] != _lowered(call.trace(function, *arguments)):
+        forget(function.func)
+    if axes is not None:
+        texts.append(_text(function, arguments, axes))
+    if any(CALLBACK.search(line) for line in texts[0].splitlines()):
+        raise TypeError(
+            f"{name} must not call back into Python, as jax.pure_callback does, with a checkpoint: "
+            "what it computes there cannot be known again"
+        )
+    if "jax.const = true" in texts[0]:
+        raise ValueError(
+            "jax_use_simplified_jaxpr_constants must be off with a checkpoint; got True"
+        )
+    computes = hashlib.sha256("\0".join([*texts, fingerprint(jax.tree.leaves(function))]).encode())
+    return {"computes": computes.hexdigest(), "settings": _settings(function)}
+
+
+def key_metadata(key: jax.Array) -> dict[str, Any]:
+    """Return a key as facts that JSON keeps, with the version of JAX, which its draws hang on."""
+    return {
+        "jax": jax.__version__,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key_implementation": str(jax.random.key_impl(key)),
+    }
+
+
+def check_same_run(
+    path: str | os.PathLike[str], saved: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    """Refuses to go on with a checkpoint that another kind of run has made.
+
+    Args:
+        path: the checkpoint, for the message.
+        saved: its metadata; fields that `wanted` lacks are ignored, and a missing one is None.
+        wanted: the metadata of this run that must be the same.
+
+    Raises:
+        ValueError: naming the first field that differs, in the user's words.
+
+    Example:
+        >>> check_same_run("a.npz", {"rows": 5}, {"rows": 7})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: checkpoint a.npz is of another run: rows was 5, is 7; ...
+    """
+    for field, value in wanted.items():
+        if (difference := _difference(field, saved.get(field), value)) is not None:
+            raise ValueError(
+                f"checkpoint {os.fspath(path)} is of another run: {difference}; "
+                "give the same again, or another file"
+            )
+
+
+def as_fact(number: Any) -> float | int | None:
+    """Return a number of NumPy's as JSON keeps it, with no more digits than it has."""
+    if number is None:
+        return None
+    scalar = np.asarray(number)[()]
+    return float(str(scalar)) if scalar.dtype.kind == "f" else int(scalar)
+
+
+def checksum(arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:
+    """SHA-256 of names, dtypes, shapes and bytes."""
+    checksum = hashlib.sha256()
+    for name, array in arrays:
+        checksum.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        checksum.update(array.reshape(-1).view(np.uint8).data)
+    return checksum.digest()
+
+
+def _text(function: Partial, arguments: Any, axes: tuple[int | None, ...] | None = None) -> str:
+    """The program of a function, traced anew; of many calls side by side where there are axes."""
+    leaves, tree = jax.tree.flatten(function)
+
+    def call(leaves: Any, *arguments: Any) -> Any:
+        bound = jax.tree.unflatten(tree, leaves)
+        return (bound if axes is None else jax.vmap(bound, axes))(*arguments)
+
+    if axes is not None:
+        arguments = [
+            argument if axis is None else jax.tree.map(_side_by_side, argument)
+            for argument, axis in zip(arguments, axes, strict=True)
+        ]
+    return _lowered(jax.jit(call, keep_unused=True).trace(leaves, *arguments))
+
+
+def _side_by_side(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((LANES, *np.shape(leaf)), jnp.result_type(leaf))
+
+
+def _lowered(traced: Any) -> str:
+    return traced.lower(lowering_platforms=("cpu",)).as_text()
+
+
+def _difference(field: str, before: Any, after: Any) -> str | None:
+    """What differs, in the user's words; None if nothing does."""
+    if before == after:
+        return None
+    if field == "jax":
+        return f"it was saved under jax {before}, this is {after}, which may round otherwise"
+    if isinstance(after, dict) and isinstance(before, dict):
+        if before["computes"] == after["computes"]:
+            return None
+        was, now = before["settings"], after["settings"]
+        for name in [name for name in now if name in was and was[name] != now[name]]:
+            return _words(_setting_name(field, name), was[name], now[name])
+        return f"{field} computes something else than when it was saved"
+    return _words(field, before, after)
+
+
+def _setting_name(field: str, name: str) -> str:
+    """A setting of a function's by its own name; `value` is what the field itself says."""
+    own = [part for part in name.split(".") if part != "value"]
+    return f"{own[-1]} of {field}" if own else field
+
+
+def _words(name: str, was: Any, now: Any) -> str:
+    is_long = any(len(str(value)) > LONGEST or CHECKSUM.search(str(value)) for value in (was, now))
+    if name == "key" or is_long:
+        return f"{name} is another than when it was saved"
+    return f"{name} was {was}, is {now}"
+
+
+def _settings(function: Any) -> dict[str, str]:
+    """Values that a function holds under a name: bound, closed over, by default, or global."""
+    found: dict[str, str] = {}
+    for name, value in _walk(function, frozenset()):
+        if len(found) < MOST_SETTINGS:
+            found.setdefault(name, value)
+    return found
+
+
+def _walk(function: Any, inside: frozenset[int]) -> Iterator[tuple[str, str]]:
+    """Names and values of a function and of those within it; `inside` are those around it."""
+    function = getattr(function, "fun", function)  # JAX boxes what functools.partial made
+    if id(function) in inside:
+        return
+    inside |= {id(function)}
+    for name, value in _held(function):
+        if callable(value):
+            yield from ((f"{name}.{inner}", each) for inner, each in _walk(value, inside))
+        elif (setting := _setting(value)) is not None:
+            yield name, setting
+    inner = getattr(function, "func", getattr(function, "__wrapped__", None))
+    if callable(inner):
+        yield from _walk(inner, inside)
+
+
+def _held(function: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(function, partial):
+        yield from _bound(function)
+    elif inspect.ismethod(function):
+        yield from _attributes(function.__self__)
+        yield from _held(function.__func__)
+    elif inspect.isfunction(function):
+        code, cells = function.__code__, function.__closure__ or ()
+        names = zip(code.co_freevars, cells, strict=True)
+        yield from ((name, cell.cell_contents) for name, cell in names if cell != CellType())
+        named = inspect.signature(function, follow_wrapped=False).parameters.values()
+        yield from ((each.name, each.default) for each in named if each.default is not each.empty)
+        yield from (
+            (name, function.__globals__[name])
+            for name in code.co_names
+            if name in function.__globals__ and not callable(function.__globals__[name])
+        )
+    elif not inspect.isbuiltin(function):
+        yield from _attributes(function)
+
+
+def _bound(function: partial[Any]) -> Iterator[tuple[str, Any]]:
+    """What a `partial` binds, by the names of the parameters."""
+    try:
+        names = list(inspect.signature(getattr(function.func, "fun", function.func)).parameters)
+    except (TypeError, ValueError):
+        names = []
+    names += [f"argument {number}" for number in range(len(names), len(function.args))]
+    yield from zip(names, function.args, strict=False)
+    yield from function.keywords.items()
+
+
+def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
+    for name in (*getattr(type(thing), "__slots__", ()), *getattr(thing, "__dict__", ())):
+        if hasattr(thing, name):
+            yield name, getattr(thing, name)
+
+
+def _setting(value: Any) -> str | None:
+    """A value as short text, an array or what is long by its checksum; None for other things."""
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        is_number = np.ndim(value) == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        return str(np.asarray(value)[()]) if is_number else fingerprint(value)
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return "(" + ", ".join(str(_setting(each)) for each in value) + ")"
+    text = repr(value)
+    if " at 0x" in text:
+        return None
+    return text if len(text) <= LONGEST else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _named_array(path: Any, leaf: Any) -> tuple[str, np.ndarray]:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return f"{keystr(path)} {leaf.dtype}", np.asarray(jax.random.key_data(leaf))
+    array = np.asarray(leaf, order="C")
+    if array.dtype.hasobject:
+        raise TypeError(f"tree{keystr(path)} must be an array; got a {type(leaf).__name__}")
+    return keystr(path), array.astype(array.dtype.newbyteorder("="), copy=False)

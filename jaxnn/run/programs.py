@@ -1,0 +1,162 @@
+"""Compiled programs that live no longer than the functions they were compiled for.
+
+`jax.jit` keeps every program of a function for as long as that function lives. The compiled loops
+of this package live for ever, and take the user's functions as arguments; under plain `jit` they
+would keep a program, some 12 MiB, for every loss that anybody ever closed over a new number. So a
+`Program` is `jit` once for each set of functions among its arguments, which it holds by weak
+references: when one of them is gone, so is the program.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakMethod, ref
+
+import jax
+from jax.tree_util import Partial
+
+__all__ = ["COMPILER_OPTIONS", "Program", "forget", "program"]
+
+COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": "512"}
+"""XLA stops at 256 bits a vector unless it is told otherwise; a CPU with less uses what it has."""
+
+
+class _Handle:
+    """Stands for a function among a program's arguments without keeping it alive."""
+
+    def __init__(self, function: Callable[..., Any], key: tuple[int, ...]) -> None:
+        def is_gone(_: Any) -> None:
+            _drop(key, self)
+
+        weak = WeakMethod if inspect.ismethod(function) else ref
+        try:
+            self.function: Callable[[], Any] = weak(function, is_gone)
+        except TypeError:  # Some callables take no weak reference; they stay.
+            self.function = lambda: function
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self.function()(*args, **keywords)
+
+
+_handles: dict[tuple[int, ...], _Handle] = {}
+_programs: list[Program] = []
+
+
+class Program:
+    """A function as `jax.jit` compiles it, anew for every set of functions it is given.
+
+    Functions are the `Partial`s among the positional arguments, at any depth; the numbers that a
+    `Partial` holds are traced. Keywords have to be static.
+
+    Example:
+        >>> apply = Program(lambda function, x: function(x))
+        >>> apply(Partial(lambda number, x: number * x, 2.0), 3.0)
+        Array(6., dtype=float32, weak_type=True)
+    """
+
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        """Takes the function, and the options of `jax.jit`."""
+        self._function, self._options = function, options
+        self._compiled: dict[tuple[_Handle, ...], Any] = {}
+        functools.update_wrapper(self, function)
+        _programs.append(self)
+
+    def __call__(self, *args: Any, **static: Any) -> Any:
+        """Runs the program, which is compiled first where it is a new one."""
+        compiled, light = self._of(args)
+        return compiled(*light, **static)
+
+    def compile(self, *args: Any, **static: Any) -> Callable[..., Any]:
+        """Return the program, compiled ahead: for these static and for such other arguments."""
+        compiled, light = self._of(args)
+        ready = compiled.lower(*light, **static).compile()
+        return lambda *args: ready(*_with_handles(args, []))
+
+    def trace(self, *args: Any, **static: Any) -> Any:
+        """Return what `jax.jit` returns as `trace(...)`."""
+        compiled, light = self._of(args)
+        return compiled.trace(*light, **static)
+
+    def eval_shape(self, *args: Any, **static: Any) -> Any:
+        """Return shapes and dtypes of the results."""
+        compiled, light = self._of(args)
+        return compiled.eval_shape(*light, **static)
+
+    def _of(self, args: Any) -> tuple[Any, Any]:
+        """The program of the functions among the arguments, and the arguments with handles."""
+        handles: list[_Handle] = []
+        light = _with_handles(args, handles)
+        key = tuple(handles)
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(_copy(self._function), **self._options)
+        return self._compiled[key], light
+
+
+def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
+    """Return a decorator that makes a `Program`; the options are those of `jax.jit`."""
+    return functools.partial(Program, **options)
+
+
+def forget(function: Callable[..., Any]) -> None:
+    """Drop all programs of a function, which computes something else than when it was traced."""
+    key = _key(_bare(function))
+    if key in _handles:
+        _drop(key, _handles[key])
+
+
+def _with_handles(tree: Any, handles: list[_Handle]) -> Any:
+    """The tree with a handle in place of each function, which is appended to the list."""
+
+    def lighten(leaf: Any) -> Any:
+        if not isinstance(leaf, Partial):
+            return leaf
+        handle = _handle_of(leaf.func)
+        handles.append(handle)
+        args, keywords = _with_handles((leaf.args, leaf.keywords), handles)
+        return Partial(handle, *args, **keywords)
+
+    return jax.tree.map(lighten, tree, is_leaf=lambda leaf: isinstance(leaf, Partial))
+
+
+def _handle_of(function: Callable[..., Any]) -> _Handle:
+    function = _bare(function)
+    key = _key(function)
+    handle = _handles.get(key)
+    if handle is None or handle.function() is None:
+        handle = _handles[key] = _Handle(function, key)
+    return handle
+
+
+def _bare(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of the user's own, where `Partial` has put a `functools.partial` in a box."""
+    return getattr(function, "fun", function)
+
+
+def _key(function: Callable[..., Any]) -> tuple[int, ...]:
+    """What a living function is known by; a bound method is another object at every look."""
+    if inspect.ismethod(function):
+        return id(function.__self__), id(function.__func__)
+    return (id(function),)
+
+
+def _drop(key: tuple[int, ...], handle: _Handle) -> None:
+    """Drops a handle, and the programs that it is an argument of."""
+    if _handles.get(key) is handle:
+        del _handles[key]
+    for each in _programs:
+        for handles in list(each._compiled):
+            if handle in handles:
+                each._compiled.pop(handles, None)
+
+
+def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function as another object, whose programs JAX keeps apart."""
+
+    @functools.wraps(function)
+    def copy(*args: Any, **keywords: Any) -> Any:
+        return function(*args, **keywords)
+
+    return copy
