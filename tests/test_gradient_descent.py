@@ -1,5 +1,6 @@
 """Gradient descent against plain loops in NumPy float64 and against the material's figures."""
 
+import pickle
 from typing import Any, NamedTuple
 
 import jax
@@ -211,18 +212,76 @@ def test_the_loss_reported_is_that_of_the_params_on_the_whole_batch():
 @pytest.mark.parametrize("tolerance", [0.1, 1e-2, 1e-4])
 @pytest.mark.parametrize("batch_size", [None, 5])
 def test_it_stops_at_the_first_two_losses_closer_than_the_tolerance(tolerance, batch_size):
+    """Of all rows in any case, of batches where steps are to be compared."""
     free = descend(batch_size=batch_size, epochs=200, learning_rate=0.05)
     losses = free.history.loss
     close = np.abs(np.diff(losses)) < np.float32(tolerance)
     stop = int(np.argmax(close)) + 2
     assert 2 < stop < len(losses)
-    result = descend(batch_size=batch_size, epochs=200, learning_rate=0.05, tolerance=tolerance)
+    options = {"tolerance": tolerance, "tolerance_unit": "step" if batch_size else "epoch"}
+    result = descend(batch_size=batch_size, epochs=200, learning_rate=0.05, **options)
     assert (result.status, result.num_steps) == ("converged", stop)
     assert np.array_equal(result.history.loss, losses[:stop])
     if batch_size is None:
+        by_step = descend(
+            epochs=200, learning_rate=0.05, tolerance=tolerance, tolerance_unit="step"
+        )
+        assert np.array_equal(by_step.history.loss, result.history.loss)
         assert result.loss == pytest.approx(float(losses[stop - 1]), rel=FORWARD["float32"])
         before = descend(epochs=stop - 1, learning_rate=0.05)
         assert np.array_equal(numbers(result.params), numbers(before.params))
+
+
+def first_flat_epoch(losses, rows, tolerance):
+    """The first with a mean loss over five epochs within 5 tolerances of the five before."""
+    means = np.average(losses.reshape(-1, len(rows)), axis=1, weights=rows)
+    fives = np.convolve(means, np.ones(5) / 5, "valid")
+    return int(np.argmax(np.abs(fives[5:] - fives[:-5]) < 5 * tolerance)) + 9
+
+
+NOISY = jaxnn.Batch(LINE.x, LINE.y + np.linspace(-1, 1, ROWS, dtype=np.float32)[::-1, None] ** 3)
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 1e-2, 1e-3])
+@pytest.mark.parametrize(("batch_size", "keeps", "rows"), [(5, True, [5, 5, 2]), (7, False, [7])])
+def test_batches_are_compared_by_the_mean_losses_of_five_epochs(tolerance, batch_size, keeps, rows):
+    options = {"batch_size": batch_size, "keep_remainder": keeps, "learning_rate": 0.01}
+    options |= {"batch": NOISY, "epochs": 300}
+    losses = descend(**options).history.loss
+    stop = (first_flat_epoch(losses, rows, tolerance) + 1) * len(rows)
+    assert 10 * len(rows) <= stop < len(losses)
+    result = descend(tolerance=tolerance, **options)
+    assert (result.status, result.num_steps) == ("converged", stop)
+    assert np.array_equal(result.history.loss, losses[:stop])
+
+
+def test_a_tolerance_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path):
+    options = {"batch_size": 5, "learning_rate": 0.01, "batch": NOISY, "tolerance": 1e-2}
+    whole = descend(epochs=300, **options)
+    assert whole.status == "converged"
+    last = whole.num_steps // 2
+    for epochs in (last - 7, last - 2, 300):
+        found = descend(epochs=epochs, checkpoint=tmp_path / "descent.npz", **options)
+    assert (found.status, found.num_steps) == ("converged", whole.num_steps)
+    assert np.array_equal(numbers(found.params), numbers(whole.params))
+
+
+def test_unlike_batches_of_like_losses_end_no_descent():
+    """Compared by steps they end at 0.51 to 1.07; without a tolerance all come to 0.15."""
+    batch = jaxnn.datasets.vertical(jax.random.key(0), samples=100, classes=3)
+    model = jaxnn.mlp((2, 8, 3))
+    start = model.init(jax.random.key(1), scale=1.0, distribution="he")
+    options = {"function": model.value_and_grad, "batch": batch, "batch_size": 32}
+    for seed in range(10):
+        found = descend(start, key=jax.random.key(seed), epochs=500, tolerance=1e-3, **options)
+        assert found.status == "converged"
+        assert 0.17 < found.loss < 0.23
+
+
+def test_a_tolerance_calls_no_growing_loss_converged():
+    """Growing by more than the tolerance: the mean losses were lower before."""
+    found = descend(batch_size=5, learning_rate=0.3, epochs=1_000, tolerance=1e-3)
+    assert found.status == "diverged"
 
 
 def flat(params, batch):
@@ -343,6 +402,136 @@ def test_descent_on_a_noisy_line_ends_at_the_normal_equations(optimizer, error):
     np.testing.assert_allclose(numbers(result.params), expected, atol=error)
 
 
+# --- extra arguments of an optimizer
+
+
+def unlike(params, rows):
+    """A loss and, as its gradient, numbers that are not its derivative."""
+    return jnp.mean(rows) * jnp.sum(params), jnp.full_like(params, jnp.max(rows))
+
+
+def tell(gradients, state, params, *, value, grad, value_fn):
+    """Moves the params to what it is told."""
+    slope = jax.grad(value_fn)(params)
+    _, rise = jax.jvp(value_fn, (params,), (jnp.ones(5),))
+    return jnp.stack([value, value_fn(params + 1), grad[0], slope[1], rise]) - params, state
+
+
+@pytest.mark.parametrize("wrap", [lambda update: update, jax.jit], ids=["plain", "compiled"])
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_an_optimizer_that_asks_is_told_of_the_loss_on_the_rows_of_the_step(batch_size, wrap):
+    """Its derivative is the function's own gradient, forward and in reverse."""
+    rows, expected = np.arange(1.0, ROWS + 1), np.ones(5)
+    for places in [np.arange(ROWS)] if batch_size is None else orders(KEY, 1, batch_size):
+        mean, most = np.mean(rows[places]), np.max(rows[places])
+        expected = np.array(
+            [mean * expected.sum(), mean * (expected.sum() + 5), most, most, 5 * most]
+        )
+    options = {"function": unlike, "batch": rows, "batch_size": batch_size, "epochs": 1}
+    optimizer = Plain(lambda params: (), wrap(tell))
+    found = descend(np.ones(5), optimizer=optimizer, **options)
+    np.testing.assert_allclose(found.params, expected, rtol=1e-6)
+
+
+OPTAX = {
+    "adam": lambda o: o.adam(0.05),
+    "plateau": lambda o: o.chain(
+        o.adam(0.3), o.contrib.reduce_on_plateau(patience=1, factor=0.5, rtol=0.05)
+    ),
+    "polyak": lambda o: o.polyak_sgd(),
+    "lbfgs": lambda o: o.lbfgs(),
+    "backtracking": lambda o: o.chain(
+        o.sgd(1.0), o.scale_by_backtracking_linesearch(max_backtracking_steps=15, store_grad=True)
+    ),
+    "keys": lambda o: o.noisy_sgd(0.1, key=jax.random.key(1)),
+}
+"""Transformations, most of which take the loss into account."""
+SLOW = {"adam", "lbfgs", "keys"}
+
+
+VERTICAL = jaxnn.datasets.vertical(jax.random.key(0), samples=100, classes=3)
+SMALL = jaxnn.mlp((2, 3, 3))
+
+
+def by_optax(optax, optimizer, start, steps):
+    """The losses of a plain optax loop, before every step."""
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    @jax.jit
+    def step(params, state, rows):
+        value, grad = SMALL.value_and_grad(params, rows)
+        told = {"value": value, "grad": grad, "value_fn": lambda p: SMALL.loss_reference(p, rows)}
+        updates, state = optimizer.update(grad, state, params, **told)
+        return optax.apply_updates(params, updates), state, value
+
+    state, losses = optimizer.init(start), []
+    for places in steps:
+        rows = jax.tree.map(lambda leaf, at=places: leaf[at], VERTICAL)
+        start, state, loss = step(start, state, rows)
+        losses.append(loss)
+    return losses
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.exhaustive] if n in SLOW else []) for n in OPTAX],
+)
+@pytest.mark.filterwarnings("default")
+def test_transformations_of_optax_descend_as_in_its_own_loop(name):
+    optax = pytest.importorskip("optax")
+    optimizer, start = OPTAX[name](optax), SMALL.init(jax.random.key(0), scale=1.0)
+    options = {"function": SMALL.value_and_grad, "batch": VERTICAL, "optimizer": optimizer}
+    with jax.numpy_dtype_promotion("standard"):
+        found = descend(start, epochs=20, **options)
+        expected = by_optax(optax, optimizer, start, [np.arange(300)] * 20)
+    np.testing.assert_allclose(found.history.loss, expected, rtol=1e-4)
+    assert found.loss < 0.9 * expected[0]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("default")
+def test_a_line_search_looks_at_the_rows_of_its_step():
+    optax = pytest.importorskip("optax")
+    optimizer, start = OPTAX["lbfgs"](optax), SMALL.init(jax.random.key(0), scale=1.0)
+    options = {"function": SMALL.value_and_grad, "batch": VERTICAL, "optimizer": optimizer}
+    stream = jax.random.fold_in(KEY, gradient_descent.TAG)
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(stream, 0), 300))
+    with jax.numpy_dtype_promotion("standard"):
+        found = descend(start, epochs=1, batch_size=90, keep_remainder=True, **options)
+        expected = by_optax(optax, optimizer, start, np.split(order, [90, 180, 270]))
+    np.testing.assert_allclose(found.history.loss, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (lambda g, s, p, *, inputs: (g, s), "must need no arguments but .*value_fn; .* inputs"),
+        (lambda g, s, p, hessian: (g, s), "must need no arguments but .* needs hessian"),
+        (lambda g, s, p: (g, (s, s)), "must return a state like that of optimizer.init"),
+        (lambda g, s, p: (g, s[None]), r"must return a state like .*float32 of shape \(1,\)"),
+        (lambda g, s, p: (g, s.astype(int)), None),
+        (lambda g, s, p: (g, s.astype(complex)), "must return a state like .* got complex64"),
+    ],
+)
+def test_updates_that_cannot_run_are_refused_by_name(update, message):
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = Plain(lambda params: jnp.float32(0), update)
+        if message is None:
+            descend(optimizer=optimizer, epochs=1)
+            return
+        with pytest.raises(TypeError, match=f"optimizer.update {message}"):
+            descend(optimizer=optimizer)
+
+
+def test_an_error_inside_an_update_says_what_it_may_ask_for():
+    def update(gradients, state, params=None, **extra):
+        return gradients, extra["inputs"]
+
+    with pytest.raises(KeyError, match="inputs") as caught:
+        descend(optimizer=Plain(lambda params: (), update))
+    assert "can be value, grad, value_fn" in "".join(caught.value.__notes__)
+
+
 # --- the material's figures
 
 
@@ -402,6 +591,7 @@ def outside(start, rate, of_weights, of_bias, seeds):
             batch_size=3,
             epochs=1_000,
             tolerance=1e-8,
+            tolerance_unit="step",
         )
         errors = np.abs(numbers(result.params) - [1.5, 1.5, 0.1])
         if result.status not in {"completed", "converged"} or np.any(
@@ -423,9 +613,8 @@ def test_small_batches_end_near_the_line_for_300_seeds(start, rate, of_weights, 
 
 
 def diverges(seed):
-    result = descend(
-        key=jax.random.key(seed), learning_rate=0.3, batch_size=3, epochs=1_000, tolerance=1e-8
-    )
+    options = {"epochs": 1_000, "tolerance": 1e-8, "tolerance_unit": "step"}
+    result = descend(key=jax.random.key(seed), learning_rate=0.3, batch_size=3, **options)
     return result.status == "diverged" and np.all(np.isfinite(numbers(result.params)))
 
 
@@ -521,6 +710,7 @@ def test_float64_params_descend_in_float64():
         ({"batch_size": -3}, "batch_size must be an integer of at least 1; got -3"),
         ({"tolerance": -1e-8}, "tolerance must be a finite number of at least 0"),
         ({"tolerance": np.nan}, "tolerance must be a finite number of at least 0"),
+        ({"tolerance_unit": "batch"}, "tolerance_unit must be one of 'epoch', 'step'; got 'batch'"),
         ({"num_epochs": 2**32}, "num_epochs must be at most 4294967295"),
     ],
 )
@@ -762,3 +952,91 @@ def test_half_precision_steps_are_finite():
 def test_a_remainder_without_a_batch_size_is_refused():
     with pytest.raises(ValueError, match="batch_size must be given with keep_remainder"):
         descend(keep_remainder=True)
+
+
+# --- the summary
+
+
+def with_constant_loss(loss):
+    """The line's loss, which tells that of the best constant answer."""
+
+    def function(params, batch):
+        return MODEL.value_and_grad(params, batch)
+
+    vars(function)["constant_loss"] = lambda batch: loss
+    return function
+
+
+def test_a_result_prints_as_a_few_lines_without_its_arrays():
+    result = descend(epochs=25)
+    assert str(result).splitlines() == [
+        "gradient descent",
+        "  status       completed, all of it was done",
+        f"  loss         {result.loss:.6g}",
+        "  evaluations  76",
+        "  steps        25",
+    ]
+    assert result.notes == ()
+
+
+STILL = "no step changed the params (is the gradient 0, as of a dead network?)"
+
+
+@pytest.mark.parametrize("options", [{}, {"tolerance": 1e-9}, {"gradient_tolerance": 1e-5}])
+def test_a_descent_that_changed_nothing_says_so(options):
+    """A network whose hidden units are 0 on all rows, and whose last bias is the mean."""
+    model = jaxnn.mlp((2, 3, 1), output="identity", loss="mean_squared_error")
+    start = model.init(jax.random.key(0), scale=1.0)
+    hidden = start[0]._replace(biases=jnp.full(3, -100.0))
+    start = (hidden, start[1]._replace(biases=jnp.mean(LINE.y, axis=0)))
+    result = descend(start, function=model.value_and_grad, **options)
+    assert result.status == ("converged" if options else "completed")
+    assert result.notes == (STILL,)
+    assert f"note         {STILL}" in str(result)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0},
+        {"epochs": 1},
+        {"epochs": 2, "tolerance": 1e9},
+        {"learning_rate": 1e30},
+        {"target_loss": 1e9},
+    ],
+)
+def test_one_that_did_not_step_or_ended_otherwise_does_not(options):
+    assert descend(**options).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("constant_loss", "is_told"),
+    [(None, False), (0.0, False), (np.nan, False), (0.999, True), (1.0009, True), (1.002, False)],
+)
+def test_a_loss_no_better_than_a_constant_answer_is_told(constant_loss, is_told):
+    """Up to a thousandth lower."""
+    loss = descend(epochs=5).loss
+    scaled = constant_loss and constant_loss * loss
+    result = descend(epochs=5, function=with_constant_loss(scaled))
+    note = f"no better than the best constant answer, of loss {scaled or 0:.6g}"
+    assert result.notes == ((note,) if is_told else ())
+    assert len(str(result).splitlines()) == 5 + is_told
+    assert descend(epochs=0, function=with_constant_loss(1e-3)).notes == ()
+
+
+def test_the_constant_answer_is_asked_for_before_the_descent_not_after():
+    def fail(batch):
+        raise LookupError("no targets")
+
+    function = with_constant_loss(1.0)
+    vars(function)["constant_loss"] = fail
+    with pytest.raises(LookupError, match="no targets"):
+        descend(function=function, callback=lambda progress: pytest.fail("it has begun"))
+
+
+def test_a_result_pickles():
+    result = descend(epochs=5)
+    again = pickle.loads(pickle.dumps(result))
+    assert str(again) == str(result)
+    assert jax.tree.structure(again) == jax.tree.structure(result)
+    assert np.array_equal(numbers(again.params), numbers(result.params))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from programs import start_program
 from tolerances import leaf_error
 
@@ -90,19 +91,96 @@ def test_a_network_comes_to_the_same_bits_however_many_there_are(count):
     np.testing.assert_array_equal(fewer.history.loss, many.history.loss[:count])
 
 
+RATES, MOMENTA = np.geomspace(0.01, 0.5, NUM), np.linspace(0.0, 0.9, NUM)
+
+
+def momentum(rate, decay):
+    return optimizers.sgd(rate, momentum=decay)
+
+
+def scheduled(numbers):
+    schedule = schedules.cosine(numbers["start"], 1e-3, 9)
+    return optimizers.clipped(optimizers.adam(schedule), numbers["norm"])
+
+
+def by_loss(rate):
+    """Steps as long as the loss, measured again."""
+
+    def update(gradients, state, params, *, value_fn):
+        size = rate * value_fn(params)
+        return jax.tree.map(lambda leaf: -size * leaf, gradients), state
+
+    return optimizers.Optimizer(lambda params: (), update)
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        (by_loss, (RATES.astype(np.float32),)),
+        pytest.param(momentum, (RATES, MOMENTA), marks=pytest.mark.exhaustive),
+        (scheduled, ({"start": RATES, "norm": MOMENTA + 0.1},)),
+    ],
+)
+def test_each_network_may_have_an_optimizer_of_its_own(make, values):
+    optimizer, options = optimizers.each(make, *values), {"num_epochs": 9, "num_networks": NUM}
+    many = descend(STARTS, BATCH, optimizer=optimizer, **options)
+    for number in (0, 17, NUM - 1):
+        one = alone(number, optimizer=make(*of(values, number)), num_epochs=9)
+        assert leaf_error(of(many.params, number), one.params) < 1e-5
+        np.testing.assert_allclose(many.history.loss[number], one.history.loss, rtol=1e-4)
+
+
+OPTAX = {
+    "adam": lambda o: o.adam,
+    "injected": lambda o: lambda rate: o.inject_hyperparams(o.adam)(learning_rate=rate),
+    "plateau": lambda o: (
+        lambda rate: o.chain(o.adam(rate), o.contrib.reduce_on_plateau(patience=1, rtol=0.1))
+    ),
+    "polyak": lambda o: lambda rate: optimizers.clipped(o.polyak_sgd(max_learning_rate=rate), 1.0),
+    "lbfgs": lambda o: o.lbfgs,
+}
+
+
 @pytest.mark.exhaustive
-def test_learning_rates_and_whole_optimizers_may_be_one_a_network():
+@pytest.mark.parametrize("name", OPTAX)
+@pytest.mark.filterwarnings("default")
+def test_so_may_it_have_one_of_optax(name):
+    make = OPTAX[name](pytest.importorskip("optax"))
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = optimizers.each(make, RATES)
+        many = descend(STARTS, BATCH, optimizer=optimizer, num_epochs=9, num_networks=NUM)
+        for number in (0, NUM - 1):
+            one = alone(number, optimizer=make(RATES[number]), num_epochs=9)
+            np.testing.assert_allclose(many.history.loss[number], one.history.loss, rtol=1e-3)
+
+
+@pytest.mark.exhaustive
+def test_a_learning_rate_for_each_is_short_for_sgd_of_each():
     rates = np.geomspace(0.01, 1.0, NUM)
     options: dict[str, Any] = {"num_epochs": 5, "num_networks": NUM}
     swept = descend(STARTS, BATCH, learning_rate=rates, **options)
-    sweep = jax.vmap(lambda rate: optimizers.sgd(rate))(jnp.asarray(rates))
-    mapped = descend(STARTS, BATCH, optimizer=sweep, **options)
-    assert_same(swept.params, mapped.params)
+    each = optimizers.each(optimizers.sgd, rates)
+    assert_same(swept.params, descend(STARTS, BATCH, optimizer=each, **options).params)
     for number in (0, NUM - 1):
         one = alone(number, learning_rate=float(rates[number]), num_epochs=5)
         assert leaf_error(of(swept.params, number), one.params) < 1e-5
     same = descend(STARTS, BATCH, learning_rate=0.5, **options)
     assert np.any(same.loss != swept.loss)
+
+
+@pytest.mark.parametrize("shape", [(NUM,), (NUM, 3), (1, NUM)])
+def test_an_optimizer_with_an_array_as_long_as_there_are_networks_is_one(shape):
+    """All networks start alike, and stay so."""
+    table = 1 + np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+    def update(table, gradients, state, params):
+        return jax.tree.map(lambda leaf: -leaf / jnp.max(table), gradients), state
+
+    one = optimizers.Optimizer(lambda params: (), Partial(update, table))
+    first, options = of(STARTS, 0), {"num_epochs": 4, "optimizer": one}
+    same = jax.tree.map(lambda leaf: jnp.stack([leaf] * NUM), first)
+    many = descend(same, BATCH, num_networks=NUM, **options)
+    np.testing.assert_allclose(many.loss, descend(first, BATCH, **options).loss, rtol=1e-6)
 
 
 def test_each_network_stops_by_itself():
@@ -189,6 +267,8 @@ def test_a_second_sweep_compiles_nothing(caplog):
     descend(STARTS, BATCH, learning_rate=np.full(NUM, 0.1), **options)
     with jax.log_compiles():
         descend(STARTS, BATCH, learning_rate=np.geomspace(0.1, 1, NUM), **options)
+        each = optimizers.each(optimizers.sgd, np.geomspace(0.2, 2, NUM).tolist())
+        descend(STARTS, BATCH, optimizer=each, **options)
         assert [r for r in caplog.records if "Compiling" in r.getMessage()] == []
         descend(STARTS, of_rows(BATCH, 50), learning_rate=0.1, **options)
         assert [r for r in caplog.records if "Compiling" in r.getMessage()]
@@ -205,18 +285,65 @@ def test_a_second_sweep_compiles_nothing(caplog):
         ({"learning_rate": np.ones(3)}, TypeError, "learning_rate must"),
         ({"devices": jax.devices()}, ValueError, "num_networks must be given with devices"),
         ({"num_networks": NUM, "devices": []}, ValueError, "devices must hold at least one"),
+        (
+            {"num_networks": NUM, "optimizer": optimizers.each(optimizers.adam, RATES[1:])},
+            ValueError,
+            r"optimizer must have values for each of the 40 networks; got each\(...\) of 39",
+        ),
+        (
+            {"optimizer": optimizers.each(optimizers.adam, RATES)},
+            ValueError,
+            r"num_networks must be given with optimizer=each\(...\), as num_networks=40",
+        ),
     ],
 )
 def test_what_cannot_be_many_is_refused(options, error, message):
+    rate = {} if "optimizer" in options else {"learning_rate": 0.1}
     with pytest.raises(error, match=message):
-        descend(STARTS, BATCH, num_epochs=1, **{"learning_rate": 0.1, **options})
+        descend(STARTS, BATCH, num_epochs=1, **{**rate, **options})
 
 
-def test_an_optimizer_that_is_one_a_network_in_parts_is_refused():
-    sweep = jax.vmap(lambda rate: optimizers.sgd(rate))(jnp.full(NUM, 0.1))
-    mixed = optimizers.clipped(sweep, 1.0)
-    with pytest.raises(ValueError, match="throughout, or nowhere"):
-        descend(STARTS, BATCH, num_epochs=1, num_networks=NUM, optimizer=mixed)
+@pytest.mark.parametrize(
+    "make",
+    [
+        optimizers.adam,
+        optimizers.sgd,
+        lambda rate: optimizers.adam(0.1, epsilon=rate),
+        lambda rate: optimizers.sgd(schedules.warm_up(rate, 5)),
+        lambda rate: optimizers.clipped(optimizers.rmsprop(0.1), rate),
+        lambda rate: optimizers.with_l2_penalty(optimizers.sgd(0.1), rate),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3, NUM])
+def test_optimizers_under_vmap_are_refused_with_the_line_that_works(make, count):
+    swept = jax.vmap(make)(jnp.full(count, 0.1))
+    params = of(STARTS, slice(count))
+    for optimizer in (swept, optimizers.clipped(swept, 1.0)):
+        with pytest.raises(ValueError, match=r"optimizer must .*each\(jaxnn.*adam, rates\)"):
+            descend(params, BATCH, num_epochs=1, num_networks=count, optimizer=optimizer)
+        with pytest.raises(ValueError, match=r"optimizer must .*each\(jaxnn.*adam, rates\)"):
+            descend(of(params, 0), BATCH, num_epochs=1, optimizer=optimizer)
+
+
+def test_the_summary_of_many_tells_how_they_are_spread():
+    bowl = jax.value_and_grad(lambda params, batch: jnp.sum(params**2) + batch)
+    vars(bowl)["constant_loss"] = lambda batch: 6.0 + batch
+    starts = np.array([[0.0], [1.0], [2.0], [3.0], [0.0]], np.float32)
+    trained = jaxnn.gradient_descent(
+        KEY, bowl, starts, np.float32(1), num_networks=5,
+        learning_rate=[0.1, 0.1, 1e30, 1e-6, 0.2], num_epochs=1_000, tolerance=1e-9,
+    )  # fmt: skip
+    assert trained.status.tolist() == [*["converged"] * 2, "diverged", "completed", "converged"]
+    assert str(trained).splitlines() == [
+        "gradient descent of 5 networks",
+        "  status       3 converged, 1 completed, 1 diverged",
+        "  loss         lowest 1, median 1",
+        f"  evaluations  {np.sum(trained.num_evaluations):,}",
+        f"  steps        {np.sum(trained.num_steps):,}",
+        "  note         2 networks: no step changed the params (is the gradient 0, as of a dead"
+        " network?)",
+        "  note         1 networks: no better than the best constant answer, of loss 7",
+    ]
 
 
 def test_updates_unlike_the_params_are_refused():

@@ -1,9 +1,13 @@
 """The optimizers against their formulas, written out again in NumPy float64."""
 
+import functools
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from tolerances import FORWARD, leaf_error
 
 from jaxnn.optim import optimizers, schedules
@@ -161,7 +165,7 @@ def test_nesterov_without_momentum_is_refused():
         optimizers.sgd(0.1, nesterov=True)
 
 
-def test_a_sweep_is_one_optimizer_with_a_leading_axis():
+def test_a_learning_rate_may_be_traced():
     rates, steps = jnp.array([0.1, 0.2]), jnp.array([10.0, 20.0])
     swept = jax.vmap(lambda r: optimizers.adam(schedules.warm_up(r, 4)))(rates)
     updates = jax.vmap(lambda o, g: o.update(g, o.init(g), g)[0])(swept, steps)
@@ -301,3 +305,122 @@ def test_zero_is_refused_where_nothing_would_move(make, value):
 def test_decays_of_adam_are_below_one(name, value):
     with pytest.raises(ValueError, match=f"{name} must be below 1"):
         optimizers.adam(0.1, **{name: value})
+
+
+# --- extra arguments
+
+
+TOLD = {"value": 1.0, "grad": 2.0, "value_fn": 3.0}
+
+
+def plain(gradients, state, params):
+    return "", state
+
+
+def shortened(grad, value, value_fn):
+    return "", value
+
+
+def of_two(gradients, state, params=None, value=None, *, grad=0.0):
+    return f"{value} {grad}", state
+
+
+def of_any(updates, state, params=None, **extra):
+    return " ".join(f"{name}={extra[name]}" for name in sorted(extra)), state
+
+
+@pytest.mark.parametrize(
+    ("update", "told"),
+    [
+        (plain, ""),
+        (shortened, ""),
+        (of_two, "1.0 2.0"),
+        (of_any, "grad=2.0 value=1.0 value_fn=3.0"),
+        (functools.partial(of_two, value=7), "7 2.0"),
+        (functools.partial(of_any, value=7), "grad=2.0 value=7 value_fn=3.0"),
+        (functools.partial(lambda table, g, s, p, value: (value, s), 5), 1.0),
+        (Partial(of_two), "1.0 2.0"),
+    ],
+)
+def test_an_update_is_told_what_it_takes_by_name_and_has_not_been_given(update, told):
+    assert optimizers.call_update(update, 0.0, (), 0.0, **TOLD) == (told, ())
+
+
+def test_changed_gradients_and_optimizers_of_each_pass_extra_arguments_on():
+    def update(gradients, state, params, *, value, **extra):
+        return jax.tree.map(lambda leaf: leaf * value, gradients), state
+
+    own = optimizers.Optimizer(lambda params: (), update)
+    for optimizer in (
+        optimizers.with_l2_penalty(optimizers.clipped(own, 1.0), 0.5),
+        optimizers.made_by(Partial(lambda w: optimizers.with_l2_penalty(own, w)), (0.5,)),
+    ):
+        found, _ = optimizer.update(jnp.zeros(1), (), jnp.ones(1), value=3.0, value_fn=None)
+        assert found == 3.0
+
+
+# --- one for each network
+
+
+@pytest.mark.parametrize(
+    ("make", "values", "error", "message"),
+    [
+        (optimizers.adam, (), ValueError, r"values must be arrays with a first axis.*shapes \[\]"),
+        (optimizers.adam, (0.1,), ValueError, r"values must be arrays with .*shapes \[\(\)\]"),
+        (optimizers.adam, ([],), ValueError, r"values must be .*shapes \[\(0,\)\]"),
+        (optimizers.sgd, ([0.1], [1, 2]), ValueError, r"values must be .*\[\(1,\), \(2,\)\]"),
+        (optimizers.adam, (["a"],), TypeError, r"values\[0\] must be an array of real numbers"),
+        (optimizers.adam(0.1), ([0.1],), TypeError, "make must be callable; got a Optimizer"),
+        (lambda rate: rate, ([0.1],), TypeError, "what make returns must have init and update"),
+        (optimizers.adam, ([0.1, -0.2, 0.3],), ValueError, "learning_rate must be .* got -0.2"),
+        (optimizers.adam, ([0.1, 0.2, np.nan],), ValueError, "learning_rate must be .* got nan"),
+        (
+            lambda rate, decay: optimizers.rmsprop(rate, decay=decay),
+            ([0.1, 0.2, 0.3], [0.5, 1.0, 0.5]),
+            ValueError,
+            "decay must be below 1; got 1.0",
+        ),
+    ],
+)
+def test_each_refuses_by_name(make, values, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        optimizers.each(make, *values)
+
+
+def test_each_says_which_network_an_error_came_from():
+    with pytest.raises(ValueError, match="learning_rate") as caught:
+        optimizers.each(optimizers.adam, [0.1, 0.2, -0.3, 0.4])
+    assert caught.value.__notes__ == ["This came from make(*values) of network 2."]
+
+
+def test_each_stands_outside_of_what_wraps_an_optimizer():
+    each = optimizers.each(optimizers.adam, [0.1, 0.2])
+    with pytest.raises(TypeError, match=r"put each around the whole, as each\(lambda rate"):
+        optimizers.clipped(each, 1.0)  # pyright: ignore[reportArgumentType]
+
+
+# --- pickles
+
+
+PICKLED = {
+    "sgd": optimizers.sgd(0.1),
+    "momentum": optimizers.sgd(0.1, momentum=0.9, nesterov=True),
+    "rmsprop": optimizers.rmsprop(schedules.warm_up(schedules.geometric(0.1, 0.01, 5), 3)),
+    "adam": optimizers.adam(schedules.cosine(0.1, 0.01, 5), weight_decay=0.1),
+    "wrapped": optimizers.clipped(optimizers.with_l2_penalty(optimizers.adam(0.1), 0.5), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_optimizers_pickle_and_compile_nothing_anew(name):
+    again = pickle.loads(pickle.dumps(PICKLED[name]))
+    assert jax.tree.structure(again) == jax.tree.structure(PICKLED[name])
+    assert worst(by_optimizer(again, "float32"), by_optimizer(PICKLED[name], "float32")) == 0
+
+
+@pytest.mark.parametrize("make", [optimizers.adam, Partial(optimizers.adam, beta1=0.5)])
+def test_optimizers_of_each_network_pickle(make):
+    each = optimizers.each(make, [0.1, 0.2])
+    again = pickle.loads(pickle.dumps(each))
+    assert jax.tree.structure(again) == jax.tree.structure(each)
+    assert again.values[0].tolist() == each.values[0].tolist()

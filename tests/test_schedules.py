@@ -1,5 +1,7 @@
 """Schedules at their ends, in between and beyond; numbers that change compile nothing."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,3 +58,20 @@ def test_a_number_is_a_constant():
 def test_bad_numbers_are_refused(name, arguments, error, message):
     with pytest.raises(error, match=message):
         getattr(schedules, name)(*arguments)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.constant(0.5),
+        schedules.inverse_time(0.5, 0.25),
+        schedules.warm_up(schedules.cosine(3.0, 0.5, 40), 10),
+        *(getattr(schedules, name)(3.0, 0.5, 40) for name in SHAPES),
+    ],
+)
+def test_schedules_pickle(schedule):
+    again = pickle.loads(pickle.dumps(schedule))
+    assert jax.tree.structure(again) == jax.tree.structure(schedule)
+    assert [float(again(step)) for step in range(50)] == [
+        float(schedule(step)) for step in range(50)
+    ]

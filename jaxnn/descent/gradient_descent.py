@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from jaxnn.descent.report import (
     EVALUATIONS_PER_GRADIENT,
     DescentHistory,
     GradientDescentResult,
+    constant_loss_of,
+    notes_on,
     report,
 )
 from jaxnn.descent.setup import (
@@ -43,7 +45,7 @@ from jaxnn.descent.setup import (
     facts_of,
     one_of,
 )
-from jaxnn.optim.optimizers import Optimizer
+from jaxnn.optim.optimizers import Each, Optimizer
 from jaxnn.run.callables import (
     ValueAndGradFn,
     as_batch,
@@ -51,7 +53,7 @@ from jaxnn.run.callables import (
     as_partial,
     check_value_and_grad,
 )
-from jaxnn.run.checks import as_count, as_flag, as_key
+from jaxnn.run.checks import as_choice, as_count, as_flag, as_key
 from jaxnn.run.naming import check_saveable
 from jaxnn.run.pacing import watch_interrupts
 from jaxnn.run.random import own_settings
@@ -71,11 +73,12 @@ def gradient_descent(
     *,
     num_epochs: int,
     learning_rate: Any = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Each | None = None,
     num_networks: int | None = None,
     batch_size: int | None = None,
     keep_remainder: bool = False,
     tolerance: float = 0.0,
+    tolerance_unit: Literal["epoch", "step"] = "epoch",
     gradient_tolerance: float | None = None,
     target_loss: float | None = None,
     validation_batch: Any = None,
@@ -97,8 +100,9 @@ def gradient_descent(
         num_epochs: passes over the rows; 0 returns the start.
         learning_rate: short for `optimizer=sgd(learning_rate)`; for several networks a number,
             or one for each.
-        optimizer: as in `jaxnn.optimizers`, or an optax transformation. For several networks
-            `jax.vmap(adam)(rates)` is one for each: all its numbers have a first axis of networks.
+        optimizer: as in `jaxnn.optimizers`, or an optax transformation; one for all networks, or
+            with `jaxnn.optimizers.each(adam, rates)` one for each. Losses that it evaluates
+            itself, as a line search does, are not counted.
         num_networks: how many networks descend side by side, each from its own params in a first
             axis of every leaf, and each stopping by itself. Network `i` comes to what it comes to
             alone with the key `jax.random.fold_in(key, i)`, up to rounding; to the same bits
@@ -106,8 +110,12 @@ def gradient_descent(
         batch_size: rows a step; None, or more than there are, means all rows.
         keep_remainder: whether what is left of an epoch after the last full batch makes a
             smaller one; otherwise it is dropped.
-        tolerance: stop when two consecutive losses differ by less, status "converged"; 0 never
-            stops.
+        tolerance: stop when the loss no longer changes by as much, status "converged"; 0 never
+            stops. On all rows at once: when two consecutive losses differ by less. In batches,
+            whose losses differ by chance: when the mean losses over the last five epochs and
+            over the five before differ by less than five times it, the same change an epoch.
+        tolerance_unit: "epoch" for that; "step" to compare two consecutive losses in batches as
+            well, whatever rows these are.
         gradient_tolerance: stop where the gradient, of all leaves together, is shorter than
             this: somewhere flat. Status "converged".
         target_loss: stop at the first step whose batch has a loss at or below, status "reached".
@@ -120,8 +128,7 @@ def gradient_descent(
             a thousand networks; a `StopIteration` that it raises ends the descent, "stopped".
         checkpoint: a file to save to every half minute and at the end. If it is there already,
             the descent goes on from it, to the same bits as one that was never interrupted; it
-            refuses one made with other settings, as far as they are numbers, arrays or
-            functions that the callables hold.
+            refuses one whose functions, data or settings compute anything else.
         devices: where several networks descend; by default all local devices.
         progress: whether to show a progress bar.
 
@@ -151,6 +158,7 @@ def gradient_descent(
     limits = as_limits(max_seconds, callback)
     keeps = as_flag("keep_remainder", keep_remainder)
     tolerance = as_tolerance("tolerance", tolerance)
+    as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
     if gradient_tolerance is not None:
         gradient_tolerance = as_tolerance("gradient_tolerance", gradient_tolerance)
     params = as_params(params)
@@ -160,11 +168,14 @@ def gradient_descent(
     batch = as_batch(batch, one, value_and_grad_fn)
     function = as_partial("value_and_grad_fn", value_and_grad_fn)
     loss_dtype = check_value_and_grad(function, one, batch)
-    check_update(one_of(chosen, networks), one)
+    check_update(one_of(chosen, networks), function, one, batch, loss_dtype)
+    constant_loss = constant_loss_of(value_and_grad_fn, batch)
     cut, seen = as_cut(batch, batch_size, keeps)
+    by_step = tolerance_unit == "step" or cut.rows_a_step is None
     rules = Rules(
-        tolerance,
-        gradient_tolerance,
+        tolerance=tolerance if by_step else None,
+        epoch_tolerance=None if by_step else tolerance,
+        gradient_tolerance=gradient_tolerance,
         target_loss=None if target_loss is None else np.asarray(as_target(target_loss, loss_dtype)),
         validation=as_validation(validation_batch, one, value_and_grad_fn, function),
         patience=as_patience(patience, validation_batch),
@@ -175,7 +186,12 @@ def gradient_descent(
         saver = Saver(Path(checkpoint), facts)
     with own_settings(), watch_interrupts() as is_interrupted:
         shared = (function, batch, rules)
-        start = partial(begin, loss_dtype=loss_dtype, validates=rules.validation is not None)
+        start = partial(
+            begin,
+            loss_dtype=loss_dtype,
+            validates=rules.validation is not None,
+            compares_epochs=rules.epoch_tolerance is not None,
+        )
         if networks is None:
             state = start(chosen, params)
             run = partial(descend, *shared, chosen, jax.random.fold_in(key, TAG), cut=cut)
@@ -202,4 +218,5 @@ def gradient_descent(
         end = settle if networks is None else partial(settle_blocks, networks)
         settled = end(function, batch, walked.state)
     validates, is_complete = rules.validation is not None, walked.num_epochs == num_epochs
-    return report(walked, settled, seen, validates=validates, is_complete=is_complete)
+    result = report(walked, settled, seen, validates=validates, is_complete=is_complete)
+    return result._replace(notes=notes_on(result, params, constant_loss))

@@ -27,6 +27,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.descent.kernel import CONVERGED, Cut, Records, State, descend, settle
+from jaxnn.optim.optimizers import Each, Optimizer, made_by
 
 __all__ = [
     "Networks",
@@ -59,17 +60,15 @@ class Networks(NamedTuple):
         return CPU_WIDTH if self.devices[0].platform == "cpu" else WIDTH
 
 
-def per_network(tree: Any, count: int) -> Any:
-    """Numbers one a network: as they are if all leaves have that axis, else the same for each."""
-    have_axis = [np.shape(leaf)[:1] == (count,) for leaf in jax.tree.leaves(tree)]
-    if all(have_axis):
-        return tree
-    if any(have_axis):
-        raise ValueError(
-            f"optimizer must hold numbers for each of the {count} networks throughout, or nowhere; "
-            "got both: make it whole under vmap, as jax.vmap(lambda rate: clipped(sgd(rate), 1.0))"
-        )
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *np.shape(leaf))), tree)
+def per_network(optimizer: Optimizer | Each, count: int) -> Optimizer:
+    """The optimizer with a first axis of networks on all that it holds."""
+
+    def spread(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *np.shape(leaf))), tree)
+
+    if isinstance(optimizer, Each):
+        return made_by(spread(optimizer.make), optimizer.values)
+    return spread(optimizer)
 
 
 def in_blocks(tree: Any, networks: Networks) -> list[Any]:
@@ -99,7 +98,7 @@ def each_block(
     """`function(*block, **options)` of every block, as many at once as there are cores.
 
     Args:
-        function: of `jax.jit`. It is compiled here, in the caller's settings of JAX, which its
+        function: a `Program`. It is compiled here, in the caller's settings of JAX, which its
             threads would not know.
         blocks: their arguments, on devices in turn.
         networks: how many, and where.
@@ -109,7 +108,7 @@ def each_block(
         The results, in the order of the blocks.
     """
     first_on_each = blocks[: len(networks.devices)]
-    programs = [function.lower(*block, **options).compile() for block in first_on_each]
+    programs = [function.compile(*block, **options) for block in first_on_each]
 
     def run(number: int) -> Any:
         return jax.block_until_ready(programs[number % len(programs)](*blocks[number]))

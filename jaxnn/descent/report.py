@@ -11,11 +11,21 @@ import numpy as np
 from jaxnn.descent.epochs import Walked
 from jaxnn.descent.kernel import CONVERGED, DIVERGED, REACHED
 from jaxnn.descent.setup import Seen
+from jaxnn.run.summary import summary
 
-__all__ = ["EVALUATIONS_PER_GRADIENT", "DescentHistory", "GradientDescentResult", "report"]
+__all__ = [
+    "EVALUATIONS_PER_GRADIENT",
+    "DescentHistory",
+    "GradientDescentResult",
+    "constant_loss_of",
+    "notes_on",
+    "report",
+]
 
 EVALUATIONS_PER_GRADIENT = 3
 """A forward pass, and a backward pass that costs twice as much."""
+CONSTANT_MARGIN = 1e-3
+"""Losses that are lower than that of the best constant answer by a smaller share are no better."""
 
 
 class DescentHistory(NamedTuple):
@@ -40,17 +50,21 @@ class DescentHistory(NamedTuple):
 class GradientDescentResult(NamedTuple):
     """Where a gradient descent ended; of several networks, arrays with a first axis of networks.
 
+    Printed, it is a summary of a few lines.
+
     Attributes:
         params: the params reached; if it diverged, the last whose loss was finite; with a
             validation batch, those at the end of the epoch with the lowest loss on it.
         loss: their loss on the whole batch; inf if it is not finite.
         num_evaluations: losses on the whole batch that the work amounts to: a gradient step
             counts 3 times its share of the rows, the loss reported counts 1; rounded up. Losses
-            on a validation batch are not counted.
+            on a validation batch, and those that an optimizer evaluates itself, are not counted.
         num_steps: gradients evaluated; the last is that at which it converged or diverged.
         status: "completed", "converged", "diverged", "interrupted", "reached", "stopped", or
             "nonfinite" if no loss was ever finite; a `Status`.
         history: the loss at every step.
+        notes: what else the summary says: that nothing changed the params, or that the loss is
+            that of the best constant answer.
     """
 
     params: Any
@@ -59,6 +73,14 @@ class GradientDescentResult(NamedTuple):
     num_steps: Any
     status: Any
     history: DescentHistory
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The summary."""
+        networks = f" of {len(self.loss):,} networks" if np.ndim(self.loss) else ""
+        steps = {"steps": f"{np.sum(self.num_steps):,}"}
+        numbers = self.status, self.loss, self.num_evaluations
+        return summary(f"gradient descent{networks}", *numbers, details=steps, notes=self.notes)
 
 
 def report(
@@ -105,6 +127,39 @@ def report(
         ),
     )
     return result if verdict.ndim else _of_one(result)
+
+
+def constant_loss_of(value_and_grad_fn: Any, batch: Any) -> float | None:
+    """The loss of the best constant answer on the batch, where the function can tell it."""
+    constant_loss = getattr(value_and_grad_fn, "constant_loss", None)
+    loss = None if constant_loss is None else constant_loss(batch)
+    return None if loss is None else float(loss)
+
+
+def notes_on(
+    result: GradientDescentResult, start: Any, constant_loss: float | None
+) -> tuple[str, ...]:
+    """What a status leaves out: that a descent did not move, or learnt no more than a constant."""
+    loss, has_stepped = np.asarray(result.loss), np.asarray(result.num_steps) > 0
+    is_still = has_stepped & ~np.isin(result.status, ["diverged", "nonfinite", "reached"])
+    for leaf, first in zip(jax.tree.leaves(result.params), jax.tree.leaves(start), strict=True):
+        axes = tuple(range(loss.ndim, np.ndim(leaf)))
+        is_still &= np.all(np.asarray(leaf) == np.asarray(first), axis=axes)
+    notes = _note(is_still, "no step changed the params (is the gradient 0, as of a dead network?)")
+    if constant_loss:
+        limit = constant_loss - CONSTANT_MARGIN * abs(constant_loss)
+        is_constant = has_stepped & np.isfinite(loss) & (loss >= limit)
+        notes += _note(
+            is_constant, f"no better than the best constant answer, of loss {constant_loss:.6g}"
+        )
+    return notes
+
+
+def _note(concerns: np.ndarray, text: str) -> tuple[str, ...]:
+    """The note, with the number of networks that it concerns where there are several."""
+    if not np.any(concerns):
+        return ()
+    return (f"{np.sum(concerns):,} networks: {text}" if np.ndim(concerns) else text,)
 
 
 def _of_one(result: GradientDescentResult) -> GradientDescentResult:

@@ -10,9 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from jaxnn.descent.kernel import Cut, Rules
+from jaxnn.descent.kernel import Cut, Rules, update_of
 from jaxnn.descent.replicas import Networks, per_network
-from jaxnn.optim.optimizers import Optimizer, check_optimizer, sgd
+from jaxnn.optim.optimizers import (
+    EXTRA_ARGUMENTS,
+    Each,
+    Optimizer,
+    check_optimizer,
+    each,
+    sgd,
+)
 from jaxnn.run.callables import (
     as_batch,
     as_partial,
@@ -22,7 +29,13 @@ from jaxnn.run.callables import (
     shapes_of,
 )
 from jaxnn.run.checks import as_count, as_devices, as_real
-from jaxnn.run.fingerprint import as_fact, fingerprint, function_metadata, key_metadata
+from jaxnn.run.fingerprint import (
+    as_fact,
+    fingerprint,
+    function_metadata,
+    key_metadata,
+    settings_of,
+)
 
 __all__ = [
     "Seen",
@@ -62,9 +75,9 @@ def one_of(params: Any, networks: Networks | None) -> Any:
 
 
 def as_optimizer(
-    learning_rate: Any, optimizer: Optimizer | None, networks: Networks | None
+    learning_rate: Any, optimizer: Optimizer | Each | None, networks: Networks | None
 ) -> Optimizer:
-    """The optimizer, of `Partial`s; with a number for each network where there are several."""
+    """The optimizer, of `Partial`s; with a first axis of networks where there are several."""
     if (learning_rate is None) == (optimizer is None):
         given = "neither" if optimizer is None else "both"
         raise ValueError(f"give either learning_rate or optimizer; got {given}")
@@ -73,13 +86,29 @@ def as_optimizer(
         if networks is None or np.ndim(learning_rate) == 0:
             optimizer = sgd(learning_rate)
         else:
-            optimizer = cast(
-                Optimizer, jax.vmap(cast(Any, sgd))(_as_rates(learning_rate, networks.count))
-            )
+            optimizer = each(sgd, _as_rates(learning_rate, networks.count))
+    if isinstance(optimizer, Each):
+        return per_network(optimizer, _count_of(optimizer, networks))
     check_optimizer(optimizer)
     init = as_partial("optimizer.init", optimizer.init)
     chosen = Optimizer(init, as_partial("optimizer.update", optimizer.update))
     return chosen if networks is None else per_network(chosen, networks.count)
+
+
+def _count_of(optimizer: Each, networks: Networks | None) -> int:
+    """How many networks have an optimizer of their own: all that there are."""
+    length = jax.tree.leaves(optimizer.values)[0].shape[0]
+    if networks is None:
+        raise ValueError(
+            f"num_networks must be given with optimizer=each(...), as num_networks={length}, with "
+            "params that have a first axis of networks; got None"
+        )
+    if length != networks.count:
+        raise ValueError(
+            f"optimizer must have values for each of the {networks.count} networks; "
+            f"got each(...) of {length}"
+        )
+    return length
 
 
 def _as_rates(learning_rate: Any, count: int) -> jax.Array:
@@ -92,16 +121,45 @@ def _as_rates(learning_rate: Any, count: int) -> jax.Array:
     return jnp.asarray([as_real("learning_rate", rate) for rate in np.asarray(learning_rate)])
 
 
-def check_update(optimizer: Optimizer, params: Any) -> None:
-    """Refuses an optimizer, of one network, whose updates are not like its params."""
+def check_update(
+    optimizer: Optimizer, function: Partial, params: Any, batch: Any, loss_dtype: Any
+) -> None:
+    """Refuses an optimizer, of one network, whose updates or state are not like those it got."""
     state = shapes_of("optimizer.init", cast(Partial, optimizer.init), params)
-    update = cast(Partial, optimizer.update)
-    results = shapes_of("optimizer.update", update, params, state, params)
+    loss = jax.ShapeDtypeStruct((), loss_dtype)
+    given = optimizer, function, batch, loss, params, state, params
+    try:
+        results = shapes_of("optimizer.update", Partial(update_of), *given)
+    except Exception as error:
+        error.add_note(f"Its extra arguments can be {', '.join(EXTRA_ARGUMENTS)}.")
+        raise
     if not (isinstance(results, tuple) and len(results) == 2):
         raise TypeError(
             f"optimizer.update must return (updates, state); got a {type(results).__name__}"
         )
     check_like_params("optimizer.update", "updates", results[0], params)
+    _check_like_state(results[1], state)
+
+
+def _check_like_state(got: Any, state: Any) -> None:
+    """Refuses a state that cannot take the place of the one before."""
+    wanted = "optimizer.update must return a state like that of optimizer.init"
+    if jax.tree.structure(got) != jax.tree.structure(state):
+        raise TypeError(f"{wanted}, {jax.tree.structure(state)}; got {jax.tree.structure(got)}")
+    for (path, new), old in zip(tree_leaves_with_path(got), jax.tree.leaves(state), strict=True):
+        if new.shape != old.shape or not _fits(new.dtype, old.dtype):
+            raise TypeError(
+                f"{wanted}; got {new.dtype} of shape {new.shape} for state{keystr(path)}, "
+                f"{old.dtype} of shape {old.shape}"
+            )
+
+
+def _fits(dtype: Any, wanted: Any) -> bool:
+    """Whether numbers of a dtype become the one wanted where both stand side by side."""
+    if dtype == wanted or not (isinstance(dtype, np.dtype) and isinstance(wanted, np.dtype)):
+        return dtype == wanted  # keys are of no NumPy dtype
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, wanted) == wanted
 
 
 def as_tolerance(name: str, value: float) -> Any:
@@ -176,23 +234,25 @@ def facts_of(
     """What whoever goes on with this descent has to share."""
     one, chosen = one_of(params, networks), one_of(optimizer, networks)
     init, update = cast(Partial, chosen.init), cast(Partial, chosen.update)
+    loss, _ = shapes_of("value_and_grad_fn", function, one, batch)
     state = shapes_of("optimizer.init", init, one)
-    axes = None if networks is None else (0, None)
+    step = Partial(update_of, chosen, function)
+    steps = function_metadata("optimizer", step, batch, loss, one, state, one)
     return {
         "trainer": "gradient_descent",
         **key_metadata(key),
         "num_networks": None if networks is None else networks.count,
-        "networks_a_block": None if networks is None else networks.width,
+        "networks a block": None if networks is None else networks.width,
         "batch_size": cut.rows_a_step,
         "keep_remainder": cut.remainder > 0,
         **{name: as_fact(rule) for name, rule in rules._asdict().items() if name != "validation"},
-        "optimizer": function_metadata("optimizer", update, one, state, one),
-        "start of the optimizer": function_metadata("optimizer", init, one),
-        "numbers of the optimizer": fingerprint(optimizer),
         "params": fingerprint(params),
         "batch": fingerprint(batch),
         "validation_batch": fingerprint(rules.validation),
         "value_and_grad_fn": function_metadata(
-            "value_and_grad_fn", function, one, batch, axes=axes
+            "value_and_grad_fn", function, one, batch, axes=None if networks is None else (0, None)
         ),
+        "start of the optimizer": function_metadata("optimizer", init, one),
+        "optimizer": {**steps, "settings": settings_of(update)},
+        "numbers of the optimizer": fingerprint(optimizer),
     }

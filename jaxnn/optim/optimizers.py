@@ -5,38 +5,49 @@
     params = params + updates
 
 Both functions are `jax.tree_util.Partial`s whose numbers are leaves: another learning rate
-compiles nothing, and `jax.vmap(adam)(rates)` is a whole sweep of optimizers. A learning rate may
-be a schedule of `jaxnn.schedules`, or any function of the step, which counts from 0. A ready
-optax transformation fits the same protocol and works as it is.
+compiles nothing. A learning rate may be a schedule of `jaxnn.schedules`, or any function of the
+step, which counts from 0. A ready optax transformation fits the same protocol and works as it is.
 
-`clipped` and `with_l2_penalty` change the gradients that any optimizer sees.
+`clipped` and `with_l2_penalty` change the gradients that any optimizer sees. `each` gives every
+network of a descent an optimizer of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from jaxnn.optim import directions
 from jaxnn.optim.schedules import Schedule, as_rate
-from jaxnn.run.checks import as_flag, as_real
+from jaxnn.run.callables import as_partial
+from jaxnn.run.checks import as_arrays, as_flag, as_real
 
 __all__ = [
+    "EXTRA_ARGUMENTS",
+    "Each",
     "Optimizer",
     "StepState",
     "adam",
+    "call_update",
     "check_optimizer",
     "clipped",
+    "each",
     "length",
+    "made_by",
     "rmsprop",
     "sgd",
     "with_l2_penalty",
 ]
+
+EXTRA_ARGUMENTS = ("value", "grad", "value_fn")
+"""Of optax's transformations with extra arguments, those that a descent can give."""
 
 
 class Optimizer(NamedTuple):
@@ -45,11 +56,26 @@ class Optimizer(NamedTuple):
     Attributes:
         init: `init(params)` -> state, any pytree of arrays.
         update: `update(gradients, state, params)` -> `(updates, state)`; the updates, a tree
-            like `params`, are added to them. Ours want params of one dtype.
+            like `params`, are added to them. Ours want params of one dtype. Where it takes them
+            by name, a descent gives it optax's extra arguments: `value`, the loss on the rows of
+            the step; `grad`, its gradient; and `value_fn(params)`, the loss on these rows, for a
+            line search.
     """
 
     init: Callable[[Any], Any]
-    update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    update: Callable[..., tuple[Any, Any]]
+
+
+class Each(NamedTuple):
+    """An optimizer of its own for each network of a descent, as `each` returns it.
+
+    Attributes:
+        make: `make(*values)`, with the values of one network -> its optimizer.
+        values: pytrees of arrays with a first axis of networks.
+    """
+
+    make: Partial
+    values: tuple[Any, ...]
 
 
 class StepState(NamedTuple):
@@ -184,6 +210,76 @@ def adam(
     return _optimizer(directions.two_moments, Partial(directions.by_moments, *betas, *others), rate)
 
 
+def each(make: Callable[..., Any], *values: Any) -> Each:
+    """Returns an optimizer of its own for each network of `jaxnn.gradient_descent`.
+
+    Network `i` descends by `make(*values_i)`, where `values_i` is entry `i` of each value. Other
+    values compile nothing.
+
+    Args:
+        make: any function that returns an optimizer, such as `adam`, `optax.adam` or
+            `lambda rate, norm: clipped(sgd(rate), norm)`. It is called with traced values.
+        *values: arrays, or pytrees of arrays, with a first axis of networks.
+
+    Returns:
+        An `Each`, for the argument `optimizer` of `jaxnn.gradient_descent`.
+
+    Raises:
+        TypeError: if `make` is not callable or returns no optimizer, or a value holds no numbers.
+        ValueError: if the values differ in their first axis, or `make` refuses a number.
+
+    Example:
+        >>> rates, momenta = jnp.array([0.1, 0.2, 0.3]), jnp.array([0.0, 0.5, 0.9])
+        >>> optimizer = each(lambda rate, m: sgd(rate, momentum=m), rates, momenta)
+        >>> [value.shape for value in optimizer.values]
+        [(3,), (3,)]
+    """
+    make = as_partial("make", make)
+    values = as_arrays("values", tuple(_as_array(value) for value in values))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(values)]
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or not shapes[0][0]:
+        raise ValueError(
+            "values must be arrays with a first axis of networks, the same in all of them; "
+            f"got shapes {shapes}"
+        )
+    for network in _extremes(values):
+        try:
+            made = make(*jax.tree.map(lambda leaf, at=network: leaf[at], values))
+            check_optimizer(made, "what make returns")
+        except Exception as error:
+            error.add_note(f"This came from make(*values) of network {network}.")
+            raise
+    return Each(make, values)
+
+
+def _as_array(value: Any) -> Any:
+    """A plain list of numbers would be a tree of scalars."""
+    is_numbers = isinstance(value, (list, tuple)) and not any(map(np.ndim, value))
+    return np.asarray(value) if is_numbers else value
+
+
+def _extremes(values: Any) -> Collection[int]:
+    """The networks with the least and the largest numbers: one of them is out of range, if any."""
+    numbers = [leaf for leaf in jax.tree.leaves(values) if leaf.ndim == 1]
+    real = [np.asarray(leaf) for leaf in numbers if getattr(leaf.dtype, "kind", "O") in "iuf"]
+    return {0, *(int(find(leaf)) for leaf in real for find in (np.argmin, np.argmax))}
+
+
+def made_by(make: Partial, values: tuple[Any, ...]) -> Optimizer:
+    """The optimizer `make(*values)`, of which numbers alone cross into compiled code."""
+    return Optimizer(Partial(_init_made, make, values), Partial(_update_made, make, values))
+
+
+def _init_made(make: Partial, values: tuple[Any, ...], params: Any) -> Any:
+    return make(*values).init(params)
+
+
+def _update_made(
+    make: Partial, values: tuple[Any, ...], gradients: Any, state: Any, params: Any, **extra: Any
+):
+    return call_update(make(*values).update, gradients, state, params, **extra)
+
+
 def clipped(optimizer: Optimizer, max_norm: float) -> Optimizer:
     """The optimizer on gradients no longer than `max_norm`, of all leaves together.
 
@@ -236,14 +332,18 @@ def _start(init: Partial, params: Any) -> StepState:
     return StepState(jnp.zeros((), jnp.int32), init(_flat(params)))
 
 
-def _advance(rate: Partial, direction: Partial, gradients: Any, state: StepState, params: Any):
+def _advance(
+    learning_rate: Partial, direction: Partial, gradients: Any, state: StepState, params: Any
+):
     """On flat vectors: one loop over all numbers takes less than a loop for each leaf."""
     unravel = ravel_pytree(params)[1]
     step = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
     time = step.astype(jnp.float32)
+    learning_rate = jnp.asarray(learning_rate(time - 1))
+    _check_single(learning_rate, direction)
     gradient, here = _flat(gradients), _flat(params)
     ahead, moments = direction(gradient, state.moments, here, time)
-    updates = -jnp.asarray(rate(time - 1)).astype(ahead.dtype) * ahead
+    updates = -learning_rate.astype(ahead.dtype) * ahead
     return unravel(updates.astype(ravel_pytree(params)[0].dtype)), StepState(step, moments)
 
 
@@ -253,11 +353,16 @@ def _flat(tree: Any) -> jax.Array:
     return flat if flat.dtype.itemsize >= 4 else flat.astype(jnp.float32)
 
 
-def check_optimizer(optimizer: Any) -> None:
+def check_optimizer(optimizer: Any, name: str = "optimizer") -> None:
     """Refuses what has no `init` and `update`."""
+    if isinstance(optimizer, Each):
+        raise TypeError(
+            f"{name} must be an optimizer of one network; got jaxnn.optimizers.each(...): put "
+            "each around the whole, as each(lambda rate: clipped(sgd(rate), 1.0), rates)"
+        )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
-            f"optimizer must have init and update, as jaxnn.optimizers.adam(0.05) has; "
+            f"{name} must have init and update, as jaxnn.optimizers.adam(0.05) has; "
             f"got a {type(optimizer).__name__}"
         )
 
@@ -272,8 +377,40 @@ def _behind(change: Partial, optimizer: Optimizer) -> Optimizer:
     return Optimizer(init, Partial(_update_changed, change, update))
 
 
-def _update_changed(change: Partial, update: Partial, gradients: Any, state: Any, params: Any):
-    return update(change(gradients, params), state, params)
+def _update_changed(
+    change: Partial, update: Partial, gradients: Any, state: Any, params: Any, **extra: Any
+):
+    return call_update(update, change(gradients, params), state, params, **extra)
+
+
+def call_update(
+    update: Callable[..., Any], gradients: Any, state: Any, params: Any, **extra: Any
+) -> Any:
+    """`update(gradients, state, params)`, with those of the extra arguments that it takes."""
+    taken = {name: extra[name] for name in _extra_arguments(update) if name in extra}
+    return update(gradients, state, params, **taken)
+
+
+def _extra_arguments(update: Callable[..., Any]) -> list[str]:
+    """The names of `EXTRA_ARGUMENTS` that an update takes; it must need no others."""
+    try:
+        parameters = inspect.signature(update).parameters.values()
+    except ValueError:  # compiled code may have no signature
+        return []
+    bound = getattr(update, "keywords", {})  # of a functools.partial
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    taken = {*bound, *(p.name for p in positional[:3])}
+    free = {p.name: p for p in parameters if p.name not in taken}
+    named = {name: p for name, p in free.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    needed = [name for name, p in named.items() if p.default is p.empty]
+    unknown = [name for name in needed if name not in EXTRA_ARGUMENTS]
+    if unknown:
+        raise TypeError(
+            "optimizer.update must need no arguments but gradients, state, params, "
+            f"{', '.join(EXTRA_ARGUMENTS)}; got one that needs {', '.join(unknown)}"
+        )
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return [n for n in EXTRA_ARGUMENTS if n not in taken and (takes_any or n in named)]
 
 
 def length(tree: Any) -> jax.Array:
@@ -285,6 +422,7 @@ def length(tree: Any) -> jax.Array:
 
 def _clip(max_norm: jax.Array, gradients: Any, params: Any) -> Any:
     del params
+    _check_single(max_norm)
     norm = length(gradients)
     limit = max_norm.astype(norm.dtype)
     factor = jnp.where(norm > limit, limit / norm, 1)
@@ -294,14 +432,26 @@ def _clip(max_norm: jax.Array, gradients: Any, params: Any) -> Any:
 
 
 def _add_penalty(strength: jax.Array, gradients: Any, params: Any) -> Any:
+    _check_single(strength)
+
     def add(gradient: jax.Array, leaf: jax.Array) -> jax.Array:
         return gradient + (2 * strength).astype(leaf.dtype) * leaf
 
     return jax.tree.map(add, gradients, params)
 
 
+def _check_single(*numbers: Any) -> None:
+    """Refuses numbers with an axis, which `jax.vmap(adam)(rates)` gives an optimizer."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(numbers) if np.ndim(leaf)]
+    if shapes:
+        raise ValueError(
+            f"optimizer must hold single numbers; got one of shape {shapes[0]}: an optimizer for "
+            "each network is jaxnn.optimizers.each(jaxnn.optimizers.adam, rates)"
+        )
+
+
 def _decay(name: str, value: float) -> Any:
     number = as_real(name, value, inclusive=True)
     if not isinstance(number, jax.Array) and number >= 1:
-        raise ValueError(f"{name} must be below 1; got {value!r}")
+        raise ValueError(f"{name} must be below 1; got {float(value)}")
     return number

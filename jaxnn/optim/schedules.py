@@ -18,6 +18,7 @@ from jax.tree_util import Partial
 
 from jaxnn.run.callables import as_partial, check_concrete, check_scalar, shapes_of
 from jaxnn.run.checks import as_count, as_real, is_traced
+from jaxnn.run.programs import program
 
 __all__ = [
     "Schedule",
@@ -126,7 +127,7 @@ def values_at(schedule: Partial, steps: np.ndarray) -> np.ndarray:
     return np.asarray(_evaluate(schedule, padded))[: len(steps)]
 
 
-@jax.jit
+@program()
 def _evaluate(schedule: Partial, steps: jax.Array) -> jax.Array:
     return jax.vmap(schedule)(steps)
 

@@ -34,6 +34,7 @@ __all__ = [
     "fingerprint",
     "function_metadata",
     "key_metadata",
+    "settings_of",
 ]
 
 LANES = 16
@@ -107,7 +108,7 @@ def function_metadata(
             "jax_use_simplified_jaxpr_constants must be off with a checkpoint; got True"
         )
     computes = hashlib.sha256("\0".join([*texts, fingerprint(jax.tree.leaves(function))]).encode())
-    return {"computes": computes.hexdigest(), "settings": _settings(function)}
+    return {"computes": computes.hexdigest(), "settings": settings_of(function)}
 
 
 def key_metadata(key: jax.Array) -> dict[str, Any]:
@@ -215,7 +216,7 @@ def _words(name: str, was: Any, now: Any) -> str:
     return f"{name} was {was}, is {now}"
 
 
-def _settings(function: Any) -> dict[str, str]:
+def settings_of(function: Any) -> dict[str, str]:
     """Values that a function holds under a name: bound, closed over, by default, or global."""
     found: dict[str, str] = {}
     for name, value in _walk(function, frozenset()):

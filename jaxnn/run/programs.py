@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakMethod, ref
 
@@ -36,6 +37,8 @@ class _Handle:
             self.function: Callable[[], Any] = weak(function, is_gone)
         except TypeError:  # Some callables take no weak reference; they stay.
             self.function = lambda: function
+        with suppress(TypeError, ValueError):  # Built-in functions may have no signature.
+            self.__signature__ = inspect.signature(function)
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         return self.function()(*args, **keywords)
