@@ -541,6 +541,46 @@ def test_where_kinks_meet_the_slope_of_the_loss_is_right_and_that_of_jax_grad_is
     assert "the finite differences contradict it" in report.suggestions[0]
 
 
+def hinges(params, batch):
+    return jnp.sum(batch["c"] * jnp.maximum(batch["w"] @ params, 0))
+
+
+def given_gradient(gradient, params, batch):
+    return hinges(params, batch), gradient
+
+
+def sides(params, w, c):
+    """Slopes below and above, exact: a unit at 0 is on where its weight has the sign of the move.
+
+    Returns `(2, params)`.
+    """
+    z, slopes = w @ params, c[:, None] * w
+    below, above = ((z > 0)[:, None] | ((z == 0)[:, None] & (sign * w > 0)) for sign in (-1, 1))
+    return np.stack([np.sum(slopes * below, axis=0), np.sum(slopes * above, axis=0)])
+
+
+@pytest.mark.parametrize("cases", [60, pytest.param(2_000, marks=pytest.mark.exhaustive)])
+def test_of_small_integers_the_slopes_that_pass_are_those_between_exact_sides(cases):
+    """Many units are at 0 exactly, also several at once, of either sign."""
+    rng, verdicts, kinks = np.random.default_rng(3), [], 0
+    for _ in range(cases):
+        params, w, c = (rng.integers(-2, 3, shape) for shape in (4, (6, 4), 6))
+        low, high = np.sort(sides(params, w, c), axis=0)
+        inside = low + rng.choice([0, 0.5, 1], 4) * (high - low)
+        wrong = inside + np.where(np.arange(4) == rng.integers(4), rng.choice([-1e-3, 1e-3, 1]), 0)
+        is_right = (low <= wrong) & (wrong <= high)
+        batch = {"w": w.astype(np.float32), "c": c.astype(np.float32)}
+        for gradient, right in ((inside, True), (wrong, bool(np.all(is_right)))):
+            by_hand = Partial(given_gradient, gradient)
+            report = check_gradients(KEY, hinges, by_hand, params.astype(np.float32), batch)
+            assert report.passed == right, (params, w, c, gradient, str(report))
+            assert report.leaves[0].num_kinks == np.sum(high > low)
+            verdicts.append(right)
+        kinks += np.sum(high > low)
+    assert kinks > cases / 4
+    assert cases / 4 < verdicts.count(False) < cases
+
+
 XOR = (
     np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32),
     np.array([[0.5], [1], [1], [0]], np.float32),

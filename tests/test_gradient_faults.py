@@ -261,6 +261,7 @@ def test_a_relu_is_blamed_only_where_the_loss_has_one():
         (lambda x: jax.lax.cond(x[0] > 0, jnp.sin, jnp.square, x), "sin square gt", "max exp"),
         (lambda x: x[:, None] * x[None, :] @ x, "dot_general", "square max"),
         (lambda x: x * x, "square", "max"),
+        (lambda x: (jax.debug.callback(lambda: None), jnp.where(True, x, 0))[1], "select_n", "max"),
         (lambda x: jnp.arange(3)[jnp.argmax(x)].astype(x.dtype) * x, "mul", "lt select_n max"),
     ],
 )  # fmt: skip

@@ -186,12 +186,14 @@ def _leaves(
     reports, excesses = [], []
     for (path, leaf), part in zip(tree_leaves_with_path(params), found, strict=True):
         size = np.maximum(part.largest, floor)
-        error, outside = part.off.error / size, part.outside.error / size
         if 0 < leaf.size * len(size) == np.sum(part.counts.by_nothing):
-            error = np.full_like(error, np.inf)  # nothing told what is right
-        excess = np.maximum(error / tolerance, outside / difference_tolerance)
+            part.off.error[:] = np.inf  # nothing told what is right
+        with np.errstate(over="ignore"):
+            error, outside = part.off.error / size, part.outside.error / size
+            by_both = np.stack([error / tolerance, outside / difference_tolerance])
+        excess = np.max(by_both, axis=0)
         sample = int(np.argmax(excess))
-        by_grad = error[sample] / tolerance >= outside[sample] / difference_tolerance
+        by_grad = by_both[0, sample] >= by_both[1, sample]
         at = Off(*(field[sample] for field in (part.off if by_grad else part.outside)))
         excesses.append(float(excess[sample]))
         reports.append(

@@ -143,18 +143,19 @@ def _parts(jaxpr: Any) -> frozenset[str]:
         name, inputs = equation.primitive.name, equation.invars
         for part in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
             found |= _parts(getattr(part, "jaxpr", part)) if _is_program(part) else set()
-        users = [
-            other.primitive.name
+        if not (inputs and jnp.issubdtype(getattr(inputs[-1].aval, "dtype", int), jnp.floating)):
+            continue
+        is_softmax = name == "exp" and any(
+            other.primitive.name == "reduce_sum" and other.invars[0] is equation.outvars[0]
             for other in jaxpr.eqns
-            if any(value is equation.outvars[0] for value in other.invars)
-        ]
-        is_softmax = name == "exp" and "reduce_sum" in users
-        is_bound = any(np.all(np.isneginf(getattr(value, "val", 0.0))) for value in inputs)
-        is_float = all(jnp.issubdtype(value.aval.dtype, jnp.floating) for value in inputs[-1:])
-        if is_float and not (is_softmax or is_bound):
+        )
+        is_bound = name == "max" and any(
+            np.all(np.isneginf(getattr(value, "val", 0.0))) for value in inputs
+        )
+        if not (is_softmax or is_bound):
             found.add(name)
-            if name in ("mul", "dot_general") and inputs[0] is inputs[1]:
-                found.add("square")
+        if name in ("mul", "dot_general") and inputs[0] is inputs[1]:
+            found.add("square")
     return frozenset(found)
 
 

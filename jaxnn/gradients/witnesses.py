@@ -49,7 +49,7 @@ ROUNDING = 32 * float(np.finfo(np.float64).eps)
 
 NEAR, NEARER = 1e-4, 1e-6
 """How close to a point the slopes beside it are taken, relative to the step of the differences:
-as close as the rounding of parameters and sums of them allows, to see no kink but one here."""
+close enough to leave out the kinks nearby, and far above the rounding of parameters."""
 
 SAMPLES_AT_ONCE = 16
 COORDINATES_AT_ONCE = 64
