@@ -28,6 +28,7 @@ from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.mlp import Model, mlp
 from jaxnn.optim import optimizers, schedules
+from jaxnn.run.loop import Progress
 from jaxnn.search.drawing import reconstruct
 from jaxnn.search.keeping import Collect
 from jaxnn.search.merge import merge_searches
@@ -49,6 +50,7 @@ __all__ = [
     "Model",
     "OutcomeCounts",
     "PerturbationSearchResult",
+    "Progress",
     "RandomSearchResult",
     "activations",
     "calibrated_temperature",

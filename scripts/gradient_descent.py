@@ -112,8 +112,7 @@ def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str, path: 
     curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
     if history.validation_loss is not None:
         rows = np.atleast_2d(history.validation_loss)
-        ends = np.linspace(0, history.evaluations[-1], rows.shape[1] + 1)[1:]
-        curves["validation"] = [(ends, row) for row in rows]
+        curves["validation"] = [(history.validation_evaluations, row) for row in rows]
     jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
     best = params_of_best(result)
     jaxnn.plotting.decision_regions(partial(model.apply, best), batch, ax=right)

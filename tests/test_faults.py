@@ -14,7 +14,7 @@ from programs import end_at_random_moments
 import jaxnn
 from jaxnn.chains import climbing
 from jaxnn.descent import epochs
-from jaxnn.run import checkpoints, pacing, recording, stopping
+from jaxnn.run import checkpoints, loop
 from jaxnn.search import searching
 
 KEY = jax.random.key(8)
@@ -111,9 +111,7 @@ here.RUNS[{name!r}](10**9, checkpoint={path!r})
 def save_all_the_time():
     """Small chunks, and a save after each."""
     searching.LARGEST_CHUNK, climbing.STEPS_PER_CHUNK, epochs.RECORDS_PER_CHUNK = 2**16, 256, 64
-    pacing.SECONDS_PER_CHUNK = 0.01
-    for module in (searching, climbing, epochs, stopping):
-        module.SECONDS_BETWEEN_SAVES = 0.0
+    loop.SECONDS_PER_CHUNK, loop.SECONDS_BETWEEN_SAVES = 0.01, 0.0
 
 
 @pytest.mark.exhaustive
@@ -139,7 +137,7 @@ class Full:
                 raise OSError(28, "No space left on device", str(path))
             save(path, *content)
 
-        monkeypatch.setattr(stopping.checkpoints, "save", save_or_not)
+        monkeypatch.setattr(loop.checkpoints, "save", save_or_not)
 
 
 def test_a_history_that_cannot_be_saved_keeps_no_state_from_being_saved(tmp_path, monkeypatch):
@@ -177,7 +175,7 @@ def test_a_history_of_another_run_is_refused(tmp_path):
 
 def test_a_history_that_would_be_too_long_is_thinned_or_refused(tmp_path, monkeypatch):
     full = climb(400, record_every=1)
-    monkeypatch.setattr(recording, "HISTORY_BYTES", 150 * (8 + 3 * 29))
+    monkeypatch.setattr(loop, "HISTORY_BYTES", 150 * (8 + 3 * 29))
     thin = climb(400, record_every=None)
     every = jax.tree.map(lambda leaf: leaf[..., 3::4], full.history)
     assert same(thin.history, every)
@@ -189,6 +187,26 @@ def test_a_history_that_would_be_too_long_is_thinned_or_refused(tmp_path, monkey
     climb(100, record_every=None, checkpoint=path)
     climb(200, record_every=None, checkpoint=path)
     assert same(climb(400, record_every=None, checkpoint=path), thin)
+
+
+def test_a_long_history_of_a_descent_is_thinned_or_refused(tmp_path, monkeypatch):
+    full = descend(60, record_every=1)
+    monkeypatch.setattr(loop, "HISTORY_BYTES", 100 * (8 + 2 * 4))
+    thin = descend(60)  # 240 steps, of which every fourth is recorded: one an epoch
+    assert same(thin.params, full.params)
+    assert (thin.num_steps, thin.num_evaluations) == (full.num_steps, full.num_evaluations)
+    assert same(thin.history.loss, full.history.loss[3::4])
+    assert same(thin.history.evaluations, full.history.evaluations[3::4])
+    assert same(thin.history.validation_loss, full.history.validation_loss)
+    assert same(thin.history.validation_evaluations, full.history.evaluations[3::4])
+    with pytest.raises(ValueError, match="record_every must be at least 3, or None, for a history"):
+        descend(60, record_every=2)
+    path = tmp_path / "run.npz"
+    descend(10, checkpoint=path)
+    descend(20, checkpoint=path)
+    assert same(descend(60, checkpoint=path), thin)
+    every = descend(60, record_every=12)
+    assert same(every.history.validation_loss, full.history.validation_loss[2::3])
 
 
 def test_settings_that_are_long_are_saved_and_longer_ones_refused_before_the_start(tmp_path):

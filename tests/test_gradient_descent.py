@@ -12,7 +12,7 @@ from tolerances import FORWARD
 import jaxnn
 from jaxnn.descent import epochs as module
 from jaxnn.descent import gradient_descent
-from jaxnn.run import pacing
+from jaxnn.run import loop
 
 KEY = jax.random.key(12)
 MODEL = jaxnn.mlp((2, 1), output="identity", loss="mean_squared_error")
@@ -162,7 +162,7 @@ def test_a_batch_that_is_never_cut_may_have_leaves_of_any_shape():
 def test_the_result_does_not_depend_on_how_the_work_is_cut(monkeypatch, seconds, batch_size):
     options = {"batch_size": batch_size, "tolerance": 1e-4, "epochs": 90}
     expected = descend(**options)
-    monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", seconds)
+    monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", seconds)
     got = descend(**options)
     assert np.array_equal(got.history.loss, expected.history.loss)
     assert np.array_equal(numbers(got.params), numbers(expected.params))

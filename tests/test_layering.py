@@ -61,7 +61,7 @@ def attributes(module):
 
 
 def test_the_modules_are_found():
-    assert {"jaxnn.batch", "jaxnn.model.mlp", "jaxnn.run.pacing"} <= set(MODULES)
+    assert {"jaxnn.batch", "jaxnn.model.mlp", "jaxnn.run.loop"} <= set(MODULES)
     assert {unit(module) for module in MODULES if module != "jaxnn.__init__"} == set(MAY_IMPORT)
 
 

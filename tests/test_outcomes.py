@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxnn
-from jaxnn.run import pacing
+from jaxnn.run import loop
 from jaxnn.search import outcomes, tally
 
 KEY = jax.random.key(3)
@@ -79,7 +79,7 @@ def test_with_too_little_room_counts_are_too_low_by_at_most_the_error(room, smal
 
 def test_counts_do_not_depend_on_how_the_work_is_cut(monkeypatch, small_merges):
     whole = count(max_outcomes=5)
-    monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", 0.0)
+    monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", 0.0)
     assert_same(count(max_outcomes=5), whole)
 
 

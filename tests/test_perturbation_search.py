@@ -12,7 +12,7 @@ from tolerances import FORWARD
 import jaxnn
 from jaxnn.chains import climbing
 from jaxnn.chains import perturbation_search as module
-from jaxnn.run import pacing
+from jaxnn.run import loop
 from jaxnn.run.unit_draws import normals
 
 KEY = jax.random.key(77)
@@ -176,8 +176,8 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(
         sizes.append(int(arguments[-1]))
         return compiled(*arguments, **options)
 
-    monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", seconds)
-    monkeypatch.setattr(pacing, "LARGEST_GROWTH", growth)
+    monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", seconds)
+    monkeypatch.setattr(loop, "LARGEST_GROWTH", growth)
     monkeypatch.setattr(climbing, "RECORDS_PER_CHUNK", records)
     vars(count_sizes)["eval_shape"] = compiled.eval_shape
     monkeypatch.setattr(climbing, "climb", count_sizes)

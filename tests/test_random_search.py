@@ -14,7 +14,7 @@ import pytest
 from jax.tree_util import Partial
 
 import jaxnn
-from jaxnn.run import pacing
+from jaxnn.run import loop
 from jaxnn.search import drawing
 
 KEY = jax.random.key(99)
@@ -331,8 +331,8 @@ def test_nan_everywhere_but_at_one_candidate_leaves_that_one(points):
 
 
 def patched(monkeypatch, seconds, growth):
-    monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", seconds)
-    monkeypatch.setattr(pacing, "LARGEST_GROWTH", growth)
+    monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", seconds)
+    monkeypatch.setattr(loop, "LARGEST_GROWTH", growth)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 import jaxnn
-from jaxnn.run import pacing, stopping
+from jaxnn.run import loop
 from jaxnn.search import engine as folding
 from jaxnn.search import searching, tiles
 from jaxnn.search.report import Histogram
@@ -169,7 +169,7 @@ class TestStopping:
         assert same(search(target_loss=-1e9), search())
 
     def test_a_callback_sees_progress_and_stops_the_search(self, monkeypatch):
-        monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", 1e-9)
+        monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", 1e-9)
         seen = []
 
         def callback(progress):
@@ -183,7 +183,7 @@ class TestStopping:
         assert seen[-1].loss == found.loss
 
     def test_time_that_is_over_stops_the_search(self, monkeypatch):
-        monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", 1e-9)
+        monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", 1e-9)
         found = search(max_seconds=1e-6)
         assert (found.status, found.num_evaluations) == ("stopped", TILE)
 
@@ -192,7 +192,7 @@ class TestCuts:
     @pytest.mark.parametrize("seconds", [1e-9, 1e-3, 10.0])
     def test_chunks_of_any_length_give_the_same_bits(self, seconds, monkeypatch):
         whole = search()
-        monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", seconds)
+        monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", seconds)
         assert same(search(), whole)
 
     def test_a_tile_that_does_not_fit_names_the_budget_and_keeps_the_checkpoint(
@@ -206,7 +206,7 @@ class TestCuts:
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
             return fold(engine, statistics, begin, end, **settings)
 
-        monkeypatch.setattr(pacing, "SECONDS_PER_CHUNK", 1e-9)
+        monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", 1e-9)
         with monkeypatch.context() as patch:
             patch.setattr(searching, "fold_range", starved)
             with pytest.raises(MemoryError, match="memory_budget"):
@@ -228,7 +228,7 @@ class TestResuming:
     def test_a_resumed_search_equals_one_in_a_piece(self, tmp_path, monkeypatch):
         path, whole = tmp_path / "search.npz", search()
         with monkeypatch.context() as patch:
-            patch.setattr(pacing, "SECONDS_PER_CHUNK", 1e-9)
+            patch.setattr(loop, "SECONDS_PER_CHUNK", 1e-9)
             part = search(checkpoint=path, callback=self.stop_after(5))
         assert part.num_evaluations == 5 * TILE
         assert same(search(checkpoint=path), whole)
@@ -280,7 +280,7 @@ class TestResuming:
         def full(*arguments):
             raise OSError(28, "No space left on device", str(tmp_path / "search.npz"))
 
-        monkeypatch.setattr(stopping.checkpoints, "save", full)
+        monkeypatch.setattr(loop.checkpoints, "save", full)
         with pytest.warns(RuntimeWarning, match="checkpoint not saved: .*search.npz"):
             found = search(checkpoint=tmp_path / "search.npz")
         assert same(found, search())

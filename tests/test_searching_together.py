@@ -177,9 +177,9 @@ def test_killed_at_50_moments_and_resumed(tmp_path):
     """SIGKILL at random moments of a search that saves all the time."""
     program = f"""
 import jaxnn, search_setups as here
-from jaxnn.run import checkpoints
+from jaxnn.run import checkpoints, loop
 from jaxnn.search import searching
-searching.LARGEST_CHUNK, searching.SECONDS_BETWEEN_SAVES = 1, 0.0
+searching.LARGEST_CHUNK, loop.SECONDS_BETWEEN_SAVES = 1, 0.0
 given, options = here.set_up(1)
 options["num_candidates"] = 3_000_000
 print("ready", flush=True)

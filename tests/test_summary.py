@@ -2,10 +2,13 @@
 
 from typing import get_args
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnn.run.pacing import Status
+import jaxnn
+from jaxnn.run.loop import Status
 from jaxnn.run.summary import ENDINGS, summary
 
 
@@ -38,3 +41,35 @@ def test_many_runs_are_counted_by_status_and_told_by_lowest_and_median_loss():
         "  loss         lowest 1, median 3",
         "  evaluations  10,000",
     ]
+
+
+LINES = {
+    "random": """\
+random search
+  status       completed, all of it was done
+  loss         0
+  evaluations  64
+  candidate    0
+  <= 0.5       64 candidates""",
+    "perturbation": """\
+perturbation search
+  status       completed, all of it was done
+  loss         1
+  evaluations  33
+  accepted     0 steps
+  chains       3, median loss 1""",
+}
+
+
+def test_searches_print_as_a_few_lines():
+    key = jax.random.key(0)
+    found = jaxnn.random_search(
+        key, lambda params, batch: 0 * params, jax.random.normal, None,
+        num_candidates=64, thresholds=[0.5],
+    )  # fmt: skip
+    climbed = jaxnn.perturbation_search(
+        key, lambda params, batch: 0 * params + 1, jnp.zeros(()), None,
+        num_steps=10, scale=1.0, num_chains=3,
+    )  # fmt: skip
+    assert str(found) == LINES["random"]
+    assert str(climbed) == LINES["perturbation"]

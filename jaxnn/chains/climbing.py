@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -21,15 +20,16 @@ from jaxnn.chains.history import (
 from jaxnn.chains.lookahead import Layout, Records, State, climb, start
 from jaxnn.chains.proposals import Problem
 from jaxnn.chains.rules import ChainRules, first_stop, status_before
-from jaxnn.run.naming import numbered_leaves, with_leaves
-from jaxnn.run.pacing import Status, chunks
-from jaxnn.run.recording import as_record_every
-from jaxnn.run.stopping import (
-    SECONDS_BETWEEN_SAVES,
-    Saver,
-    SearchProgress,
-    ask_to_stop,
+from jaxnn.run.loop import (
+    Checkpoint,
+    Limits,
+    Progress,
+    Status,
+    Work,
+    as_record_every,
+    run,
 )
+from jaxnn.run.naming import numbered_leaves, with_leaves
 
 __all__ = ["Climbed", "walk_chains"]
 
@@ -51,12 +51,11 @@ def walk_chains(
     num_steps: int,
     layout: Layout,
     rules: ChainRules,
-    saver: Saver | None,
+    limits: Limits,
+    checkpoint: Checkpoint | None,
     *,
     depth: int | None,
     record_every: int | None,
-    is_interrupted: Callable[[], bool],
-    progress: bool,
 ) -> Climbed:
     """Climbs from the start, or from the checkpoint, to the last step or to a stop rule.
 
@@ -66,11 +65,10 @@ def walk_chains(
         num_steps: steps of each chain.
         layout: of the compiled loop; its depth is chosen here.
         rules: when to end.
-        saver: where to save.
+        limits: when to end whatever was found.
+        checkpoint: where to save.
         depth: steps to look ahead; None to go by how rare acceptance is.
         record_every: which steps to keep, every one or every second and so on; None to choose.
-        is_interrupted: whether to end with the chunk at hand.
-        progress: whether to show a progress bar.
 
     Returns:
         A `Climbed`.
@@ -79,56 +77,49 @@ def walk_chains(
     width = num_chains * layout.num_proposals
     depths = Depths(depth, width, layout.block)
     layout = layout._replace(capacity=_capacity(num_chains))
-    begun, every = _begin(problem, keys, layout, num_steps, record_every, saver)
-    if begun.num_steps > num_steps:
+    state, pieces, done, every = _begin(problem, keys, layout, num_steps, record_every, checkpoint)
+    if done > num_steps:
         raise ValueError(
-            f"num_steps must be at least {begun.num_steps}, as many as the checkpoint holds; "
-            f"got {num_steps}"
+            f"num_steps must be at least {done}, as many as the checkpoint holds; got {num_steps}"
         )
-    parts, state, done = [begun.pieces], begun.state, begun.num_steps
-    status = status_before(rules, state)
-    left = num_steps - done if status == "completed" else 0
-    started = saved = time.monotonic()
-    pieces = chunks(
-        left,
+    parts = [pieces]
+
+    def advance(climbed: Climbed, begin: int, end: int) -> tuple[Climbed, Status | None]:
+        nonlocal depths
+        ahead, size = best_depth(depths, num_steps - begin), end - begin
+        climb_on = partial(
+            _climb_on, problem, keys, layout._replace(depth=ahead), climbed.state, begin
+        )
+        began = time.perf_counter()
+        after, records = climb_on(size)
+        depths = learn(depths, ahead, np.mean(records.accepted), size, time.perf_counter() - began)
+        cut, status = first_stop(rules, records, climbed.state)
+        if cut < size:
+            after, records = climb_on(cut)
+        parts.append(pieces_of(records, climbed.state, begin, every))
+        return Climbed(after, parts[0], begin + cut, "completed"), status
+
+    def progress(climbed: Climbed) -> Progress:
+        evaluations = num_chains + width * climbed.num_steps
+        return Progress(evaluations, float(np.min(climbed.state.best_loss)))
+
+    def content(climbed: Climbed):
+        parts[:] = [join_pieces(parts)]
+        facts = {"next": climbed.num_steps, "record_every": every}
+        return numbered_leaves(climbed.state), facts, numbered_leaves(parts[0])
+
+    work = Work(
+        advance,
+        progress,
+        content,
+        total=num_steps,
         largest=layout.capacity,
         unit="steps",
-        scale=num_chains,
-        is_interrupted=is_interrupted,
-        show=progress,
+        shown=lambda steps: steps * num_chains,
     )
-    try:
-        for chunk in pieces:
-            ahead, size = best_depth(depths, num_steps - done), chunk.end - chunk.begin
-            climb_on = partial(_climb_on, problem, keys, layout._replace(depth=ahead), state, done)
-            began = time.perf_counter()
-            after, records = climb_on(size)
-            depths = learn(
-                depths, ahead, np.mean(records.accepted), size, time.perf_counter() - began
-            )
-            cut, status = first_stop(rules, records, state)
-            if cut < size:
-                after, records = climb_on(cut)
-            parts.append(pieces_of(records, state, done, every))
-            state, done = after, done + cut
-            best = float(np.min(state.best_loss))
-            chunk.report(best)
-            so_far = SearchProgress(num_chains + width * done, best)
-            asked = ask_to_stop(rules.limits, started, so_far)
-            if asked and status == "completed" and done < num_steps:
-                status = "stopped"
-            if status != "completed":
-                break
-            if saver and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                parts = [join_pieces(parts)]
-                _save(saver, Climbed(state, parts[0], done, "interrupted"), every)
-                saved = time.monotonic()
-    finally:
-        is_cut = done < num_steps and status == "completed"
-        climbed = Climbed(state, join_pieces(parts), done, "interrupted" if is_cut else status)
-        if saver:
-            _save(saver, climbed, every)
-    return climbed
+    climbed = Climbed(state, pieces, done, "completed")
+    climbed, status = run(work, climbed, done, status_before(rules, state), limits, checkpoint)
+    return climbed._replace(pieces=join_pieces(parts), status=status)
 
 
 def _climb_on(
@@ -152,9 +143,9 @@ def _begin(
     layout: Layout,
     num_steps: int,
     record_every: int | None,
-    saver: Saver | None,
-) -> tuple[Climbed, int]:
-    """Where to go on, at the start or where the checkpoint ends; and which steps to record."""
+    checkpoint: Checkpoint | None,
+) -> tuple[State, Pieces, int, int]:
+    """State, records and steps done, at the start or as saved; and which steps to record."""
     state: State = jax.tree.map(
         np.asarray, start(problem, num_chains=len(keys), block=layout.block)
     )
@@ -162,17 +153,12 @@ def _begin(
     _, seen = climb.eval_shape(problem, keys, state, zero, zero, layout=layout)
     nothing = jax.tree.map(lambda leaf: np.zeros((len(keys), 0), leaf.dtype), seen)
     pieces = pieces_of(nothing, state, 0, 1)
-    saved = saver and saver.begin(numbered_leaves(state), has_history=True)
+    saved = checkpoint and checkpoint.begin(numbered_leaves(state), has_history=True)
     saved_every = saved.facts["record_every"] if saved else None
     every = as_record_every(record_every, saved_every, bytes_per_step(pieces), num_steps)
     if not saved:
-        return Climbed(state, pieces, 0, "completed"), every
+        return state, pieces, 0, every
     state, done = with_leaves(state, saved.arrays), saved.facts["next"]
     if saved.history is not None:
         pieces = thinned(with_leaves(pieces, saved.history), done, every)
-    return Climbed(state, pieces, done, "completed"), every
-
-
-def _save(saver: Saver, climbed: Climbed, every: int) -> None:
-    facts = {"next": climbed.num_steps, "status": climbed.status, "record_every": every}
-    saver.save(numbered_leaves(climbed.state), facts, numbered_leaves(climbed.pieces))
+    return state, pieces, done, every

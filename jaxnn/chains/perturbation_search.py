@@ -48,9 +48,16 @@ from jaxnn.run.callables import (
     as_partial,
 )
 from jaxnn.run.checks import as_count, as_flag, as_key
-from jaxnn.run.pacing import Status, watch_interrupts
+from jaxnn.run.loop import (
+    Checkpoint,
+    Progress,
+    Status,
+    as_limits,
+    as_target,
+    watch_interrupts,
+)
 from jaxnn.run.random import own_settings
-from jaxnn.run.stopping import Saver, SearchProgress, as_limits, as_target
+from jaxnn.run.summary import summary
 
 __all__ = ["PerturbationSearchResult", "ProposeFn", "perturbation_search"]
 
@@ -61,7 +68,7 @@ MOST_AT_ONCE = 2**12
 
 
 class PerturbationSearchResult(NamedTuple):
-    """What a perturbation search found.
+    """What a perturbation search found; printed, it is a summary of a few lines.
 
     Attributes:
         params: the best params that any chain has been at; the start, if no loss was finite.
@@ -88,6 +95,16 @@ class PerturbationSearchResult(NamedTuple):
     chain_loss: np.ndarray
     chain_num_accepted: np.ndarray
 
+    def __str__(self) -> str:
+        """The summary."""
+        chains = len(self.chain_loss)
+        details = {"accepted": f"{self.num_accepted:,} steps"}
+        if chains > 1:
+            details["chains"] = f"{chains:,}, median loss {np.median(self.chain_loss):.6g}"
+        return summary(
+            "perturbation search", self.status, self.loss, self.num_evaluations, details=details
+        )
+
 
 def perturbation_search(
     key: jax.Array,
@@ -110,7 +127,7 @@ def perturbation_search(
     record_every: int | None = None,
     target_loss: float | None = None,
     max_seconds: float | None = None,
-    callback: Callable[[SearchProgress], None] | None = None,
+    callback: Callable[[Progress], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     look_ahead: int | None = None,
     progress: bool = False,
@@ -147,7 +164,7 @@ def perturbation_search(
             takes at most 768 MiB.
         target_loss: the search ends with the first step at or below, status "reached".
         max_seconds: the search ends when these are over, status "stopped".
-        callback: called with a `SearchProgress` after every chunk, some four times a second; a
+        callback: called with a `Progress` after every chunk, some four times a second; a
             `StopIteration` that it raises ends the search, status "stopped".
         checkpoint: a file to save to every half minute and at the end; the history is saved
             beside it (`run.history.npz`). If it is there already, the search goes on from it, and
@@ -211,27 +228,27 @@ def perturbation_search(
     rules = ChainRules(
         as_target(target_loss, dtypes["loss_fn"]),
         problem.patience if restart_fn is None else None,
-        as_limits(max_seconds, callback),
     )
+    limits = as_limits(max_seconds, callback, progress)
     if problem.patience is not None:
         problem = problem._replace(patience=np.uint32(problem.patience))
     with own_settings(), watch_interrupts() as is_interrupted:
         stream = jax.random.fold_in(key, TAG)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(stream, jnp.arange(width, dtype=jnp.uint32))
-        saver = None
+        saved = None
         if checkpoint is not None:
-            saver = Saver(Path(checkpoint), facts_of(key, problem, layout, width, dtypes))
+            metadata = facts_of(key, problem, layout, width, dtypes)
+            saved = Checkpoint(Path(checkpoint), metadata)
         climbed = walk_chains(
             problem,
             keys,
             num_steps,
             layout,
             rules,
-            saver,
+            limits._replace(is_interrupted=is_interrupted),
+            saved,
             depth=look_ahead,
             record_every=record_every,
-            is_interrupted=is_interrupted,
-            progress=progress,
         )
         return _result(problem, climbed, layout, one_chain=num_chains is None)
 

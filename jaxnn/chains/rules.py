@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxnn.chains.lookahead import Records, State
-from jaxnn.run.pacing import Status
-from jaxnn.run.stopping import Limits
+from jaxnn.run.loop import Status
 
 __all__ = ["ChainRules", "first_stop", "status_before"]
 
@@ -19,27 +18,25 @@ class ChainRules(NamedTuple):
     Attributes:
         target_loss: with the first step, of any chain, at or below.
         patience: with the first step after which no chain has got better for so many.
-        limits: after the chunk in which they say so.
     """
 
     target_loss: float | None = None
     patience: int | None = None
-    limits: Limits = Limits()
 
 
-def status_before(rules: ChainRules, state: State) -> Status:
-    """Why there is nothing left to do at all; "completed" if there is."""
+def status_before(rules: ChainRules, state: State) -> Status | None:
+    """Why there is nothing left to do at all; None if there is."""
     if rules.target_loss is not None and np.min(state.best_loss) <= rules.target_loss:
         return "reached"
     if rules.patience is not None and np.all(state.vain >= rules.patience):
         return "converged"
-    return "completed"
+    return None
 
 
-def first_stop(rules: ChainRules, records: Records, before: State) -> tuple[int, Status]:
+def first_stop(rules: ChainRules, records: Records, before: State) -> tuple[int, Status | None]:
     """How many of the steps are to be taken, and why no more."""
     steps = np.arange(records.accepted.shape[1])
-    cut, status = len(steps), "completed"
+    cut, status = len(steps), None
     if rules.target_loss is not None:
         hits = np.any(records.accepted & (records.loss <= rules.target_loss), axis=0)
         if np.any(hits):

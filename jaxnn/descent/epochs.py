@@ -1,52 +1,56 @@
-"""The host's walk over the epochs of a gradient descent: chunks, limits and checkpoints."""
+"""A gradient descent as work for the host's loop: chunks of epochs, and what is kept of them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxnn.descent.kernel import RUNNING, Records, State
+from jaxnn.run.loop import Checkpoint, Limits, Progress, Status, Work, as_record_every, run
 from jaxnn.run.naming import numbered_leaves, with_leaves
-from jaxnn.run.pacing import chunks
-from jaxnn.run.stopping import (
-    SECONDS_BETWEEN_SAVES,
-    Limits,
-    Saver,
-    SearchProgress,
-    ask_to_stop,
-)
 
-__all__ = ["Walked", "walk"]
+__all__ = ["Kept", "Walked", "walk"]
 
 RECORDS_PER_CHUNK = 2**17
-SECONDS_PER_BLOCK = 0.015
-"""Of a chunk, lest it go by in calling the blocks."""
-MOST_SECONDS = 1.0
-SAVED = ("losses", "validation", "num_steps")
+SECONDS_PER_BLOCK, MOST_SECONDS = 0.015, 1.0
+"""A chunk takes so long for each block of networks, or calling them would take longest."""
+
+
+class Kept(NamedTuple):
+    """What is kept of the steps; with a second axis of networks, or one, where there are several.
+
+    Attributes:
+        step: which steps, from 0 on, `(records,)`, int64.
+        loss: before each of them, `(records,)`; nan where a network had stopped.
+        epoch: after which epochs the validation loss is kept, `(validations,)`, int64.
+        validation: the loss on the validation batch, `(validations,)`; empty without one.
+    """
+
+    step: np.ndarray
+    loss: np.ndarray
+    epoch: np.ndarray
+    validation: np.ndarray
 
 
 class Walked(NamedTuple):
-    """How far a descent came; with a second axis of networks, or one, where there are several.
+    """How far a descent came; arrays of networks, where there are several.
 
     Attributes:
         state: where it stands: a `State`, or one for each block of networks.
-        losses: before every step, `(steps,)`; nan where a network had stopped.
-        validation: after every epoch on the validation batch, `(epochs,)`; empty without one.
         num_steps: steps made, int64.
+        lowest: the lowest finite loss before a step; inf if there was none.
         num_epochs: epochs begun, by any network.
-        stopped: whether a limit ended it.
+        kept: the history, once the descent is over.
     """
 
     state: State | tuple[State, ...]
-    losses: np.ndarray
-    validation: np.ndarray
     num_steps: np.ndarray
+    lowest: np.ndarray
     num_epochs: int
-    stopped: bool
+    kept: Kept
 
 
 def walk(
@@ -56,11 +60,9 @@ def walk(
     steps_per_epoch: int,
     work_per_step: float,
     limits: Limits,
-    saver: Saver | None,
-    *,
-    is_interrupted: Callable[[], bool],
-    progress: bool,
-) -> Walked:
+    checkpoint: Checkpoint | None,
+    record_every: int | None,
+) -> tuple[Walked, Status]:
     """Descends chunk after chunk, from the start or from the checkpoint.
 
     Args:
@@ -70,106 +72,116 @@ def walk(
         steps_per_epoch: steps of each.
         work_per_step: evaluations of each step, for the callback.
         limits: when to end.
-        saver: where to save.
-        is_interrupted: whether to end with the chunk at hand.
-        progress: whether to show a progress bar.
+        checkpoint: where to save.
+        record_every: which steps to keep, every one or every second and so on; None to choose.
 
     Returns:
-        A `Walked`.
+        How far it came, and why it ended; a network's own reason is in its state.
     """
     blocks = _blocks(state)
-    nothing = np.zeros((0, *_networks(blocks)), blocks[0].loss.dtype)
-    no_steps = np.zeros(_networks(blocks), np.int64)
-    walked = _resumed(saver, Walked(state, nothing, nothing, no_steps, 0, stopped=False))
+    has_validation = blocks[0].best is not None
+    walked, saved_every = _begin(state, checkpoint)
+    width = 8 + (1 + has_validation) * walked.lowest.size * blocks[0].loss.dtype.itemsize
+    every = as_record_every(record_every, saved_every, width, num_epochs * steps_per_epoch)
     if walked.num_epochs > num_epochs:
         raise ValueError(
             f"num_epochs must be at least {walked.num_epochs}, as many as the checkpoint holds; "
             f"got {num_epochs}"
         )
-    parts, first = [walked], walked.num_epochs
-    left = num_epochs - first if _runs(walked.state) else 0
-    capacity = max(RECORDS_PER_CHUNK // (steps_per_epoch * blocks[0].verdict.size), 1)
-    seconds = min(SECONDS_PER_BLOCK * len(blocks), MOST_SECONDS)
-    started = saved = time.monotonic()
-    lowest = _lowest(walked)
-    try:
-        for chunk in chunks(
-            left,
-            largest=capacity,
-            unit="epochs",
-            is_interrupted=is_interrupted,
-            show=progress,
-            seconds=seconds,
-        ):
-            begin, size = np.uint32(first + chunk.begin), np.uint32(chunk.end - chunk.begin)
-            state, records = descend(parts[-1].state, begin, size, capacity=capacity)
-            parts.append(_walked(parts[-1], state, records, steps_per_epoch))
-            lowest = min(lowest, _lowest(parts[-1]))
-            chunk.report(lowest)
-            evaluations = round(int(np.sum(parts[-1].num_steps)) * work_per_step)
-            if ask_to_stop(limits, started, SearchProgress(evaluations, lowest)):
-                parts[-1] = parts[-1]._replace(stopped=True)
-            if not _runs(state) or parts[-1].stopped:
-                break
-            if saver and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                parts = [_joined(parts)]
-                _save(saver, parts[0])
-                saved = time.monotonic()
-    finally:
-        walked = _joined(parts)
-        if saver:
-            _save(saver, walked)
-    return walked
+    parts = [_thinned(walked, every, steps_per_epoch)]
+    capacity = max(RECORDS_PER_CHUNK // (steps_per_epoch * walked.lowest.size), 1)
+
+    def advance(walked: Walked, begin: int, end: int) -> tuple[Walked, Status | None]:
+        size = np.uint32(end - begin)
+        state, records = descend(walked.state, np.uint32(begin), size, capacity=capacity)
+        after = _after(walked, state, records, steps_per_epoch)
+        parts.append(_thinned(after, every, steps_per_epoch))
+        return after._replace(kept=parts[-1]), None if _runs(state) else "converged"
+
+    def progress(walked: Walked) -> Progress:
+        evaluations = round(int(np.sum(walked.num_steps)) * work_per_step)
+        return Progress(evaluations, float(np.min(walked.lowest)))
+
+    def content(walked: Walked):
+        parts[:] = [_joined(parts)]
+        state: Any = jax.tree.map(np.asarray, walked.state)
+        arrays = {"num_steps": walked.num_steps, "lowest": walked.lowest, **numbered_leaves(state)}
+        return arrays, {"next": walked.num_epochs, "record_every": every}, parts[0]._asdict()
+
+    work = Work(
+        advance,
+        progress,
+        content,
+        total=num_epochs,
+        largest=capacity,
+        unit="epochs",
+        seconds=min(SECONDS_PER_BLOCK * len(blocks), MOST_SECONDS),
+    )
+    ending: Status | None = None if _runs(walked.state) else "converged"
+    walked, status = run(work, walked, walked.num_epochs, ending, limits, checkpoint)
+    return walked._replace(kept=_joined(parts)), status
 
 
 def _blocks(state: State | tuple[State, ...]) -> tuple[State, ...]:
     return (state,) if isinstance(state, State) else state
 
 
-def _networks(blocks: tuple[State, ...]) -> tuple[int, ...]:
-    """The axis of networks, if there is one."""
-    return (len(blocks) * blocks[0].verdict.size,) if blocks[0].verdict.ndim else ()
-
-
 def _runs(state: State | tuple[State, ...]) -> bool:
     return any(np.any(np.asarray(block.verdict) == RUNNING) for block in _blocks(state))
 
 
-def _walked(before: Walked, state: Any, records: Records, steps_per_epoch: int) -> Walked:
-    """A chunk on its own; steps and epochs are counted from the first on."""
+def _begin(
+    state: State | tuple[State, ...], checkpoint: Checkpoint | None
+) -> tuple[Walked, int | None]:
+    """Where to go on, at the start or as saved; and which steps were recorded."""
+    blocks = _blocks(state)
+    networks = (len(blocks) * blocks[0].verdict.size,) if blocks[0].verdict.ndim else ()
+    nothing, none = np.zeros((0, *networks), blocks[0].loss.dtype), np.zeros(0, np.int64)
+    no_steps, unmet = np.zeros(networks, np.int64), np.full(networks, np.inf)
+    fresh = Walked(state, no_steps, unmet, 0, Kept(none, nothing, none, nothing))
+    on_host: Any = jax.tree.map(np.asarray, state)
+    saved = checkpoint and checkpoint.begin(numbered_leaves(on_host), has_history=True)
+    if not saved:
+        return fresh, None
+    arrays, facts, history = saved
+    kept = fresh.kept if history is None else Kept(**history)
+    walked = Walked(
+        with_leaves(state, arrays), arrays["num_steps"], arrays["lowest"], facts["next"], kept
+    )
+    return walked, facts["record_every"]
+
+
+def _after(before: Walked, state: Any, records: Records, steps_per_epoch: int) -> Walked:
+    """Where the descent stands after a chunk, with all that was recorded of the chunk."""
     longest = int(np.max(records.num_steps))
     epochs = -(-longest // steps_per_epoch)
-    validation = before.validation[:0]
+    losses, validation = np.asarray(records.loss)[:longest], before.kept.validation[:0]
     if records.validation is not None:
-        validation = np.asarray(records.validation)[:epochs].copy()
-    losses = np.asarray(records.loss)[:longest].copy()
-    num_steps = before.num_steps + np.asarray(records.num_steps)
-    return Walked(state, losses, validation, num_steps, before.num_epochs + epochs, stopped=False)
-
-
-def _lowest(walked: Walked) -> float:
-    """The lowest finite loss before a step; inf if there is none."""
-    return float(np.min(walked.losses, where=np.isfinite(walked.losses), initial=np.inf))
-
-
-def _joined(parts: list[Walked]) -> Walked:
-    return parts[-1]._replace(
-        losses=np.concatenate([part.losses for part in parts]),
-        validation=np.concatenate([part.validation for part in parts]),
+        validation = np.asarray(records.validation)[:epochs]
+    first = before.num_epochs
+    finite = np.where(np.isfinite(losses), losses, np.inf)
+    return Walked(
+        state,
+        before.num_steps + np.asarray(records.num_steps),
+        np.minimum(before.lowest, np.min(finite, axis=0, initial=np.inf)),
+        first + epochs,
+        Kept(
+            first * steps_per_epoch + np.arange(longest, dtype=np.int64),
+            losses,
+            first + np.arange(len(validation), dtype=np.int64),
+            validation,
+        ),
     )
 
 
-def _resumed(saver: Saver | None, start: Walked) -> Walked:
-    saved = saver and saver.begin(numbered_leaves(jax.tree.map(np.asarray, start.state)))
-    if not saved:
-        return start
-    arrays, facts, _ = saved
-    state = with_leaves(start.state, arrays)
-    records = (arrays[name] for name in SAVED)
-    return Walked(state, *records, num_epochs=facts["next"], stopped=False)
+def _thinned(walked: Walked, every: int, steps_per_epoch: int) -> Kept:
+    """The records of every `every`-th step, and of as many epochs, as far as the state came."""
+    step, loss, epoch, validation = walked.kept
+    is_kept = ((step + 1) % every == 0) & (step < walked.num_epochs * steps_per_epoch)
+    epochs = -(-every // steps_per_epoch)
+    has_epoch = ((epoch + 1) % epochs == 0) & (epoch < walked.num_epochs)
+    return Kept(step[is_kept], loss[is_kept], epoch[has_epoch], validation[has_epoch])
 
 
-def _save(saver: Saver, walked: Walked) -> None:
-    arrays = {name: getattr(walked, name) for name in SAVED}
-    state: Any = jax.tree.map(np.asarray, walked.state)
-    saver.save({**arrays, **numbered_leaves(state)}, {"next": walked.num_epochs})
+def _joined(parts: Sequence[Kept]) -> Kept:
+    return Kept(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

@@ -54,10 +54,9 @@ from jaxnn.run.callables import (
     check_value_and_grad,
 )
 from jaxnn.run.checks import as_choice, as_count, as_flag, as_key
+from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, watch_interrupts
 from jaxnn.run.naming import check_saveable
-from jaxnn.run.pacing import watch_interrupts
 from jaxnn.run.random import own_settings
-from jaxnn.run.stopping import Saver, SearchProgress, as_limits, as_target
 
 __all__ = ["DescentHistory", "GradientDescentResult", "gradient_descent"]
 
@@ -83,8 +82,9 @@ def gradient_descent(
     target_loss: float | None = None,
     validation_batch: Any = None,
     patience: int | None = None,
+    record_every: int | None = None,
     max_seconds: float | None = None,
-    callback: Callable[[SearchProgress], None] | None = None,
+    callback: Callable[[Progress], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
@@ -123,8 +123,11 @@ def gradient_descent(
             the lowest one are returned.
         patience: stop after so many epochs without a lower loss on the validation batch, status
             "converged".
+        record_every: which steps to keep in the history: every one, every second and so on. By
+            default every one, or of long descents every second, fourth and so on, so that the
+            history takes at most 768 MiB.
         max_seconds: stop when these are over, status "stopped".
-        callback: called with a `SearchProgress` some four times a second, or once a second with
+        callback: called with a `Progress` some four times a second, or once a second with
             a thousand networks; a `StopIteration` that it raises ends the descent, "stopped".
         checkpoint: a file to save to every half minute and at the end. If it is there already,
             the descent goes on from it, to the same bits as one that was never interrupted; it
@@ -155,12 +158,14 @@ def gradient_descent(
     """
     key = as_key("key", key)
     num_epochs = as_count("num_epochs", num_epochs, maximum=2**32 - 1)
-    limits = as_limits(max_seconds, callback)
+    limits = as_limits(max_seconds, callback, progress)
     keeps = as_flag("keep_remainder", keep_remainder)
     tolerance = as_tolerance("tolerance", tolerance)
     as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
     if gradient_tolerance is not None:
         gradient_tolerance = as_tolerance("gradient_tolerance", gradient_tolerance)
+    if record_every is not None:
+        record_every = as_count("record_every", record_every, 1, 2**32 - 1)
     params = as_params(params)
     networks = as_networks(num_networks, devices, params)
     one = one_of(params, networks)
@@ -180,10 +185,6 @@ def gradient_descent(
         validation=as_validation(validation_batch, one, value_and_grad_fn, function),
         patience=as_patience(patience, validation_batch),
     )
-    saver = None
-    if checkpoint is not None:
-        facts = facts_of(key, function, chosen, params, batch, rules, cut, networks)
-        saver = Saver(Path(checkpoint), facts)
     with own_settings(), watch_interrupts() as is_interrupted:
         shared = (function, batch, rules)
         start = partial(
@@ -201,22 +202,15 @@ def gradient_descent(
             state = begin_blocks(start, chosen, params, networks)
             blocks = placed(shared, in_blocks((chosen, streams), networks), networks)
             run = partial(descend_blocks, blocks, networks, cut=cut)
-        if saver is not None:
+        saved = None
+        if checkpoint is not None:
             check_saveable(state)
+            facts = facts_of(key, function, chosen, params, batch, rules, cut, networks)
+            saved = Checkpoint(Path(checkpoint), facts)
         work = EVALUATIONS_PER_GRADIENT * sum(seen.rows_of_steps) / seen.rows / cut.steps
-        walked = walk(
-            run,
-            state,
-            num_epochs,
-            cut.steps,
-            work,
-            limits,
-            saver,
-            is_interrupted=is_interrupted,
-            progress=progress,
-        )
+        limits = limits._replace(is_interrupted=is_interrupted)
+        walked, status = walk(run, state, num_epochs, cut.steps, work, limits, saved, record_every)
         end = settle if networks is None else partial(settle_blocks, networks)
         settled = end(function, batch, walked.state)
-    validates, is_complete = rules.validation is not None, walked.num_epochs == num_epochs
-    result = report(walked, settled, seen, validates=validates, is_complete=is_complete)
-    return result._replace(notes=notes_on(result, params, constant_loss))
+        result = report(walked, status, settled, seen, rules.validation is not None)
+        return result._replace(notes=notes_on(result, params, constant_loss))

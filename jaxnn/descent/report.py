@@ -11,6 +11,7 @@ import numpy as np
 from jaxnn.descent.epochs import Walked
 from jaxnn.descent.kernel import CONVERGED, DIVERGED, REACHED
 from jaxnn.descent.setup import Seen
+from jaxnn.run.loop import Status
 from jaxnn.run.summary import summary
 
 __all__ = [
@@ -29,22 +30,24 @@ CONSTANT_MARGIN = 1e-3
 
 
 class DescentHistory(NamedTuple):
-    """The loss at every step; ready to plot.
+    """The loss at every step, or at every `record_every`-th; ready to plot.
 
     Of several networks `loss` and `validation_loss` have a first axis of networks, with nan from
     where a network had stopped.
 
     Attributes:
         evaluations: evaluations made by a network up to and with each step, in units of one loss
-            on the whole batch, `(num_steps,)`, float64.
-        loss: loss of the step's batch *before* the step, `(num_steps,)`.
-        validation_loss: loss on the validation batch after every epoch, `(num_epochs,)`; None
+            on the whole batch, `(records,)`, float64.
+        loss: loss of the step's batch *before* the step, `(records,)`.
+        validation_loss: loss on the validation batch after every epoch, `(validations,)`; None
             without one.
+        validation_evaluations: evaluations made up to and with each of these epochs, float64.
     """
 
     evaluations: np.ndarray
     loss: np.ndarray
     validation_loss: np.ndarray | None
+    validation_evaluations: np.ndarray | None
 
 
 class GradientDescentResult(NamedTuple):
@@ -84,16 +87,16 @@ class GradientDescentResult(NamedTuple):
 
 
 def report(
-    walked: Walked, settled: tuple[Any, Any, Any], seen: Seen, validates: bool, is_complete: bool
+    walked: Walked, unstopped: Status, settled: tuple[Any, Any, Any], seen: Seen, validates: bool
 ) -> GradientDescentResult:
     """What to return, of one network or of several: surplus networks at the end are left out.
 
     Args:
         walked: how far the descent came.
+        unstopped: the status of a network that no rule has stopped.
         settled: params, losses and verdicts, as of `settle`.
         seen: rows that the steps of an epoch see.
         validates: whether there is a validation batch.
-        is_complete: whether all epochs were begun.
 
     Returns:
         A `GradientDescentResult`.
@@ -101,32 +104,39 @@ def report(
     params, loss, verdict = settled
     loss, verdict = np.asarray(loss), np.asarray(verdict)
     here = np.s_[..., : len(verdict)] if verdict.ndim else ...
-    losses, validation, num_steps = (
-        array[here] for array in (walked.losses, walked.validation, walked.num_steps)
-    )
-    work = np.cumsum(np.resize(seen.rows_of_steps, len(losses))) * EVALUATIONS_PER_GRADIENT
-    unstopped = "completed" if is_complete else "stopped" if walked.stopped else "interrupted"
-    has_finite = np.isfinite(loss) | np.any(np.isfinite(losses), axis=0)
+    kept, num_steps = walked.kept, walked.num_steps[here]
+    has_finite = np.isfinite(loss) | np.isfinite(walked.lowest[here])
+    endings = "diverged", "converged", "reached"
     result = GradientDescentResult(
         params=jax.tree.map(jnp.asarray, params),
         loss=np.where(np.isfinite(loss), loss, np.inf).astype(np.float64),
-        num_evaluations=1 - (-np.append(0, work)[num_steps] // seen.rows),
+        num_evaluations=1 - (-_work(seen, num_steps) // seen.rows),
         num_steps=num_steps,
         status=np.select(
             [
                 (verdict == DIVERGED) & ~has_finite,
                 *(verdict == ending for ending in (DIVERGED, CONVERGED, REACHED)),
             ],
-            ["nonfinite", "diverged", "converged", "reached"],
+            ["nonfinite", *endings],
             unstopped,
         ),
         history=DescentHistory(
-            work / seen.rows,
-            np.ascontiguousarray(losses.T),
-            np.ascontiguousarray(validation.T) if validates else None,
+            _work(seen, kept.step + 1) / seen.rows,
+            np.ascontiguousarray(kept.loss[here].T),
+            np.ascontiguousarray(kept.validation[here].T) if validates else None,
+            _work(seen, (kept.epoch + 1) * len(seen.rows_of_steps)) / seen.rows
+            if validates
+            else None,
         ),
     )
     return result if verdict.ndim else _of_one(result)
+
+
+def _work(seen: Seen, num_steps: np.ndarray) -> np.ndarray:
+    """Losses of a row that so many steps amount to, int64."""
+    rows = np.append(0, np.cumsum(seen.rows_of_steps, dtype=np.int64))
+    epochs, steps = np.divmod(num_steps, len(seen.rows_of_steps))
+    return EVALUATIONS_PER_GRADIENT * (epochs * rows[-1] + rows[steps])
 
 
 def constant_loss_of(value_and_grad_fn: Any, batch: Any) -> float | None:

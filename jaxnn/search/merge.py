@@ -15,7 +15,7 @@ import numpy as np
 from jaxnn.run import checkpoints
 from jaxnn.run.callables import SampleFn, as_partial
 from jaxnn.run.fingerprint import check_same_run, function_metadata
-from jaxnn.run.pacing import Status
+from jaxnn.run.loop import Status
 from jaxnn.run.random import own_settings
 from jaxnn.search.drawing import reconstruct
 from jaxnn.search.engine import merge_all

@@ -10,7 +10,6 @@ Memory is bounded; what is lost with that is bounded too, and told: see `tally`.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +21,18 @@ import numpy as np
 from jaxnn.run import checkpoints
 from jaxnn.run.callables import SampleFn, as_batch, as_partial, drawn_shapes, shapes_of
 from jaxnn.run.checks import as_count, as_key
-from jaxnn.run.pacing import Status, chunks, watch_interrupts
+from jaxnn.run.loop import (
+    Checkpoint,
+    Limits,
+    Progress,
+    Status,
+    Work,
+    as_limits,
+    run,
+    watch_interrupts,
+)
 from jaxnn.run.programs import COMPILER_OPTIONS, program
 from jaxnn.run.random import add, fold_index, own_settings, words
-from jaxnn.run.stopping import (
-    SECONDS_BETWEEN_SAVES,
-    Limits,
-    Saver,
-    SearchProgress,
-    as_limits,
-    ask_to_stop,
-)
 from jaxnn.search.drawing import candidates_stream, check_draws
 from jaxnn.search.engine import Engine
 from jaxnn.search.searching import Span, facts_of
@@ -82,6 +82,7 @@ def count_outcomes(
     start: int = 0,
     max_outcomes: int = 2**22,
     max_seconds: float | None = None,
+    callback: Callable[[Progress], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
@@ -102,6 +103,8 @@ def count_outcomes(
         max_outcomes: how many different outcomes to keep, 24 bytes each for up to 128 bits; the
             work takes some seven times that memory. With a checkpoint, so many as fit its 1 GiB.
         max_seconds: the counting ends when these are over, status "stopped".
+        callback: called with a `Progress` some four times a second, whose loss is nan; a
+            `StopIteration` that it raises ends the counting, status "stopped".
         checkpoint: a file to save to every half minute and at the end; the same call goes on
             from it, also for more candidates.
         memory_budget: as in `random_search`; a checkpoint goes on with the same alone, since
@@ -133,29 +136,21 @@ def count_outcomes(
     shapes = drawn_shapes(sample, key)
     batch = as_batch(batch, shapes, outcome_fn)
     num_bits = _num_bits(shapes_of("outcome_fn", outcome, shapes, batch))
-    limits = as_limits(max_seconds, None)
+    limits = as_limits(max_seconds, callback, progress)
     tile = tile_size(outcome_fn, shapes, batch, memory_budget, jax.default_backend())
     span = Span(start, stop, tile)
     with own_settings(), watch_interrupts() as is_interrupted:
         engine = Engine(outcome, sample, batch, candidates_stream(key))
         check_draws(key, sample, start)
-        saver = None
+        saved = None
         if checkpoint is not None:
             _check_fits(max_outcomes, num_bits)
             facts = facts_of("count_outcomes", key, engine, span, "outcome_fn")
             facts |= {"num_bits": num_bits, "max_outcomes": max_outcomes}
-            saver = Saver(Path(checkpoint), facts)
-        counted = _resumed(saver, span, num_bits)
-        counted, status = _walk(
-            engine,
-            span,
-            counted,
-            max_outcomes,
-            limits,
-            saver,
-            is_interrupted=is_interrupted,
-            show=progress,
-        )
+            saved = Checkpoint(Path(checkpoint), facts)
+        counted = _resumed(saved, span, num_bits)
+        limits = limits._replace(is_interrupted=is_interrupted)
+        counted, status = _walk(engine, span, counted, max_outcomes, limits, saved)
         packed, count, error, _, end = merge(counted, len(counted.waiting), max_outcomes)
         order = np.argsort(-count, kind="stable")
         return OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
@@ -189,44 +184,29 @@ def _walk(
     tally: Tally,
     max_outcomes: int,
     limits: Limits,
-    saver: Saver | None,
-    *,
-    is_interrupted: Callable[[], bool],
-    show: bool,
+    checkpoint: Checkpoint | None,
 ) -> tuple[Tally, Status]:
     """Draws and counts on, to the end of the span or until stopped."""
     begin, tile = tally.end, span.tile
     left, width = span.stop - begin, tally.packed.shape[1]
     largest = max(LARGEST_CHUNK // (tile * width), 1)
-    status: Status = "interrupted" if left else "completed"
-    started = saved = time.monotonic()
-    try:
-        for chunk in chunks(
-            -(-left // tile),
-            largest=largest,
-            unit="candidates",
-            scale=tile,
-            shown=left,
-            is_interrupted=is_interrupted,
-            show=show,
-        ):
-            number = chunk.end - chunk.begin
-            wanted = min(number * tile, span.stop - tally.end)
-            drawn = _draw(engine, words(tally.end), np.uint32(number), tile=tile, most=largest)
-            drawn = np.asarray(drawn)[:wanted]
-            chunk.report()
-            tally = take(tally, drawn, max_outcomes)
-            if tally.end == span.stop:
-                status = "completed"
-            elif ask_to_stop(limits, started, SearchProgress(tally.end - span.start, np.nan)):
-                status = "stopped"
-                break
-            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                _save(saver, tally)
-                saved = time.monotonic()
-    finally:
-        _save(saver, tally)
-    return tally, status
+
+    def advance(tally: Tally, first: int, end: int) -> tuple[Tally, None]:
+        wanted = min(begin + end * tile, span.stop) - tally.end
+        number = np.uint32(end - first)
+        drawn = _draw(engine, words(tally.end), number, tile=tile, most=largest)
+        return take(tally, np.asarray(drawn)[:wanted], max_outcomes), None
+
+    work = Work(
+        advance,
+        progress=lambda tally: Progress(tally.end - span.start, np.nan),
+        content=_content,
+        total=-(-left // tile),
+        largest=largest,
+        unit="candidates",
+        shown=lambda tiles: min(tiles * tile, left),
+    )
+    return run(work, tally, 0, None, limits, checkpoint)
 
 
 @program(static_argnames=("tile", "most"), compiler_options=COMPILER_OPTIONS)
@@ -255,11 +235,11 @@ def _draw(
     return jax.lax.fori_loop(jnp.uint32(0), num_tiles, draw_tile, rows)
 
 
-def _resumed(saver: Saver | None, span: Span, num_bits: int) -> Tally:
+def _resumed(checkpoint: Checkpoint | None, span: Span, num_bits: int) -> Tally:
     """Where to go on: at the start, or where the checkpoint ends."""
     none = np.zeros((0, _width(num_bits)), np.uint8)
     fresh = Tally(none, np.zeros(0, np.int64), 0, none, span.start)
-    saved = saver and saver.begin(_arrays(fresh))
+    saved = checkpoint and checkpoint.begin(_content(fresh)[0])
     if not saved:
         return fresh
     arrays, facts, _ = saved
@@ -272,10 +252,7 @@ def _resumed(saver: Saver | None, span: Span, num_bits: int) -> Tally:
     return Tally(*parts, facts["next"])
 
 
-def _save(saver: Saver | None, tally: Tally) -> None:
-    if saver is not None:
-        saver.save(_arrays(tally), {"error": tally.error, "next": tally.end})
-
-
-def _arrays(tally: Tally) -> dict[str, np.ndarray]:
-    return {"packed": tally.packed, "count": tally.count, "waiting": tally.waiting}
+def _content(tally: Tally) -> tuple[dict[str, np.ndarray], dict[str, Any], None]:
+    """A tally as arrays and facts."""
+    arrays = {"packed": tally.packed, "count": tally.count, "waiting": tally.waiting}
+    return arrays, {"error": tally.error, "next": tally.end}, None

@@ -29,9 +29,8 @@ from jaxnn.run.callables import (
     shapes_of,
 )
 from jaxnn.run.checks import as_devices, as_key
-from jaxnn.run.pacing import watch_interrupts
+from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, watch_interrupts
 from jaxnn.run.random import own_settings
-from jaxnn.run.stopping import Saver, SearchProgress, as_limits, as_target
 from jaxnn.search.drawing import candidates_stream, check_draws, reconstruct
 from jaxnn.search.engine import Engine, shares
 from jaxnn.search.keeping import Collect, Kept, as_facts, as_kept, statistics_of
@@ -64,7 +63,7 @@ def random_search(
     collect: Collect | None = None,
     target_loss: float | None = None,
     max_seconds: float | None = None,
-    callback: Callable[[SearchProgress], None] | None = None,
+    callback: Callable[[Progress], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Any] | None = None,
     memory_budget: int | None = None,
@@ -94,7 +93,7 @@ def random_search(
         collect: which candidates to collect; see `Collect`.
         target_loss: the search ends with the first candidate at or below, status "reached".
         max_seconds: the search ends when these are over, status "stopped".
-        callback: called with a `SearchProgress` after every chunk, some four times a second; a
+        callback: called with a `Progress` after every chunk, some four times a second; a
             `StopIteration` that it raises ends the search, status "stopped".
         checkpoint: a file to save to every half minute and at the end. If it is there already,
             the search goes on from it, and refuses one whose functions, data or settings compute
@@ -137,8 +136,8 @@ def random_search(
     rules = StopRules(
         as_target(target_loss, loss_shape.dtype),
         collect.limit if collect and collect.stop else None,
-        as_limits(max_seconds, callback),
     )
+    limits = as_limits(max_seconds, callback, progress and jax.process_index() == 0)
     workers = as_devices(devices)
     tile = tile_size(loss_fn, shapes, batch, memory_budget, workers[0].platform)
     span = _own_share(Span(start, stop, tile))
@@ -147,21 +146,15 @@ def random_search(
         engine = Engine(loss, sample, batch, candidates_stream(key))
         check_draws(key, sample, start)
         facts = {} if alone and checkpoint is None else _facts(key, span, engine, kept)
-        saver = None if checkpoint is None else Saver(own_path(Path(checkpoint)), facts)
-        reached = walk(
-            engine,
-            statistics_of(kept),
-            span,
-            rules,
-            workers,
-            saver,
-            is_interrupted=is_interrupted,
-            progress=progress and jax.process_index() == 0,
-        )
+        saved = None if checkpoint is None else Checkpoint(own_path(Path(checkpoint)), facts)
+        limits = limits._replace(is_interrupted=is_interrupted)
+        reached = walk(engine, statistics_of(kept), span, rules, workers, limits, saved)
         params_of = partial(reconstruct, key, sample_fn)
         if alone:
             return report(params_of, [(start, reached.end)], reached, kept)
-        messages = gather(checkpoints.dumps(*as_saved(facts, reached, span)))
+        arrays, end, _ = as_saved(reached)
+        own = {**facts, **end, "status": reached.status}
+        messages = gather(checkpoints.dumps(arrays, own))
         parts = [Saved(f"process {i}", *checkpoints.loads(part)) for i, part in enumerate(messages)]
         return merge_saved(parts, params_of)
 

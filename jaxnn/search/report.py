@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from jaxnn.run.checks import as_numpy
-from jaxnn.run.pacing import Status
+from jaxnn.run.loop import Status
 from jaxnn.run.random import join
+from jaxnn.run.summary import summary
 from jaxnn.search.keeping import Kept
 from jaxnn.search.searching import Reached
 from jaxnn.search.statistics import Listed, bin_edges
@@ -89,7 +90,7 @@ class Improvements(NamedTuple):
 
 
 class RandomSearchResult(NamedTuple):
-    """What a random search found.
+    """What a random search found; printed, it is a summary of a few lines.
 
     Attributes:
         params: the best candidate; None if no loss was finite.
@@ -116,6 +117,17 @@ class RandomSearchResult(NamedTuple):
     histogram: Histogram
     counts: ThresholdCounts
     collected: Candidates
+
+    def __str__(self) -> str:
+        """The summary."""
+        details = {} if self.index is None else {"candidate": f"{self.index:,}"}
+        if self.num_nonfinite:
+            details["not finite"] = f"{self.num_nonfinite:,} losses"
+        for threshold, count in zip(self.counts.threshold[:3], self.counts.count, strict=False):
+            details[f"<= {threshold:g}"] = f"{count:,} candidates"
+        return summary(
+            "random search", self.status, self.loss, self.num_evaluations, details=details
+        )
 
 
 def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:

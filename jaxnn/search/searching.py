@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,15 +11,8 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.run.fingerprint import fingerprint, function_metadata, key_metadata
-from jaxnn.run.pacing import Status, chunks
+from jaxnn.run.loop import Checkpoint, Limits, Progress, Status, Work, run
 from jaxnn.run.random import join
-from jaxnn.run.stopping import (
-    SECONDS_BETWEEN_SAVES,
-    Limits,
-    Saver,
-    SearchProgress,
-    ask_to_stop,
-)
 from jaxnn.search.engine import Engine, Statistic, fold_range, merge_all
 
 __all__ = [
@@ -50,12 +42,10 @@ class StopRules(NamedTuple):
     Attributes:
         target_loss: with the first candidate at or below.
         num_collected: with the candidate that makes the collection this large.
-        limits: after the chunk in which they say so.
     """
 
     target_loss: float | None = None
     num_collected: int | None = None
-    limits: Limits = Limits()
 
 
 class Reached(NamedTuple):
@@ -72,41 +62,30 @@ def walk(
     span: Span,
     rules: StopRules,
     devices: Sequence[Any],
-    saver: Saver | None,
-    *,
-    is_interrupted: Callable[[], bool],
-    progress: bool,
+    limits: Limits,
+    checkpoint: Checkpoint | None,
 ) -> Reached:
     """Folds the span, from its checkpoint if there is one, to its end or to a stop rule."""
     fold = partial(_fold, engine, statistics, span.tile, devices)
-    reached = _restore(saver, statistics, span, rules)
-    begin, width = reached.end, span.tile
-    num_tiles = -(-(span.stop - begin) // width) if reached.status == "completed" else 0
-    largest = LARGEST_CHUNK // width
-    started = saved = time.monotonic()
-    try:
-        for chunk in chunks(
-            num_tiles,
-            largest=largest,
-            unit="candidates",
-            scale=width,
-            shown=span.stop - begin,
-            is_interrupted=is_interrupted,
-            show=progress,
-        ):
-            end = min(begin + chunk.end * width, span.stop)
-            reached = _advance(fold, statistics, rules, reached, end)
-            chunk.report(_best(reached))
-            reached = _ask(rules, reached, span, started)
-            if reached.status != "completed":
-                break
-            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                _save(saver, reached, span)
-                saved = time.monotonic()
-    finally:
-        _save(saver, reached, span)
-    is_cut = reached.end < span.stop and reached.status == "completed"
-    return reached._replace(status="interrupted") if is_cut else reached
+    begin, totals = _restore(checkpoint, statistics, span)
+
+    def advance(reached: Reached, _: int, end: int) -> tuple[Reached, Status | None]:
+        after = min(begin + end * span.tile, span.stop)
+        return _advance(fold, statistics, rules, reached, after)
+
+    work = Work(
+        advance,
+        progress=lambda reached: Progress(reached.end - span.start, _best(reached)),
+        content=as_saved,
+        total=-(-(span.stop - begin) // span.tile),
+        largest=LARGEST_CHUNK // span.tile,
+        unit="candidates",
+        shown=lambda tiles: min(tiles * span.tile, span.stop - begin),
+    )
+    is_over = _last_candidate(rules, totals) is not None
+    reached = Reached(totals, begin, "completed")
+    reached, status = run(work, reached, 0, "reached" if is_over else None, limits, checkpoint)
+    return reached._replace(status=status)
 
 
 def _advance(
@@ -115,14 +94,14 @@ def _advance(
     rules: StopRules,
     reached: Reached,
     end: int,
-) -> Reached:
+) -> tuple[Reached, Status | None]:
     """Takes the candidates up to `end` in, or up to the one that a stop rule names."""
     totals = merge_all(statistics, reached.totals, fold(reached.end, end))
     last = _last_candidate(rules, totals)
     if last is None:
-        return Reached(totals, end, "completed")
+        return Reached(totals, end, "completed"), None
     totals = merge_all(statistics, reached.totals, fold(reached.end, last + 1))
-    return Reached(totals, last + 1, "reached")
+    return Reached(totals, last + 1, "reached"), "reached"
 
 
 def _last_candidate(rules: StopRules, totals: Mapping[str, Any]) -> int | None:
@@ -135,14 +114,6 @@ def _last_candidate(rules: StopRules, totals: Mapping[str, Any]) -> int | None:
         if len(collected.loss) == rules.num_collected:
             lasts.append(int(join(collected.high[-1], collected.low[-1])))
     return min(lasts, default=None)
-
-
-def _ask(rules: StopRules, reached: Reached, span: Span, started: float) -> Reached:
-    """Ends the walk if its limits say so."""
-    progress = SearchProgress(reached.end - span.start, _best(reached))
-    stop = ask_to_stop(rules.limits, started, progress)
-    is_early = stop and reached.end < span.stop and reached.status == "completed"
-    return reached._replace(status="stopped") if is_early else reached
 
 
 def _best(reached: Reached) -> float:
@@ -169,35 +140,24 @@ def _fold(
 
 
 def _restore(
-    saver: Saver | None, statistics: Mapping[str, Statistic], span: Span, rules: StopRules
-) -> Reached:
-    """Where to go on: at the start, or where the checkpoint ends."""
-    fresh = Reached(merge_all(statistics, _starts(statistics)), span.start, "completed")
-    saved = saver and saver.begin(dict(_named(fresh.totals)))
-    if not (saver and saved):
-        return fresh
-    facts, totals = saved.facts, restored(saved.arrays, statistics)
-    if facts["next"] > span.stop:
+    checkpoint: Checkpoint | None, statistics: Mapping[str, Statistic], span: Span
+) -> tuple[int, dict[str, Any]]:
+    """Where to go on, at the start or where the checkpoint ends, and what was learnt until then."""
+    fresh = merge_all(statistics, _starts(statistics))
+    saved = checkpoint and checkpoint.begin(dict(_named(fresh)))
+    if not (checkpoint and saved):
+        return span.start, fresh
+    if (end := saved.facts["next"]) > span.stop:
         raise ValueError(
-            f"num_candidates must be at least {facts['next'] - span.start}, as many as "
-            f"checkpoint {saver.path} holds; got {span.stop - span.start}"
+            f"num_candidates must be at least {end - span.start}, as many as checkpoint "
+            f"{checkpoint.path} holds; got {span.stop - span.start}"
         )
-    done = _last_candidate(rules, totals) is not None
-    return Reached(totals, facts["next"], "reached" if done else "completed")
+    return end, restored(saved.arrays, statistics)
 
 
-def _save(saver: Saver | None, reached: Reached, span: Span) -> None:
-    if saver is not None:
-        saver.save(*as_saved({}, reached, span))
-
-
-def as_saved(
-    facts: Mapping[str, Any], reached: Reached, span: Span
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def as_saved(reached: Reached) -> tuple[dict[str, np.ndarray], dict[str, Any], None]:
     """A search as arrays and facts; `restored` takes the arrays."""
-    is_cut = reached.end < span.stop and reached.status == "completed"
-    status = "interrupted" if is_cut else reached.status
-    return dict(_named(reached.totals)), {**facts, "next": reached.end, "status": status}
+    return dict(_named(reached.totals)), {"next": reached.end}, None
 
 
 def restored(

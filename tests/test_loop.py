@@ -6,24 +6,35 @@ import signal
 import sys
 import threading
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
-from jaxnn.run import pacing
-from jaxnn.run.pacing import watch_interrupts
+from jaxnn.run import loop
+from jaxnn.run.loop import watch_interrupts
 
 
-def chunks(total, **options):
-    """Chunks that no signal ends."""
-    return pacing.chunks(total, **{"is_interrupted": lambda: False, **options})
+class Chunk(NamedTuple):
+    begin: int
+    end: int
+    report: Any
+
+
+def chunks(total, *, largest, unit, scale=1, show=False, is_interrupted=lambda: False):
+    """The loop's chunks for work of so many units, none of which are done yet."""
+    work: Any = SimpleNamespace(
+        total=total, largest=largest, unit=unit, shown=lambda units: scale * units, seconds=0.0
+    )
+    limits = loop.Limits(shows=show, is_interrupted=is_interrupted)
+    return (Chunk(*chunk) for chunk in loop._chunks(work, 0, limits))
 
 
 class Clock:
-    """A clock for `pacing` that work sets forward by hand."""
+    """A clock for the loop that work sets forward by hand."""
 
     def __init__(self, monkeypatch):
         self.now = 0.0
-        monkeypatch.setattr(pacing, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def work(self, total, seconds_per_unit, largest=10**9, compilation=0.0):
         """Sizes of the chunks for work of a constant speed."""
