@@ -115,7 +115,10 @@ def call(function: Partial, *arguments: Any) -> Any:
 
 
 def as_batch(batch: Any, params: Any, *functions: Callable[..., Any] | None) -> Any:
-    """The batch as fresh JAX arrays, once each function's own `validate` has let it pass."""
+    """The batch as fresh JAX arrays, once each function's own `validate` has let it pass.
+
+    Lists are containers, as in every pytree; only in the fields of a `Batch` they are arrays.
+    """
     for function in functions:
         validate = getattr(function, "validate", None)
         if validate is not None:
@@ -124,7 +127,11 @@ def as_batch(batch: Any, params: Any, *functions: Callable[..., Any] | None) -> 
 
 
 def as_params(params: Any) -> Any:
-    """Params as fresh JAX arrays; every leaf a float of one dtype."""
+    """Params as fresh JAX arrays; every leaf a float of one dtype.
+
+    NumPy's float64 is rounded to float32 unless JAX's x64 mode is on. Lists are containers, as in
+    every pytree; only in the fields of a `Dense` they are arrays.
+    """
     arrays = as_arrays("params", params)
     leaves = tree_leaves_with_path(arrays)
     if not leaves:
@@ -132,7 +139,8 @@ def as_params(params: Any) -> Any:
     for path, leaf in leaves:
         if leaf.dtype != leaves[0][1].dtype or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"params must be floats of one dtype; got {leaf.dtype} at params{keystr(path)}"
+                f"params must be floats of one dtype; got {leaf.dtype} at params{keystr(path)}: "
+                "jax.tree.map(jnp.float32, params) converts them"
             )
     return arrays
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jax.core import Tracer
 
 __all__ = [
+    "array_record",
     "as_arrays",
     "as_choice",
     "as_count",
@@ -30,6 +31,15 @@ __all__ = [
 ]
 
 KEY_IMPLEMENTATIONS = ("threefry2x32", "philox4x32")
+CLASSES_OF_TEXT = "`classes, y = np.unique(labels, return_inverse=True)`"
+Record = TypeVar("Record", bound=type)
+_RECORDS: set[type] = set()
+
+
+def array_record(record: Record) -> Record:
+    """Mark a NamedTuple whose fields are arrays, so that `as_arrays` takes a list there as one."""
+    _RECORDS.add(record)
+    return record
 
 
 def is_traced(value: Any) -> bool:
@@ -59,18 +69,29 @@ def as_key(name: str, key: Any, *, traced: bool = False) -> jax.Array:
 
 
 def as_count(name: str, value: Any, minimum: int = 0, maximum: int = 2**63) -> int:
-    """A Python int in `[minimum, maximum]`; NumPy integers pass, bools and floats do not."""
+    """A Python int in `[minimum, maximum]`; whole floats such as 1e5 pass, bools do not."""
     wanted = f"an integer of at least {minimum}"
     if is_traced(value) or isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be {wanted}; got {_describe(value)}")
     try:
-        count = operator.index(value)
+        count = operator.index(_whole(value))
     except TypeError:
         raise TypeError(f"{name} must be {wanted}; got {_describe(value)}") from None
     if not minimum <= count <= maximum:
         bound = wanted if count < minimum else f"at most {maximum}"
         raise ValueError(f"{name} must be {bound}; got {count}")
     return count
+
+
+def _whole(value: Any) -> Any:
+    """Return a whole float as an int, unless it is so large that rounding may have changed it."""
+    if not isinstance(value, (float, np.floating, np.ndarray, jax.Array)):
+        return value
+    number = np.asarray(value)
+    if number.ndim or number.dtype.kind != "f":
+        return value
+    is_exact = abs(number) <= 2.0 ** (np.finfo(number.dtype).nmant + 1)
+    return int(number) if is_exact and number == np.trunc(number) else value
 
 
 def as_real(
@@ -126,7 +147,12 @@ def as_choice(name: str, value: Any, options: Sequence[str]) -> str:
 
 
 def as_numpy(name: str, value: Any) -> np.ndarray:
-    """A real-valued NumPy array, the data untouched; text, objects and complex are refused."""
+    """Return a real NumPy array in the machine's byte order; refuse text, objects and complex.
+
+    Lists, JAX arrays and pandas frames pass. A long double becomes a float64, if it fits.
+    """
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} must have no masked entries; got {np.ma.count_masked(value)}")
     try:
         array = np.asarray(value)
     except ValueError:
@@ -136,13 +162,17 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
             f"{name} must be an array of real numbers; got {_describe(value)}"
         ) from None
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}")
-    return array
+        is_text = any(isinstance(entry, (str, bytes)) for entry in array.ravel().tolist())
+        hint = f": {CLASSES_OF_TEXT} turns labels into classes" if is_text else ""
+        raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}{hint}")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return _narrowed(name, array, np.dtype(np.float64))
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def as_values(name: str, value: Any) -> Any:
-    """A real array that JAX can hold: a tracer as it is, or NumPy data that fit its widths."""
-    if not is_traced(value):
+    """Return a real array that JAX can hold: a JAX array itself, or NumPy data that fit."""
+    if not isinstance(value, jax.Array):
         array = as_numpy(name, value)
         _fit(name, array)
         return array
@@ -157,10 +187,39 @@ def as_arrays(name: str, tree: Any) -> Any:
     NumPy float64 becomes float32 and int64 becomes int32 unless JAX's x64 mode is on. Values
     that would overflow are an error that names the leaf. The copy shares no memory with the
     caller's arrays, so changing those later changes nothing here.
+
+    Lists are containers, as in every pytree. Only in the fields of an `array_record`, such as
+    `Batch`, a list or a tuple of numbers is an array.
     """
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _as_array(name + jax.tree_util.keystr(path), leaf), tree
+        lambda path, node: _as_node(name + jax.tree_util.keystr(path), node),
+        tree,
+        is_leaf=_is_record,
     )
+
+
+def _is_record(node: Any) -> bool:
+    return type(node) in _RECORDS
+
+
+def _as_node(name: str, node: Any) -> Any:
+    if not _is_record(node):
+        return _as_array(name, node)
+    fields = node._asdict().items()
+    return type(node)(
+        **{
+            field: (_as_array if _is_array(value) else as_arrays)(f"{name}.{field}", value)
+            for field, value in fields
+        }
+    )
+
+
+def _is_array(value: Any) -> bool:
+    """Whether the value of a record's field is an array, although JAX sees a container."""
+    if type(value) is not tuple:
+        return isinstance(value, list)
+    leaves = jax.tree.leaves(value)
+    return bool(leaves) and not any(np.ndim(leaf) for leaf in leaves)
 
 
 def _as_array(name: str, leaf: Any) -> jax.Array:
@@ -178,19 +237,24 @@ def _fit(name: str, array: np.ndarray) -> np.ndarray:
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     if dtype == array.dtype:
         return array
-    if array.dtype.kind in "iu" and array.size:
-        limits = np.iinfo(dtype)
-        if array.min() < limits.min or array.max() > limits.max:
-            raise ValueError(f"{name} must fit {dtype}; got {array.min()} to {array.max()}")
+    if array.dtype.kind == "f":
+        return _narrowed(name, array, dtype)
+    limits = np.iinfo(dtype)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        raise ValueError(f"{name} must fit {dtype}; got {array.min()} to {array.max()}")
+    return array.astype(dtype)
+
+
+def _narrowed(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return the floats in a smaller width; magnitudes beyond it are an error."""
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
-    if array.dtype.kind == "f" and np.any(np.isfinite(array) & ~np.isfinite(converted)):
-        raise ValueError(f"{name} must fit {dtype}; got magnitudes up to {_largest(array):g}")
+    lost = np.isfinite(array) & ~np.isfinite(converted)
+    if np.any(lost):
+        raise ValueError(
+            f"{name} must fit {dtype}; got magnitudes up to {abs(array[lost]).max()!s}"
+        )
     return converted
-
-
-def _largest(array: np.ndarray) -> float:
-    return float(np.max(np.abs(array[np.isfinite(array)])))
 
 
 def _words(options: Sequence[str]) -> str:
