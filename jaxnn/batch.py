@@ -1,77 +1,83 @@
-"""`Batch`: the rows that a loss looks at, and what is refused as rows.
+"""`Batch`: the rows that a loss looks at, and the one place where they are checked and converted.
 
-Shapes and dtypes are checked always, also while JAX traces; values only where there are any yet.
+Shapes and dtypes are always checked, also while JAX traces. Values are checked where they are
+known. Where they are not, `valid_rows` finds the rows whose targets make no sense, and the loss
+turns those into nan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxnn.run.checks import as_values, is_traced
+from jaxnn.run.checks import array_record, as_values, is_traced
 
-__all__ = ["Batch", "check_batch", "check_inputs", "check_targets", "check_values"]
+__all__ = ["Batch", "check_batch", "check_inputs", "check_targets", "check_values", "valid_rows"]
 
 
+@array_record
 class Batch(NamedTuple):
     """Inputs and targets, a row an example.
 
+    The fields may be NumPy or JAX arrays, lists of numbers, pandas frames or series.
+
     Attributes:
         x: inputs, shape `(rows, features)`, float32.
-        y: targets. Integer classes `(rows,)` or one-hot `(rows, classes)` for categorical
-            cross-entropy, 0/1 `(rows, outputs)` for binary cross-entropy, floats
-            `(rows, outputs)` for squared error.
+        y: targets. For categorical cross-entropy, integer classes `(rows,)` or non-negative
+            weights `(rows, classes)`, which are one-hot rows or soft labels. For binary
+            cross-entropy, numbers from 0 to 1 `(rows, outputs)`. For squared error, numbers
+            `(rows, outputs)`.
 
     Example:
         >>> Batch(x=np.zeros((4, 2), np.float32), y=np.zeros(4, np.int32)).x.shape
         (4, 2)
     """
 
-    x: jax.Array | np.ndarray
-    y: jax.Array | np.ndarray
+    x: Any
+    y: Any
 
 
-def check_batch(name: str, batch: Any, loss: str, features: int, outputs: int) -> None:
-    """Refuses a batch that the network's sizes and loss cannot mean."""
+def check_batch(name: str, batch: Any, loss: str, features: int, outputs: int) -> Batch:
+    """Return the batch as arrays; refuse one that does not fit the network's sizes and loss."""
     if not isinstance(batch, Batch):
         raise TypeError(f"{name} must be a jaxnn.Batch(x, y); got a {type(batch).__name__}")
-    rows = check_inputs(f"{name}.x", batch.x, features)
-    if not is_traced(batch.y):
-        y = as_values(f"{name}.y", batch.y)
-        if y.ndim and y.shape[0] != rows:
-            raise ValueError(f"{name}.y must have {rows} rows, as {name}.x; got shape {y.shape}")
-    check_targets(f"{name}.y", batch.y, loss, rows, outputs)
+    x = check_inputs(f"{name}.x", batch.x, features)
+    y, rows = as_values(f"{name}.y", batch.y), x.shape[0]
+    if not is_traced(y) and y.ndim and y.shape[0] != rows:
+        raise ValueError(f"{name}.y must have {rows} rows, as {name}.x; got shape {y.shape}")
+    return Batch(x, check_targets(f"{name}.y", y, loss, rows, outputs))
 
 
 def check_values(name: str, values: Any, dimensions: int, wanted: str) -> Any:
-    """A real array with the wanted number of dimensions and at least one row."""
+    """Return a real array with the wanted number of dimensions and at least one row."""
     array = as_values(name, values)
     if array.ndim != dimensions or 0 in array.shape:
         raise ValueError(f"{name} must be {wanted}; got shape {array.shape}")
     return array
 
 
-def check_inputs(name: str, x: Any, features: int) -> int:
-    """Refuses inputs other than finite numbers of shape `(rows, features)`; returns the rows."""
+def check_inputs(name: str, x: Any, features: int) -> jax.Array | np.ndarray:
+    """Return the inputs as an array; refuse all but finite numbers `(rows, features)`."""
     array = check_values(name, x, 2, f"numbers of shape (rows, {features})")
     if array.dtype == bool or array.shape[1] != features:
         raise ValueError(
             f"{name} must be numbers of shape (rows, {features}), as the network's sizes say; "
             f"got {array.dtype} of shape {array.shape}"
         )
-    if isinstance(array, np.ndarray) and not np.all(finite := np.isfinite(array)):
+    if not is_traced(array) and not np.all(finite := np.isfinite(np.asarray(array))):
         row, column = np.argwhere(~finite)[0]
         raise ValueError(
             f"{name} must be finite; got {array[row, column]} at row {row}, column {column}"
         )
-    return array.shape[0]
+    return array
 
 
-def check_targets(name: str, targets: Any, loss: str, rows: int, outputs: int) -> None:
-    """Refuses targets that the loss cannot mean.
+def check_targets(
+    name: str, targets: Any, loss: str, rows: int, outputs: int
+) -> jax.Array | np.ndarray:
+    """Return the targets as an array; refuse those that make no sense to the loss.
 
     Args:
         name: the argument's name, for the message.
@@ -80,6 +86,10 @@ def check_targets(name: str, targets: Any, loss: str, rows: int, outputs: int) -
         rows: number of rows of the predictions.
         outputs: number of columns of the predictions.
 
+    Returns:
+        The targets. One-hot rows become classes where their values are known, so that both give
+        the same bits.
+
     Raises:
         TypeError: if the targets are not real numbers.
         ValueError: if their shape, dtype or values do not fit.
@@ -87,39 +97,75 @@ def check_targets(name: str, targets: Any, loss: str, rows: int, outputs: int) -
     array = as_values(name, targets)
     if loss == "categorical_crossentropy":
         _check_classes(name, array, rows, outputs)
-        return
-    wanted = "0 or 1" if loss == "binary_crossentropy" else "numbers"
-    if array.shape != (rows, outputs):
+    elif array.shape != (rows, outputs):
+        wanted = "numbers" if loss == "mean_squared_error" else "numbers from 0 to 1"
         raise ValueError(
             f"{name} must be {wanted} of shape {(rows, outputs)}, as the predictions; "
             f"got {array.dtype} of shape {array.shape}"
         )
-    if loss == "binary_crossentropy":
-        _refuse(name, array, lambda values: (values != 0) & (values != 1), "0 or 1")
-    else:
-        _refuse(name, array, lambda values: ~np.isfinite(values), "finite")
+    if is_traced(array):
+        return array
+    values = np.asarray(array)
+    _refuse(name, values, loss, outputs)
+    if loss == "categorical_crossentropy" and values.ndim == 2 and _is_one_hot(values):
+        return np.argmax(values, axis=1).astype(np.int32)
+    return array
+
+
+def valid_rows(targets: Any, loss: str, outputs: int) -> Any:
+    """Return whether the targets of each row make sense to the loss, as bools `(rows,)`.
+
+    Classes out of range do not, nor do weights that are negative or all 0, binary labels outside
+    of 0 to 1, and numbers that are not finite. The targets are NumPy's or JAX's, traced or not.
+    """
+    valid = _valid(targets, loss, outputs)
+    if valid.ndim == 1:
+        return valid
+    if loss == "categorical_crossentropy":
+        return valid.all(axis=1) & (targets > 0).any(axis=1)
+    return valid.all(axis=1)
+
+
+def _valid(targets: Any, loss: str, outputs: int) -> Any:
+    """Check each entry by itself, so a row of weights may still be all 0."""
+    if targets.ndim == 1:
+        classes = targets.astype(int)
+        return (classes >= 0) & (classes < outputs)
+    numbers = targets.astype(float)
+    if loss == "mean_squared_error":
+        return abs(numbers) < np.inf
+    return (numbers >= 0) & (numbers <= 1 if loss == "binary_crossentropy" else numbers < np.inf)
 
 
 def _check_classes(name: str, array: Any, rows: int, classes: int) -> None:
     integers = array.ndim == 1 and array.dtype.kind in "iu"
-    one_hot = array.ndim == 2 and array.dtype.kind in "iuf"
-    if not ((integers and array.shape == (rows,)) or (one_hot and array.shape == (rows, classes))):
+    weights = array.ndim == 2 and array.dtype.kind in "iuf"
+    if not ((integers and array.shape == (rows,)) or (weights and array.shape == (rows, classes))):
         hint = f"; use {name}[:, 0]" if array.shape == (rows, 1) else ""
         raise ValueError(
-            f"{name} must be integer classes of shape {(rows,)} or one-hot rows of shape "
-            f"{(rows, classes)}; got {array.dtype} of shape {array.shape}{hint}"
+            f"{name} must be integer classes of shape {(rows,)}, or one-hot or other weights of "
+            f"shape {(rows, classes)}; got {array.dtype} of shape {array.shape}{hint}"
         )
-    if integers:
-        _refuse(name, array, lambda y: (y < 0) | (y >= classes), f"classes 0 to {classes - 1}")
-    else:
-        _refuse(name, array, lambda y: (y != 0) & (y != 1), "one-hot: 0 or 1")
-        _refuse(name, array, lambda y: y.sum(axis=1) != 1, "one-hot: a single 1 in each row")
 
 
-def _refuse(name: str, array: Any, is_bad: Callable[[Any], Any], wanted: str) -> None:
-    if not isinstance(array, np.ndarray):
-        return
-    bad = np.argwhere(is_bad(array))
+def _refuse(name: str, array: np.ndarray, loss: str, outputs: int) -> None:
+    """Refuse values that make no sense to the loss, and show the first."""
+    wanted, highest = {
+        "mean_squared_error": ("finite", None),
+        "binary_crossentropy": ("numbers from 0 to 1", 1),
+        "categorical_crossentropy": (f"classes 0 to {outputs - 1}", outputs - 1),
+    }[loss]
+    if loss == "categorical_crossentropy" and array.ndim == 2:
+        wanted, highest = "non-negative weights", None
+    bad = np.argwhere(~_valid(array, loss, outputs))
+    if not bad.size:
+        bad, wanted = np.argwhere(~valid_rows(array, loss, outputs)), f"{wanted}, not all 0"
     if bad.size:
         where = tuple(int(index) for index in bad[0])
-        raise ValueError(f"{name} must be {wanted}; got {array[where]} at {list(where)}")
+        from_1 = highest is not None and array.min() == 1 and array.max() == highest + 1
+        hint = f"; labels that start at 1 need {name} - 1" if from_1 else ""
+        raise ValueError(f"{name} must be {wanted}; got {array[where]} at {list(where)}{hint}")
+
+
+def _is_one_hot(weights: np.ndarray) -> bool:
+    return bool(np.all((weights == 0) | (weights == 1)) and np.all(weights.sum(axis=1) == 1))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnn.batch import check_targets, check_values
+from jaxnn.batch import check_targets, check_values, valid_rows
 
 __all__ = ["accuracy", "binary_accuracy", "r2"]
 
@@ -14,18 +14,19 @@ __all__ = ["accuracy", "binary_accuracy", "r2"]
 def accuracy(predictions: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Share of rows whose largest prediction is at the label; ties go to the lowest class.
 
-    A row with a nan is never right.
+    A row with a nan is never right, and neither is one whose label is out of range.
 
     Args:
         predictions: probabilities or logits, shape `(rows, classes)`.
-        labels: integer classes `(rows,)`, or one-hot rows `(rows, classes)`.
+        labels: integer classes `(rows,)`, or weights `(rows, classes)`, whose largest is the
+            class.
 
     Returns:
         A float32 scalar between 0 and 1.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
-        ValueError: if a shape does not fit, a class is out of range or a row is not one-hot.
+        ValueError: if a shape does not fit, a class is out of range or a weight negative.
 
     Example:
         >>> accuracy(jnp.array([[0.9, 0.1], [0.8, 0.2]]), jnp.array([0, 1]))
@@ -33,26 +34,29 @@ def accuracy(predictions: ArrayLike, labels: ArrayLike) -> jax.Array:
     """
     wanted = "numbers of shape (rows, classes)"
     scores = jnp.asarray(check_values("predictions", predictions, 2, wanted))
-    check_targets("labels", labels, "categorical_crossentropy", *scores.shape)
-    classes = jnp.asarray(labels)
-    classes = jnp.argmax(classes, axis=1) if classes.ndim == 2 else classes
-    hits = jnp.argmax(scores, axis=1).astype(jnp.int32) == classes.astype(jnp.int32)
-    return jnp.mean(hits & ~jnp.any(jnp.isnan(scores), axis=1), dtype=jnp.float32)
+    loss, outputs = "categorical_crossentropy", scores.shape[1]
+    targets = jnp.asarray(check_targets("labels", labels, loss, *scores.shape))
+    classes = jnp.argmax(targets, axis=1) if targets.ndim == 2 else targets
+    hits = jnp.argmax(scores, axis=1).astype(int) == classes.astype(int)
+    broken = jnp.any(jnp.isnan(scores), axis=1) | ~valid_rows(targets, loss, outputs)
+    return jnp.mean(hits & ~broken, dtype=jnp.float32)
 
 
 def binary_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Share of entries where `probability > 1/2` says what the label says; nan is never right.
+    """Share of entries where `probability > 1/2` says what `label > 1/2` says.
+
+    A nan is never right, and neither is a row with a label outside of 0 to 1.
 
     Args:
         probabilities: shape `(rows, outputs)`.
-        labels: 0 or 1, same shape.
+        labels: numbers from 0 to 1, same shape.
 
     Returns:
         A float32 scalar between 0 and 1.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
-        ValueError: if the shapes differ or a label is neither 0 nor 1.
+        ValueError: if the shapes differ or a label is not from 0 to 1.
 
     Example:
         >>> binary_accuracy(jnp.array([[0.9], [0.8]]), jnp.array([[1.0], [0.0]]))
@@ -60,9 +64,10 @@ def binary_accuracy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
     """
     wanted = "numbers of shape (rows, outputs)"
     scores = jnp.asarray(check_values("probabilities", probabilities, 2, wanted))
-    check_targets("labels", labels, "binary_crossentropy", *scores.shape)
-    hits = (scores > 0.5) == jnp.asarray(labels).astype(bool)
-    return jnp.mean(hits & ~jnp.isnan(scores), dtype=jnp.float32)
+    targets = jnp.asarray(check_targets("labels", labels, "binary_crossentropy", *scores.shape))
+    valid = valid_rows(targets, "binary_crossentropy", scores.shape[1])[:, None]
+    hits = (scores > 0.5) == (targets.astype(float) > 0.5)
+    return jnp.mean(hits & valid & ~jnp.isnan(scores), dtype=jnp.float32)
 
 
 def r2(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
@@ -88,7 +93,7 @@ def r2(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
     """
     wanted = "numbers of shape (rows, outputs)"
     p = jnp.asarray(check_values("predictions", predictions, 2, wanted)).astype(jnp.float32)
-    check_targets("targets", targets, "mean_squared_error", *p.shape)
-    t = jnp.asarray(targets).astype(jnp.float32)
+    t = jnp.asarray(check_targets("targets", targets, "mean_squared_error", *p.shape))
+    t = t.astype(jnp.float32)
     spread = jnp.square(t - jnp.mean(t, axis=0)[None, :])
     return 1 - jnp.sum(jnp.square(t - p)) / jnp.sum(spread)

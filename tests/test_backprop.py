@@ -115,6 +115,17 @@ def test_any_number_of_rows_and_of_outputs(head, rows, outputs):
     assert leaf_error(model.value_and_grad(params, batch), by_jax(params, batch)) <= 1e-5
 
 
+def test_padded_rows_bring_no_nan_and_a_bad_last_row_brings_it_everywhere():
+    model = network("relu", ("softmax", "categorical_crossentropy"), 2, True)
+    params, batch = problem(model, "float32", rows=19)
+    value_and_grad = jax.jit(model.value_and_grad)
+    for label in (0, -1):
+        labels = batch.y.at[18].set(label)  # the row that the padding repeats
+        value, gradient = value_and_grad(params, Batch(batch.x, labels))
+        leaves = [value, *jax.tree.leaves(gradient)]
+        assert {bool(np.isnan(entry)) for leaf in leaves for entry in np.ravel(leaf)} == {label < 0}
+
+
 @pytest.mark.parametrize("head", list(HEADS)[:3], ids="-".join)
 def test_gradient_by_the_batch_is_right_as_well(head):
     model = network("tanh", head, 2, True)
@@ -249,6 +260,8 @@ def test_chain_rule_figures(x, target, slope):
     ("head", "gradient", "targets"),
     [
         (("softmax", "categorical_crossentropy"), softmax_crossentropy_gradient, [2, 0, 1, 2]),
+        (("softmax", "categorical_crossentropy"), softmax_crossentropy_gradient, [[0, 3, 2]] * 4),
+        (("sigmoid", "binary_crossentropy"), sigmoid_crossentropy_gradient, [[0.2, 0.9, 1.0]] * 4),
         (("sigmoid", "binary_crossentropy"), sigmoid_crossentropy_gradient, [[1, 0, 1]] * 4),
         (("identity", "mean_squared_error"), mean_squared_error_gradient, [[0.5, -1.0, 2.0]] * 4),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from jaxnn.batch import Batch, check_batch, check_inputs, check_targets
+from jaxnn.batch import Batch, check_batch, check_inputs, check_targets, valid_rows
 
 ROWS, FEATURES, OUTPUTS = 7, 3, 2
 X = np.random.default_rng(1).normal(2.0, 3.0, (ROWS, FEATURES)).astype(np.float32)
@@ -41,7 +41,10 @@ def test_batch_is_a_pytree_of_x_and_y():
         (CATEGORICAL, ONE_HOT),
         (CATEGORICAL, ONE_HOT.astype(np.int8)),
         (CATEGORICAL, np.zeros(ROWS, int)),
+        (CATEGORICAL, 0.8 * ONE_HOT + 0.1),
+        (CATEGORICAL, 2 * ONE_HOT),
         (BINARY, ONE_HOT),
+        (BINARY, 0.8 * ONE_HOT + 0.1),
         (BINARY, ONE_HOT.astype(bool)),
         (BINARY, np.ones((ROWS, OUTPUTS), np.int32)),
         (SQUARED, 5 * ONE_HOT - 3.5),
@@ -59,7 +62,61 @@ def test_good_targets_pass_concrete_and_traced(loss, y):
 
 @pytest.mark.parametrize("x", [X, X.tolist(), X.astype(np.float64), np.ones((1, 3), int), X[:1]])
 def test_good_inputs_pass(x):
-    assert check_inputs("x", x, FEATURES) == len(x)
+    np.testing.assert_array_equal(check_inputs("x", x, FEATURES), x)
+
+
+def frames():
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame(X), pandas.Series(CLASSES)
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        lambda: (X.tolist(), CLASSES.tolist()),
+        lambda: (tuple(map(tuple, X.tolist())), tuple(CLASSES.tolist())),
+        lambda: (X.astype(">f4"), CLASSES.astype(">i8")),
+        lambda: (X.astype(np.longdouble), CLASSES.astype(">u2")),
+        lambda: (jnp.asarray(X), jnp.asarray(CLASSES)),
+        frames,
+    ],
+)
+def test_every_kind_of_batch_becomes_the_same_arrays(same):
+    got = check_batch("batch", Batch(*same()), CATEGORICAL, FEATURES, OUTPUTS)
+    np.testing.assert_array_equal(got.x, X)
+    np.testing.assert_array_equal(got.y, CLASSES)
+    jax.jit(lambda batch: batch)(got)  # JAX can hold them
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int8", ">f4"])
+def test_one_hot_rows_become_classes_and_soft_ones_stay(dtype):
+    got = check_targets("y", ONE_HOT.astype(dtype), CATEGORICAL, ROWS, OUTPUTS)
+    assert got.dtype == np.int32
+    np.testing.assert_array_equal(got, CLASSES)
+    several = (2 * ONE_HOT).astype(dtype)
+    np.testing.assert_array_equal(check_targets("y", several, CATEGORICAL, ROWS, OUTPUTS), several)
+    bits = check_targets("y", ONE_HOT.astype(dtype), BINARY, ROWS, OUTPUTS)
+    np.testing.assert_array_equal(bits, ONE_HOT)
+
+
+VALID = [
+    (CATEGORICAL, [0, 2, 3, -1, 1], [1, 1, 0, 0, 1]),
+    (CATEGORICAL, np.array([0, 2, 3, 255, 1], np.uint8), [1, 1, 0, 0, 1]),
+    (CATEGORICAL, [[0.2, 0.8], [-0.1, 1.1], [0, 0], [np.nan, 1], [np.inf, 0]], [1, 0, 0, 0, 0]),
+    (CATEGORICAL, [[1, 0], [5, 3], [0, 0], [-1, 2]], [1, 1, 0, 0]),
+    (BINARY, [[0, 1], [0.5, 0.25], [1.5, 0], [0, -1e-3], [np.nan, 0]], [1, 1, 0, 0, 0]),
+    (SQUARED, [[-7, 1e30], [np.nan, 0], [0, np.inf], [-np.inf, 1]], [1, 0, 0, 0]),
+]
+
+
+@pytest.mark.parametrize(("loss", "targets", "expected"), VALID)
+def test_rows_without_a_meaning_are_known_by_numpy_and_under_jit(loss, targets, expected):
+    targets = np.asarray(targets)
+    outputs = 3 if targets.ndim == 1 else 2
+    of_numpy = valid_rows(targets, loss, outputs)
+    np.testing.assert_array_equal(of_numpy, np.array(expected, bool))
+    of_jax = jax.jit(lambda y: valid_rows(y, loss, outputs))(targets)
+    np.testing.assert_array_equal(of_jax, of_numpy)
 
 
 @pytest.mark.parametrize(
@@ -120,17 +177,28 @@ BAD_TARGETS = [
     (CATEGORICAL, CLASSES > 0, ValueError, r"integer classes.*got bool of shape \(7,\)"),
     (CATEGORICAL, ONE_HOT > 0, ValueError, r"got bool of shape \(7, 2\)"),
     (CATEGORICAL, changed(CLASSES, 1, np.nan), ValueError, r"got float64 of shape \(7,\)"),
-    (CATEGORICAL, changed(ONE_HOT, (3, 1), np.nan), ValueError, r"one-hot.*got nan at \[3, 1\]"),
-    (CATEGORICAL, changed(ONE_HOT, (3, 1), 0.5), ValueError, r"one-hot.*got 0.5 at \[3, 1\]"),
-    (CATEGORICAL, changed(ONE_HOT, 2, [1, 1]), ValueError, r"a single 1.*got \[1. 1.\] at \[2\]"),
-    (CATEGORICAL, changed(ONE_HOT, 2, [0, 0]), ValueError, r"a single 1.*got \[0. 0.\] at \[2\]"),
+    (CATEGORICAL, changed(ONE_HOT, (3, 1), np.nan), ValueError, r"weights.*got nan at \[3, 1\]"),
+    (CATEGORICAL, changed(ONE_HOT, (3, 1), np.inf), ValueError, r"weights.*got inf at \[3, 1\]"),
+    (
+        CATEGORICAL,
+        changed(ONE_HOT, (3, 1), -0.5),
+        ValueError,
+        r"non-negative weights; got -0.5 at \[3, 1\]",
+    ),
+    (CATEGORICAL, changed(ONE_HOT, 2, [0, 0]), ValueError, r"not all 0; got \[0. 0.\] at \[2\]"),
+    (
+        CATEGORICAL,
+        CLASSES + 1,
+        ValueError,
+        r"classes 0 to 1; got 2 at \[1\]; labels that start at 1 need batch\.y - 1$",
+    ),
     (CATEGORICAL, np.array(1), ValueError, r"got int64 of shape \(\)"),
-    (CATEGORICAL, ["0", "1"] * 3 + ["0"], TypeError, "dtype <U1"),
+    (CATEGORICAL, ["0", "1"] * 3 + ["0"], TypeError, r"dtype <U1: `classes, y = np\.unique"),
     (CATEGORICAL, None, TypeError, "dtype object"),
-    (BINARY, ONE_HOT + 1, ValueError, r"0 or 1; got 2.0 at \[0, 0\]"),
-    (BINARY, 2 * ONE_HOT - 1, ValueError, r"0 or 1; got -1.0 at \[0, 1\]"),
-    (BINARY, changed(ONE_HOT, (4, 0), np.nan), ValueError, r"0 or 1; got nan at \[4, 0\]"),
-    (BINARY, CLASSES, ValueError, r"0 or 1 of shape \(7, 2\).*got int64 of shape \(7,\)"),
+    (BINARY, ONE_HOT + 1, ValueError, r"0 to 1; got 2.0 at \[0, 0\]; .* need batch\.y - 1$"),
+    (BINARY, 2 * ONE_HOT - 1, ValueError, r"0 to 1; got -1.0 at \[0, 1\]$"),
+    (BINARY, changed(ONE_HOT, (4, 0), np.nan), ValueError, r"0 to 1; got nan at \[4, 0\]$"),
+    (BINARY, CLASSES, ValueError, r"0 to 1 of shape \(7, 2\).*got int64 of shape \(7,\)"),
     (BINARY, ONE_HOT[:, :1], ValueError, r"got float64 of shape \(7, 1\)"),
     (SQUARED, X[:, 0], ValueError, r"numbers of shape \(7, 2\).*got float32 of shape \(7,\)"),
     (SQUARED, X, ValueError, r"got float32 of shape \(7, 3\)"),
@@ -162,7 +230,7 @@ def test_only_a_batch_is_a_batch(batch):
         (CATEGORICAL, X, CLASSES[:6], r"batch\.y must be.*\(7,\).*\(6,\)"),
         (CATEGORICAL, X, CLASSES[:, None], r"batch\.y must be.*use batch\.y\[:, 0\]"),
         (CATEGORICAL, X, CLASSES + 0.5, r"batch\.y must be.*got float32 of shape \(7,\)"),
-        (BINARY, X, CLASSES, r"batch\.y must be 0 or 1 of shape \(7, 2\)"),
+        (BINARY, X, CLASSES, r"batch\.y must be numbers from 0 to 1 of shape \(7, 2\)"),
         (SQUARED, X, X, r"batch\.y must be numbers of shape \(7, 2\)"),
         (SQUARED, X.astype(np.complex64), ONE_HOT, r"batch\.x must be.*real.*complex64"),
         (SQUARED, X, ONE_HOT.astype(np.complex64), r"batch\.y must be.*real.*complex64"),
@@ -175,7 +243,7 @@ def test_shapes_and_dtypes_are_checked_while_tracing(loss, x, y, message):
 
 def test_values_pass_while_tracing():
     nan, out_of_range = np.full_like(X, np.nan), CLASSES + 5
-    assert jax.jit(lambda x: check_inputs("x", x, FEATURES))(nan) == ROWS
+    assert jax.jit(lambda x: check_inputs("x", x, FEATURES))(nan).shape == X.shape
     jax.jit(lambda y: check_targets("y", y, CATEGORICAL, ROWS, OUTPUTS))(out_of_range)
     with pytest.raises(ValueError, match=r"^y must be classes 0 to 1; got 5"):
         check_targets("y", out_of_range, CATEGORICAL, ROWS, OUTPUTS)

@@ -175,6 +175,99 @@ def test_the_layout_goes_by_weights_outputs_and_width(sizes, width, layout):
     assert ("logsumexp" in text or "reduce_max" in text) == (layout == "plain")
 
 
+KINDS = {
+    "classes": ("softmax", "categorical_crossentropy"),
+    "one-hot": ("softmax", "categorical_crossentropy"),
+    "weights": ("softmax", "categorical_crossentropy"),
+    "soft bits": ("sigmoid", "binary_crossentropy"),
+    "numbers": ("identity", "mean_squared_error"),
+}
+NONSENSE = {
+    "classes": [3, 7, -1],
+    "one-hot": [[0, -1, 0], [0, 0, 0]],
+    "weights": [[1, -0.1, 0], [0, 0, 0], [np.nan, 1, 0], [np.inf, 0, 0]],
+    "soft bits": [[0, 1.5, 0], [0, 1, -0.1], [0, np.nan, 0], [2, 1, 2]],
+    "numbers": [[0, np.nan, 0], [np.inf, 0, 0]],
+}
+
+
+def draw_targets(kind, rows, seed=10):
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(0, 3, rows)
+    return {
+        "classes": classes,
+        "one-hot": np.eye(3, dtype=np.int32)[classes],
+        "weights": float32(rng.random((rows, 3)) * (rng.random((rows, 3)) < 0.7) + 0.01),
+        "soft bits": float32(rng.random((rows, 3))),
+        "numbers": float32(rng.normal(0.3, 1.0, (rows, 3))),
+    }[kind]
+
+
+def numpy_losses(kind, population, x, y):
+    """The formulas in float64, a weight set after the other."""
+    for number in range(len(population[0].weights)):
+        values = x.astype(float)
+        for layer, (weights, biases) in enumerate(one_of(population, number)):
+            values = values @ weights.astype(float) + biases.astype(float)
+            values = np.tanh(values) if layer < len(population) - 1 else values
+        if kind == "soft bits":
+            yield np.mean(np.log1p(np.exp(values)) - y.astype(float) * values)
+        elif kind == "numbers":
+            yield np.mean((values - y) ** 2)
+        else:
+            weights = np.eye(3)[y] if y.ndim == 1 else y.astype(float)
+            log_p = values - np.log(np.sum(np.exp(values), axis=1, keepdims=True))
+            yield -np.mean(np.sum(weights * log_p, axis=1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (2, 3, 3),
+        pytest.param((2, 16, 16, 3), id="by rows"),
+        pytest.param((2, 64, 64, 3), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_every_way_to_the_loss_agrees_and_makes_nan_of_targets_without_a_meaning(sizes, kind):
+    model = mlp(sizes, hidden="tanh", output=KINDS[kind][0], loss=KINDS[kind][1])
+    population = draw_population(model, 16)
+    x = float32(np.random.default_rng(9).normal(0.5, 1.0, (23, 2)))
+
+    @jax.jit
+    def in_every_way(population, batch):
+        one, few = one_of(population, 0), jax.tree.map(lambda leaf: leaf[:3], population)
+        rows = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]]), batch)
+        value, gradient = model.value_and_grad(one, batch)
+        values = {
+            "loss": [model.loss(one, batch)],
+            "by hand": [value],
+            "reference": [model.loss_reference(one, batch)],
+            "few": jax.vmap(lambda p: model.loss(p, batch))(few),
+            "many": jax.vmap(lambda p, b: model.loss(p, b), MANY)(population, batch),
+            "rows backwards": jax.vmap(model.loss, (None, 0))(one, rows),
+        }
+        return values, gradient, jax.grad(model.loss_reference)(one, batch)
+
+    y = draw_targets(kind, 23)
+    values, gradient, by_jax = in_every_way(population, Batch(x, y))
+    expected = np.array([*numpy_losses(kind, population, x, y)])
+    for way, got in values.items():
+        wanted = expected[[0, 0]] if way == "rows backwards" else expected[: len(got)]
+        assert leaf_error(np.stack(got), wanted) <= FORWARD["float32"], way
+    assert leaf_error(gradient, by_jax) <= GRADIENT["float32"]
+    if kind != "one-hot":
+        eager = model.loss(one_of(population, 0), Batch(x, y))
+        assert leaf_error(eager, expected[0]) <= FORWARD["float32"]
+    for row in NONSENSE[kind]:
+        bad = np.array(y, y.dtype)
+        bad[-1] = row
+        values, gradient, _ = in_every_way(population, Batch(x, bad))
+        for way, got in values.items():
+            assert np.isnan(got).all(), way
+        assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
 MODEL = mlp(SMALL)
 MAPPED = jax.jit(jax.vmap(MODEL.loss, MANY))
 POPULATION, BATCH = draw_population(MODEL, 24), draw_batch(MODEL, 7)

@@ -17,6 +17,8 @@ PROBABILITIES = np.float32(scipy.special.softmax(LOGITS, axis=1)).astype(float)
 CLASSES = np.array([2, 0, 1, 1, 0, 2, 0])
 ONE_HOT = np.eye(OUTPUTS)[CLASSES]
 BITS = (RNG.random((ROWS, OUTPUTS)) < 0.4).astype(float)
+SOFT = np.float32(RNG.random((ROWS, OUTPUTS)) * (RNG.random((ROWS, OUTPUTS)) < 0.8)).astype(float)
+WEIGHTS = SOFT + 0.5 * ONE_HOT  # rows that do not sum to 1, some entries 0
 NUMBERS = np.float32(RNG.normal(-2.0, 4.0, (ROWS, OUTPUTS))).astype(float)
 
 CLIPPED_LOSSES = ("binary_crossentropy", "categorical_crossentropy")
@@ -29,6 +31,10 @@ INPUTS = {
 }
 
 
+def as_weights(target):
+    return target if np.ndim(target) else np.eye(OUTPUTS)[target]
+
+
 def numpy_loss(name, predictions, targets):
     """The textbook formulas, one row after the other, in float64."""
     total = 0.0
@@ -38,11 +44,11 @@ def numpy_loss(name, predictions, targets):
         elif name == "binary_crossentropy":
             total -= np.mean(t * np.log(p) + (1 - t) * np.log(1 - p))
         elif name == "categorical_crossentropy":
-            total -= np.log(p[t])
+            total -= np.sum(as_weights(t) * np.log(p))
         elif name == "sigmoid_crossentropy":
             total += np.mean(np.log(1 + np.exp(p)) - t * p)
         else:
-            total += np.log(np.sum(np.exp(p))) - p[t]
+            total += np.sum(as_weights(t) * (np.log(np.sum(np.exp(p))) - p))
     return total / len(predictions)
 
 
@@ -70,10 +76,19 @@ def evaluate(name, predictions, targets, dtype="float32"):
         return jax.jit(all_three)(jnp.asarray(predictions, dtype))
 
 
+EVEN = np.float32(scipy.special.softmax(LOGITS / 4, axis=1)).astype(float)  # 1/p is moderate
+CASES = [
+    *((name, *pair) for name, pair in INPUTS.items()),
+    ("binary_crossentropy", EVEN, SOFT),
+    ("categorical_crossentropy", EVEN, WEIGHTS),
+    ("sigmoid_crossentropy", LOGITS, SOFT),
+    ("softmax_crossentropy", LOGITS, WEIGHTS),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", INPUTS)
-def test_value_is_numpys_and_gradient_is_jaxs(name, dtype):
-    predictions, targets = INPUTS[name]
+@pytest.mark.parametrize(("name", "predictions", "targets"), CASES)
+def test_value_is_numpys_and_gradient_is_jaxs(name, predictions, targets, dtype):
     value, gradient, by_jax = evaluate(name, predictions, targets, dtype)
     assert value.dtype == gradient.dtype == dtype
     expected = np.float64(numpy_loss(name, predictions, targets))
@@ -81,9 +96,8 @@ def test_value_is_numpys_and_gradient_is_jaxs(name, dtype):
     assert leaf_error(gradient, by_jax) <= GRADIENT[dtype]
 
 
-@pytest.mark.parametrize("name", INPUTS)
-def test_gradient_is_the_slope_of_the_numpy_loss(name):
-    predictions, targets = INPUTS[name]
+@pytest.mark.parametrize(("name", "predictions", "targets"), CASES)
+def test_gradient_is_the_slope_of_the_numpy_loss(name, predictions, targets):
     _, gradient, _ = evaluate(name, predictions, targets, "float64")
     expected = central_differences(lambda p: numpy_loss(name, p, targets), predictions)
     assert leaf_error(gradient, expected) <= 1e-7  # what central differences can tell
@@ -207,6 +221,45 @@ def test_small_losses_keep_their_digits(z):
     assert float(value) == pytest.approx(expected, abs=1.2e-7)  # as near as 1 - p can say
 
 
+NONSENSE = {
+    "mean_squared_error": [[np.nan, 0, 0], [0, np.inf, 0], [0, 0, -np.inf]],
+    "binary_crossentropy": [[1.5, 0, 0], [0, -0.5, 0], [0, 0, 2], [np.nan, 0, 0], [np.inf, 0, 0]],
+    "categorical_crossentropy": [[1, -0.5, 0], [0, 0, 0], [np.nan, 1, 0], [np.inf, 0, 0]],
+}
+NONSENSE["sigmoid_crossentropy"] = NONSENSE["binary_crossentropy"]
+NONSENSE["softmax_crossentropy"] = NONSENSE["categorical_crossentropy"]
+CLASS_NONSENSE = [3, 7, -1, -(2**31), 2**31 - 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [*NONSENSE.items(), *((name, CLASS_NONSENSE) for name in list(NONSENSE)[2::2])],
+)
+def test_targets_without_a_meaning_are_refused_and_nan_where_their_values_are_not_known(name, rows):
+    predictions, targets = INPUTS[name]
+    loss, gradient = pair(name)
+    both = jax.jit(lambda p, y: (loss(p, y), gradient(p, y)))
+    if np.ndim(rows) == 2:
+        targets = np.float32(targets if targets.ndim == 2 else ONE_HOT)
+    for place, row in enumerate(rows):
+        bad = np.array(targets, targets.dtype)
+        bad[place] = row
+        for function in (loss, gradient):
+            with pytest.raises(ValueError, match=r"^(labels|targets) must be "):
+                function(predictions, bad)
+        value, slopes = both(np.float32(predictions), bad)
+        assert np.isnan(value)
+        np.testing.assert_array_equal(np.isnan(slopes).all(axis=1), np.arange(ROWS) == place)
+        assert np.isfinite(np.delete(slopes, place, axis=0)).all()
+
+
+@pytest.mark.parametrize("clipped", [[[0.0, 1.0]], [[-1.0, 2.0]]])
+def test_the_clip_does_not_hide_a_target_without_a_meaning(clipped):
+    for name, label in (("binary_crossentropy", [[2.0, 2.0]]), ("categorical_crossentropy", [2])):
+        _, gradient = pair(name)
+        assert np.isnan(jax.jit(gradient)(np.float32(clipped), np.asarray(label))).all()
+
+
 def test_integer_predictions_count_as_numbers():
     assert losses.mean_squared_error(np.array([[3], [5]]), np.array([[1], [1]])) == 10
 
@@ -251,7 +304,7 @@ def test_bad_arguments_are_refused(name, gradient):
         (CLASSES - 1, r"0 to 2; got -1 at \[1\]"),
         (CLASSES + 1, r"0 to 2; got 3 at \[0\]"),
         (CLASSES + 0.5, "float64 of shape"),
-        (ONE_HOT / 2, "one-hot: 0 or 1"),
+        (ONE_HOT - 0.5, "non-negative weights"),
     ],
 )
 def test_labels_out_of_range_are_refused(name, labels, got):
@@ -260,9 +313,9 @@ def test_labels_out_of_range_are_refused(name, labels, got):
 
 
 @pytest.mark.parametrize("name", ["binary_crossentropy", "sigmoid_crossentropy"])
-@pytest.mark.parametrize("labels", [BITS + 1, 2 * BITS - 1, BITS / 2])
-def test_labels_other_than_0_and_1_are_refused(name, labels):
-    with pytest.raises(ValueError, match=r"^labels must be 0 or 1; got "):
+@pytest.mark.parametrize("labels", [BITS + 1, 2 * BITS - 1, BITS + 1e-5])
+def test_labels_outside_of_0_to_1_are_refused(name, labels):
+    with pytest.raises(ValueError, match=r"^labels must be numbers from 0 to 1; got "):
         pair(name)[0](INPUTS[name][0], labels)
 
 

@@ -53,6 +53,40 @@ def test_nan_is_never_right():
     assert metrics.binary_accuracy(np.full((7, 2), np.nan), BITS) == 0
 
 
+def test_the_largest_weight_is_the_label():
+    weights = float32([[0.1, 0.2, 0.7], [5, 1, 0], [0, 0.4, 0.3], [0.5, 0.5, 0]])
+    scores = SCORES[:4]
+    expected = np.mean(np.argmax(scores, axis=1) == [2, 0, 1, 0])
+    assert 0 < expected < 1
+    for accuracy in (metrics.accuracy, jax.jit(metrics.accuracy)):
+        assert float(accuracy(scores, weights)) == expected
+    soft = np.float32(0.8 * BITS + 0.1)
+    for accuracy in (metrics.binary_accuracy, jax.jit(metrics.binary_accuracy)):
+        assert accuracy(PROBABILITIES, soft) == metrics.binary_accuracy(PROBABILITIES, BITS)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.where(np.arange(7) == 4, 3, CLASSES),
+        np.where(np.arange(7) == 4, -3, CLASSES),
+        np.where(np.arange(7)[:, None] == 4, float32([1, -1, 0]), np.eye(3, dtype="f")[CLASSES]),
+        np.where(np.arange(7)[:, None] == 4, np.float32(np.nan), np.eye(3, dtype="f")[CLASSES]),
+        np.where(np.arange(7)[:, None] == 4, np.float32(0), np.eye(3, dtype="f")[CLASSES]),
+    ],
+)
+def test_a_label_without_a_meaning_is_never_right(labels):
+    right = jax.jit(metrics.accuracy)(np.eye(3, dtype="f")[CLASSES], labels)
+    assert float(right) == pytest.approx(6 / 7, rel=FORWARD["float32"])
+
+
+def test_a_row_with_a_binary_label_outside_of_0_to_1_is_never_right():
+    for bad in (2, -1, np.nan, np.inf):
+        labels = np.where(np.arange(14).reshape(7, 2) == 5, np.float32(bad), BITS)
+        share = jax.jit(metrics.binary_accuracy)(BITS, labels)
+        assert float(share) == pytest.approx(6 / 7, rel=FORWARD["float32"])
+
+
 def test_r2_is_one_minus_the_unexplained_share():
     residual = np.sum((NUMBERS - GUESSES) ** 2)
     expected = 1 - residual / np.sum((NUMBERS - NUMBERS.mean(axis=0)) ** 2)
@@ -129,5 +163,5 @@ def test_bad_arguments_are_refused(metric, predictions, truth, first, second):
 def test_labels_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"^labels must be classes 0 to 2; got 3 at \[6\]"):
         metrics.accuracy(SCORES, np.where(np.arange(7) == 6, 3, CLASSES))
-    with pytest.raises(ValueError, match=r"^labels must be 0 or 1; got -1.0 at \[\d, \d\]"):
+    with pytest.raises(ValueError, match=r"^labels must be .* 0 to 1; got -1.0 at \[\d, \d\]"):
         metrics.binary_accuracy(PROBABILITIES, 2 * BITS - 1)

@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy.special import entr
 
 from jaxnn.model.activations import ACTIVATIONS, softmax, softmax_backward
 from jaxnn.model.losses import mean_squared_error, sigmoid_crossentropy, softmax_crossentropy
 
-__all__ = ["HEADS", "Head"]
+__all__ = ["HEADS", "Head", "constant_loss"]
 
 MOST_WRITTEN_OUT = 16
 """Units over which a sum is written out, as XLA then fuses it with what stands around it."""
@@ -37,17 +39,20 @@ class Head(NamedTuple):
 
 
 def _softmax_crossentropy(logits: jax.Array, targets: jax.Array):
-    """`log sum_k e^(z_k) - z_y`, and `softmax(z) - y`, of classes or of one-hot rows alone.
+    """`log sum_k e^(z_k) - z_y` and `softmax(z) - y` for classes.
 
-    A class is chosen by `where`: a product with a one-hot row would take longer.
+    A class is chosen by `where`: a product with a one-hot row would take longer. For weights they
+    are `sum_k w_k (log sum_j e^(z_j) - z_k)` and `(sum_k w_k) softmax(z) - w`.
     """
-    if targets.ndim == 1:
-        is_answer = jnp.arange(len(logits))[:, None] == targets.astype(int)[None, :]
-    else:
-        is_answer = targets.T == 1
     largest = _over_units(jnp.maximum, logits)
     exponentials = jnp.exp(logits - largest)
     total = _over_units(operator.add, exponentials)
+    if targets.ndim == 2:
+        weights = targets.T.astype(logits.dtype)
+        losses = weights * (jnp.log(total) + (largest - logits))
+        slopes = _over_units(operator.add, weights) * (exponentials / total) - weights
+        return _over_units(operator.add, losses)[0], slopes
+    is_answer = jnp.arange(len(logits))[:, None] == targets.astype(int)[None, :]
     answer = _over_units(operator.add, jnp.where(is_answer, logits, 0))
     slopes = exponentials / total - is_answer.astype(logits.dtype)
     return (jnp.log(total) + (largest - answer))[0], slopes
@@ -96,3 +101,39 @@ HEADS: dict[tuple[str, str], Head] = {
     **{(output, "mean_squared_error"): _squared_error(output) for output in ACTIVATIONS},
 }
 """Every sensible pair of output activation and loss."""
+
+
+RANGES = {"relu": (0.0, np.inf), "sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+"""The bounds of an output, for activations that bound each output by itself."""
+
+
+def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> float | None:
+    """Return the lowest loss of an answer that is the same for every row, in float64.
+
+    For categorical cross-entropy this is the entropy of the mean distribution, for binary
+    cross-entropy the mean entropy of the outputs, and for squared error their mean variance, more
+    where the output activation cannot reach the mean.
+
+    Args:
+        output: name of the output activation.
+        loss: name of the loss.
+        targets: classes `(rows,)`, or numbers `(rows, outputs)`.
+        outputs: number of outputs.
+
+    Returns:
+        The loss, or None for the squared error of softmax outputs that cannot reach the mean.
+
+    Example:
+        >>> constant_loss("softmax", "categorical_crossentropy", np.array([0, 1]), 2)
+        0.6931471805599453
+    """
+    rows = np.eye(outputs)[targets] if targets.ndim == 1 else targets.astype(np.float64)
+    mean = rows.mean(axis=0)
+    if loss == "categorical_crossentropy":
+        return float(mean.sum() * entr(mean / mean.sum()).sum())
+    if loss == "binary_crossentropy":
+        return float(np.mean(entr(mean) + entr(1 - mean)))
+    if output == "softmax" and not (np.all(mean >= 0) and np.isclose(mean.sum(), 1)):
+        return None
+    beyond = mean - np.clip(mean, *RANGES.get(output, (-np.inf, np.inf)))
+    return float(np.mean(rows.var(axis=0) + np.square(beyond)))

@@ -4,6 +4,10 @@ Each loss takes predictions and targets, rows first, and returns one number: the
 rows. Its partner `*_gradient` returns the derivative of that number by every prediction, so the
 1/rows is in there already.
 
+Targets that make no sense (a class out of range, a negative weight, a binary label outside of 0
+to 1, a number that is not finite) are refused where their values are known. Elsewhere, as under
+`jit`, they make the loss and its derivative nan.
+
 Three take what the output layer returns; two, named after the output activation, take the
 logits before it. The logit forms are exact and finite for logits of +-1e4, and they are what a
 `Model` trains with. The clipped probability form belongs to readers of the book.
@@ -15,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnn.batch import check_targets, check_values
+from jaxnn.batch import check_targets, check_values, valid_rows
 
 __all__ = [
     "LOSSES",
@@ -51,7 +55,7 @@ def encode(targets: jax.Array, outputs: int, dtype: jnp.dtype) -> jax.Array:
                [1., 0., 0.]], dtype=float32)
     """
     if targets.ndim == 1:
-        return jax.nn.one_hot(targets.astype(jnp.int32), outputs, dtype=dtype)
+        return jax.nn.one_hot(targets.astype(int), outputs, dtype=dtype)
     return targets.astype(dtype)
 
 
@@ -95,14 +99,14 @@ def binary_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Arra
 
     Args:
         probabilities: `p`, shape `(rows, outputs)`, float; clipped to `[1e-7, 1 - 1e-7]`.
-        labels: `y`, 0 or 1, same shape.
+        labels: `y`, from 0 to 1, same shape.
 
     Returns:
         A scalar of the probabilities' dtype.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
-        ValueError: if the shapes differ or a label is neither 0 nor 1.
+        ValueError: if the shapes differ or a label is not from 0 to 1.
 
     Example:
         >>> binary_crossentropy(jnp.array([[0.5], [0.5]]), jnp.array([[0.0], [1.0]]))
@@ -126,22 +130,24 @@ def binary_crossentropy_gradient(probabilities: ArrayLike, labels: ArrayLike) ->
     p, y = _border("probabilities", probabilities, labels, "binary_crossentropy")
     clipped = _clip(p)
     slope = (clipped - y) / (clipped * (1 - clipped)) / p.size
-    return jnp.where(clipped == p, slope, jnp.zeros_like(slope))
+    return jnp.where((clipped == p) | jnp.isnan(y), slope, jnp.zeros_like(slope))
 
 
 def categorical_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Categorical cross-entropy `-mean over rows of log p_y`.
+    """Categorical cross-entropy `-mean over rows of log p_y`, or of `sum_k w_k log p_k`.
 
     Args:
         probabilities: `p`, shape `(rows, classes)`, float; clipped to `[1e-7, 1 - 1e-7]`.
-        labels: integer classes `(rows,)`, or one-hot rows `(rows, classes)`.
+        labels: integer classes `(rows,)`, or non-negative weights `w` `(rows, classes)`, which
+            are one-hot rows or soft labels.
 
     Returns:
         A scalar of the probabilities' dtype.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
-        ValueError: if a shape does not fit, a class is out of range or a row is not one-hot.
+        ValueError: if a shape does not fit, a class is out of range, a weight is negative or a
+            row of weights is all 0.
 
     Example:
         >>> categorical_crossentropy(jnp.full((4, 3), 1 / 3), jnp.array([0, 1, 2, 0]))
@@ -152,7 +158,7 @@ def categorical_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax
 
 
 def categorical_crossentropy_gradient(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Derivative by the probabilities: `-y / p / rows`, 0 where the clip holds.
+    """Derivative by the probabilities: `-w / p / rows`, 0 where the clip holds.
 
     Args and errors as for `categorical_crossentropy`; returns shape `(rows, classes)`.
 
@@ -163,7 +169,7 @@ def categorical_crossentropy_gradient(probabilities: ArrayLike, labels: ArrayLik
     p, y = _border("probabilities", probabilities, labels, "categorical_crossentropy")
     clipped = _clip(p)
     slope = jnp.where(y == 0, jnp.zeros_like(p), -y / clipped / p.shape[0])
-    return jnp.where(clipped == p, slope, jnp.zeros_like(slope))
+    return jnp.where((clipped == p) | jnp.isnan(y), slope, jnp.zeros_like(slope))
 
 
 def sigmoid_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -173,14 +179,14 @@ def sigmoid_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
     Args:
         logits: `z`, shape `(rows, outputs)`, float, any size.
-        labels: `y`, 0 or 1, same shape.
+        labels: `y`, from 0 to 1, same shape.
 
     Returns:
         A scalar of the logits' dtype.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
-        ValueError: if the shapes differ or a label is neither 0 nor 1.
+        ValueError: if the shapes differ or a label is not from 0 to 1.
 
     Example:
         >>> sigmoid_crossentropy(jnp.array([[-1e4], [1e4]]), jnp.array([[1.0], [1.0]]))
@@ -207,16 +213,20 @@ def sigmoid_crossentropy_gradient(logits: ArrayLike, labels: ArrayLike) -> jax.A
 def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Categorical cross-entropy of `softmax(logits)`: `mean over rows of log sum e^z - z_y`.
 
+    With weights in place of classes, the mean of `sum_k w_k (log sum e^z - z_k)`.
+
     Args:
         logits: `z`, shape `(rows, classes)`, float, any size.
-        labels: integer classes `(rows,)`, or one-hot rows `(rows, classes)`.
+        labels: integer classes `(rows,)`, or non-negative weights `w` `(rows, classes)`, which
+            are one-hot rows or soft labels.
 
     Returns:
         A scalar of the logits' dtype.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
-        ValueError: if a shape does not fit, a class is out of range or a row is not one-hot.
+        ValueError: if a shape does not fit, a class is out of range, a weight is negative or a
+            row of weights is all 0.
 
     Example:
         >>> softmax_crossentropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))
@@ -227,7 +237,7 @@ def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 
 def softmax_crossentropy_gradient(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Derivative by the logits: `(softmax(z) - y) / rows`.
+    """Derivative by the logits: `((sum_k w_k) softmax(z) - w) / rows`, `w` one-hot for classes.
 
     Args and errors as for `softmax_crossentropy`; returns shape `(rows, classes)`.
 
@@ -236,7 +246,7 @@ def softmax_crossentropy_gradient(logits: ArrayLike, labels: ArrayLike) -> jax.A
         Array([[ 0.5, -0.5]], dtype=float32)
     """
     z, y = _border("logits", logits, labels, "categorical_crossentropy")
-    return (jax.nn.softmax(z, axis=1) - y) / z.shape[0]
+    return (jnp.sum(y, axis=1, keepdims=True) * jax.nn.softmax(z, axis=1) - y) / z.shape[0]
 
 
 def _clip(probabilities: jax.Array) -> jax.Array:
@@ -247,10 +257,10 @@ def _border(
     name: str, predictions: ArrayLike, targets: ArrayLike, loss: str
 ) -> tuple[jax.Array, jax.Array]:
     """Refuses what does not fit; returns predictions and encoded targets of one float dtype."""
-    shape = check_values(name, predictions, 2, "numbers of shape (rows, outputs)").shape
-    targets_name = "targets" if loss == "mean_squared_error" else "labels"
-    check_targets(targets_name, targets, loss, *shape)
-    predictions = jnp.asarray(predictions)
-    if predictions.dtype not in (jnp.float32, jnp.float64):
-        predictions = predictions.astype(jnp.float32)  # half precision rounds 1 - 1e-7 to 1
-    return predictions, encode(jnp.asarray(targets), shape[1], predictions.dtype)
+    values = jnp.asarray(check_values(name, predictions, 2, "numbers of shape (rows, outputs)"))
+    if values.dtype not in (jnp.float32, jnp.float64):
+        values = values.astype(jnp.float32)  # half precision rounds 1 - 1e-7 to 1
+    outputs, targets_name = values.shape[1], "targets" if loss == "mean_squared_error" else "labels"
+    targets = jnp.asarray(check_targets(targets_name, targets, loss, *values.shape))
+    valid = valid_rows(targets, loss, outputs)[:, None]
+    return values, jnp.where(valid, encode(targets, outputs, values.dtype), jnp.nan)

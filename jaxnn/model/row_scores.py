@@ -2,7 +2,7 @@
 
 A score is `log(factor) + rest`, with factors between 1 and a small number (softmax: the sum of
 `e^(z - max z)`, at most the number of classes), so that one logarithm does for the product of
-many factors; a score without a logarithm has no factor.
+many factors; a score without a logarithm, or with one that cannot be shared, has no factor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxnn.model.activations import ACTIVATIONS
 __all__ = ["OF_CLASSES", "RowScore", "Values", "product_of", "row_score", "sum_of"]
 
 OF_CLASSES = ("categorical_crossentropy", "categorical_accuracy")
-"""Scores whose targets are classes, one a row; others have a target for every output."""
+"""Scores with one answer a row; others have one for every output."""
 
 Values = list[jax.Array]
 """A number for each unit: a scalar, or a vector over the rows."""
@@ -46,20 +46,25 @@ def row_score(output: str, score: str) -> RowScore:
     return partial(_squared_error, output)
 
 
-def _softmax_crossentropy(logits: Values, label: jax.Array):
-    """`log sum e^z - z_label`, relative to the largest logit: factor `sum e^(z - max z)`.
+def _softmax_crossentropy(logits: Values, target: jax.Array):
+    """`log sum e^z - z_y`, relative to the largest logit: factor `sum e^(z - max z)`.
 
     One exponential a logit after the first: `max z` is the larger of two, so one of the terms
-    `e^(max z - new max)` and `e^(z - new max)` is 1.
+    `e^(max z - new max)` and `e^(z - new max)` is 1. With weights, one for each logit, in place
+    of a class, it is `sum_k w_k (log sum e^z - z_k)`, a logarithm a row.
     """
     largest = answer = logits[0]
     factor = jnp.ones_like(largest)
+    of_class = target.ndim == largest.ndim
     for number, z in enumerate(logits[1:], start=1):
         smaller = jnp.exp(-jnp.abs(z - largest))
         factor = jnp.where(z > largest, factor * smaller + 1, factor + smaller)
         largest = jnp.where(z > largest, z, largest)
-        answer = jnp.where(label == number, z, answer)
-    return factor, largest - answer
+        answer = jnp.where(target == number, z, answer) if of_class else answer
+    if of_class:
+        return factor, largest - answer
+    total, pairs = jnp.log(factor), zip(list(target), logits, strict=True)
+    return None, sum_of([weight * (total + (largest - z)) for weight, z in pairs])
 
 
 def _sigmoid_crossentropy(logits: Values, targets: jax.Array):
@@ -94,7 +99,7 @@ def _right_sides(logits: Values, targets: jax.Array):
     """How many outputs are on the target's side of 1/2; nan never is."""
     outputs = [ACTIVATIONS["sigmoid"].forward(z) for z in logits]
     pairs = zip(outputs, list(targets), strict=True)
-    hits = [((p > 0.5) == (y == 1)) & ~jnp.isnan(p) for p, y in pairs]
+    hits = [((p > 0.5) == (y > 0.5)) & ~jnp.isnan(p) for p, y in pairs]
     return None, sum_of([hit.astype(outputs[0].dtype) for hit in hits])
 
 

@@ -193,9 +193,9 @@ def _num_weights(params: Params) -> int:
 def _targets(batch: Batch, loss: str, dtype: Any) -> jax.Array:
     """Classes as integers `(rows,)`, other targets as floats `(rows, outputs)`."""
     targets = jnp.asarray(batch.y)
-    if loss not in OF_CLASSES:
-        return targets.astype(dtype)
-    return targets if targets.ndim == 1 else jnp.argmax(targets, axis=1)
+    if loss == "categorical_accuracy" and targets.ndim == 2:
+        return jnp.argmax(targets, axis=1)
+    return targets.astype(dtype) if targets.ndim == 2 else targets
 
 
 def _num_terms(loss: str, rows: int, outputs: int) -> int:
