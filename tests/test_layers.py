@@ -20,6 +20,8 @@ PARAMS: Any = tuple(
 )
 FIRST, LAST = PARAMS
 NONE: Any = None
+RAGGED: Any = [[1.0], [2.0, 3.0]]
+WHOLE: Any = np.ones((3, 5), int).tolist()
 
 
 def dense(weights, biases=None):
@@ -90,9 +92,32 @@ def test_logits_are_what_the_output_activation_is_given():
     np.testing.assert_array_equal(logits, forward(PARAMS, jnp.asarray(X), hidden="relu"))
 
 
-def test_forward_refuses_an_unknown_activation():
-    with pytest.raises(KeyError, match="swish"):
-        forward(PARAMS, jnp.asarray(X), hidden="swish")
+def test_forward_refuses_an_unknown_activation_and_lists_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"^hidden must be one of 'identity', 'relu'.*got 'relus'$"
+    ):
+        forward(PARAMS, X, hidden="relus")
+    with pytest.raises(ValueError, match=r"^hidden must be .*'tanh'; got 'softmax'$"):
+        forward(PARAMS, X, hidden="softmax")
+    with pytest.raises(ValueError, match=r"^output must be one of .*'softmax'; got 'soft'$"):
+        forward(PARAMS, X, output="soft")
+    with pytest.raises(TypeError, match=r"^output must be one of .*; got None"):
+        forward(PARAMS, X, output=NONE)
+
+
+def as_lists(params):
+    return jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), params)
+
+
+def test_forward_takes_what_the_other_functions_take():
+    expected = forward(PARAMS, jnp.asarray(X))
+    for params in (as_lists(PARAMS), jax.tree.map(lambda leaf: leaf.astype(">f8"), PARAMS)):
+        for x in (X.tolist(), X.astype(">f4"), X.astype(np.longdouble)):
+            np.testing.assert_array_equal(forward(params, x), expected)
+    with pytest.raises(TypeError, match=r"^x must be an array of real numbers; got dtype <U"):
+        forward(PARAMS, X.astype(str))
+    with pytest.raises(TypeError, match=r"^params must be a tuple of Dense; got a list$"):
+        forward(list(PARAMS), X)  # pyright: ignore[reportArgumentType]
 
 
 def test_dot_asks_for_full_precision():
@@ -111,6 +136,22 @@ def test_check_params_takes_jax_numpy_and_read_only_arrays():
         jax.jit(lambda p: check_params("params", p, SHAPES))(params)
     with jax.enable_x64(True):
         check_params("params", jax.tree.map(np.float64, PARAMS), SHAPES)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        as_lists,
+        lambda params: jax.tree.map(np.float64, params),
+        lambda params: jax.tree.map(lambda leaf: leaf.astype(">f4"), params),
+        lambda params: jax.tree.map(np.longdouble, params),
+        lambda params: (as_lists(params)[0], params[1]),
+    ],
+)
+def test_check_params_turns_lists_and_wide_floats_into_arrays_that_jax_can_hold(convert):
+    got = jax.jit(lambda params: params)(check_params("params", convert(PARAMS), SHAPES))
+    assert leaf_error(got, PARAMS) == 0
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize(
@@ -140,9 +181,14 @@ def test_check_params_takes_jax_numpy_and_read_only_arrays():
             r"params\[0\]\.biases must be an array of shape \(5,\); got a NoneType",
         ),
         (
-            (Dense(FIRST.weights.tolist(), FIRST.biases), LAST),
+            (Dense(FIRST.weights.T.tolist(), FIRST.biases), LAST),
             ValueError,
-            r"params\[0\]\.weights must be an array of shape \(3, 5\); got a list",
+            r"params\[0\]\.weights must be an array of shape \(3, 5\); got \(5, 3\)",
+        ),
+        (
+            (Dense(RAGGED, FIRST.biases), LAST),
+            ValueError,
+            r"params\[0\]\.weights must be an array of numbers; got ragged rows",
         ),
         (
             (Dense(NONE, FIRST.biases), LAST),
@@ -150,25 +196,39 @@ def test_check_params_takes_jax_numpy_and_read_only_arrays():
             r"params\[0\]\.weights must be an array of shape \(3, 5\); got a NoneType",
         ),
         (
-            (Dense(FIRST.weights.astype(np.float64), FIRST.biases), LAST),
-            TypeError,
-            r"params\[0\]\.weights must be float32; got float64",
+            (Dense(FIRST.weights.astype(np.float64) * 1e300, FIRST.biases), LAST),
+            ValueError,
+            r"params\[0\]\.weights must fit float32; got magnitudes up to .*e\+300",
         ),
         (
             (FIRST, Dense(LAST.weights, jnp.asarray(LAST.biases, jnp.bfloat16))),
             TypeError,
-            r"params\[1\]\.biases must be float32; got bfloat16",
+            r"params\[1\]\.biases must be float32; got bfloat16: jax\.tree\.map\(jnp\.float32.*",
         ),
         (
             (FIRST, Dense(LAST.weights.astype(np.int32), LAST.biases)),
             TypeError,
-            r"params\[1\]\.weights must be float32; got int32",
+            r"params\[1\]\.weights must be float32; got int32: jax\.tree\.map\(jnp\.float32.*",
+        ),
+        (
+            (Dense(WHOLE, FIRST.biases), LAST),
+            TypeError,
+            r"params\[0\]\.weights must be float32; got int64: jax\.tree\.map\(jnp\.float32, .*",
         ),
     ],
 )
 def test_params_of_another_network_are_refused(params, error, message):
     with pytest.raises(error, match=f"^{message}$"):
         check_params("params", params, SHAPES)
+
+
+def test_the_conversion_that_the_message_gives_converts():
+    for params in (
+        jax.tree.map(lambda leaf: leaf.astype(int), PARAMS),
+        as_lists(jax.tree.map(lambda leaf: leaf.astype(int), PARAMS)),
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), PARAMS),
+    ):
+        check_params("params", jax.tree.map(jnp.float32, params), SHAPES)
 
 
 def test_biases_where_the_network_has_none_are_refused():

@@ -1,19 +1,27 @@
 """`mlp(...)` and `Model`: values against plain NumPy, the border, and what is compiled when."""
 
+import copy
+import pickle
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.sparse
 import scipy.special
 from jax import monitoring
+from programs import start_program
 from tolerances import FORWARD, GRADIENT, float32, leaf_error
 
 from jaxnn import metrics
 from jaxnn.batch import Batch
+from jaxnn.descent.gradient_descent import gradient_descent
 from jaxnn.model.heads import HEADS
 from jaxnn.model.layers import Dense
 from jaxnn.model.mlp import Model, mlp
+from jaxnn.search.random_search import random_search
 
 ROWS, SIZES = 7, (3, 5, 2)
 DTYPES = ("float32", "float64")
@@ -32,6 +40,11 @@ TARGETS = {
     "binary_crossentropy": BITS,
     "categorical_crossentropy": CLASSES,
 }
+CATEGORICAL, BINARY, SQUARED = (
+    "categorical_crossentropy",
+    "binary_crossentropy",
+    "mean_squared_error",
+)
 BATCH_FUNCTIONS = ("loss", "value_and_grad", "loss_reference", "accuracy")
 
 ACTIVATE = {
@@ -56,6 +69,12 @@ def numpy_loss(outputs, targets, loss):
     if loss == "binary_crossentropy":
         return -np.mean(targets * np.log(outputs) + (1 - targets) * np.log(1 - outputs))
     return -np.mean(np.log(outputs[np.arange(len(outputs)), targets]))
+
+
+def put(array, index, value):
+    copy = np.array(array, np.result_type(array, np.asarray(value)))
+    copy[index] = value
+    return copy
 
 
 @pytest.fixture
@@ -129,6 +148,8 @@ def test_a_uniform_prediction():
         (X.astype(np.float64), CLASSES),
         (jnp.asarray(X), jnp.asarray(CLASSES)),
         (X.tolist(), CLASSES.tolist()),
+        (X.astype(">f4"), CLASSES.astype(">i4")),
+        (X.astype(np.longdouble), ONE_HOT.astype(">f8")),
     ],
 )
 def test_batches_that_mean_the_same_give_the_same_bits(x, y):
@@ -136,6 +157,57 @@ def test_batches_that_mean_the_same_give_the_same_bits(x, y):
     expected = model.value_and_grad(PARAMS, Batch(X, CLASSES))
     got = model.value_and_grad(PARAMS, Batch(x, y))
     assert leaf_error(got, expected) == 0
+
+
+def test_pandas_frames_are_batches_for_every_function():
+    pandas = pytest.importorskip("pandas")
+    model, batch = mlp(SIZES), Batch(X, CLASSES)
+    same = Batch(pandas.DataFrame(X, columns=["a", "b", "c"]), pandas.Series(CLASSES))
+    for name in BATCH_FUNCTIONS:
+        function = getattr(model, name)
+        assert leaf_error(function(PARAMS, same), function(PARAMS, batch)) == 0
+    assert leaf_error(model.apply(PARAMS, same.x), model.apply(PARAMS, X)) == 0
+
+
+@pytest.mark.parametrize("convert", [np.float64, np.longdouble, lambda leaf: leaf.tolist()])
+def test_params_that_round_to_float32_are_params_for_every_function(convert):
+    model, batch, params = mlp(SIZES), Batch(X, CLASSES), jax.tree.map(convert, PARAMS)
+    for name in BATCH_FUNCTIONS:
+        function = getattr(model, name)
+        assert leaf_error(function(params, batch), function(PARAMS, batch)) == 0
+    assert leaf_error(model.apply(params, X), model.apply(PARAMS, X)) == 0
+
+
+def same_batches():
+    yield Batch(X.tolist(), CLASSES.tolist())
+    yield Batch(X.astype(">f8"), CLASSES.astype(">i2"))
+    yield Batch(X.astype(np.longdouble), tuple(CLASSES.tolist()))
+    pandas = pytest.importorskip("pandas")
+    yield Batch(pandas.DataFrame(X), pandas.Series(CLASSES))
+
+
+def test_the_trainers_take_what_the_functions_take():
+    model, key = mlp(SIZES), jax.random.key(0)
+    expected = model.loss(PARAMS, Batch(X, CLASSES))
+    as_lists = jax.tree.map(lambda leaf: leaf.tolist(), PARAMS)
+    as_big_endian = jax.tree.map(lambda leaf: leaf.astype(">f8"), PARAMS)
+
+    def wrapped(params, batch):
+        return model.value_and_grad(params, batch)
+
+    for batch, params in zip(same_batches(), (as_lists, as_big_endian) * 2, strict=True):
+        for function in (model.value_and_grad, wrapped):
+            given = key, function, params, batch
+            result = gradient_descent(*given, learning_rate=0.1, num_epochs=0)
+            assert result.loss == pytest.approx(float(expected), rel=FORWARD["float32"])
+            assert leaf_error(result.params, PARAMS) == 0
+
+
+def test_integer_params_are_refused_by_the_trainers_with_the_conversion():
+    model, whole = mlp(SIZES), jax.tree.map(lambda leaf: leaf.astype(int), PARAMS)
+    given = jax.random.key(0), model.value_and_grad, whole, Batch(X, CLASSES)
+    with pytest.raises(TypeError, match=r"^params must be floats .* at params\[0\]\.weights: jax"):
+        gradient_descent(*given, learning_rate=0.1, num_epochs=0)
 
 
 def test_integer_inputs_are_numbers():
@@ -217,6 +289,28 @@ def test_nan_anywhere_in_the_params_is_nan_in_the_loss(leaf):
     value, gradient = model.value_and_grad(broken, batch)
     assert np.isnan(value)
     assert any(np.any(np.isnan(g)) for g in jax.tree.leaves(gradient))
+
+
+def test_a_line_around_the_loss_does_not_train_on_labels_without_a_meaning():
+    model = mlp(SIZES)
+
+    def penalised(params, batch):
+        return model.loss(params, batch) + 0.01 * sum(map(jnp.sum, jax.tree.leaves(params)))
+
+    for labels in (CLASSES + 1, CLASSES - 1):
+        given = jax.random.key(0), penalised, model.sampler(), Batch(X, labels)
+        found = random_search(*given, num_candidates=20)
+        assert found.loss == np.inf
+        assert found.num_nonfinite == 20
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_inputs_that_are_not_finite_are_nan_where_their_values_are_not_known(bad):
+    model, batch = mlp(SIZES, hidden="tanh"), Batch(put(X, (3, 1), np.float32(bad)), CLASSES)
+    value, (first, _) = jax.jit(model.value_and_grad)(PARAMS, batch)
+    assert np.isnan(value)
+    assert np.isnan(first.weights).all()
+    assert np.isnan(jax.jit(model.loss)(PARAMS, batch))
 
 
 @pytest.mark.exhaustive
@@ -320,6 +414,7 @@ def test_the_same_settings_are_the_same_object():
     assert mlp([3, 5, 2]) is model
     assert mlp(tuple(np.array(SIZES))) is model
     assert mlp(SIZES, hidden_biases=True) is model
+    assert mlp((3.0, np.float32(5), 2)) is model  # pyright: ignore[reportArgumentType]
     others = [
         mlp((3, 5, 3)),
         mlp((3, 5, 5, 2)),
@@ -359,6 +454,99 @@ def test_a_model_is_immutable_and_its_functions_carry_their_names():
         assert function.validate(PARAMS, Batch(X, CLASSES)) is None
 
 
+def test_wrappers_of_a_function_carry_what_it_tells_trainers():
+    model, batch = mlp(SIZES), Batch(X, CLASSES)
+    wrappers: list[Any] = [jax.jit(model.loss), jax.value_and_grad(model.loss)]
+    for wrapper in wrappers:
+        assert wrapper.rounds_alike(PARAMS, batch) is True
+        assert wrapper.bytes_per_set(PARAMS, batch) == model.loss.bytes_per_set(PARAMS, batch)
+        with pytest.raises(ValueError, match=r"^batch\.y must be classes 0 to 1; got -1"):
+            wrapper.validate(PARAMS, Batch(X, CLASSES - 1))
+    assert not hasattr(model.accuracy, "rounds_alike")
+
+
+def test_functions_are_equal_by_value_and_pickle_as_the_cached_thing():
+    model = mlp(SIZES, hidden="tanh")
+    assert pickle.loads(pickle.dumps(model)) is model
+    assert copy.deepcopy(model) is model
+    functions = model[1:]
+    for function in functions:
+        assert pickle.loads(pickle.dumps(function)) is function
+        assert repr(function) == f"{model!r}.{function.name}"
+    assert len(set(functions)) == len(functions)
+    again = type(model.loss)(model.settings, "loss")
+    assert again == model.loss
+    assert hash(again) == hash(model.loss)
+    assert mlp(SIZES).loss != model.loss
+    other = model._replace(loss=model.loss_reference)
+    assert pickle.loads(pickle.dumps(other)) == other
+
+
+def test_what_was_pickled_computes_the_same_in_another_process(tmp_path):
+    model, sample_fn = mlp(SIZES), mlp(SIZES).sampler(scale=2.0, distribution="he")
+    batch, key = Batch(X, CLASSES), jax.random.key(4)
+    path = tmp_path / "functions.pickle"
+    path.write_bytes(pickle.dumps((model, model.loss, model.value_and_grad, sample_fn, batch)))
+    program = f"""
+import pickle, jax, jaxnn
+model, loss, value_and_grad, sample_fn, batch = pickle.load(open({str(path)!r}, "rb"))
+assert jaxnn.mlp({SIZES}) is model and model.loss is loss
+assert sample_fn.func is model.sampler(distribution="he").func
+params = sample_fn(jax.random.key(4))
+print(loss(params, batch).item().hex(), value_and_grad(params, batch)[0].item().hex())
+"""
+    running = start_program("-c", program)
+    printed, errors = running.communicate(timeout=60)
+    assert running.returncode == 0, errors
+    params = sample_fn(key)
+    expected = model.loss(params, batch), model.value_and_grad(params, batch)[0]
+    assert printed.split() == [value.item().hex() for value in expected]
+
+
+# The loss of the best constant answer.
+
+SPREAD = np.array([[0.25, 0.75], [1.0, 0.5], [0.0, 1.0], [0.5, 0.5]])
+CONSTANT = [
+    (CATEGORICAL, "softmax", np.array([0, 1, 1, 1]), lambda y: np.eye(2)[y]),
+    (CATEGORICAL, "softmax", SPREAD, None),
+    (BINARY, "sigmoid", SPREAD, None),
+    (BINARY, "sigmoid", SPREAD * [0, 1], None),  # an output that is always 0 costs nothing
+    (SQUARED, "identity", 7 * SPREAD - 3, None),
+    (SQUARED, "relu", SPREAD - [2, 0], None),
+    (SQUARED, "sigmoid", SPREAD - [0, 2], None),
+    (SQUARED, "tanh", 3 * SPREAD - 6, None),
+]
+
+
+@pytest.mark.parametrize(("loss", "output", "y", "encode"), CONSTANT)
+def test_constant_loss_is_the_lowest_of_all_constant_answers(loss, output, y, encode):
+    model = mlp((3, 5, 2), output=output, loss=loss)
+    rows = encode(y) if encode else y
+
+    def of_constant(logits):
+        outputs = ACTIVATE[output](np.tile(logits, (4, 1)))
+        if loss == CATEGORICAL:
+            return -np.mean(np.sum(rows * np.log(outputs), axis=1))
+        return numpy_loss(outputs, rows, loss)
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lowest = scipy.optimize.minimize(of_constant, [0.1, 0.2], method="Nelder-Mead", tol=1e-12)
+    for function in (model.loss, model.value_and_grad, model.loss_reference):
+        told = function.constant_loss(Batch(X[:4], y))
+        assert told == pytest.approx(lowest.fun, abs=1e-6)
+
+
+def test_constant_loss_is_none_where_no_constant_answer_is_known():
+    model = mlp(SIZES, output="softmax", loss=SQUARED)
+    assert model.loss.constant_loss(Batch(X, NUMBERS)) is None
+    told = model.loss.constant_loss(Batch(X, ONE_HOT))
+    assert told == pytest.approx(np.mean(np.var(ONE_HOT, axis=0)), rel=1e-6)
+    uniform = jax.tree.map(np.zeros_like, PARAMS)
+    batch = Batch(X[:6], np.array([0, 1, 1, 0, 0, 1]))
+    assert mlp(SIZES).loss.constant_loss(batch) == pytest.approx(np.log(2), rel=1e-12)
+    assert mlp(SIZES).loss(uniform, batch) == pytest.approx(np.log(2), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("sizes", "error", "message"),
     [
@@ -366,7 +554,7 @@ def test_a_model_is_immutable_and_its_functions_carry_their_names():
         ((3,), ValueError, r"^sizes must have at least 2 entries.*got \(3,\)"),
         ((3, 0, 2), ValueError, r"^sizes\[1\] must be an integer of at least 1; got 0"),
         ((-3, 2), ValueError, r"^sizes\[0\] must be.*got -3"),
-        ((3, 5.0, 2), TypeError, r"^sizes\[1\] must be.*got 5.0 \(float\)"),
+        ((3, 5.5, 2), TypeError, r"^sizes\[1\] must be.*got 5.5 \(float\)"),
         ((3, True), TypeError, r"^sizes\[1\] must be.*got True"),
         ((3, "5", 2), TypeError, r"^sizes\[1\] must be.*got '5'"),
         ((3, None), TypeError, r"^sizes\[1\] must be.*got None"),
@@ -412,17 +600,6 @@ NEVER_RUN = {
     if output in ("softmax", "sigmoid")
 }
 NO_BIASES = (Dense(PARAMS[0].weights, None), PARAMS[1])
-CATEGORICAL, BINARY, SQUARED = (
-    "categorical_crossentropy",
-    "binary_crossentropy",
-    "mean_squared_error",
-)
-
-
-def put(array, index, value):
-    copy = np.array(array, np.result_type(array, np.asarray(value)))
-    copy[index] = value
-    return copy
 
 
 BAD_X = [
@@ -454,12 +631,13 @@ BAD_Y = [
     (CATEGORICAL, CLASSES + 0.5, r"must be integer classes.*got float64 of shape \(7,\)"),
     (CATEGORICAL, CLASSES > 0, r"must be integer classes.*got bool of shape \(7,\)"),
     (CATEGORICAL, CLASSES * np.nan, r"must be integer classes.*got float64"),
-    (CATEGORICAL, ONE_HOT / 2, r"must be one-hot: 0 or 1; got 0.5 at \[0, 1\]"),
-    (CATEGORICAL, ONE_HOT * 0, r"must be one-hot: a single 1 in each row"),
-    (BINARY, BITS + 1, "must be 0 or 1; got "),
-    (BINARY, 2 * BITS - 1, "must be 0 or 1; got -1.0 at"),
-    (BINARY, BITS * np.nan, "must be 0 or 1; got nan at"),
-    (BINARY, CLASSES, r"must be 0 or 1 of shape \(7, 2\), as the predictions; got int64"),
+    (CATEGORICAL, CLASSES + 1, r"must be classes 0 to 1; .* at 1 need batch\.y - 1"),
+    (CATEGORICAL, ONE_HOT - 0.5, r"must be non-negative weights; got -0.5 at \[0, 0\]"),
+    (CATEGORICAL, ONE_HOT * 0, r"must be non-negative weights, not all 0; got \[0. 0.\] at \[0\]"),
+    (BINARY, BITS + 1, r"must be numbers from 0 to 1; got .* at 1 need batch\.y - 1"),
+    (BINARY, 2 * BITS - 1, "must be numbers from 0 to 1; got -1.0 at"),
+    (BINARY, BITS * np.nan, "must be numbers from 0 to 1; got nan at"),
+    (BINARY, CLASSES, r"must be numbers from 0 to 1 of shape \(7, 2\), .*; got int64"),
     (SQUARED, NUMBERS[:, 0], r"must be numbers of shape \(7, 2\).*got float32 of shape \(7,\)"),
     (SQUARED, put(NUMBERS, (1, 1), -np.inf), r"must be finite; got -inf at \[1, 1\]"),
     (SQUARED, np.float64(NUMBERS) * 1e300, "must fit float32"),
@@ -480,9 +658,9 @@ BAD_PARAMS = [
         r"params\[0\]\.weights must be .*\(3, 5\); got \(5, 3\)",
     ),
     (
-        jax.tree.map(np.float64, NO_BIASES),
+        jax.tree.map(np.int64, NO_BIASES),
         TypeError,
-        r"params\[0\]\.weights must be float32; got float64",
+        r"params\[0\]\.weights must be float32; got int64: jax\.tree\.map\(jnp\.float32, params\)",
     ),
 ]
 

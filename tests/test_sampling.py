@@ -1,6 +1,7 @@
 """Whole weight sets from one key: their distribution, their bits and their scales."""
 
-from itertools import cycle, product
+import pickle
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import pytest
 import scipy.stats
 from keys import KEY_IMPLEMENTATIONS
 
-from jaxnn.model.init import DISTRIBUTIONS, sampler
+from jaxnn.model.init import DISTRIBUTIONS, Drawer, sampler
 from jaxnn.model.layers import Dense, layer_shapes
 from jaxnn.model.mlp import mlp
+from jaxnn.search.random_search import random_search
 
 SHAPES = layer_shapes((3, 5, 2))
 BIG = (((200, 300), (300,)), ((50, 400), (400,)))
@@ -128,10 +130,45 @@ def test_scales_are_leaves_and_a_sweep_traces_once():
             swept[1].biases, np.float32(2 * scale) * unit[1].biases, rtol=3e-7
         )
     assert len(traces) == 1
-    draw(mlp([3, 5, 2]).sampler(scale=[1.0, 2.0], distribution="he"), KEY)  # he: normal with a gain
-    assert len(traces) == 1
-    draw(model.sampler(distribution="uniform"), KEY)
-    assert len(traces) == 2
+    for last in (2.0, 0.5):
+        draw(mlp([3, 5, 2]).sampler(scale=[1.0, last], bias_scale=[0.0, last]), KEY)
+    assert len(traces) == 2  # a number and one a layer are other trees
+    for distribution in ("he", "uniform"):
+        for scale in (2.0, 0.5):
+            draw(model.sampler(distribution=distribution, scale=scale), KEY)
+    assert len(traces) == 4
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_the_numbers_of_a_sampler_are_its_keywords_in_the_users_words(distribution):
+    model = mlp((3, 5, 2))
+    one = model.sampler(scale=4.0, distribution=distribution)
+    assert one.keywords == {"scale": 4.0, "bias_scale": None}
+    assert one.args == ()
+    several = model.sampler(scale=[0.5, 2], bias_scale=(0, 3.0), distribution=distribution)
+    assert several.keywords == {"scale": (0.5, 2.0), "bias_scale": (0.0, 3.0)}
+    assert several.func is one.func
+    assert {type(leaf) for leaf in jax.tree.leaves((one, several))} == {np.float32}
+    unpickled = pickle.loads(pickle.dumps(several))
+    assert unpickled.func is several.func
+    assert jax.tree.structure(unpickled) == jax.tree.structure(several)
+    assert unpickled.keywords == several.keywords
+    assert repr(distribution) in repr(one)
+    copied = Drawer(SHAPES, distribution)
+    assert copied == one.func
+    assert hash(copied) == hash(one.func)
+
+
+def test_the_sampler_itself_is_no_sample_fn():
+    sentence = r"^sample_fn must be what model\.sampler\(scale=1\.0\) returns.*without its call"
+    model, itself = mlp((3, 5, 2)), cast(Any, mlp((3, 5, 2)).sampler)
+    for call in (
+        lambda: itself(KEY),
+        lambda: jax.vmap(itself)(jax.random.split(KEY)),
+        lambda: random_search(KEY, model.loss, itself, None, num_candidates=1),
+    ):
+        with pytest.raises(TypeError, match=sentence):
+            call()
 
 
 def test_scales_may_be_traced_and_mapped():

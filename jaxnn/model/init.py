@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from jaxnn.model.layers import Dense, LayerShapes, Params
 from jaxnn.run.checks import as_choice, as_key, as_real
 from jaxnn.run.unit_draws import normals, uniforms
 
-__all__ = ["DISTRIBUTIONS", "Distribution", "sampler"]
+__all__ = ["DISTRIBUTIONS", "Distribution", "Drawer", "sampler"]
 
 Distribution = Literal["normal", "uniform", "lecun", "he"]
 DISTRIBUTIONS: tuple[str, ...] = ("normal", "uniform", "lecun", "he")
@@ -38,6 +39,8 @@ def sampler(
     bias_scale: float | Sequence[float] | None = None,
 ) -> jax.tree_util.Partial:
     """A function `sample_fn(key) -> params` whose scales are leaves: a sweep compiles once.
+
+    The function carries the scales as keywords, as they were given.
 
     Args:
         shapes: for each layer the shape of its weights, and of its biases or None.
@@ -60,50 +63,64 @@ def sampler(
         (2, 3)
     """
     as_choice("distribution", distribution, DISTRIBUTIONS)
-    scales = [
-        each * np.float32(_gain(distribution, fan_in))
-        for each, ((fan_in, _), _) in zip(_per_layer("scale", scale, shapes), shapes, strict=True)
-    ]
-    bias_scales = scales
+    scales = {"scale": _per_layer("scale", scale, shapes)}
+    scales["bias_scale"] = bias_scale
     if bias_scale is not None:
-        bias_scales = _per_layer("bias_scale", bias_scale, shapes, inclusive=True)
-    unit = "uniform" if distribution == "uniform" else "normal"
-    return jax.tree_util.Partial(_drawer(shapes, unit), tuple(scales), tuple(bias_scales))
+        scales["bias_scale"] = _per_layer("bias_scale", bias_scale, shapes, inclusive=True)
+    return jax.tree_util.Partial(_drawer(shapes, distribution), **scales)
+
+
+def _per_layer(name: str, value: Any, shapes: LayerShapes, *, inclusive: bool = False) -> Any:
+    """Return one number, or a tuple with one for each layer."""
+    if not isinstance(value, (tuple, list)):
+        return as_real(name, value, inclusive=inclusive)
+    if len(value) != len(shapes):
+        raise ValueError(f"{name} must be one number or {len(shapes)}, one a layer; got {value}")
+    return tuple(as_real(f"{name}[{i}]", each, inclusive=inclusive) for i, each in enumerate(value))
+
+
+@dataclass(frozen=True, repr=False)
+class Drawer:
+    """The function behind a sampler; its shapes and distribution say all, so it pickles."""
+
+    shapes: LayerShapes
+    distribution: str
+
+    def __post_init__(self):
+        vars(self)["__qualname__"] = repr(self)
+
+    def __repr__(self) -> str:
+        return f"sampler({self.shapes}, {self.distribution!r})"
+
+    def __reduce__(self):
+        return _drawer, (self.shapes, self.distribution)
+
+    def __call__(self, key: jax.Array, *, scale: Any, bias_scale: Any) -> Params:
+        """Return the params that belong to a key; each scale is one number or a tuple of them."""
+        key = as_key("key", key, traced=True)
+        total = sum(math.prod(shape) for layer in self.shapes for shape in layer if shape)
+        draw = uniforms if self.distribution == "uniform" else normals
+        flat, layers, begin = draw(key, total), [], 0
+        for layer, ((fan_in, fan_out), biases) in enumerate(self.shapes):
+            by = _of_layer(scale, layer) * np.float32(_gain(self.distribution, fan_in))
+            middle = begin + fan_in * fan_out
+            end = middle + (biases[0] if biases else 0)
+            bias_by = by if bias_scale is None else _of_layer(bias_scale, layer)
+            drawn = flat[middle:end] * bias_by if biases else None
+            layers.append(Dense(flat[begin:middle].reshape(fan_in, fan_out) * by, drawn))
+            begin = end
+        return tuple(layers)
+
+
+@cache
+def _drawer(shapes: LayerShapes, distribution: str) -> Drawer:
+    """Return one object for the same settings, so that `jit` knows it again."""
+    return Drawer(shapes, distribution)
 
 
 def _gain(distribution: str, fan_in: int) -> float:
     return {"lecun": math.sqrt(1 / fan_in), "he": math.sqrt(2 / fan_in)}.get(distribution, 1.0)
 
 
-def _per_layer(name: str, value: Any, shapes: LayerShapes, *, inclusive: bool = False) -> list[Any]:
-    if not isinstance(value, (tuple, list)):
-        return [as_real(name, value, inclusive=inclusive)] * len(shapes)
-    if len(value) != len(shapes):
-        raise ValueError(f"{name} must be one number or {len(shapes)}, one a layer; got {value}")
-    return [as_real(f"{name}[{i}]", each, inclusive=inclusive) for i, each in enumerate(value)]
-
-
-@cache
-def _drawer(shapes: LayerShapes, unit: str):
-    """The function behind a sampler: one object for the same settings, so `jit` knows it again."""
-    total = sum(math.prod(shape) for layer in shapes for shape in layer if shape)
-
-    def draw(scales: tuple[jax.Array, ...], bias_scales: tuple[jax.Array, ...], key: jax.Array):
-        key = as_key("key", key, traced=True)
-        flat = uniforms(key, total) if unit == "uniform" else normals(key, total)
-        return _cut(flat, shapes, scales, bias_scales)
-
-    draw.__qualname__ = f"sampler({shapes}, {unit!r})"
-    return draw
-
-
-def _cut(flat: jax.Array, shapes: LayerShapes, scales: Any, bias_scales: Any) -> Params:
-    """Cuts a flat vector into layers, weights row by row and then biases, and scales each."""
-    layers, begin = [], 0
-    for (weights, biases), scale, bias_scale in zip(shapes, scales, bias_scales, strict=True):
-        middle = begin + math.prod(weights)
-        end = middle + (biases[0] if biases else 0)
-        drawn = flat[middle:end] * bias_scale if biases else None
-        layers.append(Dense(flat[begin:middle].reshape(weights) * scale, drawn))
-        begin = end
-    return tuple(layers)
+def _of_layer(scale: Any, layer: int) -> Any:
+    return scale[layer] if isinstance(scale, tuple) else scale

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnn.model.activations import ACTIVATIONS
+from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
+from jaxnn.run.checks import array_record, as_choice, as_values
 
 __all__ = [
     "Dense",
@@ -22,8 +23,12 @@ __all__ = [
 ]
 
 
+@array_record
 class Dense(NamedTuple):
     """One layer's numbers: `outputs = activation(inputs @ weights + biases)`.
+
+    Functions that take params accept lists of floats and float64 arrays as well, and round them
+    to float32 unless JAX's x64 mode is on. They refuse integers, and say how to convert them.
 
     Attributes:
         weights: shape `(in, out)`, float32.
@@ -65,14 +70,12 @@ def logits_of(params: Params, x: jax.Array, hidden: str) -> jax.Array:
     return _affine(last, x)
 
 
-def forward(
-    params: Params, x: jax.Array, *, hidden: str = "relu", output: str = "identity"
-) -> jax.Array:
+def forward(params: Params, x: Any, *, hidden: str = "relu", output: str = "identity") -> jax.Array:
     """The forward pass: every layer but the last through `hidden`, the last through `output`.
 
     Args:
         params: tuple of `Dense`.
-        x: inputs, shape `(rows, features)`.
+        x: inputs, shape `(rows, features)`; an array, a list of rows or a pandas frame.
         hidden: name of the hidden activation.
         output: name of the output activation.
 
@@ -80,7 +83,8 @@ def forward(
         Outputs of shape `(rows, outputs)`.
 
     Raises:
-        KeyError: if an activation is unknown.
+        TypeError: if `params` or `x` are not of real numbers.
+        ValueError: if an activation is unknown.
 
     Example:
         >>> layer = Dense(jnp.array([[2.0], [-1.0]]), jnp.array([1.0]))
@@ -88,7 +92,10 @@ def forward(
         Array([[1.],
                [8.]], dtype=float32)
     """
-    return ACTIVATIONS[output].forward(logits_of(params, x, hidden))
+    as_choice("hidden", hidden, HIDDEN_ACTIVATIONS)
+    as_choice("output", output, tuple(ACTIVATIONS))
+    logits = logits_of(_as_layers("params", params), jnp.asarray(as_values("x", x)), hidden)
+    return ACTIVATIONS[output].forward(logits)
 
 
 def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:
@@ -96,47 +103,77 @@ def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:
     return z if layer.biases is None else z + layer.biases[None, :]
 
 
-def check_params(name: str, params: Any, shapes: LayerShapes) -> None:
-    """Refuses params of another network.
+def check_params(name: str, params: Any, shapes: LayerShapes) -> Params:
+    """Return the params as arrays; refuse those of another network.
 
     Args:
         name: the argument's name, for the message.
         params: what came.
         shapes: for each layer the shape of its weights, and of its biases or None.
 
+    Returns:
+        The params. NumPy's float64 stays as it is, but fits the width that JAX gives it.
+
     Raises:
-        TypeError: if the tree is not a tuple of `Dense`, or a leaf is not float32 (or float64).
-        ValueError: if the number of layers or a shape differs.
+        TypeError: if the tree is not a tuple of `Dense`, or a leaf is not of floats.
+        ValueError: if the number of layers or a shape differs, or float64 does not fit.
     """
+    params = _as_layers(name, params)
+    if len(params) != len(shapes):
+        raise ValueError(f"{name} must hold {len(shapes)} layers; got {len(params)}")
+    dtypes = set()
+    for layer, (dense, wanted) in enumerate(zip(params, shapes, strict=True)):
+        for field, leaf, shape in zip(Dense._fields, dense, wanted, strict=True):
+            path = f"{name}[{layer}].{field}"
+            if shape is not None:
+                dtypes.add(_check_leaf(path, leaf, shape))
+            elif leaf is not None:
+                wanted_none = "None: the network has hidden_biases=False"
+                raise ValueError(f"{path} must be {wanted_none}; got {_shape(leaf)}")
+    if len(dtypes) > 1:
+        raise TypeError(f"{name} must be of one dtype; got {', '.join(sorted(dtypes))}")
+    return params
+
+
+def _as_layers(name: str, params: Any) -> Params:
+    """Return a tuple of `Dense` with arrays of any shapes."""
     if not isinstance(params, tuple):
         raise TypeError(f"{name} must be a tuple of Dense; got a {type(params).__name__}")
     for layer, dense in enumerate(params):
         if not isinstance(dense, Dense):
             wanted = "a Dense(weights, biases)"
             raise TypeError(f"{name}[{layer}] must be {wanted}; got a {type(dense).__name__}")
-    if len(params) != len(shapes):
-        raise ValueError(f"{name} must hold {len(shapes)} layers; got {len(params)}")
-    dtypes = set()
-    for layer, (dense, wanted) in enumerate(zip(params, shapes, strict=True)):
-        for field, leaf, shape in zip(("weights", "biases"), dense, wanted, strict=True):
-            path = f"{name}[{layer}].{field}"
-            if shape is not None:
-                _check_leaf(path, leaf, shape)
-                dtypes.add(str(leaf.dtype))
-            elif leaf is not None:
-                wanted_none = "None: the network has hidden_biases=False"
-                raise ValueError(f"{path} must be {wanted_none}; got {_shape(leaf)}")
-    if len(dtypes) > 1:
-        raise TypeError(f"{name} must be of one dtype; got {', '.join(sorted(dtypes))}")
+    return tuple(
+        Dense(
+            *(
+                _as_leaf(f"{name}[{layer}].{field}", leaf)
+                for field, leaf in zip(Dense._fields, dense, strict=True)
+            )
+        )
+        for layer, dense in enumerate(params)
+    )
 
 
-def _check_leaf(path: str, leaf: Any, shape: tuple[int, ...]) -> None:
-    if not hasattr(leaf, "dtype") or _shape(leaf) != shape:
+def _as_leaf(path: str, leaf: Any) -> Any:
+    """Return an array; JAX arrays, and the shapes of those not drawn yet, stay as they are."""
+    if leaf is None or isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
+        return leaf
+    return as_values(path, leaf)
+
+
+def _check_leaf(path: str, leaf: Any, shape: tuple[int, ...]) -> str:
+    """Return the dtype that JAX gives the leaf."""
+    if _shape(leaf) != shape:
         raise ValueError(f"{path} must be an array of shape {shape}; got {_shape(leaf)}")
     wide = jax.dtypes.canonicalize_dtype("float64") == "float64"
     allowed = ("float32", "float64") if wide else ("float32",)
-    if str(leaf.dtype) not in allowed:
-        raise TypeError(f"{path} must be {' or '.join(allowed)}; got {leaf.dtype}")
+    dtype = str(jax.dtypes.canonicalize_dtype(leaf.dtype))
+    if dtype not in allowed:
+        raise TypeError(
+            f"{path} must be {' or '.join(allowed)}; got {leaf.dtype}: "
+            "jax.tree.map(jnp.float32, params) converts it"
+        )
+    return dtype
 
 
 def _shape(leaf: Any) -> Any:

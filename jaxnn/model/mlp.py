@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+import numpy as np
 
 from jaxnn import metrics
-from jaxnn.batch import Batch, check_batch, check_inputs
+from jaxnn.batch import Batch, check_batch, check_inputs, valid_rows
 from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import HEADS, Head
+from jaxnn.model.heads import HEADS, Head, constant_loss
 from jaxnn.model.init import Distribution, sampler
 from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, logits_of
 from jaxnn.model.losses import LOSSES
@@ -50,20 +51,126 @@ class Settings(NamedTuple):
         return HEADS[self.output, self.loss]
 
 
-class BatchFunction(Protocol):
-    """A pure function of params and a batch that can refuse both before compilation."""
+@dataclass(frozen=True, repr=False)
+class ModelFunction:
+    """A function of a network; its settings and name say all, so it is hashable and pickles."""
+
+    settings: Settings
+    name: str
+
+    def __post_init__(self):
+        # `jax.jit` and other wrappers copy this dictionary to the function that they return.
+        vars(self).update(__name__=self.name, __qualname__=f"{_call(self.settings)}.{self.name}")
+
+    def __repr__(self) -> str:
+        return f"{_call(self.settings)}.{self.name}"
+
+    def __reduce__(self):
+        return _function_of, (self.settings, self.name)
+
+
+class InitFunction(ModelFunction):
+    """Draws params to start from."""
+
+    def __call__(
+        self, key: jax.Array, *, scale: float = 0.01, distribution: Distribution = "normal"
+    ) -> Params:
+        """Return weights of `scale` times unit draws, and biases of 0."""
+        shapes = self.settings.shapes
+        draw = sampler(shapes, scale=scale, distribution=distribution, bias_scale=0.0)
+        return draw(as_key("key", key, traced=True))
+
+
+class SamplerFunction(ModelFunction):
+    """Makes the function that draws whole weight sets."""
+
+    def __call__(
+        self,
+        *unexpected: Any,
+        scale: float | Sequence[float] = 1.0,
+        distribution: Distribution = "normal",
+        bias_scale: float | Sequence[float] | None = None,
+    ) -> jax.tree_util.Partial:
+        """Return a `sample_fn(key)`, as `jaxnn.model.init.sampler` describes it."""
+        if unexpected:
+            raise TypeError(
+                "sample_fn must be what model.sampler(scale=1.0) returns, a function of a key; "
+                "got model.sampler itself, without its call"
+            )
+        options = {"scale": scale, "distribution": distribution, "bias_scale": bias_scale}
+        return sampler(self.settings.shapes, **options)
+
+
+class ApplyFunction(ModelFunction):
+    """The forward pass."""
+
+    def __call__(self, params: Params, x: Any) -> jax.Array:
+        """Return the outputs `(rows, outputs)` of inputs `(rows, features)`."""
+        params = check_params("params", params, self.settings.shapes)
+        x = check_inputs("x", x, self.settings.sizes[0])
+        return _compiled(self.settings, self.name)(params, x)
+
+
+class BatchFunction(ModelFunction):
+    """A function of params and a batch, which a trainer can ask a few things beforehand."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        vars(self).update(validate=self.validate, constant_loss=self.constant_loss)
 
     def __call__(self, params: Params, batch: Batch) -> Any:
-        """Evaluates the function."""
-        ...
+        """Evaluate the function."""
+        return _compiled(self.settings, self.name)(*self._border(params, batch))
 
     def validate(self, params: Params, batch: Batch) -> None:
-        """Raises `TypeError` or `ValueError` for params or a batch of another network."""
-        ...
+        """Raise `TypeError` or `ValueError` for params or a batch of another network."""
+        self._border(params, batch)
+
+    def constant_loss(self, batch: Batch) -> float | None:
+        """Return the lowest loss of an answer that is the same for every row, or None.
+
+        A network whose loss is no lower has learnt nothing from its inputs. None means that the
+        lowest is not known.
+        """
+        sizes, _, output, loss, _ = self.settings
+        targets = check_batch("batch", batch, loss, sizes[0], sizes[-1]).y
+        return constant_loss(output, loss, np.asarray(targets), sizes[-1])
+
+    def _border(self, params: Params, batch: Batch) -> tuple[Params, Batch]:
+        sizes, _, _, loss, _ = self.settings
+        params = check_params("params", params, self.settings.shapes)
+        batch = check_batch("batch", batch, loss, sizes[0], sizes[-1])
+        if self.name == "accuracy" and loss == "mean_squared_error":
+            raise ValueError(
+                "accuracy must be of classes; got a network of loss 'mean_squared_error': "
+                "use jaxnn.metrics.r2(model.apply(params, batch.x), batch.y)"
+            )
+        return params, batch
+
+
+class LossFunction(BatchFunction):
+    """A loss whose `vmap` over params is fast."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        vars(self).update(bytes_per_set=self.bytes_per_set, rounds_alike=self.rounds_alike)
+
+    def bytes_per_set(self, params: Params, batch: Batch) -> int:
+        """Return what one weight set adds to the memory of `jax.vmap`, in bytes."""
+        return bytes_per_set(params, batch)
+
+    def rounds_alike(self, params: Params, batch: Batch) -> bool:
+        """Return whether a weight set's loss has the same bits at every width of `jax.vmap`."""
+        return rounds_alike(params, batch)
 
 
 class Model(NamedTuple):
     """A network as pure functions of its params, a tuple of `Dense`.
+
+    Categorical targets are classes or rows of weights, such as one-hot rows and soft labels.
+    Targets that make no sense, such as a class out of range, are refused by name where their
+    values are known. Elsewhere, as under a `jit` of your own or in a function around `loss`, they
+    make the loss and its gradient nan. So do inputs that are not finite.
 
     Attributes:
         settings: sizes, activations, loss and biases, as given to `mlp`.
@@ -72,28 +179,31 @@ class Model(NamedTuple):
         loss: `loss(params, batch)` -> mean loss, a scalar, exact for logits of +-1e4. Its
             `jax.grad` is the hand-written gradient; its `jax.vmap` over params is fast.
         value_and_grad: `value_and_grad(params, batch)` -> the loss and its gradient by hand.
-            Categorical targets are classes or one-hot rows; soft ones are refused where values
-            are known, so not under a `jit` of your own, where they would give another loss.
         loss_reference: the same loss as a plain composition of JAX functions, the witness that
             autodiff differentiates, to any order.
-        accuracy: `accuracy(params, batch)` -> share of right answers; classes only. Its
-            `jax.vmap` over params is fast.
+        accuracy: `accuracy(params, batch)` -> share of right answers; classes only. The largest
+            weight of a row is its class. Its `jax.vmap` over params is fast.
         sampler: `sampler(*, scale=1.0, distribution="normal", bias_scale=None)` ->
             `sample_fn(key)`, which draws whole weight sets.
     """
 
     settings: Settings
-    init: Callable[..., Params]
-    apply: Callable[[Params, ArrayLike], jax.Array]
-    loss: BatchFunction
+    init: InitFunction
+    apply: ApplyFunction
+    loss: LossFunction
     value_and_grad: BatchFunction
     loss_reference: BatchFunction
     accuracy: BatchFunction
-    sampler: Callable[..., jax.tree_util.Partial]
+    sampler: SamplerFunction
 
     def __repr__(self) -> str:
         """The call that builds this network."""
         return _call(self.settings)
+
+    def __reduce__(self):
+        """Unpickle as the one `Model` of these settings, unless a function was replaced."""
+        is_cached = self == _model(self.settings)
+        return (_model, (self.settings,)) if is_cached else (Model, tuple(self))
 
 
 def mlp(
@@ -153,82 +263,52 @@ def _call(settings: Settings) -> str:
 
 @cache
 def _model(settings: Settings) -> Model:
-    shapes = settings.shapes
     return Model(
         settings=settings,
-        init=partial(_init, shapes),
-        apply=_apply(settings),
-        loss=_checked(
-            settings,
-            "loss",
-            _loss(settings),
-            bytes_per_set=bytes_per_set,
-            rounds_alike=rounds_alike,
-        ),
-        value_and_grad=_checked(settings, "value_and_grad", partial(_value_and_grad, settings)),
-        loss_reference=_checked(settings, "loss_reference", partial(_reference, settings)),
-        accuracy=_checked(settings, "accuracy", _accuracy(settings)),
-        sampler=partial(sampler, shapes),
+        init=InitFunction(settings, "init"),
+        apply=ApplyFunction(settings, "apply"),
+        loss=LossFunction(settings, "loss"),
+        value_and_grad=BatchFunction(settings, "value_and_grad"),
+        loss_reference=BatchFunction(settings, "loss_reference"),
+        accuracy=BatchFunction(settings, "accuracy"),
+        sampler=SamplerFunction(settings, "sampler"),
     )
 
 
-def _init(
-    shapes: LayerShapes,
-    key: jax.Array,
-    *,
-    scale: float = 0.01,
-    distribution: Distribution = "normal",
-) -> Params:
-    """Params to start from: weights `scale` times unit draws, biases 0."""
-    draw = sampler(shapes, scale=scale, distribution=distribution, bias_scale=0.0)
-    return draw(as_key("key", key, traced=True))
+def _function_of(settings: Settings, name: str) -> ModelFunction:
+    return getattr(_model(settings), name)
 
 
-def _apply(settings: Settings) -> Callable[[Params, ArrayLike], jax.Array]:
-    @jax.jit
-    def compiled(params: Params, x: jax.Array) -> jax.Array:
-        x = x.astype(params[0].weights.dtype)
-        return forward(params, x, hidden=settings.hidden, output=settings.output)
-
-    def apply(params: Params, x: ArrayLike) -> jax.Array:
-        check_params("params", params, settings.shapes)
-        check_inputs("x", x, settings.sizes[0])
-        return compiled(params, jnp.asarray(x))
-
-    return apply
-
-
-def _checked(
-    settings: Settings, name: str, function: Callable[[Params, Batch], Any], **attributes: Any
-) -> BatchFunction:
-    """The compiled function behind its border check, which it carries as `validate`."""
-    compiled = jax.jit(lambda params, batch: function(params, _cast(params, batch)))
-
-    def validate(params: Params, batch: Batch) -> None:
-        check_params("params", params, settings.shapes)
-        check_batch("batch", batch, settings.loss, settings.sizes[0], settings.sizes[-1])
-        if name == "accuracy" and settings.loss == "mean_squared_error":
-            raise ValueError(
-                "accuracy must be of classes; got a network of loss 'mean_squared_error': "
-                "use jaxnn.metrics.r2(model.apply(params, batch.x), batch.y)"
-            )
-
-    def checked(params: Params, batch: Batch) -> Any:
-        validate(params, batch)
-        return compiled(params, batch)
-
-    checked.__name__, checked.__qualname__ = name, f"{_call(settings)}.{name}"
-    vars(checked).update(validate=validate, **attributes)
-    return cast(BatchFunction, checked)
+@cache
+def _compiled(settings: Settings, name: str) -> Callable[..., Any]:
+    """Return the compiled function behind the border."""
+    if name == "apply":
+        return jax.jit(partial(_apply, settings))
+    function = {
+        "loss": _loss,
+        "value_and_grad": lambda settings: partial(_value_and_grad, settings),
+        "loss_reference": lambda settings: partial(_reference, settings),
+        "accuracy": _accuracy,
+    }[name](settings)
+    return jax.jit(lambda params, batch: function(params, _cast(settings, params, batch)))
 
 
-def _cast(params: Params, batch: Batch) -> Batch:
-    """The batch with inputs, and targets if they are floats, of the params' dtype."""
+def _cast(settings: Settings, params: Params, batch: Batch) -> Batch:
+    """Return the batch in the params' dtype; classes stay integers.
+
+    A row whose targets make no sense gets nan as its inputs: from there nan reaches the loss and
+    the gradient in every layout, and the inner loops cost no more.
+    """
     dtype = params[0].weights.dtype
-    y = jnp.asarray(batch.y)
-    if jnp.issubdtype(y.dtype, jnp.floating):
-        y = y.astype(dtype)
-    return Batch(jnp.asarray(batch.x).astype(dtype), y)
+    x, y = jnp.asarray(batch.x).astype(dtype), jnp.asarray(batch.y)
+    y = y.astype(dtype) if y.ndim == 2 else y
+    makes_sense = valid_rows(y, settings.loss, settings.sizes[-1])[:, None] & jnp.isfinite(x)
+    return Batch(jnp.where(makes_sense, x, jnp.nan), y)
+
+
+def _apply(settings: Settings, params: Params, x: jax.Array) -> jax.Array:
+    x = x.astype(params[0].weights.dtype)
+    return forward(params, x, hidden=settings.hidden, output=settings.output)
 
 
 def _reference(settings: Settings, params: Params, batch: Batch) -> jax.Array:
