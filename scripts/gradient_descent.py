@@ -131,11 +131,11 @@ def params_of_best(result: Any) -> Any:
 
 def timed(train: Callable[..., Any], arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
     """Runs the descent; returns its result and its pace."""
-    finished(train(num_epochs=1))  # compiles, so that the seconds below are the descent's own
     saved: Path | None = arguments.checkpoint
     before = 0
     if saved and saved.exists():
         before = int(np.sum(checkpoints.load(saved)[0].get("num_steps", 0)))
+    finished(train(num_epochs=1))  # compiles, so that the seconds below are the descent's own
     started = time.perf_counter()
     result = train(
         num_epochs=arguments.epochs,

@@ -113,11 +113,11 @@ def timed(
     climb: Callable[..., Any], arguments: argparse.Namespace
 ) -> tuple[Any, dict[str, float | int]]:
     """Runs the search; returns its result, its steps and its pace."""
+    saved: Path | None = arguments.checkpoint
+    before = checkpoints.load(saved)[1].get("next", 0) if saved and saved.exists() else 0
     finished(
         climb(num_steps=1)
     )  # compiles most of it, so that the seconds below are the search's own
-    saved: Path | None = arguments.checkpoint
-    before = checkpoints.load(saved)[1].get("next", 0) if saved and saved.exists() else 0
     started = time.perf_counter()
     result = climb(
         num_steps=arguments.steps,

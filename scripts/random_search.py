@@ -96,8 +96,8 @@ def search(arguments: argparse.Namespace, given: Sequence[Any]) -> tuple[Any, fl
         top_k=arguments.top_k,
         thresholds=sorted(arguments.thresholds),
     )
-    finished(search(num_candidates=1))  # compiles, so that the seconds below are the search's own
     before = resumed_from(arguments)
+    finished(search(num_candidates=1))  # compiles, so that the seconds below are the search's own
     started = time.perf_counter()
     result = search(
         num_candidates=arguments.candidates,

@@ -129,7 +129,6 @@ compare_climbers --problems nothing               | invalid choice: 'nothing'
 descent_pictures --learning-rates nan             | learning_rate must be a finite number above 0
 fast_population --hidden -1                       | must be an integer of at least 1; got -1
 own_model --data nothing                          | invalid choice: 'nothing'
-perturbation_gradients --pairs 1e12 --epochs 0    | num_pairs must be at most
 perturbation_gradients --hidden -2                | must be an integer of at least 1; got -2
 reproduce_chapter --scales 0                      | scale must be a finite number above 0
 reproduce_chapter --output foreign                | chapter.json is of other settings
@@ -159,7 +158,14 @@ def test_a_bad_argument_is_told_in_a_line_and_ends_with_status_2(
     assert message in error_of(capsys)
 
 
-@pytest.mark.parametrize("script", [random_search, perturbation_search, gradient_descent])
+@pytest.mark.parametrize(
+    "script",
+    [
+        random_search,
+        gradient_descent,
+        pytest.param(perturbation_search, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_what_an_interrupted_run_found_is_reported_before_status_130(
     script, tmp_path, monkeypatch, capsys
 ):

@@ -118,13 +118,13 @@ def check_gradients(
     as_real("difference_tolerance", difference_tolerance)
     tolerance, difference_tolerance = float(tolerance), float(difference_tolerance)
     with jax.threefry_partitionable(True):
-        samples = _samples(key, sampler, num_samples)
+        samples = jax.tree.map(np.asarray, _samples(key, sampler, num_samples))
     first = jax.tree.map(lambda leaf: leaf[0], samples)
     batch = as_batch(batch, first, loss_fn, value_and_grad_fn)
     loss = as_partial("loss_fn", loss_fn)
     by_hand = as_partial("value_and_grad_fn", value_and_grad_fn)
     with jax.enable_x64(True):
-        samples, batch = widened(samples), widened(batch)
+        samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
         check_functions(loss, by_hand, jax.tree.map(lambda leaf: leaf[0], samples), batch)
         value_error, found = measure(
             loss, by_hand, samples, batch, (tolerance, difference_tolerance)

@@ -106,7 +106,7 @@ def suggest(
     Args:
         loss: the loss, which JAX differentiates.
         by_hand: the loss and the gradient under test.
-        samples: parameter sets with a leading axis, in float64.
+        samples: parameter sets with a leading axis, NumPy float64.
         batch: the batch.
         wrong: which leaves are wrong.
         by_grad: which of them are wrong by `jax.grad`, and not by the finite differences alone.
@@ -168,7 +168,7 @@ def _has(parts: frozenset[str], names: Sequence[str]) -> bool:
 
 
 def _places(
-    names: Sequence[str], leaves: Sequence[jax.Array], tree: Any, batch: Any
+    names: Sequence[str], leaves: Sequence[np.ndarray], tree: Any, batch: Any
 ) -> dict[str, tuple[Any, Any]]:
     """Samples and batches at which a fault may show or vanish, by name."""
     drawn, leaves = leaves, [_aside(number, leaf) for number, leaf in enumerate(leaves)]
@@ -176,24 +176,23 @@ def _places(
         "as drawn": (drawn, batch),
         "aside": (leaves, batch),
         "near 0": ([SMALL * leaf for leaf in leaves], batch),
-        "all positive": ([jnp.abs(leaf) for leaf in leaves], jax.tree.map(_positive, batch)),
+        "all positive": ([np.abs(leaf) for leaf in leaves], jax.tree.map(_positive, batch)),
     }
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if _is_square(leaf):
-            symmetric = (leaf + jnp.swapaxes(leaf, 1, 2)) / 2
+            symmetric = (leaf + np.swapaxes(leaf, 1, 2)) / 2
             places[name] = ([*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
     return {name: (jax.tree.unflatten(tree, where), rows) for name, (where, rows) in places.items()}
 
 
-def _aside(number: int, leaf: jax.Array) -> jax.Array:
+def _aside(number: int, leaf: np.ndarray) -> np.ndarray:
     """A leaf off the kinks that parameters of 0, or equal ones, may lie at."""
-    largest = jnp.max(jnp.abs(leaf), initial=0)
-    noise = jax.random.normal(jax.random.key(number), leaf.shape, leaf.dtype)
-    return leaf + ASIDE * jnp.where(largest > 0, largest, 1) * noise
+    largest = float(np.max(np.abs(leaf), initial=0)) or 1
+    return leaf + ASIDE * largest * np.random.default_rng(number).normal(size=leaf.shape)
 
 
 def _positive(leaf: Any) -> Any:
-    return jnp.abs(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    return np.abs(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def _is_square(leaf: Any) -> bool:

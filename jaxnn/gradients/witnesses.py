@@ -139,7 +139,8 @@ def widened(tree: Any) -> Any:
     """Every float leaf as float64, where JAX has it."""
 
     def widen(leaf: jax.Array) -> jax.Array:
-        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.asarray(np.asarray(leaf, np.float64)) if is_float else leaf
 
     return jax.tree.map(widen, tree)
 
