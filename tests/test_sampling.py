@@ -1,6 +1,7 @@
 """Whole weight sets from one key: their distribution, their bits and their scales."""
 
 import pickle
+from itertools import cycle, product
 from typing import Any, cast
 
 import jax
