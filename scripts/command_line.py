@@ -39,13 +39,14 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
         try:
             return main(argv)
         except KeyboardInterrupt:
-            tqdm.write(f"{script}: interrupted", file=sys.stderr)
-            return 130
+            status, words = 130, "interrupted"
         except Exception as error:
             if not isinstance(error, EXPECTED):
                 traceback.print_exc()
-            tqdm.write(f"{script}: error: {in_one_line(error)}", file=sys.stderr)
-            return 2
+            status, words = 2, f"error: {in_one_line(error)}"
+        # Not in the clauses above: they keep bars open that are drawn once more after a line.
+        tqdm.write(f"{script}: {words}", file=sys.stderr)
+        return status
 
     return run
 
