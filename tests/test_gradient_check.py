@@ -880,7 +880,7 @@ class Bad(NamedTuple):
         Bad({"key": 0}, TypeError, "^key must be a single typed key"),
         Bad({"key": jax.random.key(0, impl="rbg")}, ValueError, "^key must be of implementation"),
         Bad({"num_samples": 0}, ValueError, "^num_samples must be an integer of at least 1"),
-        Bad({"num_samples": 2.0}, TypeError, "^num_samples must be an integer"),
+        Bad({"num_samples": 2.5}, TypeError, "^num_samples must be an integer"),
         Bad({"tolerance": 0}, ValueError, "^tolerance must be a finite number above 0"),
         Bad({"tolerance": np.nan}, ValueError, "^tolerance must be a finite number above 0"),
         Bad({"difference_tolerance": -1}, ValueError, "^difference_tolerance must be a finite"),

@@ -723,7 +723,7 @@ def test_numbers_out_of_range_are_refused_by_name(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 3.0}, "batch_size must be an integer"),
+        ({"batch_size": 3.5}, "batch_size must be an integer"),
         ({"batch_size": True}, "batch_size must be an integer"),
         ({"tolerance": "1e-8"}, "tolerance must be a finite number"),
         ({"tolerance": None}, "tolerance must be a finite number"),

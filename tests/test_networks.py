@@ -279,7 +279,7 @@ def test_a_second_sweep_compiles_nothing(caplog):
     [
         ({"num_networks": 3}, ValueError, "params must have a first axis of num_networks = 3"),
         ({"num_networks": 0}, ValueError, "num_networks must be an integer of at least 1"),
-        ({"num_networks": 2.0}, TypeError, "num_networks must be an integer"),
+        ({"num_networks": 2.5}, TypeError, "num_networks must be an integer"),
         ({"num_networks": NUM, "learning_rate": [0.1, 0.2]}, ValueError, "one for each of the 40"),
         ({"num_networks": NUM, "learning_rate": np.zeros(NUM)}, ValueError, "learning_rate must"),
         ({"learning_rate": np.ones(3)}, TypeError, "learning_rate must"),

@@ -265,7 +265,7 @@ def test_float64_params_climb_in_float64():
     [
         ({"num_chains": 0}, ValueError, "num_chains must be an integer of at least 1; got 0"),
         ({"num_chains": -2}, ValueError, "num_chains must be an integer of at least 1; got -2"),
-        ({"num_chains": 2.0}, TypeError, "num_chains must be an integer"),
+        ({"num_chains": 2.5}, TypeError, "num_chains must be an integer"),
         ({"num_chains": 2**31}, ValueError, "num_chains must be at most 2147483647"),
         ({"steps": 2**32}, ValueError, "num_steps must be at most 4294967295"),
         ({"metric_fn": 3}, TypeError, "metric_fn must be callable; got a int"),

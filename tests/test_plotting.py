@@ -138,7 +138,7 @@ def test_data_without_a_class_keeps_the_others_colors():
         (Batch(x=ROWS, y=LABELS[:-1]), ValueError, r"batch.y .* got int32 of shape \(20,\)"),
         (Batch(x=ROWS, y=LABELS - 1), ValueError, "batch.y must be classes 0 to 1; got -1"),
         (Batch(x=ROWS, y=LABELS * np.nan), ValueError, "batch.y must be integer classes"),
-        (Batch(x=ROWS, y=np.ones((21, 3))), ValueError, "batch.y must be one-hot"),
+        (Batch(x=ROWS, y=np.zeros((21, 3))), ValueError, "batch.y must be non-negative weights"),
         (Batch(x=ROWS, y=np.array(["a"] * 21)), TypeError, "batch.y must be an array of real"),
     ],
 )
@@ -484,7 +484,7 @@ def test_averages_refuse_values(values, error, message):
     [
         (0, ValueError, "window must be an integer of at least 1; got 0"),
         (4, ValueError, "window must be odd, to have a centre; got 4"),
-        (3.0, TypeError, "window must be an integer"),
+        (3.5, TypeError, "window must be an integer"),
     ],
 )
 def test_averages_refuse_windows(window, error, message):

@@ -342,7 +342,7 @@ class TestResuming:
         ({"max_seconds": 0}, ValueError, "max_seconds"),
         ({"callback": 3}, TypeError, "callback"),
         ({"memory_budget": 0}, ValueError, "memory_budget"),
-        ({"memory_budget": 1e9}, TypeError, "memory_budget"),
+        ({"memory_budget": 1e9 + 0.5}, TypeError, "memory_budget"),
     ],
 )
 def test_bad_options_are_refused_by_name(options, error, match):

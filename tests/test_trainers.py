@@ -527,11 +527,11 @@ def test_keys_of_other_kinds_are_refused(train, key, error, message):
 
 BAD_COUNTS = [
     (-1, ValueError, "got -1"),
-    (1e9, TypeError, r"got 1000000000.0 \(float\)"),
+    (1e9 + 0.5, TypeError, r"got 1000000000.5 \(float\)"),
     (True, TypeError, r"got True \(bool\)"),
     ("10", TypeError, r"got '10' \(str\)"),
     (None, TypeError, "got None"),
-    (np.float32(10), TypeError, "got an array of dtype float32"),
+    (np.float32(10.5), TypeError, "got an array of dtype float32"),
     (2**64, ValueError, "got 18446744073709551616"),
 ]
 

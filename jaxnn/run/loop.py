@@ -149,7 +149,8 @@ def run(
     def save() -> None:
         if checkpoint is not None:
             arrays, facts, history = work.content(state)
-            checkpoint.save(arrays, {**facts, "status": _ending(status, done, work.total)}, history)
+            ending = _ending(status, done < work.total, limits)
+            checkpoint.save(arrays, {**facts, "status": ending}, history)
 
     try:
         for begin, end, report in _chunks(work, done if status is None else work.total, limits):
@@ -166,11 +167,12 @@ def run(
                 saved = time.monotonic()
     finally:
         save()
-    return state, _ending(status, done, work.total)
+    return state, _ending(status, done < work.total, limits)
 
 
-def _ending(status: Status | None, done: int, total: int) -> Status:
-    return status or ("completed" if done >= total else "interrupted")
+def _ending(status: Status | None, is_left: bool, limits: Limits) -> Status:
+    """Why a run ended; a signal during the last chunk is told too, or the caller would miss it."""
+    return status or ("interrupted" if is_left or limits.is_interrupted() else "completed")
 
 
 def _asks_to_stop(limits: Limits, started: float, progress: Progress) -> bool:
