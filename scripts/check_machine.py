@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command_line import Sizes, count, parser_for, write_json
+from command_line import Sizes, command, count, parser_for, write_json
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
@@ -310,6 +310,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks; return the exit status."""
     arguments = parse(argv)

@@ -80,9 +80,9 @@ def inner_default(c):
 
 def attribute(c):
     def loss(params, batch):
-        return scaled(params, batch, loss.c)
+        return scaled(params, batch, vars(loss)["c"])
 
-    loss.c = c
+    vars(loss)["c"] = c
     return loss
 
 

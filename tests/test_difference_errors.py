@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnn.gradients import differences as difference_errors
+from jaxnn import difference_errors
 
 PARAMS = {"a": np.array([0.5, -1.0], np.float32), "b": np.float32(2.0)}
 BATCH = np.array([1.0, 0.25], np.float32)

@@ -130,7 +130,8 @@ class Full:
     """A disk on which files whose names hold a word cannot be saved."""
 
     def __init__(self, monkeypatch, word):
-        save, self.word = checkpoints.save, word
+        save = checkpoints.save
+        self.word: str | None = word
 
         def save_or_not(path, *content):
             if self.word and self.word in path.name:

@@ -145,7 +145,7 @@ GRADIENT = THREE, optimizers.sgd(0.5).init(THREE), THREE
         (body(1), body(2), PAIR, "loss_fn computes something else than when it was saved"),
         (closure(np.zeros(3)), closure(np.ones(3)), PAIR, "loss_fn is another than when it was"),
         (schedules.constant(0.5), schedules.constant(0.25), [STEP], "loss_fn was 0.5, is 0.25"),
-        (SLOW(0.5).update, SLOW(0.25).update, GRADIENT, "rate of loss_fn was 0.5, is 0.25"),
+        (SLOW(0.5).update, SLOW(0.25).update, GRADIENT, "learning_rate of loss_fn was 0.5"),
         (MODEL.sampler(scale=4.0), MODEL.sampler(scale=2.0), [KEY], "scale of loss_fn was 4.0"),
     ],
 )

@@ -369,7 +369,7 @@ def test_a_sampler_of_few_values_is_none_that_ignores_its_key():
 
     for seed in range(20):
         found = jaxnn.random_search(
-            jax.random.key(seed), lambda p, b: p, bit, None, num_candidates=50
+            jax.random.key(seed), lambda params, batch: params, bit, None, num_candidates=50
         )
         assert found.loss == 0
 

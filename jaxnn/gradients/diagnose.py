@@ -188,7 +188,8 @@ def _places(
 def _aside(number: int, leaf: np.ndarray) -> np.ndarray:
     """A leaf off the kinks that parameters of 0, or equal ones, may lie at."""
     largest = float(np.max(np.abs(leaf), initial=0)) or 1
-    return leaf + ASIDE * largest * np.random.default_rng(number).normal(size=leaf.shape)
+    steps = np.sin(1 + number + np.arange(leaf.size, dtype=np.float64)).reshape(leaf.shape)
+    return leaf + ASIDE * largest * steps
 
 
 def _positive(leaf: Any) -> Any:

@@ -339,11 +339,11 @@ def _advance(
     unravel = ravel_pytree(params)[1]
     step = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
     time = step.astype(jnp.float32)
-    learning_rate = jnp.asarray(learning_rate(time - 1))
-    _check_single(learning_rate, direction)
+    rate = jnp.asarray(learning_rate(time - 1))
+    _check_single(rate, direction)
     gradient, here = _flat(gradients), _flat(params)
     ahead, moments = direction(gradient, state.moments, here, time)
-    updates = -learning_rate.astype(ahead.dtype) * ahead
+    updates = -rate.astype(ahead.dtype) * ahead
     return unravel(updates.astype(ravel_pytree(params)[0].dtype)), StepState(step, moments)
 
 
