@@ -940,6 +940,12 @@ def test_lengths_of_gradients_neither_overflow_nor_vanish(size):
     assert descend(jnp.zeros(2), gradient_tolerance=size * 2, **options).status == "converged"
 
 
+def test_a_search_for_infinities_finds_none():
+    options = {"batch_size": 5, "validation_batch": LINE, "tolerance": 1e-3, "learning_rate": 0.01}
+    with jax.debug_infs(True), jax.debug_nans(True):
+        assert descend(epochs=20, **options).status == "completed"
+
+
 def test_half_precision_steps_are_finite():
     def function(params, batch):
         return jnp.sum(params) + 0 * batch, jnp.zeros_like(params)

@@ -233,6 +233,20 @@ def test_validation_and_patience_are_each_networks_own():
         assert many.loss[number] == pytest.approx(one.loss, rel=1e-4)
 
 
+@pytest.mark.exhaustive
+def test_the_epochs_that_a_tolerance_compares_are_each_networks_own():
+    options: dict[str, Any] = {
+        "learning_rate": 0.3, "num_epochs": 80, "tolerance": 2e-3, "batch_size": 7,
+        "keep_remainder": True,
+    }  # fmt: skip
+    many = descend(STARTS, BATCH, num_networks=NUM, **options)
+    assert len(np.unique(many.num_steps)) > 10
+    for number in (np.argmin(many.num_steps), np.argmax(many.num_steps), 33):
+        one = alone(int(number), **options)
+        assert (many.num_steps[number], many.status[number]) == (one.num_steps, one.status)
+        assert leaf_error(of(many.params, int(number)), one.params) < 1e-4
+
+
 def test_no_epochs_return_the_starts():
     trained = descend(STARTS, BATCH, num_epochs=0, learning_rate=0.1, num_networks=NUM)
     assert_same(trained.params, STARTS)

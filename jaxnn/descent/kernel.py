@@ -172,6 +172,15 @@ def descend(
         num_steps = records.num_steps + runs.astype(jnp.int32)
         return stepped, records._replace(loss=_set(records.loss, loss, place), num_steps=num_steps)
 
+    def compare_epochs(place: jax.Array, state: State, records: Records) -> State:
+        def compare(losses: jax.Array, state: State) -> State:
+            losses = jax.lax.dynamic_slice_in_dim(losses, place * cut.steps, cut.steps)
+            return _each(partial(_compare_epochs, rules, cut), state, (1, 0))(losses, state)
+
+        # Without a tolerance the comparison would take a tenth of the time of short epochs.
+        is_wanted, keep = rules.epoch_tolerance > 0, lambda losses, state: state
+        return jax.lax.cond(is_wanted, compare, keep, records.loss, state)
+
     def run_epoch(carry: tuple[jax.Array, State, Records]):
         epoch, before, records = carry
         place = epoch - first_epoch
@@ -181,8 +190,7 @@ def descend(
             order = _each(partial(_shuffled, batch, epoch), before, (0,))(stream)
             state, records = _run_batches(take_step, place, order, batch, cut, before, records)
         if rules.epoch_tolerance is not None:
-            losses = jax.lax.dynamic_slice_in_dim(records.loss, place * cut.steps, cut.steps)
-            state = _each(partial(_compare_epochs, rules, cut), state, (1, 0))(losses, state)
+            state = compare_epochs(place, state, records)
         if rules.validation is not None:
             validate = _each(partial(_validate, function, rules), state, (0, 0))
             state, loss = validate(state, before.verdict == RUNNING)
