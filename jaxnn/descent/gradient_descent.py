@@ -94,7 +94,9 @@ def gradient_descent(
     Args:
         key: a typed key, `jax.random.key(seed)`; it shuffles the rows.
         value_and_grad_fn: `value_and_grad_fn(params, batch)` -> the loss, a float scalar, and
-            its gradient, a tree like `params`; as `model.value_and_grad`.
+            its gradient, a tree like `params`; as `model.value_and_grad`. If it has an attribute
+            `constant_loss`, the result notes where a loss is no better than
+            `constant_loss(batch)`, that of the best constant answer, or None where it is unknown.
         params: where to start, any pytree of floats.
         batch: any pytree that the function takes; for mini-batches, rows first in every leaf.
         num_epochs: passes over the rows; 0 returns the start.
@@ -110,12 +112,12 @@ def gradient_descent(
         batch_size: rows a step; None, or more than there are, means all rows.
         keep_remainder: whether what is left of an epoch after the last full batch makes a
             smaller one; otherwise it is dropped.
-        tolerance: stop when the loss no longer changes by as much, status "converged"; 0 never
-            stops. On all rows at once: when two consecutive losses differ by less. In batches,
-            whose losses differ by chance: when the mean losses over the last five epochs and
-            over the five before differ by less than five times it, the same change an epoch.
-        tolerance_unit: "epoch" for that; "step" to compare two consecutive losses in batches as
-            well, whatever rows these are.
+        tolerance: stop when the loss changes by less than this an epoch, status "converged"; 0
+            never stops. On all rows at once, two consecutive losses are compared. The losses of
+            batches differ by chance, so with batches the mean loss over five epochs is compared
+            with that over the five epochs before, and the difference with five tolerances.
+        tolerance_unit: "epoch" for that rule; "step" compares the losses of two consecutive steps
+            with batches too, whatever rows they are.
         gradient_tolerance: stop where the gradient, of all leaves together, is shorter than
             this: somewhere flat. Status "converged".
         target_loss: stop at the first step whose batch has a loss at or below, status "reached".
