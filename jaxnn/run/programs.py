@@ -29,8 +29,10 @@ class _Handle:
     """Stands for a function among a program's arguments without keeping it alive."""
 
     def __init__(self, function: Callable[..., Any], key: tuple[int, ...]) -> None:
+        drop = _drop  # Names of a module are gone before the last functions are.
+
         def is_gone(_: Any) -> None:
-            _drop(key, self)
+            drop(key, self)
 
         weak = WeakMethod if inspect.ismethod(function) else ref
         try:
@@ -145,14 +147,19 @@ def _key(function: Callable[..., Any]) -> tuple[int, ...]:
     return (id(function),)
 
 
-def _drop(key: tuple[int, ...], handle: _Handle) -> None:
+def _drop(
+    key: tuple[int, ...],
+    handle: _Handle,
+    handles: dict[tuple[int, ...], _Handle] = _handles,
+    programs: list[Program] = _programs,
+) -> None:
     """Drops a handle, and the programs that it is an argument of."""
-    if _handles.get(key) is handle:
-        del _handles[key]
-    for each in _programs:
-        for handles in list(each._compiled):
-            if handle in handles:
-                each._compiled.pop(handles, None)
+    if handles.get(key) is handle:
+        del handles[key]
+    for each in programs:
+        for among in list(each._compiled):
+            if handle in among:
+                each._compiled.pop(among, None)
 
 
 def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
