@@ -220,15 +220,16 @@ def numpy_losses(kind, population, x, y):
             yield -np.mean(np.sum(weights * log_p, axis=1))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "sizes",
-    [
-        (2, 3, 3),
-        pytest.param((2, 16, 16, 3), id="by rows"),
-        pytest.param((2, 64, 64, 3), marks=pytest.mark.exhaustive),
-    ],
-)
+def _kinds():
+    """Every kind of target by scalars; by rows those that are not told apart there already."""
+    for kind in KINDS:
+        yield pytest.param((2, 3, 3), kind, id=f"by scalars, {kind}")
+        quick = [] if kind in ("weights", "soft bits") else [pytest.mark.exhaustive]
+        yield pytest.param((2, 16, 16, 3), kind, id=f"by rows, {kind}", marks=quick)
+        yield pytest.param((2, 64, 64, 3), kind, marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(("sizes", "kind"), _kinds())
 def test_every_way_to_the_loss_agrees_and_makes_nan_of_targets_without_a_meaning(sizes, kind):
     model = mlp(sizes, hidden="tanh", output=KINDS[kind][0], loss=KINDS[kind][1])
     population = draw_population(model, 16)

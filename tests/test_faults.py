@@ -72,7 +72,9 @@ def handlers():
         signal.signal(signum, handler)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signum", [pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive), signal.SIGTERM]
+)
 @pytest.mark.parametrize("name", ["search", "climb", "descend"])
 def test_a_signal_ends_a_run_with_what_it_found_and_it_goes_on(name, signum, tmp_path, handlers):
     run, path, sent = RUNS[name], tmp_path / "run.npz", []
@@ -257,13 +259,17 @@ def test_a_path_alone_can_be_merged(tmp_path):
 def test_a_loss_with_penalty_resumes_and_an_edited_one_does_not(tmp_path):
     def make(strength):
         def loss(params, batch):
-            penalty = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
-            return MODEL.loss(params, batch) + strength * penalty
+            return jnp.sum((params - batch) ** 2) + strength * jnp.sum(params**2)
 
         return loss
 
-    options: dict[str, Any] = {"scale": 0.1, "checkpoint": tmp_path / "run.npz"}
-    jaxnn.perturbation_search(KEY, make(0.1), START, BATCH, num_steps=10, **options)
-    jaxnn.perturbation_search(KEY, make(0.1), START, BATCH, num_steps=20, **options)
+    def run(strength, num_steps):
+        jaxnn.perturbation_search(
+            KEY, make(strength), jnp.zeros(2), jnp.ones(2),
+            num_steps=num_steps, scale=0.1, look_ahead=4, checkpoint=tmp_path / "run.npz",
+        )  # fmt: skip
+
+    run(0.1, 10)
+    run(0.1, 20)
     with pytest.raises(ValueError, match=r"another run: strength of loss_fn was 0\.1, is 0\.2;"):
-        jaxnn.perturbation_search(KEY, make(0.2), START, BATCH, num_steps=30, **options)
+        run(0.2, 30)

@@ -446,7 +446,7 @@ OPTAX = {
     "keys": lambda o: o.noisy_sgd(0.1, key=jax.random.key(1)),
 }
 """Transformations, most of which take the loss into account."""
-SLOW = {"adam", "lbfgs", "keys"}
+SLOW = {"adam", "backtracking", "lbfgs", "keys"}
 
 
 VERTICAL = jaxnn.datasets.vertical(jax.random.key(0), samples=100, classes=3)

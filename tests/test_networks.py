@@ -118,7 +118,9 @@ def by_loss(rate):
     [
         (by_loss, (RATES.astype(np.float32),)),
         pytest.param(momentum, (RATES, MOMENTA), marks=pytest.mark.exhaustive),
-        (scheduled, ({"start": RATES, "norm": MOMENTA + 0.1},)),
+        pytest.param(
+            scheduled, ({"start": RATES, "norm": MOMENTA + 0.1},), marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_each_network_may_have_an_optimizer_of_its_own(make, values):
@@ -168,7 +170,14 @@ def test_a_learning_rate_for_each_is_short_for_sgd_of_each():
     assert np.any(same.loss != swept.loss)
 
 
-@pytest.mark.parametrize("shape", [(NUM,), (NUM, 3), (1, NUM)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (NUM,),
+        pytest.param((NUM, 3), marks=pytest.mark.exhaustive),
+        pytest.param((1, NUM), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_optimizer_with_an_array_as_long_as_there_are_networks_is_one(shape):
     """All networks start alike, and stay so."""
     table = 1 + np.arange(np.prod(shape), dtype=np.float32).reshape(shape)

@@ -45,23 +45,32 @@ RUNS: dict[str, Any] = {
 }
 
 
+OF_THE_PACKAGE = 2
+"""Programs of the package's own functions alone, such as schedules, may stay."""
+
+
 def num_compiled():
     return sum(len(each._compiled) for each in programs._programs)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "random_search",
+        "gradient_descent",
+        pytest.param("perturbation_search", marks=pytest.mark.exhaustive),
+        pytest.param("count_outcomes", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_loss_that_nobody_holds_leaves_no_program_behind(name):
-    RUNS[name](loss_of(1.0, []))
     gc.collect()
-    before, gone = num_compiled(), []
-    for c in (2.0, 3.0):
-        loss = loss_of(c, [])
-        RUNS[name](loss)
-        gone.append(weakref.ref(loss))
-        del loss
-        gc.collect()
-    assert [each() for each in gone] == [None, None]
-    assert num_compiled() == before
+    loss, before = loss_of(1.0, []), num_compiled()
+    RUNS[name](loss)
+    gone = weakref.ref(loss)
+    del loss
+    gc.collect()
+    assert gone() is None
+    assert num_compiled() - before <= OF_THE_PACKAGE
 
 
 @pytest.mark.parametrize("name", ["random_search", "perturbation_search"])

@@ -367,11 +367,12 @@ def test_a_sampler_of_few_values_is_none_that_ignores_its_key():
     def bit(key):
         return jnp.where(jax.random.bernoulli(key), 1.0, 0.0)
 
+    def itself(params, batch):
+        return params
+
     for seed in range(20):
-        found = jaxnn.random_search(
-            jax.random.key(seed), lambda params, batch: params, bit, None, num_candidates=50
-        )
-        assert found.loss == 0
+        key = jax.random.key(seed)
+        assert jaxnn.random_search(key, itself, bit, None, num_candidates=50).loss == 0
 
 
 def test_scales_are_leaves_and_scale_the_draws():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")

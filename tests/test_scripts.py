@@ -22,6 +22,7 @@ from programs import start_program
 
 import jaxnn
 
+pytestmark = pytest.mark.slow
 FOLDER = Path(check_gradients.__file__).parent
 SCRIPTS = sorted(
     path.stem for path in FOLDER.glob("*.py") if "\n    sys.exit(main())\n" in path.read_text()
