@@ -12,10 +12,10 @@ import pytest
 from programs import end_at_random_moments
 
 import jaxnn
-from jaxnn.chains import climbing
-from jaxnn.descent import epochs
+from jaxnn.chains import climbing, perturbation_search
+from jaxnn.descent import epochs, gradient_descent
 from jaxnn.run import checkpoints, loop
-from jaxnn.search import searching
+from jaxnn.search import random_search, searching
 
 KEY = jax.random.key(8)
 MODEL = jaxnn.mlp((2, 4, 3))
@@ -166,6 +166,50 @@ def test_a_history_that_is_ahead_of_its_state_is_cut(tmp_path, monkeypatch):
     disk.word = None
     assert checkpoints.load(path)[1]["next"] == 100
     assert same(climb(300, checkpoint=path), climb(300))
+
+
+@pytest.mark.parametrize("name", ["search", "climb", "descend"])
+def test_a_signal_with_the_last_chunk_or_after_it_is_told(name, monkeypatch):
+    run, ends = RUNS[name], {"search": "report", "climb": "_result", "descend": "report"}
+    module = {"search": random_search, "climb": perturbation_search, "descend": gradient_descent}
+    report = getattr(module[name], ends[name])
+
+    def report_late(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return report(*arguments, **options)
+
+    whole = run(20)
+    monkeypatch.setattr(module[name], ends[name], report_late)
+    late = run(20)
+    assert (whole.status, late.status) == ("completed", "interrupted")
+    assert same(late.params, whole.params)
+
+
+def test_a_signal_in_the_chunk_that_reaches_the_target_is_told():
+    def send(progress):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    options = {"target_loss": 1.08}
+    plain, found = search(400, **options), search(400, callback=send, **options)
+    assert (plain.status, found.status) == ("reached", "interrupted")
+    assert same(found.params, plain.params)
+
+
+def test_a_damaged_history_is_told_and_the_state_goes_on(tmp_path):
+    path = tmp_path / "run.npz"
+    climb(100, checkpoint=path)
+    (tmp_path / "run.history.npz").write_bytes(b"damaged")
+    with pytest.warns(RuntimeWarning, match="goes on without its history: cannot load"):
+        resumed = climb(300, checkpoint=path)
+    assert same(resumed.params, climb(300).params)
+    assert len(resumed.history.evaluations) == 20
+
+
+def test_warnings_that_are_errors_lose_no_result(tmp_path, monkeypatch):
+    Full(monkeypatch, "run")
+    with warnings.catch_warnings(action="error"):
+        found = climb(20, checkpoint=tmp_path / "run.npz")
+    assert same(found, climb(20))
 
 
 def test_a_history_of_another_run_is_refused(tmp_path):

@@ -262,3 +262,51 @@ def test_a_function_that_calls_itself_is_known():
 
     assert metadata(make(1)) == metadata(make(1))
     assert metadata(make(1))["computes"] != metadata(make(2))["computes"]
+
+
+def test_the_name_of_a_compiled_helper_does_not_count():
+    def make(name, c=2.0):
+        def helper(x):
+            return c * x
+
+        helper.__name__ = helper.__qualname__ = name
+        compiled = jax.jit(helper)
+        return lambda params, batch: jnp.sum(compiled(params) - compiled(batch))
+
+    assert metadata(make("one"))["computes"] == metadata(make("other"))["computes"]
+    assert metadata(make("one"))["computes"] != metadata(make("one", 3.0))["computes"]
+
+
+@pytest.mark.parametrize("first", [{}, {"checkpoint": "first.npz"}])
+def test_a_changed_global_of_an_optimizer_is_seen(first, tmp_path, monkeypatch):
+    names = {"jax": jax, "RATE": 0.1}
+    text = "def update(g, state, params): return jax.tree.map(lambda a: -RATE * a, g), state"
+    exec(text, names)
+    own = optimizers.Optimizer(lambda params: (), cast(Any, names["update"]))
+    monkeypatch.chdir(tmp_path)
+
+    def descend(**options) -> Any:
+        slope = jax.value_and_grad(square)
+        return jaxnn.gradient_descent(
+            KEY, slope, jnp.zeros(3), jnp.ones(3), optimizer=own, num_epochs=3, **options
+        )
+
+    descend(**first)
+    names["RATE"] = 0.3
+    second = descend(checkpoint="second.npz")
+    assert second.loss == pytest.approx(3 * (1 - 2 * 0.3) ** 6, rel=1e-5)
+
+
+def test_a_value_that_cannot_be_shown_ends_no_run():
+    class Shy:
+        def __repr__(self):
+            raise RuntimeError("no")
+
+    knot: list[Any] = []
+    knot.append(knot)
+    held = metadata(lambda params, batch, a=Shy(), b=knot, c=1.5: c * jnp.sum(params))  # noqa: B008
+    assert held["settings"]["c"] == "1.5"
+
+
+def square(params, batch):
+    return jnp.sum((params - batch) ** 2)

@@ -146,7 +146,7 @@ def test_a_forgotten_function_is_traced_again():
     assert applied(function, 2.0) == 4
     held["c"] = 3.0
     assert applied(function, 2.0) == 4  # as under jit: a global is read when JAX traces
-    forget(scaled)
+    forget(function)
     assert applied(function, 2.0) == 6
 
 
@@ -157,3 +157,30 @@ def test_a_program_does_what_jit_does():
     assert twice.eval_shape(double, np.zeros((4,), np.float32), times=3).shape == (4,)
     ready = twice.compile(double, np.float32(1), times=3)
     assert [float(ready(double, np.float32(x))) for x in (1, 2)] == [6, 12]
+
+
+class Pen:
+    """A callable with an attribute of the name that JAX gives its own box's content."""
+
+    def __init__(self, fun):
+        self.fun = fun
+
+    def __call__(self, params, batch):
+        return self.fun(params, batch) + 100
+
+
+def test_an_attribute_is_not_taken_for_the_function():
+    loss = Pen(lambda params, batch: jnp.sum((params - batch) ** 2))
+    found = RUNS["random_search"](loss)
+    assert found.loss == pytest.approx(float(loss(found.params, BATCH)))
+    assert found.loss > 100
+
+
+def test_a_derivative_of_ones_own_stays_with_its_function():
+    @jax.custom_vjp
+    def square(x):
+        return x**2
+
+    square.defvjp(lambda x: (x**2, x), lambda x, upstream: (7 * upstream,))
+    slope = Program(lambda function, x: jax.grad(lambda x: function(x))(x))
+    assert slope(Partial(square), 1.0) == 7

@@ -104,9 +104,12 @@ def walk_chains(
         return Progress(evaluations, float(np.min(climbed.state.best_loss)))
 
     def content(climbed: Climbed):
-        parts[:] = [join_pieces(parts)]
+        def history() -> dict[str, np.ndarray]:
+            parts[:] = [join_pieces(parts)]
+            return numbered_leaves(parts[0])
+
         facts = {"next": climbed.num_steps, "record_every": every}
-        return numbered_leaves(climbed.state), facts, numbered_leaves(parts[0])
+        return numbered_leaves(climbed.state), facts, history
 
     work = Work(
         advance,

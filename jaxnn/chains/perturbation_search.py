@@ -54,6 +54,7 @@ from jaxnn.run.loop import (
     Status,
     as_limits,
     as_target,
+    told,
     watch_interrupts,
 )
 from jaxnn.run.random import own_settings
@@ -250,7 +251,8 @@ def perturbation_search(
             depth=look_ahead,
             record_every=record_every,
         )
-        return _result(problem, climbed, layout, one_chain=num_chains is None)
+        result = _result(problem, climbed, layout, one_chain=num_chains is None)
+        return told(result, is_interrupted)
 
 
 def _result(

@@ -103,10 +103,13 @@ def walk(
         return Progress(evaluations, float(np.min(walked.lowest)))
 
     def content(walked: Walked):
-        parts[:] = [_joined(parts)]
+        def history() -> dict[str, np.ndarray]:
+            parts[:] = [_joined(parts)]
+            return parts[0]._asdict()
+
         state: Any = jax.tree.map(np.asarray, walked.state)
         arrays = {"num_steps": walked.num_steps, "lowest": walked.lowest, **numbered_leaves(state)}
-        return arrays, {"next": walked.num_epochs, "record_every": every}, parts[0]._asdict()
+        return arrays, {"next": walked.num_epochs, "record_every": every}, history
 
     work = Work(
         advance,

@@ -54,7 +54,7 @@ from jaxnn.run.callables import (
     check_value_and_grad,
 )
 from jaxnn.run.checks import as_choice, as_count, as_flag, as_key
-from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, watch_interrupts
+from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, told, watch_interrupts
 from jaxnn.run.naming import check_saveable
 from jaxnn.run.random import own_settings
 
@@ -215,4 +215,5 @@ def gradient_descent(
         end = settle if networks is None else partial(settle_blocks, networks)
         settled = end(function, batch, walked.state)
         result = report(walked, status, settled, seen, rules.validation is not None)
-        return result._replace(notes=notes_on(result, params, constant_loss))
+        result = result._replace(notes=notes_on(result, params, constant_loss))
+        return told(result, is_interrupted)

@@ -236,8 +236,8 @@ def facts_of(
     init, update = cast(Partial, chosen.init), cast(Partial, chosen.update)
     loss, _ = shapes_of("value_and_grad_fn", function, one, batch)
     state = shapes_of("optimizer.init", init, one)
-    step = Partial(update_of, chosen, function)
-    steps = function_metadata("optimizer", step, batch, loss, one, state, one)
+    step = Partial(update_of), chosen, function, batch, loss, one, state, one
+    steps = function_metadata("optimizer", *step)
     return {
         "trainer": "gradient_descent",
         **key_metadata(key),

@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from types import CellType
 from typing import Any
@@ -25,7 +26,7 @@ import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.run.callables import call
-from jaxnn.run.programs import forget
+from jaxnn.run.programs import bare_function, forget
 
 __all__ = [
     "as_fact",
@@ -41,6 +42,7 @@ LANES = 16
 """Arguments side by side in the program that shows what `vmap` makes of a function."""
 MOST_SETTINGS, LONGEST = 40, 160
 CHECKSUM = re.compile(r"[0-9a-f]{64}")
+SYMBOL = re.compile(r'(?<!custom_call )@(?:"[^"]*"|[\w.$-]+)')
 CALLBACK = re.compile(r"custom_call @\w*callback\w*\(.*-> (?!\(\)$|!stablehlo\.token$)")
 """A call of Python from compiled code that returns numbers; prints return none."""
 
@@ -84,6 +86,7 @@ def function_metadata(
 
     Raises:
         TypeError: if the function calls back into Python for numbers.
+        ValueError: if JAX keeps constants out of programs, as a flag of its own has it do.
 
     Example:
         >>> first, second = (
@@ -95,7 +98,7 @@ def function_metadata(
     texts = [_text(function, arguments)]
     # Python code may compute something else than when JAX traced it, by a global that has changed.
     if texts[0] != _lowered(call.trace(function, *arguments)):
-        forget(function.func)
+        forget((function, arguments))
     if axes is not None:
         texts.append(_text(function, arguments, axes))
     if any(CALLBACK.search(line) for line in texts[0].splitlines()):
@@ -105,7 +108,8 @@ def function_metadata(
         )
     if "jax.const = true" in texts[0]:
         raise ValueError(
-            "jax_use_simplified_jaxpr_constants must be off with a checkpoint; got True"
+            "jax_use_simplified_jaxpr_constants must be False with a checkpoint; got True: "
+            'jax.config.update("jax_use_simplified_jaxpr_constants", False) turns it off'
         )
     computes = hashlib.sha256("\0".join([*texts, fingerprint(jax.tree.leaves(function))]).encode())
     return {"computes": computes.hexdigest(), "settings": settings_of(function)}
@@ -184,7 +188,13 @@ def _side_by_side(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _lowered(traced: Any) -> str:
-    return traced.lower(lowering_platforms=("cpu",)).as_text()
+    """The program as text, with numbers in place of the names of functions."""
+    text, names = traced.lower(lowering_platforms=("cpu",)).as_text(), {}
+
+    def numbered(match: re.Match[str]) -> str:
+        return f"@{names.setdefault(match[0], len(names))}"
+
+    return SYMBOL.sub(numbered, text)
 
 
 def _difference(field: str, before: Any, after: Any) -> str | None:
@@ -227,15 +237,17 @@ def settings_of(function: Any) -> dict[str, str]:
 
 def _walk(function: Any, inside: frozenset[int]) -> Iterator[tuple[str, str]]:
     """Names and values of a function and of those within it; `inside` are those around it."""
-    function = getattr(function, "fun", function)  # JAX boxes what functools.partial made
+    function = bare_function(function)
     if id(function) in inside:
         return
     inside |= {id(function)}
     for name, value in _held(function):
         if callable(value):
             yield from ((f"{name}.{inner}", each) for inner, each in _walk(value, inside))
-        elif (setting := _setting(value)) is not None:
-            yield name, setting
+        else:
+            with suppress(Exception):  # What serves a message alone must not end a run.
+                if (setting := _setting(value)) is not None:
+                    yield name, setting
     inner = getattr(function, "func", getattr(function, "__wrapped__", None))
     if callable(inner):
         yield from _walk(inner, inside)
@@ -265,7 +277,7 @@ def _held(function: Any) -> Iterator[tuple[str, Any]]:
 def _bound(function: partial[Any]) -> Iterator[tuple[str, Any]]:
     """What a `partial` binds, by the names of the parameters."""
     try:
-        names = list(inspect.signature(getattr(function.func, "fun", function.func)).parameters)
+        names = list(inspect.signature(bare_function(function.func)).parameters)
     except (TypeError, ValueError):
         names = []
     names += [f"argument {number}" for number in range(len(names), len(function.args))]
@@ -285,6 +297,8 @@ def _setting(value: Any) -> str | None:
         is_number = np.ndim(value) == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         return str(np.asarray(value)[()]) if is_number else fingerprint(value)
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        if len(value) > MOST_SETTINGS:
+            return None
         return "(" + ", ".join(str(_setting(each)) for each in value) + ")"
     text = repr(value)
     if " at 0x" in text:

@@ -10,6 +10,7 @@ A trainer gives the loop its `Work`: how to take steps, what to tell of them, an
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -38,6 +39,7 @@ __all__ = [
     "as_record_every",
     "as_target",
     "run",
+    "told",
     "watch_interrupts",
 ]
 
@@ -56,9 +58,11 @@ stopped: the time was over, or a callback asked for it.
 """
 
 State = TypeVar("State")
+Result = TypeVar("Result", bound=Any)
 
 SECONDS_PER_CHUNK, LARGEST_GROWTH = 0.25, 8
-SECONDS_BETWEEN_SAVES = 30.0
+SECONDS_BETWEEN_SAVES, SHARE_OF_SAVES = 30.0, 20
+"""A long history takes long to save: the pause is 20 times as long as that at least."""
 HISTORY_BYTES = 3 * 2**28
 """What a history may take: three quarters of what a checkpoint may."""
 DEFAULT_HANDLERS = {
@@ -95,6 +99,11 @@ class Limits(NamedTuple):
     is_interrupted: Callable[[], bool] = lambda: False
 
 
+Content = tuple[
+    Mapping[str, np.ndarray], dict[str, Any], Callable[[], Mapping[str, np.ndarray]] | None
+]
+
+
 class Work(NamedTuple, Generic[State]):
     """What a trainer gives the loop; a unit is what cannot be cut, such as a step.
 
@@ -102,8 +111,8 @@ class Work(NamedTuple, Generic[State]):
         advance: `advance(state, begin, end)` -> the state after the units from `begin` to `end`,
             or after fewer if a stop rule ends the run, and the status: None while it goes on.
         progress: `progress(state)` -> a `Progress`.
-        content: `content(state)` -> arrays, facts, and the arrays of a history or None: what a
-            checkpoint saves, besides the status.
+        content: `content(state)` -> arrays, facts, and a function that gives the arrays of the
+            history, or None: what a checkpoint saves, besides the status.
         total: units in all; the first ones may be done already.
         largest: most units of a chunk.
         unit: the name of what the bar counts.
@@ -113,9 +122,7 @@ class Work(NamedTuple, Generic[State]):
 
     advance: Callable[[State, int, int], tuple[State, Status | None]]
     progress: Callable[[State], Progress]
-    content: Callable[
-        [State], tuple[Mapping[str, np.ndarray], dict[str, Any], Mapping[str, np.ndarray] | None]
-    ]
+    content: Callable[[State], Content]
     total: int
     largest: int
     unit: str
@@ -145,6 +152,7 @@ def run(
         The last state, and why it ended.
     """
     started = saved = time.monotonic()
+    pause = SECONDS_BETWEEN_SAVES
 
     def save() -> None:
         if checkpoint is not None:
@@ -162,12 +170,22 @@ def run(
                 status = "stopped"
             if status is not None:
                 break
-            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+            if (now := time.monotonic()) - saved > pause:
                 save()
                 saved = time.monotonic()
+                pause = max(SECONDS_BETWEEN_SAVES, SHARE_OF_SAVES * (saved - now))
     finally:
         save()
     return state, _ending(status, done < work.total, limits)
+
+
+def told(result: Result, is_interrupted: Callable[[], bool]) -> Result:
+    """The result, whose status tells a signal that came after the last look at it."""
+    if not is_interrupted():
+        return result
+    kept = np.isin(result.status, ["diverged", "nonfinite"])
+    status = np.where(kept, result.status, "interrupted")
+    return result._replace(status=status if status.ndim else str(status))
 
 
 def _ending(status: Status | None, is_left: bool, limits: Limits) -> Status:
@@ -223,7 +241,7 @@ class _Bar:
     def __init__(self, total: int, unit: str, shows: bool) -> None:
         self._bar: tqdm[Any] | None = None
         if shows and sys.stderr is not None:
-            with suppress(OSError, ValueError):
+            with suppress(Exception):
                 self._bar = tqdm(total=total, unit=f" {unit}", unit_scale=True)
 
     def __enter__(self) -> _Bar:
@@ -238,7 +256,7 @@ class _Bar:
             return
         try:
             getattr(self._bar, method)(*args, **keywords)
-        except (OSError, ValueError):
+        except Exception:
             self._bar.disable, self._bar = True, None
 
 
@@ -353,7 +371,8 @@ class Checkpoint(NamedTuple):
     @property
     def history_path(self) -> Path:
         """The file of the history, beside that of the state."""
-        return self.path.with_name(f"{self.path.stem}.history{self.path.suffix}")
+        path = Path(os.path.realpath(self.path))
+        return path.with_name(f"{path.stem}.history{path.suffix}")
 
     def begin(self, arrays: Mapping[str, np.ndarray], *, has_history: bool = False) -> Saved | None:
         """What was saved, if anything, by a run of the same settings.
@@ -374,33 +393,46 @@ class Checkpoint(NamedTuple):
         if not self.path.exists():
             return None
         saved = self._load(self.path)
-        if has_history and self.history_path.exists():
-            saved = saved._replace(history=self._load(self.history_path).arrays)
-        return saved
+        if not (has_history and self.history_path.exists()):
+            return saved
+        try:
+            history = self._load(self.history_path)
+        except checkpoints.LoadError as error:
+            _warn(f"the run goes on without its history: {error}")
+            return saved
+        every = max(saved.facts["record_every"], history.facts["record_every"])
+        return Saved(saved.arrays, {**saved.facts, "record_every": every}, history.arrays)
 
     def save(
         self,
         arrays: Mapping[str, np.ndarray],
         facts: Mapping[str, Any],
-        history: Mapping[str, np.ndarray] | None = None,
+        history: Callable[[], Mapping[str, np.ndarray]] | None = None,
     ) -> None:
-        """Saves; a full disk is no reason to lose the run.
+        """Saves; a full disk, or too little memory, is no reason to lose the run.
 
         The history goes first: if a kill comes between the two, it holds more steps than the state
         has made, which can be cut off, and not fewer, which nobody could give back.
         """
         if history is not None:
             self._save(self.history_path, history, facts)
-        self._save(self.path, arrays, facts)
+        self._save(self.path, lambda: arrays, facts)
 
     def _load(self, path: Path) -> Saved:
         saved = Saved(*checkpoints.load(path), None)
         check_same_run(path, saved.facts, self.metadata)
         return saved
 
-    def _save(self, path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    def _save(
+        self, path: Path, arrays: Callable[[], Mapping[str, np.ndarray]], facts: Mapping[str, Any]
+    ) -> None:
         try:
-            checkpoints.save(path, arrays, {**self.metadata, **facts})
-        except (OSError, ValueError) as error:
-            with suppress(ValueError):  # A standard error that is closed takes no warning.
-                warnings.warn(f"checkpoint not saved: {error}", RuntimeWarning, stacklevel=4)
+            checkpoints.save(path, arrays(), {**self.metadata, **facts})
+        except (OSError, ValueError, MemoryError) as error:
+            _warn(f"checkpoint not saved: {error}")
+
+
+def _warn(message: str) -> None:
+    """Warns; a closed standard error, or warnings that are errors, must not end the run."""
+    with suppress(Exception):
+        warnings.warn(message, RuntimeWarning, stacklevel=5)

@@ -19,7 +19,10 @@ from weakref import WeakMethod, ref
 import jax
 from jax.tree_util import Partial
 
-__all__ = ["COMPILER_OPTIONS", "Program", "forget", "program"]
+__all__ = ["COMPILER_OPTIONS", "Program", "bare_function", "forget", "program"]
+
+BOX: Any = type(Partial(functools.partial(int)).func)
+"""What JAX puts around a `functools.partial`, anew for each `Partial`."""
 
 COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": "512"}
 """XLA stops at 256 bits a vector unless it is told otherwise; a CPU with less uses what it has."""
@@ -95,9 +98,11 @@ class Program:
         handles: list[_Handle] = []
         light = _with_handles(args, handles)
         key = tuple(handles)
-        if key not in self._compiled:
-            self._compiled[key] = jax.jit(_copy(self._function), **self._options)
-        return self._compiled[key], light
+        compiled = self._compiled.get(key)
+        if compiled is None:  # Another thread may do the same, or forget the function.
+            compiled = jax.jit(_copy(self._function), **self._options)
+            compiled = self._compiled.setdefault(key, compiled)
+        return compiled, light
 
 
 def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
@@ -105,11 +110,13 @@ def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
     return functools.partial(Program, **options)
 
 
-def forget(function: Callable[..., Any]) -> None:
-    """Drop all programs of a function, which computes something else than when it was traced."""
-    key = _key(_bare(function))
-    if key in _handles:
-        _drop(key, _handles[key])
+def forget(tree: Any) -> None:
+    """Drop all programs of the functions in a tree, which compute something else than before."""
+    handles: list[_Handle] = []
+    _with_handles(tree, handles)
+    for handle in handles:
+        for key in [key for key, each in list(_handles.items()) if each is handle]:
+            _drop(key, handle)
 
 
 def _with_handles(tree: Any, handles: list[_Handle]) -> Any:
@@ -127,7 +134,7 @@ def _with_handles(tree: Any, handles: list[_Handle]) -> Any:
 
 
 def _handle_of(function: Callable[..., Any]) -> _Handle:
-    function = _bare(function)
+    function = bare_function(function)
     key = _key(function)
     handle = _handles.get(key)
     if handle is None or handle.function() is None:
@@ -135,9 +142,9 @@ def _handle_of(function: Callable[..., Any]) -> _Handle:
     return handle
 
 
-def _bare(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of the user's own, where `Partial` has put a `functools.partial` in a box."""
-    return getattr(function, "fun", function)
+def bare_function(function: Any) -> Any:
+    """Return the user's own function, where `Partial` has put a `functools.partial` in a box."""
+    return function.fun if type(function) is BOX else function
 
 
 def _key(function: Callable[..., Any]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ ENDINGS = {
     "completed": "completed, all of it was done",
     "converged": "converged, a stop rule was met",
     "diverged": "diverged, a loss was not finite; the params are the last with a finite one",
-    "interrupted": "interrupted by Ctrl-C",
+    "interrupted": "interrupted by Ctrl-C or SIGTERM",
     "nonfinite": "no loss was finite",
     "reached": "reached what was looked for",
     "stopped": "stopped by a limit of time or by a callback",

@@ -29,6 +29,7 @@ from jaxnn.run.loop import (
     Work,
     as_limits,
     run,
+    told,
     watch_interrupts,
 )
 from jaxnn.run.programs import COMPILER_OPTIONS, program
@@ -153,7 +154,8 @@ def count_outcomes(
         counted, status = _walk(engine, span, counted, max_outcomes, limits, saved)
         packed, count, error, _, end = merge(counted, len(counted.waiting), max_outcomes)
         order = np.argsort(-count, kind="stable")
-        return OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
+        result = OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
+        return told(result, is_interrupted)
 
 
 def _width(num_bits: int) -> int:

@@ -29,7 +29,7 @@ from jaxnn.run.callables import (
     shapes_of,
 )
 from jaxnn.run.checks import as_devices, as_key
-from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, watch_interrupts
+from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, told, watch_interrupts
 from jaxnn.run.random import own_settings
 from jaxnn.search.drawing import candidates_stream, check_draws, reconstruct
 from jaxnn.search.engine import Engine, shares
@@ -151,12 +151,13 @@ def random_search(
         reached = walk(engine, statistics_of(kept), span, rules, workers, limits, saved)
         params_of = partial(reconstruct, key, sample_fn)
         if alone:
-            return report(params_of, [(start, reached.end)], reached, kept)
+            result = report(params_of, [(start, reached.end)], reached, kept)
+            return told(result, is_interrupted)
         arrays, end, _ = as_saved(reached)
         own = {**facts, **end, "status": reached.status}
         messages = gather(checkpoints.dumps(arrays, own))
         parts = [Saved(f"process {i}", *checkpoints.loads(part)) for i, part in enumerate(messages)]
-        return merge_saved(parts, params_of)
+        return told(merge_saved(parts, params_of), is_interrupted)
 
 
 def _own_share(span: Span) -> Span:

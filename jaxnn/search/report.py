@@ -93,7 +93,7 @@ class RandomSearchResult(NamedTuple):
     """What a random search found; printed, it is a summary of a few lines.
 
     Attributes:
-        params: the best candidate; None if no loss was finite.
+        params: the best candidate; None if no loss was finite, or none was evaluated.
         loss: its loss; inf if none was finite.
         index: its index; None if none was finite. Ties go to the lowest index.
         num_evaluations: candidates evaluated.
