@@ -29,7 +29,7 @@ def start_of(model: jaxnn.Model, seed: int) -> Any:
 
 
 def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: int | None) -> int:
-    """Passes over the rows that so many steps take."""
+    """Count the passes over the rows that a number of steps takes."""
     return max(steps // (1 if batch_size is None else len(batch.x) // batch_size), 1)
 
 

@@ -46,7 +46,7 @@ def evolve(
     batch: jaxnn.Batch,
     population: int,
 ) -> Search:
-    """A run of so many generations; returns the best loss met."""
+    """Run that number of generations; return the best loss met."""
     strategies: Any = import_module("evosax.algorithms")
     if not hasattr(strategies, strategy_name):
         raise ValueError(f"--strategy must be one of evosax.algorithms; got {strategy_name}")

@@ -57,7 +57,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_problem(parser)
     add = parser.add_argument
     add("--epochs", type=count, default=10_000, help="passes over the rows, as 1e4")
-    add("--networks", type=count, help="so many from starts of their own; one if not given")
+    add(
+        "--networks",
+        type=count,
+        help="train this many networks, each from a start of its own; one by default",
+    )
     add("--start", choices=STARTS, default="he", help="small: 0.01 times normals")
     add("--optimizer", choices=OPTIMIZERS, default="adam")
     add("--learning-rate", type=float, default=0.05)
@@ -89,7 +93,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def optimizer_of(arguments: argparse.Namespace, steps: int) -> jaxnn.optimizers.Optimizer:
-    """The optimizer that the options describe, for so many steps in all."""
+    """The optimizer that the options describe, for that number of steps."""
     rate, schedules = arguments.learning_rate, jaxnn.schedules
     schedule = {
         "constant": schedules.constant(rate),

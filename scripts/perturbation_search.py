@@ -52,7 +52,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--temperature", type=float, help="accept worse proposals; cools to a thousandth")
     add("--accept-ties", action="store_true")
     add("--proposals", type=int, default=1, help="of each step, of which the best is judged")
-    add("--patience", type=count, help="steps in vain after which a chain starts anew")
+    add(
+        "--patience",
+        type=count,
+        help="start a chain anew after this many steps without a lower loss",
+    )
     add("--one-coordinate", action="store_true", help="move one weight a step, as mlrose does")
     add("--chains", type=int, default=1, help="chains side by side")
     add("--record-every", type=count, default=1, help="which steps to keep in the history")

@@ -17,7 +17,7 @@ DATA: dict[str, Callable[..., jaxnn.Batch]] = {
     "nnfs-vertical": lambda key, samples: jaxnn.datasets.nnfs_vertical(0, samples),
     "nnfs-spiral": lambda key, samples: jaxnn.datasets.nnfs_spiral(0, samples),
 }
-"""`DATA[name](key, samples=...)`: so many rows a class, of three classes and two features."""
+"""`DATA[name](key, samples=...)`: `samples` rows a class, of three classes and two features."""
 
 
 def measured(name: str, key: jax.Array, rows: int) -> jaxnn.Batch:

@@ -234,7 +234,7 @@ def draw_counts(facts: dict[str, dict[str, Any]], arguments: argparse.Namespace)
     """Best loss of random search against the count, a line a scale; bars are ranges."""
     figure, panels = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
     colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(arguments.scales)))
-    shifts = np.geomspace(0.85, 1.18, len(arguments.scales))  # lest bars hide each other
+    shifts = np.geomspace(0.85, 1.18, len(arguments.scales))  # or bars hide each other
     counts = np.array([*arguments.counts, *[LONG] * arguments.full])
     for ax, data in zip(panels, DATA_SETS, strict=True):
         for scale, color, shift in zip(arguments.scales, colors, shifts, strict=True):

@@ -67,7 +67,7 @@ def walk_chains(
         rules: when to end.
         limits: when to end whatever was found.
         checkpoint: where to save.
-        depth: steps to look ahead; None to go by how rare acceptance is.
+        depth: steps to look ahead; None to choose by how rare acceptance is.
         record_every: which steps to keep, every one or every second and so on; None to choose.
 
     Returns:

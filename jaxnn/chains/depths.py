@@ -15,7 +15,7 @@ FREE_LANES = 16
 """So many losses take no longer than one: fewer are never scored, unless in smaller blocks."""
 MOST_LANES = 2**12
 PATIENT = 0.75
-"""Of the steps that it takes until one is accepted, so many are looked ahead; measured."""
+"""Look ahead this share of the expected number of steps to the next acceptance (tuned)."""
 
 
 class Depths(NamedTuple):

@@ -43,7 +43,7 @@ class ChainHistory(NamedTuple):
         scale: the step size of the proposal, float32.
         temperature: the temperature, float32, `(records,)`; None if there is none.
         proposed_metric: `metric_fn` of the proposal; None if there was no `metric_fn`.
-        current_metric: `state_metric_fn` of the chain after the step; None likewise.
+        current_metric: `state_metric_fn` of the chain after the step; None if there was none.
     """
 
     evaluations: np.ndarray

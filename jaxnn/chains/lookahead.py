@@ -95,7 +95,7 @@ class Records(NamedTuple):
 
 @program(static_argnames=("num_chains", "block"))
 def start(problem: Problem, *, num_chains: int, block: int | None) -> State:
-    """All chains at the template; its loss as that of every proposal, with so many beside it."""
+    """Put all chains at the template; its loss is computed in a block, as those of proposals."""
     flat = ravel_pytree(problem.template)[0]
     loss = score(problem, jnp.tile(flat, (block or MIN_LANES, 1)))[0]
     zero, metric = jnp.uint32(0), None

@@ -82,7 +82,7 @@ class PerturbationSearchResult(NamedTuple):
         accepted_steps: every accepted step with its loss.
         chain_params: every chain's best params, with a leading axis of `num_chains`, or of 1.
         chain_loss: their losses, `(num_chains,)`, or `(1,)`.
-        chain_num_accepted: steps that each chain accepted, likewise, int64.
+        chain_num_accepted: steps that each chain accepted, `(num_chains,)`, or `(1,)`, int64.
     """
 
     params: Any

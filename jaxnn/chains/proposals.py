@@ -48,7 +48,7 @@ class Problem(NamedTuple):
         scale: a schedule of the step size.
         temperature: a schedule; then worse proposals may be accepted, by Metropolis' rule.
         propose: `propose(key, params, scale)` -> params; by default normal noise on every number.
-        restart: `restart(key)` -> params, drawn after `patience` steps in vain.
+        restart: `restart(key)` -> params, drawn after `patience` steps without a lower loss.
         patience: steps, a uint32.
         metric: `metric(params, batch)`, of every proposal.
         state_metric: the same, of every accepted one.
@@ -176,7 +176,7 @@ def _move(problem: Problem, flat: jax.Array, under: Circumstances) -> jax.Array:
 
 
 def measured(problem: Problem, metric: Partial, flats: jax.Array, block: int | None) -> jax.Array:
-    """A metric of every row of `(count, size)`, so many side by side whatever the count."""
+    """Compute a metric of every row of `(count, size)`, in blocks of one width."""
     unravel, count, width = ravel_pytree(problem.template)[1], len(flats), block or MIN_LANES
     padded = jnp.pad(flats, ((0, -count % width), (0, 0))).reshape(-1, width, flats.shape[1])
     of_block = jax.vmap(lambda flat: metric(unravel(flat), problem.batch))

@@ -17,7 +17,7 @@ class ChainRules(NamedTuple):
 
     Attributes:
         target_loss: with the first step, of any chain, at or below.
-        patience: with the first step after which no chain has got better for so many.
+        patience: with the first step after which no chain has got better for this many steps.
     """
 
     target_loss: float | None = None

@@ -123,7 +123,7 @@ def gradient_descent(
         target_loss: stop at the first step whose batch has a loss at or below, status "reached".
         validation_batch: like `batch`; its loss is taken after every epoch, and the params of
             the lowest one are returned.
-        patience: stop after so many epochs without a lower loss on the validation batch, status
+        patience: stop after this many epochs without a lower loss on the validation batch, status
             "converged".
         record_every: which steps to keep in the history: every one, every second and so on. By
             default every one, or of long descents every second, fourth and so on, so that the

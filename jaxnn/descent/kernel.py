@@ -51,7 +51,7 @@ class Rules(NamedTuple):
         gradient_tolerance: with a gradient shorter than this, of all leaves together.
         target_loss: with a loss at or below.
         validation: a batch on which the loss is taken after every epoch.
-        patience: with so many epochs without a lower loss on it, a uint32.
+        patience: after this many epochs without a lower loss on it, a uint32.
     """
 
     tolerance: Any = None
@@ -121,7 +121,7 @@ class Records(NamedTuple):
         loss: before every step, `(capacity * steps, ...)`; only as many mean something as steps
             were made.
         num_steps: steps made, int32.
-        validation: after every epoch on the validation batch, `(capacity, ...)`, likewise; None
+        validation: after every epoch on the validation batch, `(capacity, ...)`, in the same way; None
             without one.
     """
 

@@ -133,7 +133,7 @@ def report(
 
 
 def _work(seen: Seen, num_steps: np.ndarray) -> np.ndarray:
-    """Losses of a row that so many steps amount to, int64."""
+    """Count the work of a number of steps in losses of one row, int64."""
     rows = np.append(0, np.cumsum(seen.rows_of_steps, dtype=np.int64))
     epochs, steps = np.divmod(num_steps, len(seen.rows_of_steps))
     return EVALUATIONS_PER_GRADIENT * (epochs * rows[-1] + rows[steps])

@@ -144,7 +144,7 @@ def softmax_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
 
     The Jacobian is `diag(a) - a a^T` at outputs `a`, so its product with the upstream gradient
     `g` is `a_j (g_j - sum_k g_k a_k)`, without ever building the matrix. The `g` are taken
-    relative to that of the largest output, lest the difference cancel where `a_k` is nearly 1.
+    relative to that of the largest output, or the difference would cancel where `a_k` is nearly 1.
 
     Example:
         >>> softmax_backward(softmax(jnp.array([[0.0, 0.0]])), jnp.array([[4.0, 0.0]]))

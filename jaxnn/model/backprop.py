@@ -66,7 +66,7 @@ def value_and_grad(
 
 
 def _whole_vectors(array: jax.Array) -> jax.Array:
-    """Rows up to a multiple of `VECTOR`, the last one again and again, if there are so many."""
+    """Pad rows to a multiple of `VECTOR` with the last one, if there is more than one vector."""
     rows = array.shape[0]
     missing = -rows % VECTOR if rows > VECTOR else 0
     return jnp.pad(array, ((0, missing), *[(0, 0)] * (array.ndim - 1)), mode="edge")

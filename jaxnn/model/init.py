@@ -46,7 +46,7 @@ def sampler(
         shapes: for each layer the shape of its weights, and of its biases or None.
         scale: multiplies the weights' unit draws; above 0; one number, or one a layer.
         distribution: `"normal"`, `"uniform"`, `"lecun"` or `"he"`.
-        bias_scale: multiplies the biases' unit draws, likewise; 0 for zero biases. By default
+        bias_scale: multiplies the biases' unit draws in the same way; 0 for zero biases. By default
             the biases of a layer are drawn as its weights are.
 
     Returns:

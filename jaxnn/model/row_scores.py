@@ -32,7 +32,7 @@ def row_score(output: str, score: str) -> RowScore:
     """A score by name.
 
     Args:
-        output: name of the output activation, which a squared error goes by.
+        output: name of the output activation, which a squared error needs.
         score: name of a loss, or "categorical_accuracy", or "binary_accuracy".
     """
     if score == "categorical_accuracy":
@@ -109,5 +109,5 @@ def sum_of(terms: Values) -> jax.Array:
 
 
 def product_of(factors: Values) -> jax.Array:
-    """The product, factor after factor, likewise."""
+    """The product, factor after factor, which XLA fuses in the same way."""
     return reduce(operator.mul, factors)

@@ -52,11 +52,11 @@ ROWS_PER_BLOCK = 10
 MIN_LANES = 16
 """Fewer weight sets than this do not fill a vector: they go through plain `vmap`."""
 MAX_SCALARS = 128
-"""Networks with more weights than this fill more registers than there are: they go by rows."""
+"""Networks with more weights than this fill more registers than there are: `loss_by_rows` takes them."""
 MAX_WRITTEN_OUT = 1024
 """Weights of a layer that is a sum of products by rows; larger ones are matrix products."""
 VECTOR = 16
-"""Rows are padded to a multiple of this, lest a part of a vector be done one by one."""
+"""Rows are padded to a multiple of this, or XLA would do the rest one by one."""
 MAX_OUTPUTS = 16
 """Outputs are written out one by one; networks with more go through plain `vmap`."""
 

@@ -116,7 +116,7 @@ class Work(NamedTuple, Generic[State]):
         total: units in all; the first ones may be done already.
         largest: most units of a chunk.
         unit: the name of what the bar counts.
-        shown: what the bar shows for so many units.
+        shown: what the bar shows for a number of units.
         seconds: how long a chunk should take, if longer than usual.
     """
 
@@ -314,7 +314,7 @@ def as_record_every(asked: int | None, saved: int | None, width: int, num_steps:
     """Which steps to record, so that the history stays within `HISTORY_BYTES`.
 
     Args:
-        asked: every so many; None to choose: every step, or as many as there is room for.
+        asked: 1 for every step, 2 for every second and so on; None to choose what fits.
         saved: as the checkpoint has it, if there is one: its records cannot be made denser.
         width: bytes of the record of a step.
         num_steps: steps in all.

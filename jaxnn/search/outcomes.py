@@ -102,7 +102,7 @@ def count_outcomes(
         num_candidates: how many to draw, at least 1.
         start: index of the first.
         max_outcomes: how many different outcomes to keep, 24 bytes each for up to 128 bits; the
-            work takes some seven times that memory. With a checkpoint, so many as fit its 1 GiB.
+            work takes some seven times that memory. A checkpoint holds at most 1 GiB of them.
         max_seconds: the counting ends when these are over, status "stopped".
         callback: called with a `Progress` some four times a second, whose loss is nan; a
             `StopIteration` that it raises ends the counting, status "stopped".
