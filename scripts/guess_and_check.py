@@ -1,6 +1,6 @@
 """Guess and check: networks that are right by chance, beside networks that were trained.
 
-Networks 2-u-2 (relu, no hidden biases) are drawn from U(-1, 1) until a given number of them get all 11
+Networks 2-u-2 (relu, no hidden biases) are drawn from U(-1, 1) until enough of them get all 11
 rows of the kink data right; as many start there and descend (SGD, rate 0.1, 3 rows a step, 200
 epochs). How rare are hits, and what do both get right of 30 fresh rows? After Chiang et al.,
 "Loss Landscapes are All You Need", ICLR 2023, figure 2.

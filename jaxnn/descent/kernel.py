@@ -121,8 +121,8 @@ class Records(NamedTuple):
         loss: before every step, `(capacity * steps, ...)`; only as many mean something as steps
             were made.
         num_steps: steps made, int32.
-        validation: after every epoch on the validation batch, `(capacity, ...)`, in the same way; None
-            without one.
+        validation: after every epoch on the validation batch, `(capacity, ...)`, in the same way;
+            None without one.
     """
 
     loss: Any

@@ -52,7 +52,7 @@ ROWS_PER_BLOCK = 10
 MIN_LANES = 16
 """Fewer weight sets than this do not fill a vector: they go through plain `vmap`."""
 MAX_SCALARS = 128
-"""Networks with more weights than this fill more registers than there are: `loss_by_rows` takes them."""
+"""Networks with more weights than this fill more registers than there are: they take rows last."""
 MAX_WRITTEN_OUT = 1024
 """Weights of a layer that is a sum of products by rows; larger ones are matrix products."""
 VECTOR = 16
