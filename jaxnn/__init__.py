@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jaxnn import datasets, metrics
 from jaxnn.batch import Batch
 from jaxnn.chains import moves
-from jaxnn.chains.annealing import calibrated_temperature
+from jaxnn.chains.moves import calibrated_temperature
 from jaxnn.chains.perturbation_search import PerturbationSearchResult, perturbation_search
 from jaxnn.descent.gradient_descent import GradientDescentResult, gradient_descent
 from jaxnn.gradients.check import check_gradients
@@ -29,12 +29,12 @@ from jaxnn.model.layers import Dense, forward
 from jaxnn.model.mlp import Model, mlp
 from jaxnn.optim import optimizers, schedules
 from jaxnn.run.loop import Progress
-from jaxnn.search.drawing import reconstruct
-from jaxnn.search.keeping import Collect
+from jaxnn.search.engine import reconstruct
 from jaxnn.search.merge import merge_searches
 from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
 from jaxnn.search.random_search import random_search
 from jaxnn.search.report import RandomSearchResult, expected_best
+from jaxnn.search.statistics import Collect
 
 if TYPE_CHECKING:
     from jaxnn import plotting

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from test_network import numpy_loss, numpy_outputs
+from test_mlp import numpy_loss, numpy_outputs
 
 import jaxnn
 

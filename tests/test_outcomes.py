@@ -10,7 +10,8 @@ import pytest
 
 import jaxnn
 from jaxnn.run import loop
-from jaxnn.search import outcomes, tally
+from jaxnn.search import outcomes
+from jaxnn.search import outcomes as tally
 
 KEY = jax.random.key(3)
 BATCH = jnp.array([0.3, -1.0, 0.1])

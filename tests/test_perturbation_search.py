@@ -13,7 +13,7 @@ import jaxnn
 from jaxnn.chains import climbing
 from jaxnn.chains import perturbation_search as module
 from jaxnn.run import loop
-from jaxnn.run.unit_draws import normals
+from jaxnn.run.random import normals
 
 KEY = jax.random.key(77)
 SCALE, STEPS = 0.3, 250

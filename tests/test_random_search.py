@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 import jaxnn
 from jaxnn.run import loop
-from jaxnn.search import drawing
+from jaxnn.search import engine as drawing
 
 KEY = jax.random.key(99)
 TILE = 16_384

@@ -25,10 +25,11 @@ from keys import needs_philox
 from tolerances import FORWARD
 
 import jaxnn
-from jaxnn.chains import annealing, perturbation_search
+from jaxnn.chains import moves as annealing
+from jaxnn.chains import perturbation_search
 from jaxnn.descent import gradient_descent
 from jaxnn.gradients import check as gradient_check
-from jaxnn.search import drawing
+from jaxnn.search import engine as drawing
 
 close = functools.partial(pytest.approx, rel=FORWARD["float32"])
 ROWS = 6

@@ -8,7 +8,7 @@ import scipy.special
 from jax.extend.random import threefry_2x32
 from keys import KEY_IMPLEMENTATIONS
 
-from jaxnn.run.unit_draws import normals, threefry, uniforms
+from jaxnn.run.random import normals, threefry, uniforms
 
 KEY = jax.random.key(5)
 KEYS = [jax.random.key(5, impl=name) for name in KEY_IMPLEMENTATIONS]

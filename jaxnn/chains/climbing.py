@@ -1,4 +1,8 @@
-"""The host's side of a perturbation search: chunks, their depth, stop rules and checkpoints."""
+"""The host's side of a perturbation search: how far to look ahead, stop rules and checkpoints.
+
+A deep window is wasted where proposals are often accepted, a shallow one where they hardly ever
+are; and a depth that was not used yet has to be compiled first, which takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxnn.chains.depths import Depths, best_depth, learn
 from jaxnn.chains.history import (
     Pieces,
     bytes_per_step,
@@ -19,7 +22,7 @@ from jaxnn.chains.history import (
 )
 from jaxnn.chains.lookahead import Layout, Records, State, climb, start
 from jaxnn.chains.proposals import Problem
-from jaxnn.chains.rules import ChainRules, first_stop, status_before
+from jaxnn.run.checkpoints import numbered_leaves, with_leaves
 from jaxnn.run.loop import (
     Checkpoint,
     Limits,
@@ -29,9 +32,19 @@ from jaxnn.run.loop import (
     as_record_every,
     run,
 )
-from jaxnn.run.naming import numbered_leaves, with_leaves
 
-__all__ = ["Climbed", "walk_chains"]
+__all__ = [
+    "DEPTHS",
+    "ChainRules",
+    "Climbed",
+    "Depths",
+    "best_depth",
+    "first_stop",
+    "learn",
+    "status_before",
+    "walk_chains",
+]
+
 
 RECORDS_PER_CHUNK, STEPS_PER_CHUNK = 2**20, 2**18
 
@@ -165,3 +178,102 @@ def _begin(
     if saved.history is not None:
         pieces = thinned(with_leaves(pieces, saved.history), done, every)
     return state, pieces, done, every
+
+
+class ChainRules(NamedTuple):
+    """When a search ends before its last step.
+
+    Attributes:
+        target_loss: with the first step, of any chain, at or below.
+        patience: with the first step after which no chain has got better for this many steps.
+    """
+
+    target_loss: float | None = None
+    patience: int | None = None
+
+
+def status_before(rules: ChainRules, state: State) -> Status | None:
+    """Why there is nothing left to do at all; None if there is."""
+    if rules.target_loss is not None and np.min(state.best_loss) <= rules.target_loss:
+        return "reached"
+    if rules.patience is not None and np.all(state.vain >= rules.patience):
+        return "converged"
+    return None
+
+
+def first_stop(rules: ChainRules, records: Records, before: State) -> tuple[int, Status | None]:
+    """How many of the steps are to be taken, and why no more."""
+    steps = np.arange(records.accepted.shape[1])
+    cut, status = len(steps), None
+    if rules.target_loss is not None:
+        hits = np.any(records.accepted & (records.loss <= rules.target_loss), axis=0)
+        if np.any(hits):
+            cut, status = int(np.argmax(hits)) + 1, "reached"
+    if rules.patience is not None:
+        losses = np.where(records.accepted, records.loss, np.inf)
+        best = np.minimum.accumulate(np.c_[before.best_loss, losses], axis=1)
+        last = np.maximum.accumulate(np.where(best[:, 1:] < best[:, :-1], steps, -1), axis=1)
+        earlier = before.vain[:, None].astype(np.int64) + steps + 1
+        over = np.all(np.where(last < 0, earlier, steps - last) >= rules.patience, axis=0)
+        if np.any(over[:cut]):
+            cut, status = int(np.argmax(over)) + 1, "converged"
+    return cut, status
+
+
+DEPTHS = (1, 4, 16, 64, 128)
+FREE_LANES = 16
+"""So many losses take no longer than one: fewer are never scored, unless in smaller blocks."""
+MOST_LANES = 2**12
+PATIENT = 0.75
+"""Look ahead this share of the expected number of steps to the next acceptance (tuned)."""
+
+
+class Depths(NamedTuple):
+    """What a search has learnt about its depths.
+
+    Attributes:
+        fixed: the depth asked for; None to choose.
+        width: losses of a step, over all chains.
+        block: losses scored side by side; None for all of a window.
+        share: share of the steps that were accepted lately.
+        paces: steps a second at each depth compiled, as last measured; inf if it was not yet.
+        compile_seconds: what the last compilation took.
+    """
+
+    fixed: int | None
+    width: int
+    block: int | None
+    share: float = 1.0
+    paces: dict[int, float] = {}  # noqa: RUF012
+    compile_seconds: float = 0.0
+
+
+def best_depth(known: Depths, steps_left: int) -> int:
+    """Somewhat fewer steps than it takes until one is accepted; compiled only if that pays.
+
+    Args:
+        known: what was learnt so far.
+        steps_left: steps that are still to be taken.
+
+    Returns:
+        A depth of `DEPTHS`, or the one asked for.
+    """
+    if known.fixed is not None:
+        return known.fixed
+    least, most = (known.block or FREE_LANES) / known.width, MOST_LANES / known.width
+    wanted = max(min(max(PATIENT / known.share, least), most), 1)
+    depth = max(depth for depth in DEPTHS if depth <= wanted)
+    if depth in known.paces or not known.paces:
+        return depth
+    nearest = min(known.paces, key=lambda used: abs(used - depth))
+    return depth if steps_left / known.paces[nearest] > 2 * known.compile_seconds else nearest
+
+
+def learn(known: Depths, depth: int, share: float, steps: int, seconds: float) -> Depths:
+    """What is known after `steps` steps at a depth, of which that share was accepted."""
+    pace = steps / seconds if depth in known.paces else float("inf")
+    return known._replace(
+        share=max(share, PATIENT / DEPTHS[-1]),
+        paces={**known.paces, depth: pace},
+        compile_seconds=known.compile_seconds if depth in known.paces else seconds,
+    )

@@ -26,11 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxnn.chains.climbing import Climbed, walk_chains
+from jaxnn.chains.climbing import ChainRules, Climbed, walk_chains
 from jaxnn.chains.history import AcceptedSteps, ChainHistory, as_history
 from jaxnn.chains.lookahead import Layout
 from jaxnn.chains.proposals import Problem
-from jaxnn.chains.rules import ChainRules
 from jaxnn.chains.setup import (
     ProposeFn,
     block_of,

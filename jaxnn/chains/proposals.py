@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from jaxnn.run.unit_draws import normals
+from jaxnn.run.random import normals
 
 __all__ = [
     "GROWTH",

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from jaxnn.descent.kernel import RUNNING, Records, State
+from jaxnn.run.checkpoints import numbered_leaves, with_leaves
 from jaxnn.run.loop import Checkpoint, Limits, Progress, Status, Work, as_record_every, run
-from jaxnn.run.naming import numbered_leaves, with_leaves
 
 __all__ = ["Kept", "Walked", "walk"]
 

@@ -53,9 +53,9 @@ from jaxnn.run.callables import (
     as_partial,
     check_value_and_grad,
 )
+from jaxnn.run.checkpoints import check_saveable
 from jaxnn.run.checks import as_choice, as_count, as_flag, as_key
 from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, told, watch_interrupts
-from jaxnn.run.naming import check_saveable
 from jaxnn.run.random import own_settings
 
 __all__ = ["DescentHistory", "GradientDescentResult", "gradient_descent"]

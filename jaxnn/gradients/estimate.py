@@ -30,7 +30,7 @@ from jaxnn.run.callables import (
 )
 from jaxnn.run.checks import as_count, as_key, as_real
 from jaxnn.run.programs import program
-from jaxnn.run.unit_draws import normals
+from jaxnn.run.random import normals
 
 __all__ = ["perturbation_gradient"]
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxnn.model.layers import Dense, LayerShapes, Params
 from jaxnn.run.checks import as_choice, as_key, as_real
-from jaxnn.run.unit_draws import normals, uniforms
+from jaxnn.run.random import normals, uniforms
 
 __all__ = ["DISTRIBUTIONS", "Distribution", "Drawer", "sampler"]
 

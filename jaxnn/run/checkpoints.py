@@ -5,6 +5,8 @@ A checkpoint is an uncompressed npz, which `numpy.load` opens too. Besides the a
 A save writes beside the file, then renames: a kill, a crash or a full disk leaves the checkpoint
 before it as it was. (A kill may also leave a `.tmp` file, which nothing reads.) A load runs no
 code, and compares every size with the file's own before it allocates.
+
+The leaves of a pytree are saved by number, since keys of a user's own may be no names for files.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
+import jax
 import numpy as np
 from numpy.lib import format as npy
 
@@ -32,12 +35,16 @@ from jaxnn.run.fingerprint import checksum
 __all__ = [
     "LoadError",
     "check_fits",
+    "check_saveable",
     "check_writable",
     "dumps",
     "load",
     "loads",
+    "numbered_leaves",
     "save",
+    "with_leaves",
 ]
+
 
 StrPath = str | os.PathLike[str]
 
@@ -314,3 +321,38 @@ def _unpack(members: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict
 def _require(condition: bool, reason: str) -> None:
     if not condition:
         raise ValueError(reason)
+
+
+def numbered_leaves(tree: Any) -> dict[str, np.ndarray]:
+    """Every leaf, in the order of the tree: keys of a user's own may be no names for files.
+
+    Example:
+        >>> numbered_leaves({"x": [1.0]})
+        {'leaf.0': array(1.)}
+    """
+    return {f"leaf.{place}": np.asarray(leaf) for place, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def check_saveable(tree: Any) -> None:
+    """Refuses a state that a checkpoint cannot hold, before the work rather than after it."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf.dtype, np.dtype) and leaf.dtype.kind in "biuf" and leaf.dtype.isbuiltin:
+            continue
+        raise TypeError(
+            "params and what the optimizer remembers must be of NumPy's numbers to be saved; "
+            f"got {leaf.dtype}: cast it, or leave checkpoint out"
+        )
+
+
+def with_leaves(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """A tree like this one, of the arrays that `numbered_leaves` told.
+
+    Raises:
+        ValueError: if an array is missing, or of another dtype or number of axes.
+    """
+    wanted = numbered_leaves(tree)
+    for name, leaf in wanted.items():
+        found = arrays.get(name)
+        if found is None or (found.dtype, found.ndim) != (leaf.dtype, leaf.ndim):
+            raise ValueError(f"the checkpoint is of another run: it lacks {name} as {leaf.dtype}")
+    return jax.tree.unflatten(jax.tree.structure(tree), [arrays[name] for name in wanted])

@@ -5,10 +5,13 @@ takes a tile of them in, on the device, and `merge` joins the states of two disj
 indices, on the host. Because candidate `i` is a function of the stream and of `i` alone and
 because tiles have one fixed width, the merged state of a range is the same bits however the
 range is cut into chunks, devices, processes or runs.
+
+An index stands for its weights: `reconstruct` gives any candidate back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -17,11 +20,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
+from jaxnn.run.callables import SampleFn, as_partial, check_concrete
+from jaxnn.run.checks import as_count, as_key
 from jaxnn.run.programs import COMPILER_OPTIONS, program
-from jaxnn.run.random import add, fold_index, words
+from jaxnn.run.random import add, fold_index, own_settings, words
 
-__all__ = ["Engine", "Statistic", "Tile", "fold_range", "merge_all", "shares"]
+__all__ = [
+    "Engine",
+    "Statistic",
+    "Tile",
+    "as_range",
+    "candidates_stream",
+    "check_draws",
+    "fold_range",
+    "merge_all",
+    "reconstruct",
+    "shares",
+    "tile_size",
+]
 
 
 class Tile(NamedTuple):
@@ -143,3 +161,117 @@ def _fold(
 
     num_tiles = (size + jnp.uint32(tile - 1)) // jnp.uint32(tile)
     return jax.lax.fori_loop(jnp.uint32(0), num_tiles, fold_tile, dict(states))
+
+
+MEMORY_BUDGETS, LARGEST_TILES = {"cpu": 2**22}, {"cpu": 2**14}
+"""By platform: on CPUs a tile stays in the caches of the cores. Others get the following."""
+MEMORY_BUDGET, LARGEST_TILE = 2**28, 2**20
+
+
+def as_range(start: int, num_candidates: int) -> tuple[int, int]:
+    """The first index and one past the last, checked."""
+    num_candidates = as_count("num_candidates", num_candidates, minimum=1)
+    start = as_count("start", start)
+    if start + num_candidates > 2**63:
+        raise ValueError(
+            f"start + num_candidates must be at most 2**63; got {start} + {num_candidates}"
+        )
+    return start, start + num_candidates
+
+
+def tile_size(
+    loss_fn: Callable[..., Any], params: Any, batch: Any, memory_budget: int | None, platform: str
+) -> int:
+    """Candidates a tile: a power of two, a function of shapes, budget and platform alone.
+
+    A loss function that knows better carries `bytes_per_set(params, batch)`. Of others, rows
+    times the widest axis of the params stands for the largest intermediate value of one
+    candidate, if its params are not larger yet.
+    """
+    if memory_budget is None:
+        memory_budget = MEMORY_BUDGETS.get(platform, MEMORY_BUDGET)
+    budget = as_count("memory_budget", memory_budget, minimum=1)
+    rows = max((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=1)
+    widest = max((max(leaf.shape, default=1) for leaf in jax.tree.leaves(params)), default=1)
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    bytes_per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 4 * max(rows * widest, size))
+    fitting = max(budget // max(bytes_per_set(params, batch), 1), 1)
+    return min(1 << (fitting.bit_length() - 1), LARGEST_TILES.get(platform, LARGEST_TILE))
+
+
+TAG = 0x52414E44
+"""Folded into the key, so that no other trainer draws the same from it."""
+
+DRAWS_TO_DIFFER = 64
+"""A sampler of one fair bit draws the same from as many keys once in 2^63 searches."""
+
+
+def candidates_stream(key: jax.Array) -> jax.Array:
+    """The key that the candidates' own keys are folded from."""
+    return jax.random.fold_in(key, TAG)
+
+
+def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | Sequence[int] | ArrayLike) -> Any:
+    """The weights of candidate `index` of the random search with this key and sampler.
+
+    Args:
+        key: the search's key.
+        sample_fn: the search's sampler.
+        index: the candidate's index, below 2^63; or several, `(candidates,)`, as
+            `found.collected.index`.
+
+    Returns:
+        The candidate's params; of several, with a leading axis of candidates.
+
+    Raises:
+        TypeError: if an argument is of the wrong kind.
+        ValueError: if the index is out of range.
+
+    Example:
+        >>> sample_fn = lambda key: jax.random.normal(key, (2,))
+        >>> reconstruct(jax.random.key(0), sample_fn, 2**40).shape
+        (2,)
+    """
+    key, sample = as_key("key", key), as_partial("sample_fn", sample_fn)
+    with own_settings():
+        return _draw(sample, candidates_stream(key), *_words_of(index))
+
+
+def check_draws(key: jax.Array, sample: Partial, start: int) -> None:
+    """Refuses a sampler that draws the same params from every key."""
+    stream = candidates_stream(key)
+    first = _draw(sample, stream, *words(start))
+    for index in range(1, DRAWS_TO_DIFFER):
+        other = _draw(sample, stream, *words((start + index) % 2**63))
+        pairs = zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
+        if not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
+            return
+    raise ValueError(
+        f"sample_fn must draw from its key; got the same params from {DRAWS_TO_DIFFER} keys: "
+        "use jax.random with the key, not NumPy's random numbers"
+    )
+
+
+def _words_of(index: Any) -> tuple[Any, Any]:
+    """The words of an index, or of each index of an array."""
+    check_concrete("index", index)
+    if isinstance(index, (list, tuple, jax.Array)):
+        index = np.asarray(index, None if np.size(index) else np.int64)
+    if not (isinstance(index, np.ndarray) and index.ndim):
+        return words(as_count("index", index, maximum=2**63 - 1))
+    if index.ndim > 1 or index.dtype.kind not in "iu":
+        raise TypeError(
+            "index must be an integer or an array of integers (candidates,); "
+            f"got {index.dtype} of shape {index.shape}"
+        )
+    if index.size and not 0 <= int(index.min()) <= int(index.max()) < 2**63:
+        raise ValueError(f"index must be between 0 and 2**63 - 1; got {index}")
+    wide = index.astype(np.uint64)
+    return (wide >> np.uint64(32)).astype(np.uint32), wide.astype(np.uint32)
+
+
+@program()
+def _draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> Any:
+    if high.ndim:
+        return jax.vmap(lambda *index: sample(fold_index(stream, *index)))(high, low)
+    return sample(fold_index(stream, high, low))

@@ -1,4 +1,8 @@
-"""Searches of disjoint ranges put together: saved by separate runs, or gathered from processes."""
+"""Searches of disjoint ranges put together: saved by separate runs, or gathered from processes.
+
+Processes that search together under `jax.distributed` work apart and meet once, at the end, so
+JAX's runtime is all that is needed: one gather.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +10,32 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnn.run import checkpoints
 from jaxnn.run.callables import SampleFn, as_partial
 from jaxnn.run.fingerprint import check_same_run, function_metadata
 from jaxnn.run.loop import Status
 from jaxnn.run.random import own_settings
-from jaxnn.search.drawing import reconstruct
-from jaxnn.search.engine import merge_all
-from jaxnn.search.keeping import from_facts, statistics_of
+from jaxnn.search.engine import merge_all, reconstruct
 from jaxnn.search.report import RandomSearchResult, report
 from jaxnn.search.searching import Reached, restored
+from jaxnn.search.statistics import from_facts, statistics_of
 
-__all__ = ["Saved", "merge_saved", "merge_searches"]
+__all__ = [
+    "Saved",
+    "gather",
+    "merge_saved",
+    "merge_searches",
+    "own_path",
+]
+
 
 BY_URGENCY: tuple[Status, ...] = ("interrupted", "stopped", "reached", "completed")
 OWN_FACTS = {"start", "next", "status"}
@@ -97,3 +109,29 @@ def merge_saved(saves: Sequence[Saved], params_of: Callable[[int], Any]) -> Rand
     status = min((saved.facts["status"] for saved in saves), key=BY_URGENCY.index)
     reached = Reached(merge_all(statistics, *parts), spans[-1][1] if spans else 0, status)
     return report(params_of, spans, reached, kept)
+
+
+def own_path(path: Path) -> Path:
+    """This process's own file beside those of the others; `path` itself if it is alone."""
+    if jax.process_count() == 1:
+        return path
+    part = f"{jax.process_index()}-of-{jax.process_count()}"
+    return path.with_name(f"{path.stem}.{part}{path.suffix}")
+
+
+def gather(message: bytes) -> list[bytes]:
+    """Every process's message, in the order of the processes; all have to call this."""
+    sizes = _exchange(np.array([len(message)], np.int32))[:, 0]
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(message)] = np.frombuffer(message, np.uint8)
+    rows = _exchange(padded)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def _exchange(row: np.ndarray) -> np.ndarray:
+    """A row from each process, `(processes, length)`; all of one length and dtype."""
+    first = {device.process_index: device for device in reversed(jax.devices())}
+    mesh = Mesh([first[process] for process in sorted(first)], "process")
+    split, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("process", None))
+    rows = jax.make_array_from_process_local_data(split, row[None])
+    return np.asarray(jax.jit(lambda rows: rows, out_shardings=whole)(rows))

@@ -4,7 +4,11 @@ An outcome is a row of bits, such as the answers of a network to all its inputs;
 the same bits compute the same function there. Candidates are those of random search: candidate
 `i` is a function of the key and of `i` alone, so `reconstruct` gives its weights back.
 
-Memory is bounded; what is lost with that is bounded too, and told: see `tally`.
+Memory is bounded. When there are more outcomes than may be kept, the count of the first that is
+one too many is taken off all counts, and outcomes that have nothing left are dropped: a count is
+then at most `error` too low, and `error` at most the number of candidates over the number kept
+plus 1 (Misra and Gries, "Finding repeated elements", 1982; Agarwal et al., "Mergeable summaries",
+2012).
 """
 
 from __future__ import annotations
@@ -34,13 +38,17 @@ from jaxnn.run.loop import (
 )
 from jaxnn.run.programs import COMPILER_OPTIONS, program
 from jaxnn.run.random import add, fold_index, own_settings, words
-from jaxnn.search.drawing import candidates_stream, check_draws
-from jaxnn.search.engine import Engine
+from jaxnn.search.engine import Engine, as_range, candidates_stream, check_draws, tile_size
 from jaxnn.search.searching import Span, facts_of
-from jaxnn.search.tally import Tally, merge, take
-from jaxnn.search.tiles import as_range, tile_size
 
-__all__ = ["OutcomeCounts", "count_outcomes"]
+__all__ = [
+    "OutcomeCounts",
+    "Tally",
+    "count_outcomes",
+    "merge",
+    "take",
+]
+
 
 WORD = 64
 """Bits that are compared at once; outcomes are padded to whole words."""
@@ -258,3 +266,54 @@ def _content(tally: Tally) -> tuple[dict[str, np.ndarray], dict[str, Any], None]
     """A tally as arrays and facts."""
     arrays = {"packed": tally.packed, "count": tally.count, "waiting": tally.waiting}
     return arrays, {"error": tally.error, "next": tally.end}, None
+
+
+SMALLEST_MERGE = 2**22
+"""Bytes that are taken into the counts in one go at least."""
+
+
+class Tally(NamedTuple):
+    """Counts so far, outcomes in the order of their bits.
+
+    Attributes:
+        packed: `(outcomes, bytes)`, uint8, whole words of 8 bytes.
+        count: how often each came up, `(outcomes,)`, int64; too low by at most `error`.
+        error: what was taken off all counts.
+        waiting: packed outcomes that are not counted yet, in the order of their indices.
+        end: one past the last index taken in.
+    """
+
+    packed: np.ndarray
+    count: np.ndarray
+    error: int
+    waiting: np.ndarray
+    end: int
+
+
+def take(tally: Tally, drawn: np.ndarray, max_outcomes: int) -> Tally:
+    """Adds outcomes in the order of their indices; merges where their number alone says so."""
+    waiting = np.concatenate([tally.waiting, drawn])
+    tally = tally._replace(waiting=waiting, end=tally.end + len(drawn))
+    least = max(SMALLEST_MERGE // tally.packed.shape[1], 1)
+    while len(tally.waiting) >= (size := max(least, len(tally.count) // 2)):
+        tally = merge(tally, size, max_outcomes)
+    return tally
+
+
+def merge(tally: Tally, size: int, max_outcomes: int) -> Tally:
+    """Counts the first `size` of those that wait."""
+    first, waiting = tally.waiting[:size], tally.waiting[size:]
+    packed = np.concatenate([tally.packed, first])
+    count = np.concatenate([tally.count, np.ones(len(first), np.int64)])
+    by_word = packed.view(">u8")
+    order = np.lexsort(by_word.T[::-1])
+    packed, count, by_word = packed[order], count[order], by_word[order]
+    is_new = np.append(True, np.any(by_word[1:] != by_word[:-1], axis=1))[: len(count)]
+    begins = np.flatnonzero(is_new)
+    packed, count = packed[begins], np.add.reduceat(count, begins) if len(begins) else count
+    excess = len(count) - max_outcomes
+    if excess <= 0:
+        return Tally(packed, count, tally.error, waiting, tally.end)
+    cut = np.partition(count, excess - 1)[excess - 1]
+    kept = count > cut
+    return Tally(packed[kept], count[kept] - cut, tally.error + int(cut), waiting, tally.end)

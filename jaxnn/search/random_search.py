@@ -31,11 +31,16 @@ from jaxnn.run.callables import (
 from jaxnn.run.checks import as_devices, as_key
 from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, told, watch_interrupts
 from jaxnn.run.random import own_settings
-from jaxnn.search.drawing import candidates_stream, check_draws, reconstruct
-from jaxnn.search.engine import Engine, shares
-from jaxnn.search.keeping import Collect, Kept, as_facts, as_kept, statistics_of
-from jaxnn.search.merge import Saved, merge_saved
-from jaxnn.search.processes import gather, own_path
+from jaxnn.search.engine import (
+    Engine,
+    as_range,
+    candidates_stream,
+    check_draws,
+    reconstruct,
+    shares,
+    tile_size,
+)
+from jaxnn.search.merge import Saved, gather, merge_saved, own_path
 from jaxnn.search.report import RandomSearchResult, report
 from jaxnn.search.searching import (
     Span,
@@ -44,7 +49,7 @@ from jaxnn.search.searching import (
     facts_of,
     walk,
 )
-from jaxnn.search.tiles import as_range, tile_size
+from jaxnn.search.statistics import Collect, Kept, as_facts, as_kept, statistics_of
 
 __all__ = ["random_search"]
 

@@ -13,9 +13,8 @@ from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import Status
 from jaxnn.run.random import join
 from jaxnn.run.summary import summary
-from jaxnn.search.keeping import Kept
 from jaxnn.search.searching import Reached
-from jaxnn.search.statistics import Listed, bin_edges
+from jaxnn.search.statistics import Kept, Listed, bin_edges
 
 __all__ = [
     "Candidates",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from test_gradient_check import FAULTS, NAMES, ROWS, by_hand, check, data, loss_fn, sample
+from test_check import FAULTS, NAMES, ROWS, by_hand, check, data, loss_fn, sample
 
 import jaxnn
 from jaxnn.gradients import diagnose as gradient_faults

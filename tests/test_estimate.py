@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxnn
 from jaxnn.gradients import estimate as module
-from jaxnn.run.unit_draws import normals
+from jaxnn.run.random import normals
 
 KEY = jax.random.key(8)
 SLOPES = {"w": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.array([-3.0, 0.5])}

@@ -10,10 +10,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxnn
-from jaxnn.chains import climbing, depths, perturbation_search, proposals
+from jaxnn.chains import climbing, perturbation_search, proposals
+from jaxnn.chains import climbing as depths
 from jaxnn.chains import history as chain_history
 from jaxnn.run import checkpoints
-from jaxnn.run.unit_draws import normals
+from jaxnn.run.random import normals
 
 EXHAUSTIVE = pytest.mark.exhaustive
 KEY = jax.random.key(5)

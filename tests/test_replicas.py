@@ -394,7 +394,7 @@ def print_losses():
 @pytest.mark.exhaustive
 def test_on_two_devices_it_is_the_same_bits():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    command = ("-c", "import test_networks; test_networks.print_losses()")
+    command = ("-c", "import test_replicas; test_replicas.print_losses()")
     running = [start_program(*command, **environment) for environment in ({}, flags)]
     (one, first), (two, second) = (program.communicate()[0].split() for program in running)
     assert (one, two) == ("1", "2")

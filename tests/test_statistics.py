@@ -15,7 +15,8 @@ from scipy import stats
 import jaxnn
 from jaxnn.run import loop
 from jaxnn.search import engine as folding
-from jaxnn.search import searching, tiles
+from jaxnn.search import engine as tiles
+from jaxnn.search import searching
 from jaxnn.search.report import Histogram
 
 KEY = jax.random.key(11)
@@ -384,7 +385,7 @@ def test_expected_best_refuses_no_draws_and_no_losses(draws, counts):
 def test_eight_devices_give_the_same_bits_as_one():
     program = """
 import jax, numpy as np, jaxnn
-import test_search_statistics as here
+import test_statistics as here
 assert len(jax.local_devices()) == 8
 many = here.search()
 one = here.search(devices=jax.local_devices()[:1])
