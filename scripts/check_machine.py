@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command_line import Sizes, command, count, parser_for, write_json
+from command_line import Sizes, command, count, new_file, parser_for, write_json
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
@@ -303,7 +302,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--lengths", type=count, nargs="+", default=LENGTHS, help="rows, and numbers of networks")
     add("--repeats", type=count, default=10_000, help="calls whose bits are compared")
-    add("--json", type=Path, metavar="FILE", help="write the facts here")
+    add("--json", type=new_file, metavar="FILE", help="write the facts here")
     arguments = parser.parse_args(argv)
     if min(*arguments.lengths, arguments.repeats) < 1:
         parser.error("--lengths and --repeats must be at least 1")

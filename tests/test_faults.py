@@ -168,6 +168,22 @@ def test_a_history_that_is_ahead_of_its_state_is_cut(tmp_path, monkeypatch):
     assert same(climb(300, checkpoint=path), climb(300))
 
 
+def test_a_history_that_is_missing_is_told(tmp_path):
+    path = tmp_path / "run.npz"
+    climb(100, checkpoint=path)
+    (tmp_path / "run.history.npz").unlink()
+    with pytest.warns(RuntimeWarning, match="the run goes on without its history: .*No such file"):
+        climb(200, checkpoint=path)
+
+
+def test_a_loop_of_links_is_refused(tmp_path):
+    link = tmp_path / "run.npz"
+    link.symlink_to(link)
+    with pytest.raises(OSError, match=r"levels of symbolic links: .*run\.npz"):
+        search(2, checkpoint=link)
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize("name", ["search", "climb", "descend"])
 def test_a_signal_with_the_last_chunk_or_after_it_is_told(name, monkeypatch):
     run, ends = RUNS[name], {"search": "report", "climb": "_result", "descend": "report"}

@@ -229,7 +229,7 @@ def _kinds():
         yield pytest.param((2, 64, 64, 3), kind, marks=pytest.mark.exhaustive)
 
 
-@pytest.mark.parametrize(("sizes", "kind"), _kinds())
+@pytest.mark.parametrize(("sizes", "kind"), list(_kinds()))
 def test_every_way_to_the_loss_agrees_and_makes_nan_of_targets_without_a_meaning(sizes, kind):
     model = mlp(sizes, hidden="tanh", output=KINDS[kind][0], loss=KINDS[kind][1])
     population = draw_population(model, 16)

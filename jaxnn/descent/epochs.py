@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxnn.descent.kernel import RUNNING, Records, State
@@ -107,8 +106,8 @@ def walk(
             parts[:] = [_joined(parts)]
             return parts[0]._asdict()
 
-        state: Any = jax.tree.map(np.asarray, walked.state)
-        arrays = {"num_steps": walked.num_steps, "lowest": walked.lowest, **numbered_leaves(state)}
+        steps = {"num_steps": walked.num_steps, "lowest": walked.lowest}
+        arrays = {**steps, **numbered_leaves(walked.state)}
         return arrays, {"next": walked.num_epochs, "record_every": every}, history
 
     work = Work(
@@ -142,8 +141,7 @@ def _begin(
     nothing, none = np.zeros((0, *networks), blocks[0].loss.dtype), np.zeros(0, np.int64)
     no_steps, unmet = np.zeros(networks, np.int64), np.full(networks, np.inf)
     fresh = Walked(state, no_steps, unmet, 0, Kept(none, nothing, none, nothing))
-    on_host: Any = jax.tree.map(np.asarray, state)
-    saved = checkpoint and checkpoint.begin(numbered_leaves(on_host), has_history=True)
+    saved = checkpoint and checkpoint.begin(numbered_leaves(state), has_history=True)
     if not saved:
         return fresh, None
     arrays, facts, history = saved

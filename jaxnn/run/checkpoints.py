@@ -222,6 +222,8 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
     # A file from tempfile, and so the checkpoint, could be read by nobody but its owner.
     temporary = target.parent / f".{uuid4().hex}.tmp"
     try:
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, "Too many levels of symbolic links")
         if path.exists() and not path.is_file():
             raise FileExistsError(errno.EEXIST, "Exists, and is not a regular file")
         yield temporary, target

@@ -393,13 +393,15 @@ class Checkpoint(NamedTuple):
         if not self.path.exists():
             return None
         saved = self._load(self.path)
-        if not (has_history and self.history_path.exists()):
+        if not has_history:
             return saved
         try:
             history = self._load(self.history_path)
-        except checkpoints.LoadError as error:
+        except (FileNotFoundError, checkpoints.LoadError) as error:
             _warn(f"the run goes on without its history: {error}")
             return saved
+        if (steps := history.facts["next"]) < saved.facts["next"]:
+            _warn(f"the history {self.history_path} ends at {steps}, before {saved.facts['next']}")
         every = max(saved.facts["record_every"], history.facts["record_every"])
         return Saved(saved.arrays, {**saved.facts, "record_every": every}, history.arrays)
 
