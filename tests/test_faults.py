@@ -106,7 +106,7 @@ PROGRAM = """
 import test_faults as here
 here.save_all_the_time()
 print("ready", flush=True)
-here.RUNS[{name!r}](10**9, checkpoint={path!r})
+here.RUNS[{name!r}](10**6, checkpoint={path!r})
 """
 
 
