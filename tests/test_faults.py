@@ -272,7 +272,7 @@ def test_a_long_history_of_a_descent_is_thinned_or_refused(tmp_path, monkeypatch
     assert same(every.history.validation_loss, full.history.validation_loss[2::3])
 
 
-def test_settings_that_are_long_are_saved_and_longer_ones_refused_before_the_start(tmp_path):
+def test_the_longest_settings_fit_a_checkpoint(tmp_path):
     path = tmp_path / "run.npz"
     edges = np.linspace(0.1, 9.7, 4096).astype(np.float32)
     options = {"thresholds": edges, "bins": edges, "checkpoint": path}

@@ -222,7 +222,7 @@ def first_stop(rules: ChainRules, records: Records, before: State) -> tuple[int,
 
 DEPTHS = (1, 4, 16, 64, 128)
 FREE_LANES = 16
-"""So many losses take no longer than one: fewer are never scored, unless in smaller blocks."""
+"""This many losses take no longer than one: fewer are never scored, unless in smaller blocks."""
 MOST_LANES = 2**12
 PATIENT = 0.75
 """Look ahead this share of the expected number of steps to the next acceptance (tuned)."""

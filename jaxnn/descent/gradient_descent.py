@@ -131,7 +131,8 @@ def gradient_descent(
         max_seconds: stop when these are over, status "stopped".
         callback: called with a `Progress` some four times a second, or once a second with
             a thousand networks; a `StopIteration` that it raises ends the descent, "stopped".
-        checkpoint: a file to save to every half minute and at the end. If it is there already,
+        checkpoint: a file to save to every half minute and at the end; the history is saved
+            beside it (`run.history.npz`). If it is there already,
             the descent goes on from it, to the same bits as one that was never interrupted; it
             refuses one whose functions, data or settings compute anything else.
         devices: where several networks descend; by default all local devices.

@@ -289,6 +289,9 @@ def clipped(optimizer: Optimizer, max_norm: float) -> Optimizer:
         optimizer: any.
         max_norm: above 0.
 
+    Returns:
+        An `Optimizer`.
+
     Raises:
         TypeError: if an argument is of the wrong kind.
         ValueError: if the number is out of range.
@@ -309,6 +312,9 @@ def with_l2_penalty(optimizer: Optimizer, strength: float) -> Optimizer:
     Args:
         optimizer: any.
         strength: at least 0.
+
+    Returns:
+        An `Optimizer`.
 
     Raises:
         TypeError: if an argument is of the wrong kind.

@@ -157,7 +157,7 @@ def run(
     def save() -> None:
         if checkpoint is not None:
             arrays, facts, history = work.content(state)
-            ending = _ending(status, done < work.total, limits)
+            ending = _ending(status, done < work.total)
             checkpoint.save(arrays, {**facts, "status": ending}, history)
 
     try:
@@ -176,11 +176,14 @@ def run(
                 pause = max(SECONDS_BETWEEN_SAVES, SHARE_OF_SAVES * (saved - now))
     finally:
         save()
-    return state, _ending(status, done < work.total, limits)
+    return state, _ending(status, done < work.total)
 
 
 def told(result: Result, is_interrupted: Callable[[], bool]) -> Result:
-    """The result, whose status tells a signal that came after the last look at it."""
+    """Return the result, with a status that tells a signal which came with the last chunk or later.
+
+    The caller would miss it, since a signal that a run has taken reaches no other handler.
+    """
     if not is_interrupted():
         return result
     kept = np.isin(result.status, ["diverged", "nonfinite"])
@@ -188,9 +191,9 @@ def told(result: Result, is_interrupted: Callable[[], bool]) -> Result:
     return result._replace(status=status if status.ndim else str(status))
 
 
-def _ending(status: Status | None, is_left: bool, limits: Limits) -> Status:
-    """Why a run ended; a signal during the last chunk is told too, or the caller would miss it."""
-    return status or ("interrupted" if is_left or limits.is_interrupted() else "completed")
+def _ending(status: Status | None, is_left: bool) -> Status:
+    """Why a run ended: what no rule and no limit has ended, and is not done, a signal has."""
+    return status or ("interrupted" if is_left else "completed")
 
 
 def _asks_to_stop(limits: Limits, started: float, progress: Progress) -> bool:

@@ -113,8 +113,8 @@ def random_search(
 
     Raises:
         TypeError: if an argument is of the wrong kind, or the loss not a float scalar.
-        ValueError: if a number is out of range, `start + num_candidates` exceeds 2^63, or the
-            checkpoint is of another search or damaged.
+        ValueError: if a number is out of range, `start + num_candidates` exceeds 2^63, the sampler
+            draws the same params from 64 keys, or the checkpoint is of another search or damaged.
         OSError: if the checkpoint cannot be written.
         MemoryError: if a tile does not fit into memory.
 
