@@ -28,8 +28,8 @@ from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.mlp import Model, mlp
 from jaxnn.optim import optimizers, schedules
-from jaxnn.run.loop import Progress
-from jaxnn.search.engine import reconstruct
+from jaxnn.run.loop import Every, Progress
+from jaxnn.search.engine import candidate_params
 from jaxnn.search.merge import merge_searches
 from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
 from jaxnn.search.random_search import random_search
@@ -44,6 +44,7 @@ __all__ = [
     "Collect",
     "Dense",
     "DifferenceErrors",
+    "Every",
     "GradientDescentResult",
     "GradientReport",
     "LeafReport",
@@ -54,6 +55,7 @@ __all__ = [
     "RandomSearchResult",
     "activations",
     "calibrated_temperature",
+    "candidate_params",
     "check_gradients",
     "count_outcomes",
     "datasets",
@@ -71,7 +73,6 @@ __all__ = [
     "perturbation_search",
     "plotting",
     "random_search",
-    "reconstruct",
     "schedules",
 ]
 
@@ -81,3 +82,7 @@ def __getattr__(name: str) -> Any:
     if name == "plotting":
         return import_module("jaxnn.plotting")
     raise AttributeError(f"module 'jaxnn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

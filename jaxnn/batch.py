@@ -14,8 +14,6 @@ import numpy as np
 
 from jaxnn.run.checks import array_record, as_values, is_traced
 
-__all__ = ["Batch", "check_batch", "check_inputs", "check_targets", "check_values", "valid_rows"]
-
 
 @array_record
 class Batch(NamedTuple):

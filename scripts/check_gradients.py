@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import jaxnn
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import HEADS
+from jaxnn.model.heads import OUTPUT_LOSSES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -44,7 +44,7 @@ WIDTHS = (5, 4, 6, 3)
 
 def networks(depths: Sequence[int]) -> Iterator[jaxnn.Model]:
     """Every network of the product; a single layer has no hidden activation to vary."""
-    for output, loss in HEADS:
+    for output, loss in OUTPUT_LOSSES:
         for depth in depths:
             sizes = (FEATURES, *WIDTHS[: depth - 1], OUTPUTS)
             for hidden in HIDDEN_ACTIVATIONS if depth > 1 else HIDDEN_ACTIVATIONS[:1]:

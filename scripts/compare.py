@@ -147,7 +147,7 @@ def improvements(
     if isinstance(result, jaxnn.RandomSearchResult):
         sample_fn = model.sampler(scale=method.sampling_scale)
         for index, loss in zip(history.index, history.loss, strict=True):
-            params = jaxnn.reconstruct(key, sample_fn, int(index))
+            params = jaxnn.candidate_params(key, sample_fn, int(index))
             yield int(index), float(loss), float(model.accuracy(params, batch))
     elif isinstance(result, jaxnn.PerturbationSearchResult):
         for step in np.flatnonzero(history.accepted):

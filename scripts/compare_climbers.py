@@ -56,7 +56,7 @@ PROBLEMS = {
 
 def members(model: jaxnn.Model, evaluations: int) -> dict[str, dict[str, Any]]:
     """The options of each member; every schedule ends with the last step."""
-    geometric = jaxnn.schedules.geometric
+    geometric = jaxnn.schedules.exponential_decay
     cooling = geometric(0.01, 1e-5, evaluations)
     falling = geometric(0.5, 0.01, evaluations)
     nudging = {"propose_fn": jaxnn.moves.one_coordinate}

@@ -34,7 +34,7 @@ from problems import DATA
 from resuming import finished
 
 import jaxnn
-from jaxnn.run import checkpoints
+from jaxnn.run import checkpoint as checkpoints
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -97,16 +97,16 @@ def optimizer_of(arguments: argparse.Namespace, steps: int) -> jaxnn.optimizers.
     rate, schedules = arguments.learning_rate, jaxnn.schedules
     schedule = {
         "constant": schedules.constant(rate),
-        "cosine": schedules.cosine(rate, rate / 1_000, max(steps, 1)),
-        "inverse-time": schedules.inverse_time(rate, arguments.decay),
+        "cosine": schedules.cosine_decay(rate, rate / 1_000, max(steps, 1)),
+        "inverse-time": schedules.inverse_time_decay(rate, arguments.decay),
     }[arguments.schedule]
-    if arguments.warm_up:
-        schedule = schedules.warm_up(schedule, arguments.warm_up)
+    if arguments.linear_warmup:
+        schedule = schedules.linear_warmup(schedule, arguments.linear_warmup)
     decay = {"weight_decay": arguments.weight_decay} if arguments.weight_decay else {}
     optimizer = OPTIMIZERS[arguments.optimizer](schedule, **decay)
     if arguments.max_norm is not None:
-        optimizer = jaxnn.optimizers.clipped(optimizer, arguments.max_norm)
-    return jaxnn.optimizers.with_l2_penalty(optimizer, arguments.l2) if arguments.l2 else optimizer
+        optimizer = jaxnn.optimizers.clip_by_global_norm(optimizer, arguments.max_norm)
+    return jaxnn.optimizers.add_l2(optimizer, arguments.l2) if arguments.l2 else optimizer
 
 
 def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str, path: Path) -> None:
@@ -174,7 +174,7 @@ def problem_of(arguments: argparse.Namespace) -> tuple[jaxnn.Model, jaxnn.Batch,
         optimizer=optimizer_of(arguments, arguments.epochs * steps_of(arguments, len(batch.x))),
         num_networks=networks,
         batch_size=arguments.batch_size,
-        keep_remainder=arguments.keep_remainder,
+        drop_remainder=not arguments.keep_remainder,
         tolerance=arguments.tolerance,
         target_loss=arguments.target_loss,
         validation_batch=validation,

@@ -91,7 +91,7 @@ def guess(width: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "guesses": found.num_evaluations,
         "acceptance": len(hits) / found.num_evaluations,
         "acceptance_interval": [low, high],
-        **solutions(model, jaxnn.reconstruct(key, sample_fn, hits)),
+        **solutions(model, jaxnn.candidate_params(key, sample_fn, hits)),
     }
 
 
@@ -108,7 +108,7 @@ def descend(width: int, arguments: argparse.Namespace) -> dict[str, Any]:
         num_epochs=EPOCHS,
         learning_rate=RATE,
         batch_size=BATCH_SIZE,
-        keep_remainder=True,
+        drop_remainder=False,
     )
     finished(trained)
     right = np.asarray(jax.vmap(model.accuracy, in_axes=(0, None))(trained.params, TRAIN)) == 1

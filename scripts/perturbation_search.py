@@ -34,7 +34,7 @@ from problems import DATA
 from resuming import finished
 
 import jaxnn
-from jaxnn.run import checkpoints
+from jaxnn.run import checkpoint as checkpoints
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -79,10 +79,10 @@ def options_of(arguments: argparse.Namespace, model: jaxnn.Model) -> dict[str, A
     }
     if arguments.final_scale is not None:
         scales = arguments.scale, arguments.final_scale
-        options["scale"] = jaxnn.schedules.geometric(*scales, steps)
+        options["scale"] = jaxnn.schedules.exponential_decay(*scales, steps)
     if arguments.temperature is not None:
         heat = arguments.temperature
-        options["temperature"] = jaxnn.schedules.geometric(heat, heat / 1_000, steps)
+        options["temperature"] = jaxnn.schedules.exponential_decay(heat, heat / 1_000, steps)
     if arguments.patience is not None:
         options |= {"patience": arguments.patience, "restart_fn": model.sampler(distribution="he")}
     if arguments.one_coordinate:

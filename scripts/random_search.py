@@ -33,7 +33,7 @@ from problems import DATA
 from resuming import finished
 
 import jaxnn
-from jaxnn.run import checkpoints
+from jaxnn.run import checkpoint as checkpoints
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.verbose:
         for index, loss in zip(result.history.index, result.history.loss, strict=True):
-            accuracy = model.accuracy(jaxnn.reconstruct(key, sample_fn, int(index)), batch)
+            accuracy = model.accuracy(jaxnn.candidate_params(key, sample_fn, int(index)), batch)
             print(f"iteration {index:>14,}  loss {loss:.6f}  accuracy {accuracy:.3f}")
     show(result, rate)
     found = result.params is not None

@@ -213,7 +213,7 @@ def write_improvements(arguments: argparse.Namespace) -> Path:
         found = draw_candidates(10_000, 0.05, None, given)
         sample_fn = given.model.sampler(scale=0.05)
         for index, loss in zip(found.history.index, found.history.loss, strict=True):
-            params = jaxnn.reconstruct(given.key, sample_fn, int(index))
+            params = jaxnn.candidate_params(given.key, sample_fn, int(index))
             lines.append(line(int(index), loss, given.model.accuracy(params, given.batch)))
         lines.append(f"perturbation search, {data}")
         climbed = climb(STEPS[0], given)

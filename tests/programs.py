@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from jaxnn.run import checkpoints
+from jaxnn.run import checkpoint as checkpoints
 
 
 def start_program(*arguments, **environment):

@@ -10,7 +10,7 @@ from tolerances import FORWARD, GRADIENT, float32, leaf_error
 
 from jaxnn.batch import Batch
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import HEADS
+from jaxnn.model.heads import OUTPUT_LOSSES
 from jaxnn.model.layers import Dense, layer_shapes
 from jaxnn.model.losses import (
     mean_squared_error_gradient,
@@ -21,7 +21,7 @@ from jaxnn.model.mlp import mlp
 
 ROWS, WIDTHS, OUTPUTS = 7, (3, 5, 4, 6, 3), 2
 DTYPES = ("float32", "float64")
-PRODUCT = list(itertools.product(HIDDEN_ACTIVATIONS, HEADS, range(1, 6), (True, False)))
+PRODUCT = list(itertools.product(HIDDEN_ACTIVATIONS, OUTPUT_LOSSES, range(1, 6), (True, False)))
 SAMPLE = PRODUCT[::39]
 
 
@@ -82,7 +82,9 @@ def check_case(case, dtype):
 
 
 def test_the_sample_holds_every_choice():
-    for position, choices in enumerate((HIDDEN_ACTIVATIONS, HEADS, range(1, 6), (True, False))):
+    for position, choices in enumerate(
+        (HIDDEN_ACTIVATIONS, OUTPUT_LOSSES, range(1, 6), (True, False))
+    ):
         assert {case[position] for case in SAMPLE} == set(choices)
 
 
@@ -105,7 +107,7 @@ def test_by_hand_is_by_jax_for_every_network(case, dtype):
     [(33, 3), *(pytest.param(*pair, marks=pytest.mark.exhaustive) for pair in ((1, 2), (16, 17)))],
 )
 @pytest.mark.parametrize(
-    "head", [*list(HEADS)[:2], ("softmax", "mean_squared_error")], ids="-".join
+    "head", [*list(OUTPUT_LOSSES)[:2], ("softmax", "mean_squared_error")], ids="-".join
 )
 def test_any_number_of_rows_and_of_outputs(head, rows, outputs):
     """Rows are padded to whole vectors, and sums over few outputs written out."""
@@ -126,7 +128,7 @@ def test_padded_rows_bring_no_nan_and_a_bad_last_row_brings_it_everywhere():
         assert {bool(np.isnan(entry)) for leaf in leaves for entry in np.ravel(leaf)} == {label < 0}
 
 
-@pytest.mark.parametrize("head", list(HEADS)[:3], ids="-".join)
+@pytest.mark.parametrize("head", list(OUTPUT_LOSSES)[:3], ids="-".join)
 def test_gradient_by_the_batch_is_right_as_well(head):
     model = network("tanh", head, 2, True)
     params, batch = problem(model, "float32")
@@ -145,7 +147,7 @@ def test_gradient_by_the_batch_is_right_as_well(head):
     assert leaf_error(got, expected) <= GRADIENT["float32"]
 
 
-@pytest.mark.parametrize("head", HEADS, ids="-".join)
+@pytest.mark.parametrize("head", OUTPUT_LOSSES, ids="-".join)
 def test_central_differences(head):
     """Every coordinate of the gradient of `model.loss`, in float64."""
     model = network("sigmoid" if "relu" in head else "tanh", head, 3, True)
@@ -270,7 +272,7 @@ def test_chain_rule_figures(x, target, slope):
 def test_a_head_agrees_with_the_losses_that_stand_alone(head, gradient, targets):
     logits = jnp.asarray(np.random.default_rng(3).normal(0.2, 2, (4, 3)), jnp.float32)
     targets = jnp.asarray(targets)
-    losses, slopes = HEADS[head].rows(logits.T, targets)
-    expected = float(HEADS[head].loss(logits, targets))
+    losses, slopes = OUTPUT_LOSSES[head].rows(logits.T, targets)
+    expected = float(OUTPUT_LOSSES[head].loss(logits, targets))
     assert float(jnp.mean(losses)) == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(slopes.T / 4, gradient(logits, targets), rtol=1e-5, atol=1e-7)

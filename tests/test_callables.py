@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from jaxnn.run import callables
+from jaxnn.run import checks as callables
 
 F32 = jnp.float32
 

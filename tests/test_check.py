@@ -20,7 +20,7 @@ import jaxnn
 from jaxnn.gradients import check as gradient_check
 from jaxnn.gradients.check import check_gradients
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import HEADS
+from jaxnn.model.heads import OUTPUT_LOSSES
 
 KEY = jax.random.key(8)
 ROWS = 7
@@ -194,7 +194,7 @@ def test_the_gradients_of_a_network_pass():
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("output", "loss"), HEADS)
+@pytest.mark.parametrize(("output", "loss"), OUTPUT_LOSSES)
 def test_the_gradients_of_every_network_pass_on_200_samples_each(output, loss):
     """Each head with hidden activations and depths of 1 to 4: 7 x 13 networks, 18,200 samples."""
     failed, count = [], 0

@@ -27,8 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxnn.run import checkpoints, fingerprint
-from jaxnn.run.checkpoints import (
+from jaxnn.run import checkpoint as checkpoints
+from jaxnn.run import fingerprint
+from jaxnn.run.checkpoint import (
     MAX_TEXT,
     LoadError,
     check_writable,
@@ -278,7 +279,7 @@ def test_the_most_that_save_takes_loads_in_time(path, format_of_name):
 DRIVER = """
 import os, random, signal, sys, time
 import numpy as np
-from jaxnn.run.checkpoints import load, save
+from jaxnn.run.checkpoint import load, save
 
 path, kills, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 draw = random.Random(seed)

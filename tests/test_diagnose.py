@@ -15,7 +15,7 @@ from jaxnn.gradients import diagnose as gradient_faults
 from jaxnn.gradients.check import check_gradients
 from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, Activation
-from jaxnn.model.heads import HEADS, Head
+from jaxnn.model.heads import OUTPUT_LOSSES, Head
 
 KEY = jax.random.key(3)
 AT_WRONG_PLACE = "right only as the params go to 0"
@@ -165,7 +165,7 @@ def check_network(hidden, head, depth, change=lambda rows: rows) -> Any:
     """The report on a network whose head is changed."""
     sizes = (2, *(4, 5)[: depth - 1], 3)
     model = jaxnn.mlp(sizes, hidden=hidden, output=head[0], loss=head[1])
-    changed = Head(HEADS[head].loss, change(HEADS[head].rows))
+    changed = Head(OUTPUT_LOSSES[head].loss, change(OUTPUT_LOSSES[head].rows))
     generator = np.random.default_rng(4)
     y = {
         "categorical_crossentropy": generator.integers(0, 3, ROWS),

@@ -9,7 +9,7 @@ import pytest
 
 import jaxnn
 from jaxnn.descent import epochs
-from jaxnn.run import checkpoints
+from jaxnn.run import checkpoint as checkpoints
 
 KEY = jax.random.key(8)
 MODEL = jaxnn.mlp((2, 4, 3))
@@ -17,11 +17,11 @@ BATCH = jaxnn.datasets.spiral(jax.random.key(1), samples=11)
 VALIDATION = jaxnn.datasets.spiral(jax.random.key(2), samples=7)
 START = MODEL.init(jax.random.key(3))
 OPTIONS: dict[str, dict[str, Any]] = {
-    "whole": {"optimizer": jaxnn.optimizers.adam(jaxnn.schedules.cosine(0.1, 0.01, 60))},
+    "whole": {"optimizer": jaxnn.optimizers.adam(jaxnn.schedules.cosine_decay(0.1, 0.01, 60))},
     "batches": {
         "optimizer": jaxnn.optimizers.sgd(0.1, momentum=0.9),
         "batch_size": 8,
-        "keep_remainder": True,
+        "drop_remainder": False,
         "validation_batch": VALIDATION,
     },
 }

@@ -14,7 +14,8 @@ from programs import end_at_random_moments
 import jaxnn
 from jaxnn.chains import climbing, perturbation_search
 from jaxnn.descent import epochs, gradient_descent
-from jaxnn.run import checkpoints, loop
+from jaxnn.run import checkpoint as checkpoints
+from jaxnn.run import loop
 from jaxnn.search import random_search, searching
 
 KEY = jax.random.key(8)
@@ -140,7 +141,7 @@ class Full:
                 raise OSError(28, "No space left on device", str(path))
             save(path, *content)
 
-        monkeypatch.setattr(loop.checkpoints, "save", save_or_not)
+        monkeypatch.setattr(checkpoints, "save", save_or_not)
 
 
 def test_a_history_that_cannot_be_saved_keeps_no_state_from_being_saved(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from kinds_of_callable import KINDS, body, closure, default, global_constant
 
 import jaxnn
 from jaxnn.optim import optimizers, schedules
-from jaxnn.run.callables import as_partial
+from jaxnn.run.checks import as_partial
 from jaxnn.run.fingerprint import check_same_run, fingerprint, function_metadata
 
 HERE, KEY, MODEL, SGD = (
@@ -230,13 +230,13 @@ OPTIMIZERS = [
     SLOW(0.1, momentum=0.9),
     SLOW(0.1, momentum=0.9, nesterov=True),
     SLOW(0.1, momentum=0.8),
-    FAST(schedules.cosine(0.1, 0.01, 10)),
+    FAST(schedules.cosine_decay(0.1, 0.01, 10)),
     FAST(schedules.linear(0.1, 0.01, 10)),
-    FAST(schedules.warm_up(schedules.linear(0.1, 0.01, 10), 3)),
-    FAST(schedules.warm_up(schedules.cosine(0.1, 0.01, 10), 3)),
-    optimizers.clipped(SLOW(0.1), 0.5),
-    optimizers.with_l2_penalty(SLOW(0.1), 0.5),
-    optimizers.clipped(FAST(0.1), 0.5),
+    FAST(schedules.linear_warmup(schedules.linear(0.1, 0.01, 10), 3)),
+    FAST(schedules.linear_warmup(schedules.cosine_decay(0.1, 0.01, 10), 3)),
+    optimizers.clip_by_global_norm(SLOW(0.1), 0.5),
+    optimizers.add_l2(SLOW(0.1), 0.5),
+    optimizers.clip_by_global_norm(FAST(0.1), 0.5),
     SLOW(scaled_rate(0.1)),
     SLOW(scaled_rate(0.2)),
 ]

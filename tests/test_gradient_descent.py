@@ -245,7 +245,7 @@ NOISY = jaxnn.Batch(LINE.x, LINE.y + np.linspace(-1, 1, ROWS, dtype=np.float32)[
 @pytest.mark.parametrize("tolerance", [0.1, 1e-2, 1e-3])
 @pytest.mark.parametrize(("batch_size", "keeps", "rows"), [(5, True, [5, 5, 2]), (7, False, [7])])
 def test_batches_are_compared_by_the_mean_losses_of_five_epochs(tolerance, batch_size, keeps, rows):
-    options = {"batch_size": batch_size, "keep_remainder": keeps, "learning_rate": 0.01}
+    options = {"batch_size": batch_size, "drop_remainder": not keeps, "learning_rate": 0.01}
     options |= {"batch": NOISY, "epochs": 300}
     losses = descend(**options).history.loss
     stop = (first_flat_epoch(losses, rows, tolerance) + 1) * len(rows)
@@ -497,7 +497,7 @@ def test_a_line_search_looks_at_the_rows_of_its_step():
     stream = jax.random.fold_in(KEY, gradient_descent.TAG)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(stream, 0), 300))
     with jax.numpy_dtype_promotion("standard"):
-        found = descend(start, epochs=1, batch_size=90, keep_remainder=True, **options)
+        found = descend(start, epochs=1, batch_size=90, drop_remainder=False, **options)
         expected = by_optax(optax, optimizer, start, np.split(order, [90, 180, 270]))
     np.testing.assert_allclose(found.history.loss, expected, rtol=1e-4)
 
@@ -651,7 +651,7 @@ def test_the_spiral_yields_to_adam():
 def test_a_he_start_and_a_cosine_schedule_solve_the_spiral_on_18_seeds_of_20():
     """20 of 20 when it was written; the loss at most 0.077, the accuracy at least 0.957."""
     model, solved = jaxnn.mlp((2, 64, 3)), 0
-    optimizer = jaxnn.optimizers.adam(jaxnn.schedules.cosine(0.05, 5e-5, 10_000))
+    optimizer = jaxnn.optimizers.adam(jaxnn.schedules.cosine_decay(0.05, 5e-5, 10_000))
     for seed in range(20):
         data_key, init_key = jax.random.split(jax.random.key(seed))
         batch = jaxnn.datasets.spiral(data_key)
@@ -787,7 +787,7 @@ def test_the_remainder_makes_a_smaller_step_if_it_is_kept():
         order = np.asarray(jax.random.permutation(jax.random.fold_in(stream, epoch), ROWS))
         steps += [order[:5], order[5:10], order[10:]]
     losses, theta = by_loop(steps, rate=0.05)
-    result = descend(epochs=6, batch_size=5, keep_remainder=True, learning_rate=0.05)
+    result = descend(epochs=6, batch_size=5, drop_remainder=False, learning_rate=0.05)
     np.testing.assert_allclose(result.history.loss, losses, rtol=1e-5)
     np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-5)
     np.testing.assert_allclose(np.diff(result.history.evaluations)[:3], [1.25, 0.5, 1.25])
@@ -797,18 +797,18 @@ def test_the_remainder_makes_a_smaller_step_if_it_is_kept():
 @pytest.mark.parametrize("batch_size", [3, 4, 12, 99])
 def test_without_a_remainder_there_is_nothing_to_keep(batch_size):
     kept, dropped = (
-        descend(epochs=4, batch_size=batch_size, keep_remainder=keep) for keep in (True, False)
+        descend(epochs=4, batch_size=batch_size, drop_remainder=not keep) for keep in (True, False)
     )
     assert np.array_equal(kept.history.loss, dropped.history.loss)
 
 
 def test_a_remainder_after_a_stop_is_not_stepped_on():
-    whole = descend(epochs=6, batch_size=5, keep_remainder=True, learning_rate=0.01)
+    whole = descend(epochs=6, batch_size=5, drop_remainder=False, learning_rate=0.01)
     number = 7  # the second step of an epoch of three
     target = float(whole.history.loss[number])
     assert np.all(whole.history.loss[:number] > target)
     found = descend(
-        epochs=6, batch_size=5, keep_remainder=True, learning_rate=0.01, target_loss=target
+        epochs=6, batch_size=5, drop_remainder=False, learning_rate=0.01, target_loss=target
     )
     assert (found.status, found.num_steps) == ("reached", number + 1)
 
@@ -868,7 +868,7 @@ def test_a_descent_that_diverges_keeps_its_best_on_the_validation_batch():
     [
         ({"patience": 3}, ValueError, "validation_batch must be given with patience"),
         ({"patience": 0, "validation_batch": LINE}, ValueError, "patience must be an integer"),
-        ({"keep_remainder": 1}, TypeError, "keep_remainder must be True or False"),
+        ({"drop_remainder": 1}, TypeError, "drop_remainder must be True or False"),
         ({"gradient_tolerance": -1.0}, ValueError, "gradient_tolerance must be a finite number"),
         ({"target_loss": "low"}, TypeError, "target_loss must be a finite number"),
         ({"target_loss": np.nan}, ValueError, "target_loss must be a finite number"),
@@ -932,7 +932,7 @@ def test_lengths_of_gradients_neither_overflow_nor_vanish(size):
         return params[0] + 0 * batch, jnp.full(2, size, jnp.float32)
 
     zero = jnp.array(0.0)
-    clipped = jaxnn.optimizers.clipped(jaxnn.optimizers.sgd(1.0), size / 4)
+    clipped = jaxnn.optimizers.clip_by_global_norm(jaxnn.optimizers.sgd(1.0), size / 4)
     options = {"batch": zero, "function": function, "optimizer": clipped, "epochs": 3}
     found = descend(jnp.zeros(2), gradient_tolerance=size / 2, **options)
     assert found.status == "completed"
@@ -956,8 +956,8 @@ def test_half_precision_steps_are_finite():
 
 
 def test_a_remainder_without_a_batch_size_is_refused():
-    with pytest.raises(ValueError, match="batch_size must be given with keep_remainder"):
-        descend(keep_remainder=True)
+    with pytest.raises(ValueError, match="batch_size must be given with drop_remainder=False"):
+        descend(drop_remainder=False)
 
 
 # --- the summary

@@ -10,7 +10,7 @@ from test_mlp import numpy_loss, numpy_outputs
 
 import jaxnn
 
-HEADS = [
+OUTPUT_LOSSES = [
     ("softmax", "categorical_crossentropy"),
     ("sigmoid", "binary_crossentropy"),
     ("identity", "mean_squared_error"),
@@ -21,7 +21,7 @@ HEADS = [
 
 def problem(rng):
     """A network, rows for it, and their targets as numbers, one for each output."""
-    output, loss = HEADS[rng.integers(len(HEADS))]
+    output, loss = OUTPUT_LOSSES[rng.integers(len(OUTPUT_LOSSES))]
     hidden = ("relu", "tanh", "sigmoid", "identity")[rng.integers(4)]
     widths = [int(width) for width in rng.integers(1, 24, rng.integers(0, 3))]
     rows, classes = int(rng.integers(1, 60)), int(rng.integers(2, 6))
@@ -63,7 +63,7 @@ def runs(rng, key, model, batch):
     )
     yield found.loss, found.params
     for index, loss in zip(*found.top, strict=True):
-        yield loss, jaxnn.reconstruct(key, sample_fn, int(index))
+        yield loss, jaxnn.candidate_params(key, sample_fn, int(index))
     options = {"num_chains": int(rng.integers(1, 5)), "num_proposals": int(rng.integers(1, 3))}
     if rng.random() < 0.5:
         options |= {"temperature": 0.05, "adapt_scale": True}
@@ -76,7 +76,7 @@ def runs(rng, key, model, batch):
     yield climbed.loss, climbed.params
     for chain, loss in enumerate(climbed.chain_loss):
         yield loss, jax.tree.map(lambda leaf, chain=chain: leaf[chain], climbed.chain_params)
-    rates = (0.01, jaxnn.schedules.cosine(0.1, 0.01, 20))
+    rates = (0.01, jaxnn.schedules.cosine_decay(0.1, 0.01, 20))
     optimizer = (jaxnn.optimizers.adam, jaxnn.optimizers.sgd)[rng.integers(2)](
         rates[rng.integers(2)]
     )

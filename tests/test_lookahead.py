@@ -13,7 +13,7 @@ import jaxnn
 from jaxnn.chains import climbing, perturbation_search, proposals
 from jaxnn.chains import climbing as depths
 from jaxnn.chains import history as chain_history
-from jaxnn.run import checkpoints
+from jaxnn.run import checkpoint as checkpoints
 from jaxnn.run.random import normals
 
 EXHAUSTIVE = pytest.mark.exhaustive
@@ -56,7 +56,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "strict": {},
     "ties": {"accept_ties": True},
     "adapt": {"adapt_scale": True, "scale": 2.0},
-    "schedule": {"scale": jaxnn.schedules.geometric(1.0, 0.05, 200)},
+    "schedule": {"scale": jaxnn.schedules.exponential_decay(1.0, 0.05, 200)},
     "metropolis": {"temperature": jaxnn.schedules.linear(40.0, 0.5, 150)},
     "hot and adapting": {"temperature": 20.0, "adapt_scale": True},
     "best of three": {"num_proposals": 3},

@@ -13,7 +13,7 @@ from programs import start_program
 from search_setups import digest, set_up, whole
 
 import jaxnn
-from jaxnn.run import checkpoints
+from jaxnn.run import checkpoint as checkpoints
 from jaxnn.search import searching
 
 ALL = range(200)
@@ -177,7 +177,7 @@ def test_killed_at_50_moments_and_resumed(tmp_path):
     """SIGKILL at random moments of a search that saves all the time."""
     program = f"""
 import jaxnn, search_setups as here
-from jaxnn.run import checkpoints, loop
+from jaxnn.run import checkpoint as checkpoints, loop
 from jaxnn.search import searching
 searching.LARGEST_CHUNK, loop.SECONDS_BETWEEN_SAVES = 1, 0.0
 given, options = here.set_up(1)

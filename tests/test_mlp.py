@@ -18,7 +18,7 @@ from tolerances import FORWARD, GRADIENT, float32, leaf_error
 from jaxnn import metrics
 from jaxnn.batch import Batch
 from jaxnn.descent.gradient_descent import gradient_descent
-from jaxnn.model.heads import HEADS
+from jaxnn.model.heads import OUTPUT_LOSSES
 from jaxnn.model.layers import Dense
 from jaxnn.model.mlp import Model, mlp
 from jaxnn.search.random_search import random_search
@@ -95,7 +95,7 @@ def compilations():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("head", HEADS, ids="-".join)
+@pytest.mark.parametrize("head", OUTPUT_LOSSES, ids="-".join)
 def test_outputs_and_losses_are_numpys(head, dtype):
     (output, loss), y = head, TARGETS[head[1]]
     model = mlp(SIZES, hidden="tanh", output=output, loss=loss)
@@ -458,11 +458,11 @@ def test_wrappers_of_a_function_carry_what_it_tells_trainers():
     model, batch = mlp(SIZES), Batch(X, CLASSES)
     wrappers: list[Any] = [jax.jit(model.loss), jax.value_and_grad(model.loss)]
     for wrapper in wrappers:
-        assert wrapper.rounds_alike(PARAMS, batch) is True
+        assert wrapper.batch_invariant(PARAMS, batch) is True
         assert wrapper.bytes_per_set(PARAMS, batch) == model.loss.bytes_per_set(PARAMS, batch)
         with pytest.raises(ValueError, match=r"^batch\.y must be classes 0 to 1; got -1"):
             wrapper.validate(PARAMS, Batch(X, CLASSES - 1))
-    assert not hasattr(model.accuracy, "rounds_alike")
+    assert not hasattr(model.accuracy, "batch_invariant")
 
 
 def test_functions_are_equal_by_value_and_pickle_as_the_cached_thing():
@@ -596,7 +596,7 @@ def test_bad_settings_are_refused(settings, error, message):
 
 NEVER_RUN = {
     loss: mlp((3, 5, 2), hidden="sigmoid", output=output, loss=loss, hidden_biases=False)
-    for output, loss in HEADS
+    for output, loss in OUTPUT_LOSSES
     if output in ("softmax", "sigmoid")
 }
 NO_BIASES = (Dense(PARAMS[0].weights, None), PARAMS[1])

@@ -36,7 +36,7 @@ def count(sample=few_bits, **options: Any):
 
 
 def by_hand(sample=few_bits, number=COUNT, start=0):
-    drawn = jaxnn.reconstruct(KEY, sample, np.arange(start, start + number))
+    drawn = jaxnn.candidate_params(KEY, sample, np.arange(start, start + number))
     bits = (np.asarray(drawn) > np.asarray(BATCH)).reshape(number, -1)
     return Counter(map(bytes, np.packbits(bits, axis=1))), bits.shape[1]
 

@@ -1,4 +1,4 @@
-"""Random search against a loop in plain Python over `reconstruct`, bit for bit.
+"""Random search against a loop in plain Python over `candidate_params`, bit for bit.
 
 Draws and targets lie on a grid of eighths, small enough for float32 to hold every loss exactly,
 so the loop in float64 must agree in every bit; several candidates often share the lowest loss.
@@ -68,7 +68,7 @@ def search(batch, count, start=0, **options) -> Any:
 
 
 def candidate(index):
-    return np.asarray(flat(jaxnn.reconstruct(KEY, SAMPLE, index)))
+    return np.asarray(flat(jaxnn.candidate_params(KEY, SAMPLE, index)))
 
 
 def loss_by_loop(point, batch):
@@ -252,7 +252,7 @@ def test_a_start_that_is_no_index_is_refused(start, error):
 )
 def test_reconstruct_refuses_what_is_no_index(index, error):
     with pytest.raises(error, match=r"^index must be"):
-        jaxnn.reconstruct(KEY, SAMPLE, index)
+        jaxnn.candidate_params(KEY, SAMPLE, index)
 
 
 def assert_trees_equal(first, second):
@@ -263,14 +263,14 @@ def assert_trees_equal(first, second):
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64])
 def test_reconstruct_gives_many_candidates_at_once(dtype):
     index = np.array([0, 7, 2**32 - 1, 2**32, 2**63 - 1], dtype)
-    many = jaxnn.reconstruct(KEY, SAMPLE, index)
+    many = jaxnn.candidate_params(KEY, SAMPLE, index)
     for number, each in enumerate(index):
-        one = jaxnn.reconstruct(KEY, SAMPLE, int(each))
+        one = jaxnn.candidate_params(KEY, SAMPLE, int(each))
         assert_trees_equal(jax.tree.map(operator.itemgetter(number), many), one)
-    assert jax.tree.leaves(jaxnn.reconstruct(KEY, SAMPLE, []))[0].shape[0] == 0
-    few = jaxnn.reconstruct(KEY, SAMPLE, [0, 7])
+    assert jax.tree.leaves(jaxnn.candidate_params(KEY, SAMPLE, []))[0].shape[0] == 0
+    few = jaxnn.candidate_params(KEY, SAMPLE, [0, 7])
     assert_trees_equal(few, jax.tree.map(lambda leaf: leaf[:2], many))
-    assert_trees_equal(few, jaxnn.reconstruct(KEY, SAMPLE, jnp.array([0, 7])))
+    assert_trees_equal(few, jaxnn.candidate_params(KEY, SAMPLE, jnp.array([0, 7])))
 
 
 @pytest.mark.parametrize(
@@ -284,19 +284,19 @@ def test_reconstruct_gives_many_candidates_at_once(dtype):
 )
 def test_reconstruct_refuses_arrays_that_are_no_indices(index, error):
     with pytest.raises(error, match="index must be"):
-        jaxnn.reconstruct(KEY, SAMPLE, index)
+        jaxnn.candidate_params(KEY, SAMPLE, index)
 
 
 def test_reconstruct_refuses_a_tracer_by_name():
     with pytest.raises(TypeError, match="index must be concrete"):
-        jax.jit(lambda index: jaxnn.reconstruct(KEY, SAMPLE, index))(3)
+        jax.jit(lambda index: jaxnn.candidate_params(KEY, SAMPLE, index))(3)
 
 
 def test_reconstruct_takes_the_same_keys_and_samplers_as_the_search():
     with pytest.raises(TypeError, match=r"^key must be a single typed key"):
-        jaxnn.reconstruct(0, SAMPLE, 1)  # pyright: ignore[reportArgumentType]
+        jaxnn.candidate_params(0, SAMPLE, 1)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"^sample_fn must be callable"):
-        jaxnn.reconstruct(KEY, None, 1)  # pyright: ignore[reportArgumentType]
+        jaxnn.candidate_params(KEY, None, 1)  # pyright: ignore[reportArgumentType]
 
 
 # --- losses that are not finite
@@ -502,7 +502,7 @@ def test_a_hundred_searches_of_the_network_are_their_loops():
         result: Any = jaxnn.random_search(
             search_key, MODEL.loss, sampler, batch, num_candidates=200, start=start
         )
-        drawn = [jaxnn.reconstruct(search_key, sampler, start + i) for i in range(200)]
+        drawn = [jaxnn.candidate_params(search_key, sampler, start + i) for i in range(200)]
         losses = np.array([float(MODEL.loss_reference(params, batch)) for params in drawn])
         assert losses[result.index - start] <= losses.min() * (1 + 2e-6)
         assert result.loss == pytest.approx(losses.min(), rel=2e-6)

@@ -49,9 +49,9 @@ def assert_same(got, expected):
     [
         pytest.param({"learning_rate": 0.5}, marks=pytest.mark.exhaustive),
         {
-            "optimizer": optimizers.adam(schedules.cosine(0.05, 1e-3, 20)),
+            "optimizer": optimizers.adam(schedules.cosine_decay(0.05, 1e-3, 20)),
             "batch_size": 7,
-            "keep_remainder": True,
+            "drop_remainder": False,
         },
     ],
     ids=["full batch", "remainder"],
@@ -99,8 +99,8 @@ def momentum(rate, decay):
 
 
 def scheduled(numbers):
-    schedule = schedules.cosine(numbers["start"], 1e-3, 9)
-    return optimizers.clipped(optimizers.adam(schedule), numbers["norm"])
+    schedule = schedules.cosine_decay(numbers["start"], 1e-3, 9)
+    return optimizers.clip_by_global_norm(optimizers.adam(schedule), numbers["norm"])
 
 
 def by_loss(rate):
@@ -138,7 +138,9 @@ OPTAX = {
     "plateau": lambda o: (
         lambda rate: o.chain(o.adam(rate), o.contrib.reduce_on_plateau(patience=1, rtol=0.1))
     ),
-    "polyak": lambda o: lambda rate: optimizers.clipped(o.polyak_sgd(max_learning_rate=rate), 1.0),
+    "polyak": lambda o: (
+        lambda rate: optimizers.clip_by_global_norm(o.polyak_sgd(max_learning_rate=rate), 1.0)
+    ),
     "lbfgs": lambda o: o.lbfgs,
 }
 
@@ -246,7 +248,7 @@ def test_validation_and_patience_are_each_networks_own():
 def test_the_epochs_that_a_tolerance_compares_are_each_networks_own():
     options: dict[str, Any] = {
         "learning_rate": 0.3, "num_epochs": 80, "tolerance": 2e-3, "batch_size": 7,
-        "keep_remainder": True,
+        "drop_remainder": False,
     }  # fmt: skip
     many = descend(STARTS, BATCH, num_networks=NUM, **options)
     assert len(np.unique(many.num_steps)) > 10
@@ -331,17 +333,17 @@ def test_what_cannot_be_many_is_refused(options, error, message):
     [
         optimizers.adam,
         optimizers.sgd,
-        lambda rate: optimizers.adam(0.1, epsilon=rate),
-        lambda rate: optimizers.sgd(schedules.warm_up(rate, 5)),
-        lambda rate: optimizers.clipped(optimizers.rmsprop(0.1), rate),
-        lambda rate: optimizers.with_l2_penalty(optimizers.sgd(0.1), rate),
+        lambda rate: optimizers.adam(0.1, eps=rate),
+        lambda rate: optimizers.sgd(schedules.linear_warmup(rate, 5)),
+        lambda rate: optimizers.clip_by_global_norm(optimizers.rmsprop(0.1), rate),
+        lambda rate: optimizers.add_l2(optimizers.sgd(0.1), rate),
     ],
 )
 @pytest.mark.parametrize("count", [1, 3, NUM])
 def test_optimizers_under_vmap_are_refused_with_the_line_that_works(make, count):
     swept = jax.vmap(make)(jnp.full(count, 0.1))
     params = of(STARTS, slice(count))
-    for optimizer in (swept, optimizers.clipped(swept, 1.0)):
+    for optimizer in (swept, optimizers.clip_by_global_norm(swept, 1.0)):
         with pytest.raises(ValueError, match=r"optimizer must .*each\(jaxnn.*adam, rates\)"):
             descend(params, BATCH, num_epochs=1, num_networks=count, optimizer=optimizer)
         with pytest.raises(ValueError, match=r"optimizer must .*each\(jaxnn.*adam, rates\)"):

@@ -11,8 +11,8 @@ from jaxnn import schedules
 
 SHAPES = {
     "linear": lambda share: 3.0 - 2.5 * share,
-    "geometric": lambda share: 3.0 * (0.5 / 3.0) ** share,
-    "cosine": lambda share: 0.5 + 2.5 * (1 + np.cos(np.pi * share)) / 2,
+    "exponential_decay": lambda share: 3.0 * (0.5 / 3.0) ** share,
+    "cosine_decay": lambda share: 0.5 + 2.5 * (1 + np.cos(np.pi * share)) / 2,
 }
 
 
@@ -36,7 +36,7 @@ def test_other_numbers_compile_nothing():
         return schedule(step)
 
     for start in (1.0, 2.0, 3.5):
-        assert float(at(schedules.geometric(start, 0.1, 5), jnp.uint32(0))) == start
+        assert float(at(schedules.exponential_decay(start, 0.1, 5), jnp.uint32(0))) == start
     assert len(traces) == 1
 
 
@@ -64,8 +64,8 @@ def test_bad_numbers_are_refused(name, arguments, error, message):
     "schedule",
     [
         schedules.constant(0.5),
-        schedules.inverse_time(0.5, 0.25),
-        schedules.warm_up(schedules.cosine(3.0, 0.5, 40), 10),
+        schedules.inverse_time_decay(0.5, 0.25),
+        schedules.linear_warmup(schedules.cosine_decay(3.0, 0.5, 40), 10),
         *(getattr(schedules, name)(3.0, 0.5, 40) for name in SHAPES),
     ],
 )

@@ -284,7 +284,7 @@ def test_check_gradients_fails_and_names_the_leaf(monkeypatch, capsys):
         return right(key, loss_fn, wrong, *arguments, **options)
 
     monkeypatch.setattr(jaxnn, "check_gradients", with_a_fault)
-    monkeypatch.setattr(check_gradients, "HEADS", list(check_gradients.HEADS)[:2])
+    monkeypatch.setattr(check_gradients, "OUTPUT_LOSSES", list(check_gradients.OUTPUT_LOSSES)[:2])
     assert check_gradients.main(["--depths", "1", "--samples", "2"]) == 1
     output = capsys.readouterr().out
     wrong = [line for line in output.split("\n") if "WRONG" in line]

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 import jaxnn
-from jaxnn.run import loop
+from jaxnn.run import checkpoint, loop
 from jaxnn.search import engine as folding
 from jaxnn.search import engine as tiles
 from jaxnn.search import searching
@@ -54,7 +54,7 @@ def sample_fn(key):
 @pytest.fixture(scope="module")
 def losses():
     """The losses of all candidates, each from its own reconstruction."""
-    one = [loss_fn(jaxnn.reconstruct(KEY, sample_fn, i), BATCH) for i in range(COUNT)]
+    one = [loss_fn(jaxnn.candidate_params(KEY, sample_fn, i), BATCH) for i in range(COUNT)]
     return np.array(one)
 
 
@@ -200,7 +200,7 @@ class TestCuts:
         self, monkeypatch, tmp_path
     ):
         path = tmp_path / "search.npz"
-        fold = folding.fold_range
+        fold = folding.reduce_range
 
         def starved(engine, statistics, begin, end, **settings):
             if begin >= 8 * TILE:
@@ -209,7 +209,7 @@ class TestCuts:
 
         monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", 1e-9)
         with monkeypatch.context() as patch:
-            patch.setattr(searching, "fold_range", starved)
+            patch.setattr(searching, "reduce_range", starved)
             with pytest.raises(MemoryError, match="memory_budget"):
                 search(checkpoint=path)
         assert same(search(checkpoint=path), search())
@@ -254,7 +254,7 @@ class TestResuming:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(searching, "fold_range", interrupt)
+            patch.setattr(searching, "reduce_range", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 search(checkpoint=path, **options)
         assert same(search(checkpoint=path, **options), search(**options))
@@ -281,7 +281,7 @@ class TestResuming:
         def full(*arguments):
             raise OSError(28, "No space left on device", str(tmp_path / "search.npz"))
 
-        monkeypatch.setattr(loop.checkpoints, "save", full)
+        monkeypatch.setattr(checkpoint, "save", full)
         with pytest.warns(RuntimeWarning, match="checkpoint not saved: .*search.npz"):
             found = search(checkpoint=tmp_path / "search.npz")
         assert same(found, search())
@@ -421,7 +421,7 @@ def test_counts_are_exact_across_borders_of_words_and_floats(border):
     hits = [
         start + i
         for i in range(600)
-        if -np.inf < loss_fn(jaxnn.reconstruct(KEY, sample_fn, start + i), BATCH) <= -1.0
+        if -np.inf < loss_fn(jaxnn.candidate_params(KEY, sample_fn, start + i), BATCH) <= -1.0
     ]
     assert len(hits) > 30
     assert found.collected.index.tolist() == hits[:30]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jaxnn
-from jaxnn.run.loop import Status
-from jaxnn.run.summary import ENDINGS, summary
+from jaxnn.run.loop import ENDINGS, summary
+from jaxnn.typing import Status
 
 
 def test_every_status_has_words():

@@ -330,7 +330,7 @@ def test_candidates_and_proposals_of_one_key_are_unrelated():
     """
     params, rows = problem(limit=-np.inf)
     sample_fn = Partial(around, params, np.float32(1))
-    candidates = [jaxnn.reconstruct(KEY, sample_fn, i)["w"][0, 0] for i in range(300)]
+    candidates = [jaxnn.candidate_params(KEY, sample_fn, i)["w"][0, 0] for i in range(300)]
     climbed = climb(KEY, squared_error, params, rows, size=1, metric_fn=first_weight)
     assert climbed.num_accepted == 0
     r = np.corrcoef(candidates, climbed.history.proposed_metric)[0, 1]
@@ -367,7 +367,7 @@ def test_other_numbers_and_data_of_the_same_shapes_compile_nothing(train, caplog
 def test_other_numbers_of_an_optimizer_compile_nothing():
     losses, looks = [], []
     for rate in (0.01, 0.02):
-        adam = jaxnn.optimizers.adam(rate, beta1=1 - rate)
+        adam = jaxnn.optimizers.adam(rate, b1=1 - rate)
         result = descend(KEY, squared_error, *problem(), optimizer=adam, learning_rate=None)
         losses.append(result.loss)
         looks.append(len(LOOKS))

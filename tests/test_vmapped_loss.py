@@ -12,20 +12,20 @@ from tolerances import FORWARD, GRADIENT, float32, leaf_error
 from jaxnn.batch import Batch
 from jaxnn.model import vmapped_loss as candidates
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import HEADS
+from jaxnn.model.heads import OUTPUT_LOSSES
 from jaxnn.model.layers import Dense, layer_shapes
 from jaxnn.model.mlp import mlp
 
 SMALL, LARGE, OUTPUTS = (3, 5, 2), (3, 12, 8, 2), 2  # 32 and 170 weights
 LARGER = (2, 40, 40, 2)  # with a matrix product
 WIDTHS, ROWS = (1, 15, 16, 64, 257), (1, 9, 10, 11, 23)
-PRODUCT = list(enumerate(itertools.product((SMALL, LARGE), HEADS, WIDTHS, ROWS)))
+PRODUCT = list(enumerate(itertools.product((SMALL, LARGE), OUTPUT_LOSSES, WIDTHS, ROWS)))
 SAMPLE = PRODUCT[::31]
 FEW = [("softmax", "categorical_crossentropy"), ("sigmoid", "binary_crossentropy")]
 FEW += [("identity", "mean_squared_error"), ("softmax", "mean_squared_error")]
 ONE_AND_MORE = [
     pytest.param(head, id="-".join(head), marks=() if head == FEW[0] else pytest.mark.exhaustive)
-    for head in HEADS
+    for head in OUTPUT_LOSSES
 ]
 MANY = (0, None)
 
@@ -94,7 +94,7 @@ def check_case(case):
 
 
 def test_the_sample_holds_every_choice():
-    for position, choices in enumerate(((SMALL, LARGE), HEADS, WIDTHS, ROWS)):
+    for position, choices in enumerate(((SMALL, LARGE), OUTPUT_LOSSES, WIDTHS, ROWS)):
         assert {case[position] for _, case in SAMPLE} == set(choices)
     assert {index % 4 for index, _ in SAMPLE} == set(range(4))
 
@@ -325,7 +325,7 @@ def test_gradients_of_many(head):
 
 
 @pytest.mark.parametrize(
-    "head", [head for head in HEADS if head[1] != "mean_squared_error"], ids="-".join
+    "head", [head for head in OUTPUT_LOSSES if head[1] != "mean_squared_error"], ids="-".join
 )
 def test_logits_of_ten_thousand(head):
     model = mlp((1, 2), output=head[0], loss=head[1])

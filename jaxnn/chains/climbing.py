@@ -22,29 +22,9 @@ from jaxnn.chains.history import (
 )
 from jaxnn.chains.lookahead import Layout, Records, State, climb, start
 from jaxnn.chains.proposals import Problem
-from jaxnn.run.checkpoints import numbered_leaves, with_leaves
-from jaxnn.run.loop import (
-    Checkpoint,
-    Limits,
-    Progress,
-    Status,
-    Work,
-    as_record_every,
-    run,
-)
-
-__all__ = [
-    "DEPTHS",
-    "ChainRules",
-    "Climbed",
-    "Depths",
-    "best_depth",
-    "first_stop",
-    "learn",
-    "status_before",
-    "walk_chains",
-]
-
+from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
+from jaxnn.run.loop import Limits, Progress, Work, record_interval, run
+from jaxnn.typing import Status
 
 RECORDS_PER_CHUNK, STEPS_PER_CHUNK = 2**20, 2**18
 
@@ -91,10 +71,6 @@ def walk_chains(
     depths = Depths(depth, width, layout.block)
     layout = layout._replace(capacity=_capacity(num_chains))
     state, pieces, done, every = _begin(problem, keys, layout, num_steps, record_every, checkpoint)
-    if done > num_steps:
-        raise ValueError(
-            f"num_steps must be at least {done}, as many as the checkpoint holds; got {num_steps}"
-        )
     parts = [pieces]
 
     def advance(climbed: Climbed, begin: int, end: int) -> tuple[Climbed, Status | None]:
@@ -119,10 +95,10 @@ def walk_chains(
     def content(climbed: Climbed):
         def history() -> dict[str, np.ndarray]:
             parts[:] = [join_pieces(parts)]
-            return numbered_leaves(parts[0])
+            return tree_to_arrays(parts[0])
 
         facts = {"next": climbed.num_steps, "record_every": every}
-        return numbered_leaves(climbed.state), facts, history
+        return tree_to_arrays(climbed.state), facts, history
 
     work = Work(
         advance,
@@ -169,14 +145,16 @@ def _begin(
     _, seen = climb.eval_shape(problem, keys, state, zero, zero, layout=layout)
     nothing = jax.tree.map(lambda leaf: np.zeros((len(keys), 0), leaf.dtype), seen)
     pieces = pieces_of(nothing, state, 0, 1)
-    saved = checkpoint and checkpoint.begin(numbered_leaves(state), has_history=True)
-    saved_every = saved.facts["record_every"] if saved else None
-    every = as_record_every(record_every, saved_every, bytes_per_step(pieces), num_steps)
+    saved = checkpoint and checkpoint.begin(
+        tree_to_arrays(state), ("num_steps", num_steps), has_history=True
+    )
+    saved_every = saved.metadata["record_every"] if saved else None
+    every = record_every or record_interval(saved_every, bytes_per_step(pieces), num_steps)
     if not saved:
         return state, pieces, 0, every
-    state, done = with_leaves(state, saved.arrays), saved.facts["next"]
+    state, done = arrays_to_tree(state, saved.arrays), saved.metadata["next"]
     if saved.history is not None:
-        pieces = thinned(with_leaves(pieces, saved.history), done, every)
+        pieces = thinned(arrays_to_tree(pieces, saved.history), done, every)
     return state, pieces, done, every
 
 

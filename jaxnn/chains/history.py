@@ -10,17 +10,6 @@ import numpy as np
 
 from jaxnn.chains.lookahead import Records, State
 
-__all__ = [
-    "AcceptedSteps",
-    "ChainHistory",
-    "Pieces",
-    "as_history",
-    "bytes_per_step",
-    "join_pieces",
-    "pieces_of",
-    "thinned",
-]
-
 MOST_ACCEPTED = 2**20
 """Accepted steps listed; chains that accept more are told of by the history alone."""
 

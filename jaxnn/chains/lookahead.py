@@ -25,16 +25,14 @@ from jaxnn.chains.proposals import (
     LIMIT,
     MIN_LANES,
     Anchor,
-    Circumstances,
     Problem,
-    circumstances,
+    StepContext,
     measured,
     propose,
     score,
+    step_context,
 )
 from jaxnn.run.programs import COMPILER_OPTIONS, program
-
-__all__ = ["Layout", "Records", "State", "climb", "start"]
 
 
 class Layout(NamedTuple):
@@ -64,7 +62,7 @@ class State(NamedTuple):
         step: steps taken, uint32.
         flat, loss: where the chain is.
         best_flat, best_loss: the best it has been.
-        run_loss: lowest loss since the last restart.
+        best_since_restart: lowest loss since the last restart.
         vain: steps since that fell, or since the restart, uint32.
         exponent: fourth roots of 2 that the one-fifth rule multiplies the scale by, int32.
         num_accepted: steps accepted so far, uint32.
@@ -76,7 +74,7 @@ class State(NamedTuple):
     loss: Any
     best_flat: Any
     best_loss: Any
-    run_loss: Any
+    best_since_restart: Any
     vain: Any
     exponent: Any
     num_accepted: Any
@@ -131,7 +129,7 @@ def climb(
     end, num_chains = first + size, len(keys)
     counts = num_chains, layout.depth, layout.num_proposals
     lanes = jnp.arange(layout.depth, dtype=jnp.uint32)
-    at_lanes = jax.vmap(partial(circumstances, problem, layout.adapts), (None, None, 0))
+    at_lanes = jax.vmap(partial(step_context, problem, layout.adapts), (None, None, 0))
 
     def window(state: State) -> tuple[State, Records]:
         anchors = Anchor(state.step, state.flat, state.vain, state.exponent)
@@ -186,7 +184,7 @@ def _best_of_each_step(proposals: jax.Array, losses: jax.Array) -> tuple[jax.Arr
     return chosen[:, :, 0], jnp.take_along_axis(losses, best, axis=2)[..., 0]
 
 
-def _judge(layout: Layout, state: State, losses: jax.Array, under: Circumstances) -> jax.Array:
+def _judge(layout: Layout, state: State, losses: jax.Array, under: StepContext) -> jax.Array:
     """Which proposals of a window would be taken, `(chains, depth)`.
 
     Metropolis accepts with probability `exp(-rise / temperature)`: if the rise is at most the
@@ -217,7 +215,7 @@ def _advance(
     loss = jnp.where(taken, losses[place], state.loss)
     renewed = jnp.array(False) if restarted is None else taken & restarted[place]
     is_best = loss < state.best_loss
-    is_lower = renewed | (loss < state.run_loss)
+    is_lower = renewed | (loss < state.best_since_restart)
     count = failures + taken.astype(jnp.uint32)
     exponent = state.exponent
     if layout.adapts:
@@ -231,7 +229,7 @@ def _advance(
         loss=loss,
         best_flat=jnp.where(is_best, flat, state.best_flat),
         best_loss=jnp.where(is_best, loss, state.best_loss),
-        run_loss=jnp.where(is_lower, loss, state.run_loss),
+        best_since_restart=jnp.where(is_lower, loss, state.best_since_restart),
         vain=jnp.where(is_lower, jnp.uint32(0), state.vain + count),
         exponent=exponent,
         num_accepted=state.num_accepted + taken.astype(jnp.uint32),

@@ -12,17 +12,19 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from scipy.optimize import brentq
 
-from jaxnn.run.callables import (
-    LossFn,
+from jaxnn.run.checks import (
     as_batch,
+    as_count,
+    as_key,
     as_params,
     as_partial,
+    as_real,
     check_scalar,
     shapes_of,
 )
-from jaxnn.run.checks import as_count, as_key, as_real
-from jaxnn.run.programs import program
-from jaxnn.run.random import normals, own_settings
+from jaxnn.run.programs import own_settings, program
+from jaxnn.run.random import normals
+from jaxnn.typing import LossFn
 
 __all__ = [
     "calibrated_temperature",

@@ -30,36 +30,13 @@ from jaxnn.chains.climbing import ChainRules, Climbed, walk_chains
 from jaxnn.chains.history import AcceptedSteps, ChainHistory, as_history
 from jaxnn.chains.lookahead import Layout
 from jaxnn.chains.proposals import Problem
-from jaxnn.chains.setup import (
-    ProposeFn,
-    block_of,
-    check_problem,
-    facts_of,
-)
+from jaxnn.chains.setup import block_of, check_problem, facts_of
 from jaxnn.optim.schedules import Schedule, as_schedule, values_at
-from jaxnn.run.callables import (
-    LossFn,
-    MetricFn,
-    SampleFn,
-    as_batch,
-    as_optional,
-    as_params,
-    as_partial,
-)
-from jaxnn.run.checks import as_count, as_flag, as_key
-from jaxnn.run.loop import (
-    Checkpoint,
-    Progress,
-    Status,
-    as_limits,
-    as_target,
-    told,
-    watch_interrupts,
-)
-from jaxnn.run.random import own_settings
-from jaxnn.run.summary import summary
-
-__all__ = ["PerturbationSearchResult", "ProposeFn", "perturbation_search"]
+from jaxnn.run.checkpoint import Checkpoint
+from jaxnn.run.checks import as_batch, as_count, as_flag, as_key, as_optional, as_params, as_partial
+from jaxnn.run.loop import Progress, as_limits, as_target, summary, told, watch_interrupts
+from jaxnn.run.programs import own_settings
+from jaxnn.typing import LossFn, MetricFn, ProposeFn, SampleFn, Status
 
 TAG = 0x50455254
 """Folded into the key, so that no other trainer draws the same from it."""
@@ -141,7 +118,7 @@ def perturbation_search(
         batch: any pytree that the loss takes.
         num_steps: steps of each chain; 0 returns the start.
         scale: standard deviation of the noise on every number, above 0; or a schedule of it,
-            such as `jaxnn.schedules.geometric(0.5, 0.01, num_steps)`.
+            such as `jaxnn.schedules.exponential_decay(0.5, 0.01, num_steps)`.
         num_chains: how many independent chains; each is the same however many there are. By
             default one, without a leading axis in the history.
         num_proposals: proposals of each step; the best of them is judged.

@@ -2,7 +2,7 @@
 
 Proposals are scored in blocks of one width, whatever the window's, because a loss may round
 differently with the number of weight sets side by side. A loss that does not, from 16 on, says
-so itself (`rounds_alike`), and its window is one block.
+so itself (`batch_invariant`), and its window is one block.
 """
 
 from __future__ import annotations
@@ -16,19 +16,6 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from jaxnn.run.random import normals
-
-__all__ = [
-    "GROWTH",
-    "LIMIT",
-    "MIN_LANES",
-    "Anchor",
-    "Circumstances",
-    "Problem",
-    "circumstances",
-    "measured",
-    "propose",
-    "score",
-]
 
 MIN_LANES = 16
 """Fewer losses than this are not scored side by side, and more in multiples of it."""
@@ -66,7 +53,7 @@ class Problem(NamedTuple):
     state_metric: Partial | None = None
 
 
-class Circumstances(NamedTuple):
+class StepContext(NamedTuple):
     """What a step is proposed and judged under, known before the steps ahead of it are judged.
 
     Attributes:
@@ -91,9 +78,9 @@ class Anchor(NamedTuple):
     exponent: Any
 
 
-def circumstances(
+def step_context(
     problem: Problem, adapts: bool, key: jax.Array, anchor: Anchor, lane: jax.Array
-) -> Circumstances:
+) -> StepContext:
     """Of the step `lane` steps ahead, if all before it fail."""
     step = anchor.step + lane
     time = step.astype(jnp.float32)
@@ -106,7 +93,7 @@ def circumstances(
         draw = jax.random.exponential(jax.random.fold_in(step_key, COIN), dtype=jnp.float32)
         coin = problem.temperature(time) * draw
     restarted = None if problem.restart is None else anchor.vain + lane >= problem.patience
-    return Circumstances(step_key, scale, restarted, coin)
+    return StepContext(step_key, scale, restarted, coin)
 
 
 def propose(
@@ -137,7 +124,7 @@ def propose(
 
     def draw(data: jax.Array, anchor: Anchor, lane: jax.Array, number: jax.Array) -> jax.Array:
         key = jax.random.wrap_key_data(data, impl=jax.random.key_impl(keys))
-        under = circumstances(problem, adapts, key, anchor, lane)
+        under = step_context(problem, adapts, key, anchor, lane)
         if num_proposals > 1:
             under = under._replace(key=jax.random.fold_in(under.key, number))
         return _move(problem, anchor.flat, under)
@@ -162,7 +149,7 @@ def propose(
     return flats, losses.reshape(-1)[:total].reshape(counts)
 
 
-def _move(problem: Problem, flat: jax.Array, under: Circumstances) -> jax.Array:
+def _move(problem: Problem, flat: jax.Array, under: StepContext) -> jax.Array:
     unravel = ravel_pytree(problem.template)[1]
     if problem.propose is None:
         noise = normals(under.key, flat.size).astype(flat.dtype)

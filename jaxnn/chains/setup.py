@@ -11,10 +11,9 @@ import numpy as np
 
 from jaxnn.chains.lookahead import Layout
 from jaxnn.chains.proposals import Problem
-from jaxnn.run.callables import LossFn, check_scalar, shapes_of
+from jaxnn.run.checks import check_scalar, shapes_of
 from jaxnn.run.fingerprint import fingerprint, function_metadata, key_metadata
-
-__all__ = ["ProposeFn", "block_of", "check_problem", "facts_of"]
+from jaxnn.typing import LossFn
 
 BLOCK_BYTES, MOST_IN_A_BLOCK = 2**22, 32
 
@@ -63,7 +62,7 @@ def block_of(loss_fn: LossFn, params: Any, batch: Any, *, draws: bool) -> int | 
 
     Where functions of the user's own draw what is scored, they too must meet one width only.
     """
-    if not draws and getattr(loss_fn, "rounds_alike", lambda *_: False)(params, batch):
+    if not draws and getattr(loss_fn, "batch_invariant", lambda *_: False)(params, batch):
         return None
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 16 * size)(params, batch)

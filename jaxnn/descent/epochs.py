@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxnn.descent.kernel import RUNNING, Records, State
-from jaxnn.run.checkpoints import numbered_leaves, with_leaves
-from jaxnn.run.loop import Checkpoint, Limits, Progress, Status, Work, as_record_every, run
-
-__all__ = ["Kept", "Walked", "walk"]
+from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
+from jaxnn.run.loop import Limits, Progress, Work, record_interval, run
+from jaxnn.typing import Status
 
 RECORDS_PER_CHUNK = 2**17
 SECONDS_PER_BLOCK, MOST_SECONDS = 0.015, 1.0
@@ -79,14 +78,9 @@ def walk(
     """
     blocks = _blocks(state)
     has_validation = blocks[0].best is not None
-    walked, saved_every = _begin(state, checkpoint)
+    walked, saved_every = _begin(state, checkpoint, num_epochs)
     width = 8 + (1 + has_validation) * walked.lowest.size * blocks[0].loss.dtype.itemsize
-    every = as_record_every(record_every, saved_every, width, num_epochs * steps_per_epoch)
-    if walked.num_epochs > num_epochs:
-        raise ValueError(
-            f"num_epochs must be at least {walked.num_epochs}, as many as the checkpoint holds; "
-            f"got {num_epochs}"
-        )
+    every = record_every or record_interval(saved_every, width, num_epochs * steps_per_epoch)
     parts = [_thinned(walked, every, steps_per_epoch)]
     capacity = max(RECORDS_PER_CHUNK // (steps_per_epoch * walked.lowest.size), 1)
 
@@ -107,7 +101,7 @@ def walk(
             return parts[0]._asdict()
 
         steps = {"num_steps": walked.num_steps, "lowest": walked.lowest}
-        arrays = {**steps, **numbered_leaves(walked.state)}
+        arrays = {**steps, **tree_to_arrays(walked.state)}
         return arrays, {"next": walked.num_epochs, "record_every": every}, history
 
     work = Work(
@@ -133,7 +127,7 @@ def _runs(state: State | tuple[State, ...]) -> bool:
 
 
 def _begin(
-    state: State | tuple[State, ...], checkpoint: Checkpoint | None
+    state: State | tuple[State, ...], checkpoint: Checkpoint | None, num_epochs: int
 ) -> tuple[Walked, int | None]:
     """Where to go on, at the start or as saved; and which steps were recorded."""
     blocks = _blocks(state)
@@ -141,13 +135,15 @@ def _begin(
     nothing, none = np.zeros((0, *networks), blocks[0].loss.dtype), np.zeros(0, np.int64)
     no_steps, unmet = np.zeros(networks, np.int64), np.full(networks, np.inf)
     fresh = Walked(state, no_steps, unmet, 0, Kept(none, nothing, none, nothing))
-    saved = checkpoint and checkpoint.begin(numbered_leaves(state), has_history=True)
+    saved = checkpoint and checkpoint.begin(
+        tree_to_arrays(state), ("num_epochs", num_epochs), has_history=True
+    )
     if not saved:
         return fresh, None
     arrays, facts, history = saved
     kept = fresh.kept if history is None else Kept(**history)
     walked = Walked(
-        with_leaves(state, arrays), arrays["num_steps"], arrays["lowest"], facts["next"], kept
+        arrays_to_tree(state, arrays), arrays["num_steps"], arrays["lowest"], facts["next"], kept
     )
     return walked, facts["record_every"]
 

@@ -28,7 +28,6 @@ from jaxnn.descent.replicas import (
 )
 from jaxnn.descent.report import (
     EVALUATIONS_PER_GRADIENT,
-    DescentHistory,
     GradientDescentResult,
     constant_loss_of,
     notes_on,
@@ -46,19 +45,20 @@ from jaxnn.descent.setup import (
     one_of,
 )
 from jaxnn.optim.optimizers import Each, Optimizer
-from jaxnn.run.callables import (
-    ValueAndGradFn,
+from jaxnn.run.checkpoint import Checkpoint, check_saveable
+from jaxnn.run.checks import (
     as_batch,
+    as_choice,
+    as_count,
+    as_flag,
+    as_key,
     as_params,
     as_partial,
     check_value_and_grad,
 )
-from jaxnn.run.checkpoints import check_saveable
-from jaxnn.run.checks import as_choice, as_count, as_flag, as_key
-from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, told, watch_interrupts
-from jaxnn.run.random import own_settings
-
-__all__ = ["DescentHistory", "GradientDescentResult", "gradient_descent"]
+from jaxnn.run.loop import Progress, as_limits, as_target, told, watch_interrupts
+from jaxnn.run.programs import own_settings
+from jaxnn.typing import ValueAndGradFn
 
 TAG = 0x47524144
 """Folded into the key, so that no other trainer draws the same from it."""
@@ -75,7 +75,7 @@ def gradient_descent(
     optimizer: Optimizer | Each | None = None,
     num_networks: int | None = None,
     batch_size: int | None = None,
-    keep_remainder: bool = False,
+    drop_remainder: bool = True,
     tolerance: float = 0.0,
     tolerance_unit: Literal["epoch", "step"] = "epoch",
     gradient_tolerance: float | None = None,
@@ -110,8 +110,8 @@ def gradient_descent(
             alone with the key `jax.random.fold_in(key, i)`, up to rounding; to the same bits
             however many there are.
         batch_size: rows a step; None, or more than there are, means all rows.
-        keep_remainder: whether what is left of an epoch after the last full batch makes a
-            smaller one; otherwise it is dropped.
+        drop_remainder: whether the rows that are left after the last full batch of an epoch are
+            dropped; otherwise they make a smaller batch.
         tolerance: stop when the loss changes by less than this an epoch, status "converged"; 0
             never stops. On all rows at once, two consecutive losses are compared. The losses of
             batches differ by chance, so with batches the mean loss over five epochs is compared
@@ -162,7 +162,7 @@ def gradient_descent(
     key = as_key("key", key)
     num_epochs = as_count("num_epochs", num_epochs, maximum=2**32 - 1)
     limits = as_limits(max_seconds, callback, progress)
-    keeps = as_flag("keep_remainder", keep_remainder)
+    keeps = not as_flag("drop_remainder", drop_remainder)
     tolerance = as_tolerance("tolerance", tolerance)
     as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
     if gradient_tolerance is not None:

@@ -16,23 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.optim.optimizers import Optimizer, call_update, length
+from jaxnn.optim.optimizers import Optimizer, call_update, global_norm
 from jaxnn.run.programs import COMPILER_OPTIONS, program
-
-__all__ = [
-    "CONVERGED",
-    "DIVERGED",
-    "REACHED",
-    "RUNNING",
-    "Cut",
-    "Records",
-    "Rules",
-    "State",
-    "begin",
-    "descend",
-    "settle",
-    "update_of",
-]
 
 RUNNING, CONVERGED, DIVERGED, REACHED = range(4)
 
@@ -262,7 +247,7 @@ def _step(
     if rules.tolerance is not None:
         is_flat = jnp.abs(loss - state.loss) < rules.tolerance.astype(loss.dtype)
     if rules.gradient_tolerance is not None:
-        norm = length(gradients)
+        norm = global_norm(gradients)
         is_flat |= norm < rules.gradient_tolerance.astype(norm.dtype)
     is_finite = jnp.isfinite(loss)
     verdict = jnp.where(is_flat, CONVERGED, RUNNING)

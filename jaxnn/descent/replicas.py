@@ -29,17 +29,6 @@ from jax.tree_util import Partial
 from jaxnn.descent.kernel import CONVERGED, Cut, Records, State, descend, settle
 from jaxnn.optim.optimizers import Each, Optimizer, made_by
 
-__all__ = [
-    "Networks",
-    "begin_blocks",
-    "descend_blocks",
-    "each_block",
-    "in_blocks",
-    "per_network",
-    "placed",
-    "settle_blocks",
-]
-
 WIDTH, CPU_WIDTH = 1024, 16
 
 

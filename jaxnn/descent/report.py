@@ -11,17 +11,8 @@ import numpy as np
 from jaxnn.descent.epochs import Walked
 from jaxnn.descent.kernel import CONVERGED, DIVERGED, REACHED
 from jaxnn.descent.setup import Seen
-from jaxnn.run.loop import Status
-from jaxnn.run.summary import summary
-
-__all__ = [
-    "EVALUATIONS_PER_GRADIENT",
-    "DescentHistory",
-    "GradientDescentResult",
-    "constant_loss_of",
-    "notes_on",
-    "report",
-]
+from jaxnn.run.loop import summary
+from jaxnn.typing import Status
 
 EVALUATIONS_PER_GRADIENT = 3
 """A forward pass, and a backward pass that costs twice as much."""

@@ -20,15 +20,17 @@ from jaxnn.optim.optimizers import (
     each,
     sgd,
 )
-from jaxnn.run.callables import (
+from jaxnn.run.checks import (
     as_batch,
+    as_count,
+    as_devices,
     as_partial,
+    as_real,
     check_concrete,
     check_like_params,
     check_value_and_grad,
     shapes_of,
 )
-from jaxnn.run.checks import as_count, as_devices, as_real
 from jaxnn.run.fingerprint import (
     as_fact,
     fingerprint,
@@ -36,19 +38,6 @@ from jaxnn.run.fingerprint import (
     key_metadata,
     settings_of,
 )
-
-__all__ = [
-    "Seen",
-    "as_cut",
-    "as_networks",
-    "as_optimizer",
-    "as_patience",
-    "as_tolerance",
-    "as_validation",
-    "check_update",
-    "facts_of",
-    "one_of",
-]
 
 
 def as_networks(
@@ -203,7 +192,7 @@ def as_cut(batch: Any, batch_size: int | None, keeps: bool) -> tuple[Cut, Seen]:
     """How an epoch is cut; `batch` need have no rows if it is taken whole."""
     if batch_size is None:
         if keeps:
-            raise ValueError("batch_size must be given with keep_remainder; got None")
+            raise ValueError("batch_size must be given with drop_remainder=False; got None")
         return Cut(None, 0, 1), Seen([1], 1)
     batch_size = as_count("batch_size", batch_size, minimum=1)
     shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
@@ -244,7 +233,7 @@ def facts_of(
         "num_networks": None if networks is None else networks.count,
         "networks a block": None if networks is None else networks.width,
         "batch_size": cut.rows_a_step,
-        "keep_remainder": cut.remainder > 0,
+        "drop_remainder": cut.remainder == 0,
         **{name: as_fact(rule) for name, rule in rules._asdict().items() if name != "validation"},
         "params": fingerprint(params),
         "batch": fingerprint(batch),

@@ -36,18 +36,9 @@ from jaxnn.gradients.witnesses import (
     or_inf,
     widened,
 )
-from jaxnn.run.callables import (
-    LossFn,
-    SampleFn,
-    ValueAndGradFn,
-    as_batch,
-    as_params,
-    as_partial,
-)
-from jaxnn.run.checks import as_count, as_key, as_real
+from jaxnn.run.checks import as_batch, as_count, as_key, as_params, as_partial, as_real
 from jaxnn.run.programs import program
-
-__all__ = ["check_gradients"]
+from jaxnn.typing import LossFn, SampleFn, ValueAndGradFn
 
 TAG = 0x43484B47
 """Folded into the key, so that no trainer draws the same from it."""

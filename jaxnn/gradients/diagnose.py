@@ -20,8 +20,6 @@ from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.run.programs import program
 
-__all__ = ["suggest"]
-
 SMALL = 1e-3
 """Factor that brings all pre-activations close to 0."""
 

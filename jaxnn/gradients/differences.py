@@ -17,16 +17,9 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from jaxnn.gradients.witnesses import check_functions, widened
-from jaxnn.run.callables import (
-    LossFn,
-    ValueAndGradFn,
-    as_batch,
-    as_params,
-    as_partial,
-)
+from jaxnn.run.checks import as_batch, as_params, as_partial
 from jaxnn.run.programs import program
-
-__all__ = ["DifferenceErrors", "difference_errors"]
+from jaxnn.typing import LossFn, ValueAndGradFn
 
 STEPS = tuple(float(step) for step in np.logspace(-11, -1, 31))
 

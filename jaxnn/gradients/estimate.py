@@ -20,19 +20,19 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from jaxnn.run.callables import (
-    LossFn,
+from jaxnn.run.checks import (
     as_batch,
+    as_count,
+    as_key,
     as_params,
     as_partial,
+    as_real,
     check_scalar,
     shapes_of,
 )
-from jaxnn.run.checks import as_count, as_key, as_real
 from jaxnn.run.programs import program
 from jaxnn.run.random import normals
-
-__all__ = ["perturbation_gradient"]
+from jaxnn.typing import LossFn
 
 TAG = 0x50475244
 """Folded into the key, so that no trainer draws the same from it."""

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import jax
 
-__all__ = ["GradientReport", "LeafReport"]
-
 
 class LeafReport(NamedTuple):
     """What was found for one leaf, over all samples.

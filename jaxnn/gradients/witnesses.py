@@ -20,21 +20,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from jaxnn.run.callables import check_scalar, check_value_and_grad, shapes_of
+from jaxnn.run.checks import check_scalar, check_value_and_grad, shapes_of
 from jaxnn.run.programs import program
-
-__all__ = [
-    "ROUNDING",
-    "TINY",
-    "Counts",
-    "Found",
-    "Off",
-    "check_functions",
-    "largest_of",
-    "measure",
-    "or_inf",
-    "widened",
-]
 
 STEP = 1e-6
 """Of the finite differences, relative to the leaf's largest coordinate."""

@@ -26,8 +26,6 @@ from jaxnn.model.activations import ACTIVATIONS
 from jaxnn.model.heads import Head
 from jaxnn.model.layers import Dense, Params, dot
 
-__all__ = ["value_and_grad"]
-
 VECTOR = 16
 """Rows of a vector: what is left over after whole ones would be done one by one."""
 

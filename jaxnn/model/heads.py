@@ -19,8 +19,6 @@ from scipy.special import entr
 from jaxnn.model.activations import ACTIVATIONS, softmax, softmax_backward
 from jaxnn.model.losses import mean_squared_error, sigmoid_crossentropy, softmax_crossentropy
 
-__all__ = ["HEADS", "Head", "constant_loss"]
-
 MOST_WRITTEN_OUT = 16
 """Units over which a sum is written out, as XLA then fuses it with what stands around it."""
 
@@ -95,7 +93,7 @@ def _over_units(
     return (jnp.max if operation is jnp.maximum else jnp.sum)(values, axis=0, keepdims=True)
 
 
-HEADS: dict[tuple[str, str], Head] = {
+OUTPUT_LOSSES: dict[tuple[str, str], Head] = {
     ("softmax", "categorical_crossentropy"): Head(softmax_crossentropy, _softmax_crossentropy),
     ("sigmoid", "binary_crossentropy"): Head(sigmoid_crossentropy, _sigmoid_crossentropy),
     **{(output, "mean_squared_error"): _squared_error(output) for output in ACTIVATIONS},

@@ -25,8 +25,6 @@ from jaxnn.model.layers import Dense, LayerShapes, Params
 from jaxnn.run.checks import as_choice, as_key, as_real
 from jaxnn.run.random import normals, uniforms
 
-__all__ = ["DISTRIBUTIONS", "Distribution", "Drawer", "sampler"]
-
 Distribution = Literal["normal", "uniform", "lecun", "he"]
 DISTRIBUTIONS: tuple[str, ...] = ("normal", "uniform", "lecun", "he")
 

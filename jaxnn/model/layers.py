@@ -11,17 +11,6 @@ import jax.numpy as jnp
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
 from jaxnn.run.checks import array_record, as_choice, as_values
 
-__all__ = [
-    "Dense",
-    "LayerShapes",
-    "Params",
-    "check_params",
-    "dot",
-    "forward",
-    "layer_shapes",
-    "logits_of",
-]
-
 
 @array_record
 class Dense(NamedTuple):

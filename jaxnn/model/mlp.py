@@ -15,20 +15,18 @@ from jaxnn import metrics
 from jaxnn.batch import Batch, check_batch, check_inputs, valid_rows
 from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import HEADS, Head, constant_loss
+from jaxnn.model.heads import OUTPUT_LOSSES, Head, constant_loss
 from jaxnn.model.init import Distribution, sampler
 from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, logits_of
 from jaxnn.model.losses import LOSSES
 from jaxnn.model.vmapped_loss import (
+    batch_invariant,
     bytes_per_set,
     loss_by_rows,
     loss_by_scalars,
-    many_at_once,
-    rounds_alike,
+    with_fast_vmap,
 )
 from jaxnn.run.checks import as_choice, as_count, as_key
-
-__all__ = ["Model", "mlp"]
 
 
 class Settings(NamedTuple):
@@ -48,7 +46,7 @@ class Settings(NamedTuple):
     @property
     def head(self) -> Head:
         """Output activation and loss as one function of the logits."""
-        return HEADS[self.output, self.loss]
+        return OUTPUT_LOSSES[self.output, self.loss]
 
 
 @dataclass(frozen=True, repr=False)
@@ -153,15 +151,15 @@ class LossFunction(BatchFunction):
 
     def __post_init__(self):
         super().__post_init__()
-        vars(self).update(bytes_per_set=self.bytes_per_set, rounds_alike=self.rounds_alike)
+        vars(self).update(bytes_per_set=self.bytes_per_set, batch_invariant=self.batch_invariant)
 
     def bytes_per_set(self, params: Params, batch: Batch) -> int:
         """Return what one weight set adds to the memory of `jax.vmap`, in bytes."""
         return bytes_per_set(params, batch)
 
-    def rounds_alike(self, params: Params, batch: Batch) -> bool:
+    def batch_invariant(self, params: Params, batch: Batch) -> bool:
         """Return whether a weight set's loss has the same bits at every width of `jax.vmap`."""
-        return rounds_alike(params, batch)
+        return batch_invariant(params, batch)
 
 
 class Model(NamedTuple):
@@ -244,8 +242,8 @@ def mlp(
     as_choice("hidden", hidden, HIDDEN_ACTIVATIONS)
     as_choice("output", output, tuple(ACTIVATIONS))
     as_choice("loss", loss, LOSSES)
-    if (output, loss) not in HEADS:
-        fitting = [pair[0] for pair in HEADS if pair[1] == loss]
+    if (output, loss) not in OUTPUT_LOSSES:
+        fitting = [pair[0] for pair in OUTPUT_LOSSES if pair[1] == loss]
         raise ValueError(f"output must be {' or '.join(fitting)} for loss {loss!r}; got {output!r}")
     if output == "softmax" and counts[-1] < 2:
         raise ValueError(f"sizes must end in at least 2 for output 'softmax'; got {sizes}")
@@ -325,7 +323,7 @@ def _loss(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
     reference = partial(_reference, settings)
     names = {"hidden": settings.hidden, "output": settings.output, "loss": settings.loss}
     layouts = partial(loss_by_scalars, **names), partial(loss_by_rows, **names)
-    loss = jax.custom_vjp(many_at_once(reference, *layouts))
+    loss = jax.custom_vjp(with_fast_vmap(reference, *layouts))
 
     def forward_pass(params: Params, batch: Batch):
         value, gradient = _value_and_grad(settings, params, batch)
@@ -355,6 +353,6 @@ def _accuracy(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
     def in_layout(layout: Callable[..., jax.Array], params: Params, batch: Batch) -> jax.Array:
         return layout(params, batch, **names).astype(jnp.float32)
 
-    return many_at_once(
+    return with_fast_vmap(
         of_one_set, partial(in_layout, loss_by_scalars), partial(in_layout, loss_by_rows)
     )

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 
 from jaxnn.model.activations import ACTIVATIONS
 
-__all__ = ["OF_CLASSES", "RowScore", "Values", "product_of", "row_score", "sum_of"]
-
 OF_CLASSES = ("categorical_crossentropy", "categorical_accuracy")
 """Scores with one answer a row; others have one for every output."""
 

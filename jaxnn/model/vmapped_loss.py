@@ -46,8 +46,6 @@ from jaxnn.model.activations import ACTIVATIONS
 from jaxnn.model.layers import Params
 from jaxnn.model.row_scores import OF_CLASSES, RowScore, Values, product_of, row_score, sum_of
 
-__all__ = ["bytes_per_set", "loss_by_rows", "loss_by_scalars", "many_at_once", "rounds_alike"]
-
 ROWS_PER_BLOCK = 10
 MIN_LANES = 16
 """Fewer weight sets than this do not fill a vector: they go through plain `vmap`."""
@@ -63,7 +61,7 @@ MAX_OUTPUTS = 16
 LossFn = Callable[[Params, Batch], jax.Array]
 
 
-def many_at_once(one_set: LossFn, by_scalars: LossFn, by_rows: LossFn) -> LossFn:
+def with_fast_vmap(one_set: LossFn, by_scalars: LossFn, by_rows: LossFn) -> LossFn:
     """`one_set`, with a `vmap` rule that maps the same loss in a faster layout.
 
     Args:
@@ -99,12 +97,12 @@ def bytes_per_set(params: Params, batch: Batch) -> int:
         Bytes, for float32.
     """
     size, rows = _num_weights(params), np.shape(batch.x)[0]
-    if rounds_alike(params, batch):
+    if batch_invariant(params, batch):
         return 4 * (size + ROWS_PER_BLOCK)
     return 4 * max(size, rows * max(layer.weights.shape[-1] for layer in params))
 
 
-def rounds_alike(params: Params, batch: Batch) -> bool:
+def batch_invariant(params: Params, batch: Batch) -> bool:
     """Whether `jax.vmap` of the loss gives a weight set the same bits whatever stands beside it.
 
     By scalars it does, for every multiple of 16 sets; by rows XLA may order sums by their number.

@@ -11,16 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = [
-    "by_moments",
-    "by_size",
-    "heavy_ball",
-    "nesterov",
-    "no_moments",
-    "plain",
-    "two_moments",
-]
-
 
 def no_moments(flat: jax.Array) -> tuple[()]:
     """Nothing to remember."""
@@ -62,7 +52,7 @@ def nesterov(
 
 def by_size(
     decay: jax.Array,
-    epsilon: jax.Array,
+    eps: jax.Array,
     gradient: jax.Array,
     square: jax.Array,
     params: jax.Array,
@@ -71,13 +61,13 @@ def by_size(
     """The gradient in units of its running size."""
     del params, step
     square = _running(decay, square, jnp.square(gradient))
-    return gradient / (jnp.sqrt(square) + epsilon.astype(gradient.dtype)), square
+    return gradient / (jnp.sqrt(square) + eps.astype(gradient.dtype)), square
 
 
 def by_moments(
-    beta1: jax.Array,
-    beta2: jax.Array,
-    epsilon: jax.Array,
+    b1: jax.Array,
+    b2: jax.Array,
+    eps: jax.Array,
     weight_decay: jax.Array,
     gradient: jax.Array,
     moments: tuple[jax.Array, jax.Array],
@@ -86,9 +76,9 @@ def by_moments(
 ):
     """The running mean in units of the running size, and the weight decay."""
     dtype = gradient.dtype
-    mean = _running(beta1, moments[0], gradient)
-    variance = _running(beta2, moments[1], jnp.square(gradient))
-    m_hat = mean / (1 - beta1**step).astype(dtype)
-    v_hat = variance / (1 - beta2**step).astype(dtype)
-    ahead = m_hat / (jnp.sqrt(v_hat) + epsilon.astype(dtype))
+    mean = _running(b1, moments[0], gradient)
+    variance = _running(b2, moments[1], jnp.square(gradient))
+    m_hat = mean / (1 - b1**step).astype(dtype)
+    v_hat = variance / (1 - b2**step).astype(dtype)
+    ahead = m_hat / (jnp.sqrt(v_hat) + eps.astype(dtype))
     return ahead + weight_decay.astype(dtype) * params, (mean, variance)

@@ -8,7 +8,7 @@ Both functions are `jax.tree_util.Partial`s whose numbers are leaves: another le
 compiles nothing. A learning rate may be a schedule of `jaxnn.schedules`, or any function of the
 step, which counts from 0. A ready optax transformation fits the same protocol and works as it is.
 
-`clipped` and `with_l2_penalty` change the gradients that any optimizer sees. `each` gives every
+`clip_by_global_norm` and `add_l2` change the gradients that any optimizer sees. `each` gives every
 network of a descent an optimizer of its own.
 """
 
@@ -26,8 +26,7 @@ from jax.tree_util import Partial
 
 from jaxnn.optim import directions
 from jaxnn.optim.schedules import Schedule, as_rate
-from jaxnn.run.callables import as_partial
-from jaxnn.run.checks import as_arrays, as_flag, as_real
+from jaxnn.run.checks import as_arrays, as_flag, as_partial, as_real
 
 __all__ = [
     "EXTRA_ARGUMENTS",
@@ -35,15 +34,15 @@ __all__ = [
     "Optimizer",
     "StepState",
     "adam",
+    "add_l2",
     "call_update",
     "check_optimizer",
-    "clipped",
+    "clip_by_global_norm",
     "each",
-    "length",
+    "global_norm",
     "made_by",
     "rmsprop",
     "sgd",
-    "with_l2_penalty",
 ]
 
 EXTRA_ARGUMENTS = ("value", "grad", "value_fn")
@@ -132,20 +131,18 @@ def sgd(
     )
 
 
-def rmsprop(
-    learning_rate: float | Schedule, *, decay: float = 0.9, epsilon: float = 1e-8
-) -> Optimizer:
+def rmsprop(learning_rate: float | Schedule, *, decay: float = 0.9, eps: float = 1e-8) -> Optimizer:
     """Steps scaled by the running size of the gradient.
 
     With gradient `g` and learning rate `r`:
 
         square <- decay square + (1 - decay) g^2
-        update =  -r g / (sqrt(square) + epsilon)     (Tieleman and Hinton 2012, lecture 6.5)
+        update =  -r g / (sqrt(square) + eps)     (Tieleman and Hinton 2012, lecture 6.5)
 
     Args:
         learning_rate: `r`, above 0, or a schedule of it.
         decay: at least 0 and below 1.
-        epsilon: above 0, outside the root.
+        eps: above 0, outside the root.
 
     Returns:
         An `Optimizer`.
@@ -160,32 +157,32 @@ def rmsprop(
         Array([-0.2], dtype=float32)
     """
     rate = as_rate("learning_rate", learning_rate)
-    numbers = _decay("decay", decay), as_real("epsilon", epsilon)
+    numbers = _decay("decay", decay), as_real("eps", eps)
     return _optimizer(jnp.zeros_like, Partial(directions.by_size, *numbers), rate)
 
 
 def adam(
     learning_rate: float | Schedule,
     *,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    epsilon: float = 1e-8,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
     """Adam: steps scaled by running moments of the gradient; AdamW with a weight decay.
 
     With gradient `g` at step `t = 1, 2, ...` and weight decay `w`:
 
-        mean     <- beta1 mean     + (1 - beta1) g
-        variance <- beta2 variance + (1 - beta2) g^2
-        update   =  -r (mean / (1 - beta1^t)) / (sqrt(variance / (1 - beta2^t)) + epsilon)
+        mean     <- b1 mean     + (1 - b1) g
+        variance <- b2 variance + (1 - b2) g^2
+        update   =  -r (mean / (1 - b1^t)) / (sqrt(variance / (1 - b2^t)) + eps)
                     -r w params
 
     Args:
         learning_rate: `r`, above 0, or a schedule of it.
-        beta1: decay of the mean, at least 0 and below 1.
-        beta2: decay of the variance, at least 0 and below 1.
-        epsilon: above 0, outside the root.
+        b1: decay of the mean, at least 0 and below 1.
+        b2: decay of the variance, at least 0 and below 1.
+        eps: above 0, outside the root.
         weight_decay: `w`, at least 0, decoupled from the gradient.
 
     Returns:
@@ -205,8 +202,8 @@ def adam(
         Array([-0.1], dtype=float32)
     """
     rate = as_rate("learning_rate", learning_rate)
-    betas = _decay("beta1", beta1), _decay("beta2", beta2)
-    others = as_real("epsilon", epsilon), as_real("weight_decay", weight_decay, inclusive=True)
+    betas = _decay("b1", b1), _decay("b2", b2)
+    others = as_real("eps", eps), as_real("weight_decay", weight_decay, inclusive=True)
     return _optimizer(directions.two_moments, Partial(directions.by_moments, *betas, *others), rate)
 
 
@@ -218,7 +215,7 @@ def each(make: Callable[..., Any], *values: Any) -> Each:
 
     Args:
         make: any function that returns an optimizer, such as `adam`, `optax.adam` or
-            `lambda rate, norm: clipped(sgd(rate), norm)`. It is called with traced values.
+            `lambda rate, norm: clip_by_global_norm(sgd(rate), norm)`. The values are traced.
         *values: arrays, or pytrees of arrays, with a first axis of networks.
 
     Returns:
@@ -280,7 +277,7 @@ def _update_made(
     return call_update(make(*values).update, gradients, state, params, **extra)
 
 
-def clipped(optimizer: Optimizer, max_norm: float) -> Optimizer:
+def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
     """The optimizer on gradients no longer than `max_norm`, of all leaves together.
 
         g <- g min(1, max_norm / |g|)     (Pascanu, Mikolov and Bengio 2013)
@@ -297,14 +294,14 @@ def clipped(optimizer: Optimizer, max_norm: float) -> Optimizer:
         ValueError: if the number is out of range.
 
     Example:
-        >>> optimizer = clipped(sgd(1.0), 1.0)
+        >>> optimizer = clip_by_global_norm(sgd(1.0), 1.0)
         >>> optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))[0]
         Array([-0.6, -0.8], dtype=float32)
     """
     return _behind(Partial(_clip, as_real("max_norm", max_norm)), optimizer)
 
 
-def with_l2_penalty(optimizer: Optimizer, strength: float) -> Optimizer:
+def add_l2(optimizer: Optimizer, strength: float) -> Optimizer:
     """The optimizer on the gradient of `loss + strength |params|^2`.
 
     The losses that a training reports leave the penalty out.
@@ -321,7 +318,7 @@ def with_l2_penalty(optimizer: Optimizer, strength: float) -> Optimizer:
         ValueError: if the number is out of range.
 
     Example:
-        >>> optimizer = with_l2_penalty(sgd(1.0), 0.5)
+        >>> optimizer = add_l2(sgd(1.0), 0.5)
         >>> optimizer.update(jnp.zeros(1), optimizer.init(jnp.ones(1)), jnp.ones(1))[0]
         Array([-1.], dtype=float32)
     """
@@ -364,7 +361,7 @@ def check_optimizer(optimizer: Any, name: str = "optimizer") -> None:
     if isinstance(optimizer, Each):
         raise TypeError(
             f"{name} must be an optimizer of one network; got jaxnn.optimizers.each(...): put "
-            "each around the whole, as each(lambda rate: clipped(sgd(rate), 1.0), rates)"
+            "each around the whole: each(lambda rate: clip_by_global_norm(sgd(rate), 1.0), rates)"
         )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
@@ -419,7 +416,7 @@ def _extra_arguments(update: Callable[..., Any]) -> list[str]:
     return [n for n in EXTRA_ARGUMENTS if n not in taken and (takes_any or n in named)]
 
 
-def length(tree: Any) -> jax.Array:
+def global_norm(tree: Any) -> jax.Array:
     """The Euclidean norm of all leaves together; no square over- or underflows."""
     flat = jnp.abs(_flat(tree))
     largest = jnp.max(flat, initial=0)
@@ -429,7 +426,7 @@ def length(tree: Any) -> jax.Array:
 def _clip(max_norm: jax.Array, gradients: Any, params: Any) -> Any:
     del params
     _check_single(max_norm)
-    norm = length(gradients)
+    norm = global_norm(gradients)
     limit = max_norm.astype(norm.dtype)
     factor = jnp.where(norm > limit, limit / norm, 1)
     return jax.tree.map(

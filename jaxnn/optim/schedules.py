@@ -16,8 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.run.callables import as_partial, check_concrete, check_scalar, shapes_of
-from jaxnn.run.checks import as_count, as_real, is_traced
+from jaxnn.run.checks import (
+    as_count,
+    as_partial,
+    as_real,
+    check_concrete,
+    check_scalar,
+    is_traced,
+    shapes_of,
+)
 from jaxnn.run.programs import program
 
 __all__ = [
@@ -25,12 +32,12 @@ __all__ = [
     "as_rate",
     "as_schedule",
     "constant",
-    "cosine",
-    "geometric",
-    "inverse_time",
+    "cosine_decay",
+    "exponential_decay",
+    "inverse_time_decay",
     "linear",
+    "linear_warmup",
     "values_at",
-    "warm_up",
 ]
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -56,45 +63,45 @@ def linear(start: float, end: float, num_steps: int) -> Partial:
     return _between(_linear, start, end, num_steps)
 
 
-def geometric(start: float, end: float, num_steps: int) -> Partial:
+def exponential_decay(start: float, end: float, num_steps: int) -> Partial:
     """From `start` to `end` by the same factor each step, `num_steps` times, then `end`.
 
     Example:
-        >>> round(float(geometric(1.0, 0.01, 10)(5)), 6)
+        >>> round(float(exponential_decay(1.0, 0.01, 10)(5)), 6)
         0.1
     """
-    return _between(_geometric, start, end, num_steps)
+    return _between(_exponential, start, end, num_steps)
 
 
-def cosine(start: float, end: float, num_steps: int) -> Partial:
+def cosine_decay(start: float, end: float, num_steps: int) -> Partial:
     """From `start` to `end` along half a cosine over `num_steps` steps, then `end`.
 
     Reference: Loshchilov and Hutter, "SGDR", ICLR 2017, without its restarts.
 
     Example:
-        >>> float(cosine(1.0, 0.5, 10)(5))
+        >>> float(cosine_decay(1.0, 0.5, 10)(5))
         0.75
     """
     return _between(_cosine, start, end, num_steps)
 
 
-def inverse_time(start: float, decay: float) -> Partial:
+def inverse_time_decay(start: float, decay: float) -> Partial:
     """`start / (1 + decay * step)`: the chapter's decay of a learning rate.
 
     Example:
-        >>> float(inverse_time(1.0, 0.5)(2))
+        >>> float(inverse_time_decay(1.0, 0.5)(2))
         0.5
     """
     return Partial(_inverse_time, as_real("start", start), as_real("decay", decay, inclusive=True))
 
 
-def warm_up(schedule: float | Schedule, num_steps: int) -> Partial:
+def linear_warmup(schedule: float | Schedule, num_steps: int) -> Partial:
     """A schedule whose first steps rise in a straight line: times `(step + 1) / num_steps`.
 
     Reference: Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.2.
 
     Example:
-        >>> [float(warm_up(0.5, 4)(step)) for step in (0, 1, 3, 4)]
+        >>> [float(linear_warmup(0.5, 4)(step)) for step in (0, 1, 3, 4)]
         [0.125, 0.25, 0.5, 0.5]
     """
     count = as_count("num_steps", num_steps, minimum=1)
@@ -158,7 +165,7 @@ def _linear(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Ar
     return start + (end - start) * _share(num_steps, step)
 
 
-def _geometric(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
+def _exponential(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
     return start * (end / start) ** _share(num_steps, step)
 
 

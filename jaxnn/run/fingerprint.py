@@ -25,18 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from jaxnn.run.callables import call
+from jaxnn.run.checks import call
 from jaxnn.run.programs import bare_function, forget
-
-__all__ = [
-    "as_fact",
-    "check_same_run",
-    "checksum",
-    "fingerprint",
-    "function_metadata",
-    "key_metadata",
-    "settings_of",
-]
+from jaxnn.typing import PyTree
 
 LANES = 16
 """Arguments side by side in the program that shows what `vmap` makes of a function."""
@@ -113,6 +104,31 @@ def function_metadata(
         )
     computes = hashlib.sha256("\0".join([*texts, fingerprint(jax.tree.leaves(function))]).encode())
     return {"computes": computes.hexdigest(), "settings": settings_of(function)}
+
+
+def run_metadata(
+    trainer: str,
+    key: jax.Array,
+    data: Mapping[str, PyTree],
+    functions: Mapping[str, tuple[Partial | None, tuple[Any, ...], tuple[int | None, ...] | None]],
+) -> dict[str, Any]:
+    """Return what two runs of a trainer have to share, as JSON keeps it.
+
+    Args:
+        trainer: its name.
+        key: of the run.
+        data: pytrees by the names of the arguments.
+        functions: by name, each a function or None, what it is called with, and the `vmap` axes.
+    """
+    return {
+        "trainer": trainer,
+        **key_metadata(key),
+        **{name: fingerprint(tree) for name, tree in data.items()},
+        **{
+            name: None if function is None else function_metadata(name, function, *args, axes=axes)
+            for name, (function, args, axes) in functions.items()
+        },
+    }
 
 
 def key_metadata(key: jax.Array) -> dict[str, Any]:

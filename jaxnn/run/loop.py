@@ -1,74 +1,54 @@
 """The one loop of the host: chunks of compiled work, progress, limits, saves and Ctrl-C.
 
 A compiled loop cannot be stopped, so long work is cut into chunks of about a quarter of a second.
-Between them the loop shows progress, asks the callback, saves, and looks whether Ctrl-C or SIGTERM
-has come: a run then ends with status "interrupted" and what it has. A second Ctrl-C raises
-`KeyboardInterrupt` at once, and a second SIGTERM ends the program.
+Between them the loop shows progress, calls the callback, saves, and looks whether Ctrl-C or
+SIGTERM has come: a run then ends with status "interrupted" and what it has. A second Ctrl-C
+raises `KeyboardInterrupt` at once, and a second SIGTERM ends the program.
 
-A trainer gives the loop its `Work`: how to take steps, what to tell of them, and what to save.
+A trainer gives the loop its `Work`: how to take steps, how far they came, and what to save.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from jaxnn.run import checkpoints
-from jaxnn.run.checks import as_real
-from jaxnn.run.fingerprint import check_same_run
-
-__all__ = [
-    "Checkpoint",
-    "Limits",
-    "Progress",
-    "Saved",
-    "Status",
-    "Work",
-    "as_limits",
-    "as_record_every",
-    "as_target",
-    "run",
-    "told",
-    "watch_interrupts",
-]
-
-Status = Literal[
-    "completed", "converged", "diverged", "interrupted", "nonfinite", "reached", "stopped"
-]
-"""How a run ended.
-
-completed: all of it was done.
-converged: a stop rule of the trainer was met.
-diverged: a loss was no longer finite; the params returned are the last with a finite one.
-interrupted: Ctrl-C or SIGTERM; the result is the best so far.
-nonfinite: no finite loss was ever met.
-reached: what was looked for was found: a target loss, or enough candidates.
-stopped: the time was over, or a callback asked for it.
-"""
+from jaxnn.run.checkpoint import Arrays, Checkpoint
+from jaxnn.run.checks import as_count, as_real
+from jaxnn.typing import PyTree, Status
 
 State = TypeVar("State")
 Result = TypeVar("Result", bound=Any)
 
 SECONDS_PER_CHUNK, LARGEST_GROWTH = 0.25, 8
 SECONDS_BETWEEN_SAVES, SHARE_OF_SAVES = 30.0, 20
-"""A long history takes long to save: the pause is 20 times as long as that at least."""
+"""A long history takes long to save: the pause is at least 20 times as long as the save."""
 HISTORY_BYTES = 3 * 2**28
 """What a history may take: three quarters of what a checkpoint may."""
 DEFAULT_HANDLERS = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
 }
+ENDINGS: Mapping[str, str] = {
+    "running": "not ended: it still runs, or was killed",
+    "completed": "completed, all of it was done",
+    "converged": "converged, a stop rule was met",
+    "diverged": "diverged, a loss was not finite; the params are the last with a finite one",
+    "interrupted": "interrupted by Ctrl-C or SIGTERM",
+    "nonfinite": "no loss was finite",
+    "reached": "reached what was looked for",
+    "stopped": "stopped by a limit of time or by a callback",
+}
+"""A `Status` in words."""
 
 
 class Progress(NamedTuple):
@@ -77,10 +57,33 @@ class Progress(NamedTuple):
     Attributes:
         num_evaluations: losses evaluated so far.
         loss: lowest loss so far; inf if none was finite.
+        best_params: `best_params()` returns the best params so far, with the axes of the result;
+            None if no loss was finite. They are made when this is called, and not before.
     """
 
     num_evaluations: int
     loss: float
+    best_params: Callable[[], PyTree] = lambda: None
+
+
+Callback = Callable[[Progress], None]
+
+
+class Every(NamedTuple):
+    """A callback that comes at fixed intervals, in place of some four times a second.
+
+    Attributes:
+        interval: candidates of a search, steps of each chain or epochs of a descent between two
+            calls; a search rounds it down to whole tiles of candidates.
+        callback: called with a `Progress`.
+
+    Example:
+        >>> Every(1_000, lambda progress: None).interval
+        1000
+    """
+
+    interval: int
+    callback: Callback
 
 
 class Limits(NamedTuple):
@@ -89,19 +92,16 @@ class Limits(NamedTuple):
     Attributes:
         max_seconds: seconds it may take.
         callback: called with a `Progress`; raises `StopIteration` to end the run.
+        interval: what the progress bar counts between two calls; None for every chunk.
         shows: whether to show a progress bar.
         is_interrupted: whether a signal has asked for the end; see `watch_interrupts`.
     """
 
     max_seconds: float | None = None
-    callback: Callable[[Progress], None] | None = None
+    callback: Callback | None = None
+    interval: int | None = None
     shows: bool = False
     is_interrupted: Callable[[], bool] = lambda: False
-
-
-Content = tuple[
-    Mapping[str, np.ndarray], dict[str, Any], Callable[[], Mapping[str, np.ndarray]] | None
-]
 
 
 class Work(NamedTuple, Generic[State]):
@@ -111,8 +111,8 @@ class Work(NamedTuple, Generic[State]):
         advance: `advance(state, begin, end)` -> the state after the units from `begin` to `end`,
             or after fewer if a stop rule ends the run, and the status: None while it goes on.
         progress: `progress(state)` -> a `Progress`.
-        content: `content(state)` -> arrays, facts, and a function that gives the arrays of the
-            history, or None: what a checkpoint saves, besides the status.
+        content: `content(state)` -> arrays, metadata, and a function that returns the arrays of
+            the history, or None: what a checkpoint saves, besides the status.
         total: units in all; the first ones may be done already.
         largest: most units of a chunk.
         unit: the name of what the bar counts.
@@ -122,7 +122,7 @@ class Work(NamedTuple, Generic[State]):
 
     advance: Callable[[State, int, int], tuple[State, Status | None]]
     progress: Callable[[State], Progress]
-    content: Callable[[State], Content]
+    content: Callable[[State], tuple[Arrays, dict[str, Any], Callable[[], Arrays] | None]]
     total: int
     largest: int
     unit: str
@@ -138,7 +138,7 @@ def run(
     limits: Limits,
     checkpoint: Checkpoint | None,
 ) -> tuple[State, Status]:
-    """Goes on from a state until the work, a stop rule, a limit or a signal ends it.
+    """Go on from a state until the work, a stop rule, a limit or a signal ends it.
 
     Args:
         work: the trainer's part.
@@ -154,33 +154,35 @@ def run(
     started = saved = time.monotonic()
     pause = SECONDS_BETWEEN_SAVES
 
-    def save() -> None:
+    def save(status: Status) -> None:
         if checkpoint is not None:
-            arrays, facts, history = work.content(state)
-            ending = _ending(status, done < work.total)
-            checkpoint.save(arrays, {**facts, "status": ending}, history)
+            arrays, metadata, history = work.content(state)
+            checkpoint.save(arrays, {**metadata, "status": status}, history)
+
+    def ending() -> Status:
+        return status or ("interrupted" if done < work.total else "completed")
 
     try:
         for begin, end, report in _chunks(work, done if status is None else work.total, limits):
             state, status = work.advance(state, begin, end)
             done, progress = end, work.progress(state)
             report(progress.loss)
-            asked = _asks_to_stop(limits, started, progress)
-            if asked and status is None and done < work.total:
+            is_over = _is_over(limits, started) | _asks_to_stop(work, limits, end, progress)
+            if is_over and status is None and done < work.total:
                 status = "stopped"
             if status is not None:
                 break
             if (now := time.monotonic()) - saved > pause:
-                save()
+                save("running")
                 saved = time.monotonic()
                 pause = max(SECONDS_BETWEEN_SAVES, SHARE_OF_SAVES * (saved - now))
     finally:
-        save()
-    return state, _ending(status, done < work.total)
+        save(ending())
+    return state, ending()
 
 
 def told(result: Result, is_interrupted: Callable[[], bool]) -> Result:
-    """Return the result, with a status that tells a signal which came with the last chunk or later.
+    """Return the result, whose status also tells of a signal that came with the last chunk.
 
     The caller would miss it, since a signal that a run has taken reaches no other handler.
     """
@@ -191,20 +193,25 @@ def told(result: Result, is_interrupted: Callable[[], bool]) -> Result:
     return result._replace(status=status if status.ndim else str(status))
 
 
-def _ending(status: Status | None, is_left: bool) -> Status:
-    """Why a run ended: what no rule and no limit has ended, and is not done, a signal has."""
-    return status or ("interrupted" if is_left else "completed")
+def _is_over(limits: Limits, started: float) -> bool:
+    """Whether time is up; `started` is of `time.monotonic`."""
+    return limits.max_seconds is not None and time.monotonic() - started >= limits.max_seconds
 
 
-def _asks_to_stop(limits: Limits, started: float, progress: Progress) -> bool:
-    """Whether time is up, or the callback says so; `started` is of `time.monotonic`."""
-    is_over = limits.max_seconds is not None and time.monotonic() - started >= limits.max_seconds
-    if limits.callback is not None:
+def _asks_to_stop(work: Work[Any], limits: Limits, done: int, progress: Progress) -> bool:
+    """Calls the callback, if it is due; returns whether it asks for the end."""
+    is_due = done % _stride(work, limits) == 0 or done == work.total
+    if limits.callback is not None and is_due:
         try:
             limits.callback(progress)
         except StopIteration:
             return True
-    return is_over
+    return False
+
+
+def _stride(work: Work[Any], limits: Limits) -> int:
+    """Units between two calls of the callback."""
+    return max((limits.interval or 1) // max(work.shown(1), 1), 1)
 
 
 def _chunks(
@@ -218,7 +225,7 @@ def _chunks(
     Yields:
         First unit, one past the last, and `report(loss)`, which says that they are done.
     """
-    size, reported, first = 1, 0.0, begin
+    size, reported, first, stride = 1, 0.0, begin, _stride(work, limits)
     with _Bar(work.shown(work.total) - work.shown(first), work.unit, limits.shows) as bar:
 
         def report(loss: float) -> None:
@@ -229,12 +236,14 @@ def _chunks(
 
         while begin < work.total and not limits.is_interrupted():
             end = min(begin + size, work.total)
+            if limits.interval is not None:
+                end = min(end, (begin // stride + 1) * stride)
             started = time.perf_counter()
             yield begin, end, report
             taken = max(reported - started, 1e-6)
             bar.call("update", work.shown(end) - work.shown(begin))
             growth = min(max(work.seconds, SECONDS_PER_CHUNK) / taken, LARGEST_GROWTH)
-            size = max(1, min(int(size * growth), work.largest))
+            size = max(1, min(int((end - begin) * growth), work.largest))
             begin = end
 
 
@@ -294,150 +303,98 @@ def watch_interrupts() -> Iterator[Callable[[], bool]]:
                 signal.signal(signum, default)
 
 
-def as_limits(
-    max_seconds: float | None, callback: Callable[[Progress], None] | None, progress: bool
-) -> Limits:
-    """The limits, checked."""
+def as_limits(max_seconds: float | None, callback: Callback | Every | None, shows: bool) -> Limits:
+    """Return the limits, checked."""
     if max_seconds is not None:
         max_seconds = float(as_real("max_seconds", max_seconds))
+    interval = None
+    if isinstance(callback, Every):
+        interval, callback = as_count("callback.interval", callback.interval, 1), callback.callback
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable; got a {type(callback).__name__}")
-    return Limits(max_seconds, callback, bool(progress))
+    return Limits(max_seconds, callback, interval, bool(shows))
 
 
 def as_target(target_loss: float | None, dtype: Any) -> float | None:
-    """A target, as a number that losses of this dtype can take."""
+    """Return a target, as a number that losses of this dtype can take."""
     if target_loss is None:
         return None
     as_real("target_loss", target_loss, minimum=-np.inf)
     return float(np.asarray(target_loss, dtype))
 
 
-def as_record_every(asked: int | None, saved: int | None, width: int, num_steps: int) -> int:
-    """Which steps to record, so that the history stays within `HISTORY_BYTES`.
+def record_interval(saved: int | None, width: int, num_steps: int) -> int:
+    """Return every how many steps one is recorded, so that a history fits `HISTORY_BYTES`.
 
     Args:
-        asked: 1 for every step, 2 for every second and so on; None to choose what fits.
-        saved: as the checkpoint has it, if there is one: its records cannot be made denser.
+        saved: that of the checkpoint, if there is one: its records cannot be made denser.
         width: bytes of the record of a step.
         num_steps: steps in all.
 
     Returns:
-        Every how many steps one is recorded; by choice a power of two, times `saved`.
-
-    Raises:
-        ValueError: if what was asked for does not fit, or is not what the checkpoint holds.
+        A power of two, times `saved`.
 
     Example:
-        >>> as_record_every(None, None, 27 * 1_024, 1_000_000)
+        >>> record_interval(None, 27 * 1_024, 1_000_000)
         64
     """
-    most = max(HISTORY_BYTES // width, 1)
-    if asked is None:
-        every = saved or 1
-        while num_steps // every > most:
-            every *= 2
-        return every
-    if saved not in (None, asked):
-        raise ValueError(f"record_every must be None, or {saved} as in the checkpoint; got {asked}")
-    if num_steps // asked > most:
-        raise ValueError(
-            f"record_every must be at least {num_steps // (most + 1) + 1}, or None, for a history "
-            f"of {num_steps} steps with {width} bytes each, to take at most "
-            f"{HISTORY_BYTES >> 20} MiB; got {asked}"
-        )
-    return asked
+    most, every = max(HISTORY_BYTES // width, 1), saved or 1
+    while num_steps // every > most:
+        every *= 2
+    return every
 
 
-class Saved(NamedTuple):
-    """What a checkpoint holds: the arrays of the state, facts, and the arrays of the history."""
+def summary(
+    title: str,
+    status: Any,
+    loss: Any,
+    num_evaluations: Any,
+    *,
+    details: Mapping[str, str] = MappingProxyType({}),
+    notes: Sequence[str] = (),
+) -> str:
+    """Return the lines of a result; of several runs, how they are spread.
 
-    arrays: dict[str, np.ndarray]
-    facts: dict[str, Any]
-    history: dict[str, np.ndarray] | None
+    Args:
+        title: what was run.
+        status: a `Status`, or an array of them, `(runs,)`.
+        loss: the loss, or that of each run.
+        num_evaluations: evaluations made, by each run where there are several.
+        details: other numbers by name.
+        notes: a line each.
 
+    Returns:
+        A title, then a line for each of the others.
 
-class Checkpoint(NamedTuple):
-    """Where a run is saved, and the metadata that whoever goes on from it has to share.
-
-    A history is saved in a file of its own, so that a history which cannot be saved never keeps
-    the state, which is what a run goes on from, from being saved.
-
-    Attributes:
-        path: the file of the state.
-        metadata: what has to be the same.
+    Example:
+        >>> print(summary("a search", "completed", 0.25, 1_000, notes=["cold"]))
+        a search
+          status       completed, all of it was done
+          loss         0.25
+          evaluations  1,000
+          note         cold
     """
-
-    path: Path
-    metadata: Mapping[str, Any]
-
-    @property
-    def history_path(self) -> Path:
-        """The file of the history, beside that of the state."""
-        path = Path(os.path.realpath(self.path))
-        return path.with_name(f"{path.stem}.history{path.suffix}")
-
-    def begin(self, arrays: Mapping[str, np.ndarray], *, has_history: bool = False) -> Saved | None:
-        """What was saved, if anything, by a run of the same settings.
-
-        Args:
-            arrays: the state before the first step, of the shapes that will be saved.
-            has_history: whether there is a history too.
-
-        Raises:
-            OSError: if nothing can be saved here.
-            ValueError: if what is there is of another run or damaged, or this run's settings or
-                state are too large to be saved.
-        """
-        checkpoints.check_fits(arrays, self.metadata)
-        checkpoints.check_writable(self.path)
-        if has_history:
-            checkpoints.check_writable(self.history_path)
-        if not self.path.exists():
-            return None
-        saved = self._load(self.path)
-        if not has_history:
-            return saved
-        try:
-            history = self._load(self.history_path)
-        except (FileNotFoundError, checkpoints.LoadError) as error:
-            _warn(f"the run goes on without its history: {error}")
-            return saved
-        if (steps := history.facts["next"]) < saved.facts["next"]:
-            _warn(f"the history {self.history_path} ends at {steps}, before {saved.facts['next']}")
-        every = max(saved.facts["record_every"], history.facts["record_every"])
-        return Saved(saved.arrays, {**saved.facts, "record_every": every}, history.arrays)
-
-    def save(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        facts: Mapping[str, Any],
-        history: Callable[[], Mapping[str, np.ndarray]] | None = None,
-    ) -> None:
-        """Saves; a full disk, or too little memory, is no reason to lose the run.
-
-        The history goes first: if a kill comes between the two, it holds more steps than the state
-        has made, which can be cut off, and not fewer, which nobody could give back.
-        """
-        if history is not None:
-            self._save(self.history_path, history, facts)
-        self._save(self.path, lambda: arrays, facts)
-
-    def _load(self, path: Path) -> Saved:
-        saved = Saved(*checkpoints.load(path), None)
-        check_same_run(path, saved.facts, self.metadata)
-        return saved
-
-    def _save(
-        self, path: Path, arrays: Callable[[], Mapping[str, np.ndarray]], facts: Mapping[str, Any]
-    ) -> None:
-        try:
-            checkpoints.save(path, arrays(), {**self.metadata, **facts})
-        except (OSError, ValueError, MemoryError) as error:
-            _warn(f"checkpoint not saved: {error}")
+    rows = [
+        ("status", _ending(status)),
+        ("loss", _spread(loss)),
+        ("evaluations", f"{np.sum(num_evaluations):,}"),
+        *details.items(),
+        *(("note", note) for note in notes),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows)])
 
 
-def _warn(message: str) -> None:
-    """Warns; a closed standard error, or warnings that are errors, must not end the run."""
-    with suppress(Exception):
-        warnings.warn(message, RuntimeWarning, stacklevel=5)
+def _ending(status: Any) -> str:
+    """The status in words, or how many runs ended in each way."""
+    if np.ndim(status) == 0:
+        return ENDINGS[str(status)]
+    words, counts = np.unique(status, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return ", ".join(f"{counts[place]:,} {words[place]}" for place in order)
+
+
+def _spread(loss: Any) -> str:
+    if np.ndim(loss) == 0:
+        return f"{loss:.6g}"
+    return f"lowest {np.min(loss):.6g}, median {np.median(loss):.6g}"

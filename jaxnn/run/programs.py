@@ -11,21 +11,26 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakMethod, ref
 
 import jax
 from jax.tree_util import Partial
 
-__all__ = ["COMPILER_OPTIONS", "Program", "bare_function", "forget", "program"]
-
 BOX: Any = type(Partial(functools.partial(int)).func)
 """What JAX puts around a `functools.partial`, anew for each `Partial`."""
 
 COMPILER_OPTIONS = {"xla_cpu_prefer_vector_width": "512"}
 """XLA stops at 256 bits a vector unless it is told otherwise; a CPU with less uses what it has."""
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Set JAX as the trainers need it: draws by index, and inf as the loss of what has none."""
+    with jax.threefry_partitionable(True), jax.debug_infs(False):
+        yield
 
 
 class _Handle:

@@ -15,31 +15,11 @@ Reference: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-__all__ = [
-    "add",
-    "fold_index",
-    "join",
-    "normals",
-    "own_settings",
-    "threefry",
-    "uniforms",
-    "words",
-]
-
-
-@contextmanager
-def own_settings() -> Iterator[None]:
-    """Sets JAX as the trainers need it: draws by index, and inf as the loss of what has none."""
-    with jax.threefry_partitionable(True), jax.debug_infs(False):
-        yield
 
 
 def words(index: int) -> tuple[np.uint32, np.uint32]:

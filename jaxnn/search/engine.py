@@ -6,7 +6,7 @@ indices, on the host. Because candidate `i` is a function of the stream and of `
 because tiles have one fixed width, the merged state of a range is the same bits however the
 range is cut into chunks, devices, processes or runs.
 
-An index stands for its weights: `reconstruct` gives any candidate back.
+An index stands for its weights: `candidate_params` gives any candidate back.
 """
 
 from __future__ import annotations
@@ -22,24 +22,10 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from jaxnn.run.callables import SampleFn, as_partial, check_concrete
-from jaxnn.run.checks import as_count, as_key
-from jaxnn.run.programs import COMPILER_OPTIONS, program
-from jaxnn.run.random import add, fold_index, own_settings, words
-
-__all__ = [
-    "Engine",
-    "Statistic",
-    "Tile",
-    "as_range",
-    "candidates_stream",
-    "check_draws",
-    "fold_range",
-    "merge_all",
-    "reconstruct",
-    "shares",
-    "tile_size",
-]
+from jaxnn.run.checks import as_count, as_key, as_partial, check_concrete
+from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
+from jaxnn.run.random import add, fold_index, words
+from jaxnn.typing import SampleFn
 
 
 class Tile(NamedTuple):
@@ -73,8 +59,8 @@ class Statistic(NamedTuple):
     merge: Callable[[Any, Any], Any]
 
 
-class Engine(NamedTuple):
-    """What turns a range of indices into states; see `fold_range`.
+class SearchProblem(NamedTuple):
+    """What turns a range of indices into states; see `reduce_range`.
 
     Attributes:
         value: `value(params, batch)` -> what the statistics look at.
@@ -89,8 +75,8 @@ class Engine(NamedTuple):
     stream: jax.Array
 
 
-def fold_range(
-    engine: Engine,
+def reduce_range(
+    engine: SearchProblem,
     statistics: Mapping[str, Statistic],
     begin: int,
     end: int,
@@ -139,7 +125,7 @@ def shares(begin: int, end: int, tile: int, workers: int) -> Iterator[tuple[int,
 
 @program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)
 def _fold(
-    engine: Engine,
+    engine: SearchProblem,
     updates: Mapping[str, Partial],
     states: Mapping[str, Any],
     begin: tuple[jax.Array, jax.Array],
@@ -211,7 +197,9 @@ def candidates_stream(key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, TAG)
 
 
-def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | Sequence[int] | ArrayLike) -> Any:
+def candidate_params(
+    key: jax.Array, sample_fn: SampleFn, index: int | Sequence[int] | ArrayLike
+) -> Any:
     """The weights of candidate `index` of the random search with this key and sampler.
 
     Args:
@@ -229,7 +217,7 @@ def reconstruct(key: jax.Array, sample_fn: SampleFn, index: int | Sequence[int] 
 
     Example:
         >>> sample_fn = lambda key: jax.random.normal(key, (2,))
-        >>> reconstruct(jax.random.key(0), sample_fn, 2**40).shape
+        >>> candidate_params(jax.random.key(0), sample_fn, 2**40).shape
         (2,)
     """
     key, sample = as_key("key", key), as_partial("sample_fn", sample_fn)

@@ -18,26 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnn.run import checkpoints
-from jaxnn.run.callables import SampleFn, as_partial
+from jaxnn.run import checkpoint as checkpoints
+from jaxnn.run.checks import as_partial
 from jaxnn.run.fingerprint import check_same_run, function_metadata
-from jaxnn.run.loop import Status
-from jaxnn.run.random import own_settings
-from jaxnn.search.engine import merge_all, reconstruct
+from jaxnn.run.programs import own_settings
+from jaxnn.search.engine import candidate_params, merge_all
 from jaxnn.search.report import RandomSearchResult, report
 from jaxnn.search.searching import Reached, restored
 from jaxnn.search.statistics import from_facts, statistics_of
+from jaxnn.typing import SampleFn, Status
 
-__all__ = [
-    "Saved",
-    "gather",
-    "merge_saved",
-    "merge_searches",
-    "own_path",
-]
-
-
-BY_URGENCY: tuple[Status, ...] = ("interrupted", "stopped", "reached", "completed")
+BY_URGENCY: tuple[Status, ...] = ("running", "interrupted", "stopped", "reached", "completed")
 OWN_FACTS = {"start", "next", "status"}
 
 
@@ -87,7 +78,7 @@ def merge_searches(
     with own_settings():
         same = function_metadata("sample_fn", sample, key, axes=(0,))
         check_same_run(name, metadata, {"sample_fn": same})
-    return merge_saved(saves, partial(reconstruct, key, sample_fn))
+    return merge_saved(saves, partial(candidate_params, key, sample_fn))
 
 
 def merge_saved(saves: Sequence[Saved], params_of: Callable[[int], Any]) -> RandomSearchResult:

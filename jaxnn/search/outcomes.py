@@ -2,7 +2,7 @@
 
 An outcome is a row of bits, such as the answers of a network to all its inputs; candidates with
 the same bits compute the same function there. Candidates are those of random search: candidate
-`i` is a function of the key and of `i` alone, so `reconstruct` gives its weights back.
+`i` is a function of the key and of `i` alone, so `candidate_params` gives its weights back.
 
 Memory is bounded. When there are more outcomes than may be kept, the count of the first that is
 one too many is taken off all counts, and outcomes that have nothing left are dropped: a count is
@@ -22,33 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnn.run import checkpoints
-from jaxnn.run.callables import SampleFn, as_batch, as_partial, drawn_shapes, shapes_of
-from jaxnn.run.checks import as_count, as_key
-from jaxnn.run.loop import (
-    Checkpoint,
-    Limits,
-    Progress,
-    Status,
-    Work,
-    as_limits,
-    run,
-    told,
-    watch_interrupts,
-)
-from jaxnn.run.programs import COMPILER_OPTIONS, program
-from jaxnn.run.random import add, fold_index, own_settings, words
-from jaxnn.search.engine import Engine, as_range, candidates_stream, check_draws, tile_size
+from jaxnn.run import checkpoint as checkpoints
+from jaxnn.run.checkpoint import Checkpoint
+from jaxnn.run.checks import as_batch, as_count, as_key, as_partial, drawn_shapes, shapes_of
+from jaxnn.run.loop import Limits, Progress, Work, as_limits, run, told, watch_interrupts
+from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
+from jaxnn.run.random import add, fold_index, words
+from jaxnn.search.engine import SearchProblem, as_range, candidates_stream, check_draws, tile_size
 from jaxnn.search.searching import Span, facts_of
-
-__all__ = [
-    "OutcomeCounts",
-    "Tally",
-    "count_outcomes",
-    "merge",
-    "take",
-]
-
+from jaxnn.typing import SampleFn, Status
 
 WORD = 64
 """Bits that are compared at once; outcomes are padded to whole words."""
@@ -149,7 +131,7 @@ def count_outcomes(
     tile = tile_size(outcome_fn, shapes, batch, memory_budget, jax.default_backend())
     span = Span(start, stop, tile)
     with own_settings(), watch_interrupts() as is_interrupted:
-        engine = Engine(outcome, sample, batch, candidates_stream(key))
+        engine = SearchProblem(outcome, sample, batch, candidates_stream(key))
         check_draws(key, sample, start)
         saved = None
         if checkpoint is not None:
@@ -189,7 +171,7 @@ def _num_bits(outcome: Any) -> int:
 
 
 def _walk(
-    engine: Engine,
+    engine: SearchProblem,
     span: Span,
     tally: Tally,
     max_outcomes: int,
@@ -221,7 +203,7 @@ def _walk(
 
 @program(static_argnames=("tile", "most"), compiler_options=COMPILER_OPTIONS)
 def _draw(
-    engine: Engine,
+    engine: SearchProblem,
     begin: tuple[jax.Array, jax.Array],
     num_tiles: jax.Array,
     *,
@@ -249,15 +231,11 @@ def _resumed(checkpoint: Checkpoint | None, span: Span, num_bits: int) -> Tally:
     """Where to go on: at the start, or where the checkpoint ends."""
     none = np.zeros((0, _width(num_bits)), np.uint8)
     fresh = Tally(none, np.zeros(0, np.int64), 0, none, span.start)
-    saved = checkpoint and checkpoint.begin(_content(fresh)[0])
+    asked = "num_candidates", span.stop - span.start
+    saved = checkpoint and checkpoint.begin(_content(fresh)[0], asked, origin=span.start)
     if not saved:
         return fresh
     arrays, facts, _ = saved
-    if facts["next"] > span.stop:
-        raise ValueError(
-            f"num_candidates must be at least {facts['next'] - span.start}, as many as the "
-            f"checkpoint holds; got {span.stop - span.start}"
-        )
     parts = arrays["packed"], arrays["count"], facts["error"], arrays["waiting"]
     return Tally(*parts, facts["next"])
 

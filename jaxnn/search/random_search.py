@@ -1,7 +1,7 @@
 """Random search: draw whole weight sets, keep the best, and learn how losses are spread.
 
 Candidate `i` is `sample_fn(key_i)` with a key that depends on the search's key and on `i` alone,
-so an index stands for its weights: the search stores indices, and `reconstruct` gives any
+so an index stands for its weights: the search stores indices, and `candidate_params` gives any
 candidate back. Losses are always evaluated in tiles of one width, which makes them the same bits
 however the search is cut into chunks, devices, processes or runs.
 
@@ -18,25 +18,25 @@ from typing import Any
 
 import jax
 
-from jaxnn.run import checkpoints
-from jaxnn.run.callables import (
-    LossFn,
-    SampleFn,
+from jaxnn.run import checkpoint as checkpoints
+from jaxnn.run.checkpoint import Checkpoint
+from jaxnn.run.checks import (
     as_batch,
+    as_devices,
+    as_key,
     as_partial,
     check_scalar,
     drawn_shapes,
     shapes_of,
 )
-from jaxnn.run.checks import as_devices, as_key
-from jaxnn.run.loop import Checkpoint, Progress, as_limits, as_target, told, watch_interrupts
-from jaxnn.run.random import own_settings
+from jaxnn.run.loop import Progress, as_limits, as_target, told, watch_interrupts
+from jaxnn.run.programs import own_settings
 from jaxnn.search.engine import (
-    Engine,
+    SearchProblem,
     as_range,
+    candidate_params,
     candidates_stream,
     check_draws,
-    reconstruct,
     shares,
     tile_size,
 )
@@ -50,8 +50,7 @@ from jaxnn.search.searching import (
     walk,
 )
 from jaxnn.search.statistics import Collect, Kept, as_facts, as_kept, statistics_of
-
-__all__ = ["random_search"]
+from jaxnn.typing import LossFn, SampleFn
 
 
 def random_search(
@@ -148,13 +147,13 @@ def random_search(
     span = _own_share(Span(start, stop, tile))
     alone = jax.process_count() == 1
     with own_settings(), watch_interrupts() as is_interrupted:
-        engine = Engine(loss, sample, batch, candidates_stream(key))
+        engine = SearchProblem(loss, sample, batch, candidates_stream(key))
         check_draws(key, sample, start)
         facts = {} if alone and checkpoint is None else _facts(key, span, engine, kept)
         saved = None if checkpoint is None else Checkpoint(own_path(Path(checkpoint)), facts)
         limits = limits._replace(is_interrupted=is_interrupted)
         reached = walk(engine, statistics_of(kept), span, rules, workers, limits, saved)
-        params_of = partial(reconstruct, key, sample_fn)
+        params_of = partial(candidate_params, key, sample_fn)
         if alone:
             result = report(params_of, [(start, reached.end)], reached, kept)
             return told(result, is_interrupted)
@@ -171,7 +170,7 @@ def _own_share(span: Span) -> Span:
     return Span(*pieces.get(jax.process_index(), (span.stop, span.stop)), span.tile)
 
 
-def _facts(key: jax.Array, span: Span, engine: Engine, kept: Kept) -> dict[str, Any]:
+def _facts(key: jax.Array, span: Span, engine: SearchProblem, kept: Kept) -> dict[str, Any]:
     """What whoever goes on with this search, or merges it, has to share."""
     if kept.dtype.kind != "f":
         raise TypeError(f"loss_fn must return a NumPy float to be saved; got {kept.dtype}: cast it")

@@ -10,21 +10,11 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from jaxnn.run.checks import as_numpy
-from jaxnn.run.loop import Status
+from jaxnn.run.loop import summary
 from jaxnn.run.random import join
-from jaxnn.run.summary import summary
 from jaxnn.search.searching import Reached
-from jaxnn.search.statistics import Kept, Listed, bin_edges
-
-__all__ = [
-    "Candidates",
-    "Histogram",
-    "Improvements",
-    "RandomSearchResult",
-    "ThresholdCounts",
-    "expected_best",
-    "report",
-]
+from jaxnn.search.statistics import CandidateTable, Kept, bin_edges
+from jaxnn.typing import Status
 
 CONFIDENCE = 0.95
 
@@ -33,7 +23,7 @@ class Candidates(NamedTuple):
     """Candidates and their losses.
 
     Attributes:
-        index: their indices, `(count,)`, int64; `reconstruct` turns one into weights.
+        index: their indices, `(count,)`, int64; `candidate_params` turns one into weights.
         loss: their losses, `(count,)`.
     """
 
@@ -163,7 +153,7 @@ def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:
     return np.sum((low + high) / 2 * chance, axis=-1)
 
 
-def as_candidates(listed: Listed) -> Candidates:
+def as_candidates(listed: CandidateTable) -> Candidates:
     """Indices and losses of a list, without its empty places."""
     here = np.isfinite(listed.loss)
     return Candidates(join(listed.high[here], listed.low[here]).astype(np.int64), listed.loss[here])

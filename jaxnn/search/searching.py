@@ -10,20 +10,12 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from jaxnn.run.checkpoint import Checkpoint
 from jaxnn.run.fingerprint import fingerprint, function_metadata, key_metadata
-from jaxnn.run.loop import Checkpoint, Limits, Progress, Status, Work, run
+from jaxnn.run.loop import Limits, Progress, Work, run
 from jaxnn.run.random import join
-from jaxnn.search.engine import Engine, Statistic, fold_range, merge_all
-
-__all__ = [
-    "Reached",
-    "Span",
-    "StopRules",
-    "as_saved",
-    "facts_of",
-    "restored",
-    "walk",
-]
+from jaxnn.search.engine import SearchProblem, Statistic, merge_all, reduce_range
+from jaxnn.typing import Status
 
 LARGEST_CHUNK = 2**30
 
@@ -57,7 +49,7 @@ class Reached(NamedTuple):
 
 
 def walk(
-    engine: Engine,
+    engine: SearchProblem,
     statistics: Mapping[str, Statistic],
     span: Span,
     rules: StopRules,
@@ -121,7 +113,7 @@ def _best(reached: Reached) -> float:
 
 
 def _fold(
-    engine: Engine,
+    engine: SearchProblem,
     statistics: Mapping[str, Statistic],
     tile: int,
     devices: Sequence[Any],
@@ -130,7 +122,7 @@ def _fold(
 ) -> dict[str, Any]:
     """Folds a range. Memory depends on the tile alone: a shorter range would need no less."""
     try:
-        return fold_range(engine, statistics, begin, end, tile=tile, devices=devices)
+        return reduce_range(engine, statistics, begin, end, tile=tile, devices=devices)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -144,15 +136,11 @@ def _restore(
 ) -> tuple[int, dict[str, Any]]:
     """Where to go on, at the start or where the checkpoint ends, and what was learnt until then."""
     fresh = merge_all(statistics, _starts(statistics))
-    saved = checkpoint and checkpoint.begin(dict(_named(fresh)))
+    asked = "num_candidates", span.stop - span.start
+    saved = checkpoint and checkpoint.begin(dict(_named(fresh)), asked, origin=span.start)
     if not (checkpoint and saved):
         return span.start, fresh
-    if (end := saved.facts["next"]) > span.stop:
-        raise ValueError(
-            f"num_candidates must be at least {end - span.start}, as many as checkpoint "
-            f"{checkpoint.path} holds; got {span.stop - span.start}"
-        )
-    return end, restored(saved.arrays, statistics)
+    return saved.metadata["next"], restored(saved.arrays, statistics)
 
 
 def as_saved(reached: Reached) -> tuple[dict[str, np.ndarray], dict[str, Any], None]:
@@ -170,7 +158,7 @@ def restored(
 
 
 def facts_of(
-    trainer: str, key: jax.Array, engine: Engine, span: Span, function: str
+    trainer: str, key: jax.Array, engine: SearchProblem, span: Span, function: str
 ) -> dict[str, Any]:
     """What whoever goes on with a walk has to share; `function` is the value function's name."""
     params = jax.eval_shape(engine.sample, key)

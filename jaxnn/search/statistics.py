@@ -21,25 +21,6 @@ from jaxnn.run.checks import as_count, as_numpy, as_real
 from jaxnn.search import statistics
 from jaxnn.search.engine import Statistic, Tile
 
-__all__ = [
-    "NUM_BINS",
-    "Collect",
-    "Kept",
-    "Listed",
-    "as_facts",
-    "as_kept",
-    "best",
-    "bin_edges",
-    "count_below",
-    "first_below",
-    "from_facts",
-    "improvements",
-    "loss_histogram",
-    "nonfinite",
-    "statistics_of",
-]
-
-
 MAX_RECORDS = 256
 """Improvements kept of one call. Among n independent draws there are about ln n, at most 44."""
 
@@ -49,7 +30,7 @@ NUM_BINS = 1 << (32 - SHIFT)
 """Automatic bins: 512 to each power of two, over all of float32; each is 0.2 % wide or less."""
 
 
-class Listed(NamedTuple):
+class CandidateTable(NamedTuple):
     """Candidates with their losses, best or first ones in front; inf marks an empty place.
 
     Attributes:
@@ -69,23 +50,23 @@ def nonfinite() -> Statistic:
 
 
 def best(count: int, dtype: Any) -> Statistic:
-    """The `count` lowest losses, in order; ties go to the lowest index: a `Listed`."""
+    """The `count` lowest losses, in order; ties go to the lowest index: a `CandidateTable`."""
     return Statistic(_nothing(count, dtype), Partial(_keep_best), partial(_merge_best, count))
 
 
 def improvements(dtype: Any) -> Statistic:
-    """Every candidate with a lower loss than all before it, in order: a `Listed`."""
+    """Every candidate with a lower loss than all before it, in order: a `CandidateTable`."""
     return Statistic(_nothing(MAX_RECORDS, dtype), Partial(_add_records), _merge_records)
 
 
 def first_below(threshold: np.ndarray, count: int, dtype: Any) -> Statistic:
-    """The first `count` candidates with a loss of at most the threshold: a `Listed`."""
+    """The first `count` candidates with a loss of at most the threshold: a `CandidateTable`."""
     return Statistic(
         _nothing(count, dtype), Partial(_add_hits, threshold), partial(_merge_hits, count)
     )
 
 
-def count_below(thresholds: np.ndarray) -> Statistic:
+def count_at_most(thresholds: np.ndarray) -> Statistic:
     """How many losses are at most each threshold, `(thresholds,)`: integers."""
     zeros = np.zeros(len(thresholds), np.uint32)
     return Statistic(zeros, Partial(_count_below, thresholds), _add_counts)
@@ -109,9 +90,9 @@ def bin_edges(first: int, last: int) -> np.ndarray:
     return (ordered ^ (ordered >> 31 & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-def _nothing(size: int, dtype: Any) -> Listed:
+def _nothing(size: int, dtype: Any) -> CandidateTable:
     empty = np.zeros(size, np.uint32)
-    return Listed(empty, empty, np.full(size, np.inf, dtype))
+    return CandidateTable(empty, empty, np.full(size, np.inf, dtype))
 
 
 def _add_counts(first: Any, second: Any) -> np.ndarray:
@@ -151,44 +132,46 @@ def _count_bits(counts: jax.Array, tile: Tile) -> jax.Array:
     return counts.at[bins].add(_counted(tile).astype(counts.dtype))
 
 
-def _keep_best(kept: Listed, tile: Tile) -> Listed:
+def _keep_best(kept: CandidateTable, tile: Tile) -> CandidateTable:
     losses = _ranked(tile)
 
-    def merge(kept: Listed) -> Listed:
+    def merge(kept: CandidateTable) -> CandidateTable:
         # top_k puts the first of equal losses first, which is the one of the lowest index.
         lowest, place = jax.lax.top_k(-losses, min(kept.loss.shape[0], losses.shape[0]))
         pairs = zip(kept, (tile.high[place], tile.low[place], -lowest), strict=True)
         high, low, loss = (jnp.concatenate(pair) for pair in pairs)
         loss, high, low = jax.lax.sort((loss, high, low), num_keys=3)
         size = kept.loss.shape[0]
-        return Listed(high[:size], low[:size], loss[:size])
+        return CandidateTable(high[:size], low[:size], loss[:size])
 
     return jax.lax.cond(jnp.min(losses) < kept.loss[-1], merge, lambda kept: kept, kept)
 
 
-def _merge_best(count: int, first: Listed, second: Listed) -> Listed:
+def _merge_best(count: int, first: CandidateTable, second: CandidateTable) -> CandidateTable:
     high, low, loss = (np.concatenate(pair) for pair in zip(first, second, strict=True))
     order = np.lexsort((low, high, loss))[:count]
-    return Listed(high[order], low[order], loss[order])
+    return CandidateTable(high[order], low[order], loss[order])
 
 
-def _append(listed: Listed, tile: Tile, losses: jax.Array, chosen: jax.Array) -> Listed:
+def _append(
+    listed: CandidateTable, tile: Tile, losses: jax.Array, chosen: jax.Array
+) -> CandidateTable:
     """Writes the chosen candidates behind those listed, as many as there is room for."""
     used = jnp.sum(jnp.isfinite(listed.loss), dtype=jnp.int32)
     place = used + jnp.cumsum(chosen, dtype=jnp.int32) - 1
     place = jnp.where(chosen, place, listed.loss.shape[0])
-    return Listed(
+    return CandidateTable(
         listed.high.at[place].set(tile.high, mode="drop"),
         listed.low.at[place].set(tile.low, mode="drop"),
         listed.loss.at[place].set(losses, mode="drop"),
     )
 
 
-def _add_records(listed: Listed, tile: Tile) -> Listed:
+def _add_records(listed: CandidateTable, tile: Tile) -> CandidateTable:
     losses = _ranked(tile)
     best_before = jnp.min(listed.loss)
 
-    def add(listed: Listed) -> Listed:
+    def add(listed: CandidateTable) -> CandidateTable:
         lowest = jnp.minimum(jax.lax.cummin(losses), best_before)
         before = jnp.concatenate([best_before[None], lowest[:-1]])
         return _append(listed, tile, losses, losses < before)
@@ -196,31 +179,31 @@ def _add_records(listed: Listed, tile: Tile) -> Listed:
     return jax.lax.cond(jnp.min(losses) < best_before, add, lambda listed: listed, listed)
 
 
-def _merge_records(first: Listed, second: Listed) -> Listed:
+def _merge_records(first: CandidateTable, second: CandidateTable) -> CandidateTable:
     better = second.loss < np.min(first.loss, initial=np.inf)
-    return _join(first, Listed(*(leaf[better] for leaf in second)))
+    return _join(first, CandidateTable(*(leaf[better] for leaf in second)))
 
 
-def _add_hits(threshold: jax.Array, listed: Listed, tile: Tile) -> Listed:
+def _add_hits(threshold: jax.Array, listed: CandidateTable, tile: Tile) -> CandidateTable:
     losses = _ranked(tile)
     chosen = losses <= threshold
 
-    def add(listed: Listed) -> Listed:
+    def add(listed: CandidateTable) -> CandidateTable:
         return _append(listed, tile, losses, chosen)
 
     room = ~jnp.isfinite(listed.loss[-1])
     return jax.lax.cond(room & jnp.any(chosen), add, lambda listed: listed, listed)
 
 
-def _merge_hits(count: int, first: Listed, second: Listed) -> Listed:
-    return Listed(*(leaf[:count] for leaf in _join(first, second)))
+def _merge_hits(count: int, first: CandidateTable, second: CandidateTable) -> CandidateTable:
+    return CandidateTable(*(leaf[:count] for leaf in _join(first, second)))
 
 
-def _join(first: Listed, second: Listed) -> Listed:
+def _join(first: CandidateTable, second: CandidateTable) -> CandidateTable:
     """One list behind the other, without empty places."""
     here, there = np.isfinite(first.loss), np.isfinite(second.loss)
     pairs = zip(first, second, strict=True)
-    return Listed(*(np.concatenate([a[here], b[there]]) for a, b in pairs))
+    return CandidateTable(*(np.concatenate([a[here], b[there]]) for a, b in pairs))
 
 
 MOST_LISTED = 2**24
@@ -290,7 +273,7 @@ def statistics_of(kept: Kept) -> dict[str, Statistic]:
         "best": statistics.best(kept.top_k, kept.dtype),
         "improvements": statistics.improvements(kept.dtype),
         "histogram": statistics.loss_histogram(kept.bins),
-        "below": statistics.count_below(kept.thresholds),
+        "below": statistics.count_at_most(kept.thresholds),
     }
     if kept.collect is not None:
         chosen["collected"] = statistics.first_below(*kept.collect, kept.dtype)
