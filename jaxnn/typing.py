@@ -1,14 +1,14 @@
 """What the trainers take and return: the contracts of the callables, and how a run ends.
 
 Every callable may be a plain function or a `jax.tree_util.Partial`, whose numbers are traced, so
-that a sweep over them compiles once. A callable may carry `validate(params, batch)`, which raises
-for bad input with NumPy alone; a trainer calls it first, with shapes in place of params that it
-has not drawn yet.
+that a sweep over them compiles once. What a function tells a trainer besides its results is in
+its attribute `traits`, a `Traits`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 
@@ -19,7 +19,9 @@ __all__ = [
     "PyTree",
     "SampleFn",
     "Status",
+    "Traits",
     "ValueAndGradFn",
+    "traits_of",
 ]
 
 PyTree = Any
@@ -86,3 +88,37 @@ class ProposeFn(Protocol):
     def __call__(self, key: jax.Array, params: PyTree, scale: jax.Array) -> PyTree:
         """Return params like `params`, all randomness from `key`; `scale` is the step size."""
         ...
+
+
+class Traits(NamedTuple):
+    """What a function of params and a batch tells a trainer: its attribute `traits`, if any.
+
+    `functools.wraps`, and so `jax.jit`, hands the attribute on; a lambda around a function has
+    none. Every field may be left out, and so may the whole.
+
+    Attributes:
+        validate: `validate(params, batch)` raises `TypeError` or `ValueError` for bad input, by
+            shapes and NumPy alone. A trainer calls it first, with shapes in place of params that
+            it has not drawn yet.
+        candidate_bytes: `candidate_bytes(params, batch)` -> what one candidate adds to the memory
+            that `jax.vmap` of the function works in, for float32.
+        batch_invariant: `batch_invariant(params, batch)` -> whether `jax.vmap` of the function
+            returns the same bits for a candidate at every width that is a multiple of 16.
+        constant_loss: `constant_loss(batch)` -> the lowest loss of an answer that is the same for
+            every row, or None where it is not known.
+    """
+
+    validate: Callable[[PyTree, PyTree], None] = lambda params, batch: None
+    candidate_bytes: Callable[[PyTree, PyTree], int] | None = None
+    batch_invariant: Callable[[PyTree, PyTree], bool] = lambda params, batch: False
+    constant_loss: Callable[[PyTree], float | None] = lambda batch: None
+
+
+def traits_of(function: Any) -> Traits:
+    """Return the traits of a function; those of a function without any promise nothing.
+
+    Example:
+        >>> traits_of(lambda params, batch: 0.0).batch_invariant(None, None)
+        False
+    """
+    return getattr(function, "traits", Traits())

@@ -13,7 +13,7 @@ from jaxnn.chains.lookahead import Layout
 from jaxnn.chains.proposals import Problem
 from jaxnn.run.checks import check_scalar, shapes_of
 from jaxnn.run.fingerprint import fingerprint, function_metadata, key_metadata
-from jaxnn.typing import LossFn
+from jaxnn.typing import LossFn, traits_of
 
 BLOCK_BYTES, MOST_IN_A_BLOCK = 2**22, 32
 
@@ -62,11 +62,13 @@ def block_of(loss_fn: LossFn, params: Any, batch: Any, *, draws: bool) -> int | 
 
     Where functions of the user's own draw what is scored, they too must meet one width only.
     """
-    if not draws and getattr(loss_fn, "batch_invariant", lambda *_: False)(params, batch):
+    traits = traits_of(loss_fn)
+    if not draws and traits.batch_invariant(params, batch):
         return None
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 16 * size)(params, batch)
-    fitting = min(max(BLOCK_BYTES // max(per_set, 1), 1), MOST_IN_A_BLOCK)
+    told = traits.candidate_bytes
+    needed = 16 * size if told is None else told(params, batch)
+    fitting = min(max(BLOCK_BYTES // max(needed, 1), 1), MOST_IN_A_BLOCK)
     return 2 ** (fitting.bit_length() - 1)
 
 

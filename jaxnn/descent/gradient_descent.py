@@ -94,9 +94,8 @@ def gradient_descent(
     Args:
         key: a typed key, `jax.random.key(seed)`; it shuffles the rows.
         value_and_grad_fn: `value_and_grad_fn(params, batch)` -> the loss, a float scalar, and
-            its gradient, a tree like `params`; as `model.value_and_grad`. If it has an attribute
-            `constant_loss`, the result notes where a loss is no better than
-            `constant_loss(batch)`, that of the best constant answer, or None where it is unknown.
+            its gradient, a tree like `params`; as `model.value_and_grad`. Where its traits tell the
+            loss of the best constant answer, the result notes a loss that is no better.
         params: where to start, any pytree of floats.
         batch: any pytree that the function takes; for mini-batches, rows first in every leaf.
         num_epochs: passes over the rows; 0 returns the start.

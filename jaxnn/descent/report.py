@@ -12,7 +12,7 @@ from jaxnn.descent.epochs import Walked
 from jaxnn.descent.kernel import CONVERGED, DIVERGED, REACHED
 from jaxnn.descent.setup import Seen
 from jaxnn.run.loop import summary
-from jaxnn.typing import Status
+from jaxnn.typing import Status, traits_of
 
 EVALUATIONS_PER_GRADIENT = 3
 """A forward pass, and a backward pass that costs twice as much."""
@@ -132,8 +132,7 @@ def _work(seen: Seen, num_steps: np.ndarray) -> np.ndarray:
 
 def constant_loss_of(value_and_grad_fn: Any, batch: Any) -> float | None:
     """The loss of the best constant answer on the batch, where the function can tell it."""
-    constant_loss = getattr(value_and_grad_fn, "constant_loss", None)
-    loss = None if constant_loss is None else constant_loss(batch)
+    loss = traits_of(value_and_grad_fn).constant_loss(batch)
     return None if loss is None else float(loss)
 
 

@@ -21,12 +21,13 @@ from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer
 from jaxnn.model.losses import LOSSES
 from jaxnn.model.vmapped_loss import (
     batch_invariant,
-    bytes_per_set,
+    candidate_bytes,
     loss_by_rows,
     loss_by_scalars,
     with_fast_vmap,
 )
 from jaxnn.run.checks import as_choice, as_count, as_key
+from jaxnn.typing import Traits
 
 
 class Settings(NamedTuple):
@@ -114,7 +115,7 @@ class BatchFunction(ModelFunction):
 
     def __post_init__(self):
         super().__post_init__()
-        vars(self).update(validate=self.validate, constant_loss=self.constant_loss)
+        vars(self).update(traits=self._traits())
 
     def __call__(self, params: Params, batch: Batch) -> Any:
         """Evaluate the function."""
@@ -123,6 +124,12 @@ class BatchFunction(ModelFunction):
     def validate(self, params: Params, batch: Batch) -> None:
         """Raise `TypeError` or `ValueError` for params or a batch of another network."""
         self._border(params, batch)
+
+    def _traits(self) -> Traits:
+        told = Traits(validate=self.validate, constant_loss=self.constant_loss)
+        if self.name != "loss":
+            return told
+        return told._replace(candidate_bytes=candidate_bytes, batch_invariant=batch_invariant)
 
     def constant_loss(self, batch: Batch) -> float | None:
         """Return the lowest loss of an answer that is the same for every row, or None.
@@ -144,22 +151,6 @@ class BatchFunction(ModelFunction):
                 "use jaxnn.metrics.r2(model.apply(params, batch.x), batch.y)"
             )
         return params, batch
-
-
-class LossFunction(BatchFunction):
-    """A loss whose `vmap` over params is fast."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        vars(self).update(bytes_per_set=self.bytes_per_set, batch_invariant=self.batch_invariant)
-
-    def bytes_per_set(self, params: Params, batch: Batch) -> int:
-        """Return what one weight set adds to the memory of `jax.vmap`, in bytes."""
-        return bytes_per_set(params, batch)
-
-    def batch_invariant(self, params: Params, batch: Batch) -> bool:
-        """Return whether a weight set's loss has the same bits at every width of `jax.vmap`."""
-        return batch_invariant(params, batch)
 
 
 class Model(NamedTuple):
@@ -188,7 +179,7 @@ class Model(NamedTuple):
     settings: Settings
     init: InitFunction
     apply: ApplyFunction
-    loss: LossFunction
+    loss: BatchFunction
     value_and_grad: BatchFunction
     loss_reference: BatchFunction
     accuracy: BatchFunction
@@ -265,7 +256,7 @@ def _model(settings: Settings) -> Model:
         settings=settings,
         init=InitFunction(settings, "init"),
         apply=ApplyFunction(settings, "apply"),
-        loss=LossFunction(settings, "loss"),
+        loss=BatchFunction(settings, "loss"),
         value_and_grad=BatchFunction(settings, "value_and_grad"),
         loss_reference=BatchFunction(settings, "loss_reference"),
         accuracy=BatchFunction(settings, "accuracy"),

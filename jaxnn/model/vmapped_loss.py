@@ -86,7 +86,7 @@ def with_fast_vmap(one_set: LossFn, by_scalars: LossFn, by_rows: LossFn) -> Loss
     return loss
 
 
-def bytes_per_set(params: Params, batch: Batch) -> int:
+def candidate_bytes(params: Params, batch: Batch) -> int:
     """What one weight set adds to the memory that `jax.vmap` of the loss works in, about.
 
     Args:

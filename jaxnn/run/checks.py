@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.run.programs import program
+from jaxnn.typing import traits_of
 
 KEY_IMPLEMENTATIONS = ("threefry2x32", "philox4x32")
 CLASSES_OF_TEXT = "`classes, y = np.unique(labels, return_inverse=True)`"
@@ -311,9 +312,7 @@ def as_batch(batch: Any, params: Any, *functions: Callable[..., Any] | None) -> 
     Lists are containers, as in every pytree; only in the fields of a `Batch` they are arrays.
     """
     for function in functions:
-        validate = getattr(function, "validate", None)
-        if validate is not None:
-            validate(params, batch)
+        traits_of(function).validate(params, batch)
     return as_arrays("batch", batch)
 
 

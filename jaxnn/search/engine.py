@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from jaxnn.run.checks import as_count, as_key, as_partial, check_concrete
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
 from jaxnn.run.random import add, fold_index, words
-from jaxnn.typing import SampleFn
+from jaxnn.typing import SampleFn, traits_of
 
 
 class Tile(NamedTuple):
@@ -170,7 +170,7 @@ def tile_size(
 ) -> int:
     """Candidates a tile: a power of two, a function of shapes, budget and platform alone.
 
-    A loss function that knows better carries `bytes_per_set(params, batch)`. Of others, rows
+    A function that knows better says so in its traits. Of others, rows
     times the widest axis of the params stands for the largest intermediate value of one
     candidate, if its params are not larger yet.
     """
@@ -180,8 +180,9 @@ def tile_size(
     rows = max((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=1)
     widest = max((max(leaf.shape, default=1) for leaf in jax.tree.leaves(params)), default=1)
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    bytes_per_set = getattr(loss_fn, "bytes_per_set", lambda *_: 4 * max(rows * widest, size))
-    fitting = max(budget // max(bytes_per_set(params, batch), 1), 1)
+    told = traits_of(loss_fn).candidate_bytes
+    needed = 4 * max(rows * widest, size) if told is None else told(params, batch)
+    fitting = max(budget // max(needed, 1), 1)
     return min(1 << (fitting.bit_length() - 1), LARGEST_TILES.get(platform, LARGEST_TILE))
 
 
