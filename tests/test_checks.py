@@ -9,26 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
+from jax.tree_util import Partial
 from keys import KEY_IMPLEMENTATIONS
 
 from jaxnn.run import checks
+from jaxnn.typing import Traits
 
 KEY = jax.random.key(3)
-
-
-def test_is_traced_only_inside_a_transformation():
-    seen = []
-
-    def look(x):
-        seen.append(checks.is_traced(x))
-        return x
-
-    for value in (jnp.float32(1), np.ones(2), 1.0):
-        look(value)
-    jax.jit(look)(1.0)
-    jax.vmap(look)(jnp.ones(2))
-    jax.grad(look)(1.0)
-    assert seen == [False, False, False, True, True, True]
 
 
 @pytest.mark.parametrize("implementation", KEY_IMPLEMENTATIONS)
@@ -43,13 +30,11 @@ def test_as_key_returns_a_typed_key_itself(implementation):
 @pytest.mark.parametrize(
     ("key", "error", "message"),
     [
-        (0, TypeError, r"seed_key must be a single typed key.*got 0 \(int\)"),
         (None, TypeError, r"seed_key must be a single typed key.*got None"),
         (np.arange(2, dtype=np.uint32), TypeError, "seed_key must be.*dtype uint32"),
         (jax.random.PRNGKey(0), TypeError, r"seed_key must be.*dtype uint32 and shape \(2,\)"),
         (jax.random.split(KEY, 3), ValueError, r"seed_key must be.*keys of shape \(3,\)"),
         (jax.random.key(0, impl="rbg"), ValueError, "seed_key must be of.*threefry2x32.*got rbg"),
-        (jax.random.key(0, impl="unsafe_rbg"), ValueError, "seed_key must be of.*unsafe_rbg"),
     ],
 )
 def test_as_key_refuses(key, error, message):
@@ -103,32 +88,22 @@ def test_as_count_takes_whole_floats_as_far_as_they_stand_for_one_integer_alone(
     ("value", "error", "got"),
     [
         (2, ValueError, "2"),
-        (2.0, ValueError, "2"),
         (-1, ValueError, "-1"),
         (3.5, TypeError, r"3.5 \(float\)"),
         (1e300, TypeError, r"1e\+300 \(float\)"),
         (math.nan, TypeError, r"nan \(float\)"),
-        (math.inf, TypeError, r"inf \(float\)"),
-        (-math.inf, TypeError, r"-inf \(float\)"),
         (True, TypeError, r"True \(bool\)"),
         (np.True_, TypeError, "dtype bool"),
         ("3", TypeError, r"'3' \(str\)"),
         (None, TypeError, "None"),
         ([3], TypeError, "a list"),
         (np.array([3]), TypeError, r"dtype int64 and shape \(1,\)"),
-        (np.float32(3.5), TypeError, "dtype float32"),
-        (np.array([3.0]), TypeError, r"dtype float64 and shape \(1,\)"),
         (3 + 0j, TypeError, "complex"),
     ],
 )
 def test_as_count_refuses(value, error, got):
     with pytest.raises(error, match=f"^num_steps must be an integer of at least 3; got .*{got}"):
         checks.as_count("num_steps", value, minimum=3)
-
-
-def test_as_count_refuses_a_tracer():
-    with pytest.raises(TypeError, match=r"num_steps must be an integer.*got a tracer"):
-        jax.jit(lambda n: checks.as_count("num_steps", n))(3)
 
 
 @pytest.mark.parametrize("value", [0.25, np.float64(0.25), np.float32(0.25), jnp.float32(0.25)])
@@ -156,16 +131,12 @@ def test_as_real_bounds():
         (-0.1, ValueError),
         (math.nan, ValueError),
         (math.inf, ValueError),
-        (-math.inf, ValueError),
         (1e39, ValueError),
-        (10**400, ValueError),
         (1e-50, ValueError),
         (True, TypeError),
         ("0.1", TypeError),
-        (None, TypeError),
         (0.1 + 0j, TypeError),
         ([0.1], TypeError),
-        (np.array([0.1]), TypeError),
         (jnp.ones((2, 3)), TypeError),
         (KEY, TypeError),
     ],
@@ -189,17 +160,6 @@ def test_as_choice():
         checks.as_choice("hidden", "Relu", options)
     with pytest.raises(TypeError, match="hidden must be one of 'relu', 'tanh'; got a function"):
         checks.as_choice("hidden", test_as_choice, options)
-
-
-@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "float32", "float64"])
-def test_as_numpy_leaves_numpy_data_alone(dtype):
-    array = np.arange(6).reshape(2, 3).astype(dtype)
-    assert checks.as_numpy("x", array) is array
-
-
-def test_as_numpy_takes_lists_and_jax_arrays():
-    np.testing.assert_array_equal(checks.as_numpy("x", [[1, 2], [3, 4]]), [[1, 2], [3, 4]])
-    np.testing.assert_array_equal(checks.as_numpy("x", jnp.ones((2, 3))), np.ones((2, 3)))
 
 
 NATIVE = np.array([[1.5, -2.0], [3.25, 1e-3]])
@@ -327,16 +287,6 @@ def test_as_arrays_narrows_to_the_default_widths_and_keeps_the_tree():
         assert checks.as_arrays("batch", tree)["x"].dtype == jnp.float64
 
 
-def test_as_arrays_shares_no_memory_with_the_caller():
-    mine = np.arange(64, dtype=np.float32)
-    on_device = jnp.arange(64.0)
-    copies = checks.as_arrays("batch", (mine, on_device))
-    mine[:] = -1
-    on_device.delete()
-    for copy in copies:
-        np.testing.assert_array_equal(copy, np.arange(64))
-
-
 class Plain(NamedTuple):
     x: Any
     y: Any = None
@@ -377,6 +327,150 @@ def test_as_arrays_names_the_leaf(tree, error, message):
         checks.as_arrays("batch", tree)
 
 
-def test_as_arrays_refuses_a_tracer():
-    with pytest.raises(TypeError, match=r"batch\['x'\] must be concrete; got a tracer"):
-        jax.jit(lambda x: checks.as_arrays("batch", {"x": x}))(jnp.ones(3))
+F32 = jnp.float32
+
+
+def shape(*sizes, dtype=F32):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def scaled_sum(scale, x):
+    return scale * jnp.sum(x)
+
+
+def test_a_function_becomes_a_partial_and_a_partial_stays_itself():
+    wrapped = checks.as_partial("loss_fn", scaled_sum)
+    assert isinstance(wrapped, Partial)
+    assert wrapped(np.float32(2), jnp.ones(3)) == 6
+    assert checks.as_partial("loss_fn", wrapped) is wrapped
+    same = checks.as_partial("loss_fn", scaled_sum)
+    assert jax.tree.structure(wrapped) == jax.tree.structure(same)
+
+
+@pytest.mark.parametrize("value", [None, 3, "tanh", jnp.ones(2)])
+def test_what_cannot_be_called_is_refused_by_name(value):
+    with pytest.raises(TypeError, match=f"loss_fn must be callable; got a {type(value).__name__}"):
+        checks.as_partial("loss_fn", value)
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad])
+def test_tracers_are_refused_by_name(transform):
+    message = "must be concrete; got a tracer: call this outside jit and vmap"
+    with pytest.raises(TypeError, match=f"^scale {message}"):
+        transform(lambda value: checks.check_concrete("scale", value))(1.0)
+    with pytest.raises(TypeError, match=f"^sample_fn {message}"):
+        transform(lambda value: checks.as_partial("sample_fn", Partial(scaled_sum, value)))(1.0)
+    for value in (1.0, np.float32(1), jnp.ones(()), None, "word", Partial(scaled_sum, 2.0)):
+        checks.check_concrete("scale", value)
+
+
+def test_shapes_are_found_with_a_single_trace():
+    traces = []
+
+    def loss_fn(params, batch):
+        traces.append(None)
+        return jnp.sum(params) * batch
+
+    for _ in range(3):
+        found = checks.shapes_of("loss_fn", Partial(loss_fn), jnp.ones(2), F32(1))
+        assert (found.shape, found.dtype) == ((), F32)
+    assert len(traces) == 1
+
+
+def test_an_error_of_the_functions_own_comes_through_with_its_name():
+    def loss_fn(params):
+        raise LookupError(f"no layer in {params.shape}")
+
+    with pytest.raises(LookupError, match=r"no layer in \(2,\)") as raised:
+        checks.shapes_of("loss_fn", Partial(loss_fn), jnp.ones(2))
+    assert raised.value.__notes__[-1] == "This came from tracing loss_fn."
+
+
+def test_validate_sees_the_batch_as_it_came_and_may_refuse_it():
+    seen = []
+
+    def loss_fn(params, batch):
+        raise AssertionError("as_batch does not call the function")
+
+    def refuse(params, batch):
+        seen.append((params, batch))
+        raise ValueError("batch.x must be finite")
+
+    vars(loss_fn)["traits"] = Traits(validate=refuse)
+    params, batch = object(), {"x": np.ones(2, np.float32)}
+    with pytest.raises(ValueError, match=r"batch\.x must be finite"):
+        checks.as_batch(batch, params, scaled_sum, loss_fn, None)
+    assert seen[0][0] is params
+    assert seen[0][1] is batch
+
+
+def test_params_become_float32_arrays_in_their_own_tree():
+    got = checks.as_params({"w": np.ones((2, 3)), "b": [np.float64(4), None]})
+    assert got["w"].dtype == got["b"][0].dtype == F32
+    assert (got["w"].shape, got["b"][0].shape, got["b"][1]) == ((2, 3), (), None)
+    assert isinstance(got["w"], jax.Array)
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "message"),
+    [
+        ({}, ValueError, "params must hold at least one array; got an empty tree"),
+        (None, ValueError, "params must hold at least one array"),
+        ({"w": np.ones(2, int)}, TypeError, "floats of one dtype; got int32 at params['w']"),
+        ((np.ones(2, bool),), TypeError, "floats of one dtype; got bool at params[0]"),
+        (
+            {"a": np.ones(2, np.float32), "b": np.ones(2, np.float16)},
+            TypeError,
+            "floats of one dtype; got float16 at params['b']",
+        ),
+        ({"w": "abc"}, TypeError, "params['w'] must be an array of real numbers; got dtype <U3"),
+        ({"w": np.ones(2, complex)}, TypeError, "params['w'] must be an array of real numbers"),
+        (
+            [np.array([1e300])],
+            ValueError,
+            "params[0] must fit float32; got magnitudes up to 1e+300",
+        ),
+    ],
+)
+def test_params_that_cannot_be_trained_are_refused_where_they_are(params, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        checks.as_params(params)
+
+
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [
+        (shape(2), r"float32 of shape \(2,\)"),
+        (shape(dtype=jnp.int32), r"int32 of shape \(\)"),
+        (shape(dtype=jnp.complex64), r"complex64 of shape \(\)"),
+        (None, "a NoneType"),
+        ({"loss": shape()}, "a dict"),
+    ],
+)
+def test_anything_but_a_float_scalar_is_refused(result, got):
+    with pytest.raises(TypeError, match=f"metric_fn must return a float scalar; got {got}"):
+        checks.check_scalar("metric_fn", result)
+
+
+PARAMS = {"w": shape(2, 3), "b": shape(3)}
+
+
+@pytest.mark.parametrize(
+    ("gradients", "message"),
+    [
+        ({"w": shape(2, 3)}, "gradients with the tree of params"),
+        ([shape(3), shape(2, 3)], "gradients with the tree of params"),
+        (
+            PARAMS | {"w": shape(3, 2)},
+            r"float32 of shape \(3, 2\) for params\['w'\], float32.*2, 3",
+        ),
+        (PARAMS | {"b": shape(1)}, r"float32 of shape \(1,\) for params\['b'\]"),
+        (
+            PARAMS | {"b": shape(3, dtype=jnp.bfloat16)},
+            r"bfloat16 of shape \(3,\) for params\['b'\]",
+        ),
+    ],
+)
+def test_gradients_of_another_tree_shape_or_dtype_are_refused(gradients, message):
+    with pytest.raises(TypeError, match=f"value_and_grad_fn must return.*{message}"):
+        checks.check_like_params("value_and_grad_fn", "gradients", gradients, PARAMS)

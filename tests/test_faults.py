@@ -92,17 +92,6 @@ def test_a_signal_ends_a_run_with_what_it_found_and_it_goes_on(name, signum, tmp
     assert same(run(400, checkpoint=path), run(400))
 
 
-@pytest.mark.parametrize("name", ["search", "climb", "descend"])
-def test_an_error_restores_the_handlers_while_its_traceback_lives(name, handlers):
-    def fail(_):
-        raise ArithmeticError
-
-    with pytest.raises(ArithmeticError) as held:
-        RUNS[name](400, callback=fail)
-    assert held.tb is not None
-    assert {s: signal.getsignal(s) for s in handlers} == handlers
-
-
 PROGRAM = """
 import test_faults as here
 here.save_all_the_time()
@@ -167,22 +156,6 @@ def test_a_history_that_is_ahead_of_its_state_is_cut(tmp_path, monkeypatch):
     disk.word = None
     assert checkpoints.load(path)[1]["next"] == 100
     assert same(climb(300, checkpoint=path), climb(300))
-
-
-def test_a_history_that_is_missing_is_told(tmp_path):
-    path = tmp_path / "run.npz"
-    climb(100, checkpoint=path)
-    (tmp_path / "run.history.npz").unlink()
-    with pytest.warns(RuntimeWarning, match="the run goes on without its history: .*No such file"):
-        climb(200, checkpoint=path)
-
-
-def test_a_loop_of_links_is_refused(tmp_path):
-    link = tmp_path / "run.npz"
-    link.symlink_to(link)
-    with pytest.raises(OSError, match=r"levels of symbolic links: .*run\.npz"):
-        search(2, checkpoint=link)
-    assert link.is_symlink()
 
 
 @pytest.mark.parametrize("name", ["search", "climb", "descend"])
@@ -282,39 +255,11 @@ def test_the_longest_settings_fit_a_checkpoint(tmp_path):
     assert same(search(4, **options), search(4, thresholds=edges, bins=edges))
 
 
-def test_a_state_that_no_checkpoint_holds_is_refused_before_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "MAX_BYTES", 20_000)
-    with pytest.raises(ValueError, match="a checkpoint must have at most"):
-        climb(10, num_chains=1_000, checkpoint=tmp_path / "run.npz")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_link_to_a_checkpoint_stays_one_and_its_file_keeps_its_mode(tmp_path):
-    real, link = tmp_path / "real.npz", tmp_path / "link.npz"
-    search(2, checkpoint=real)
-    real.chmod(0o640)
-    link.symlink_to(real)
-    search(4, checkpoint=link)
-    assert link.is_symlink()
-    assert real.stat().st_mode & 0o777 == 0o640
-    assert same(search(4, checkpoint=real), search(4))
-
-
-def test_a_long_name_is_no_obstacle(tmp_path):
-    search(2, checkpoint=tmp_path / f"{'x' * 240}.npz")
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 @every_run
 def test_debugging_infinities_breaks_no_run(name):
     expected = RUNS[name](10)
     with jax.debug_infs(True):
         assert same(RUNS[name](10), expected)
-
-
-def test_a_path_alone_can_be_merged(tmp_path):
-    found = search(4, checkpoint=tmp_path / "a.npz")
-    assert same(jaxnn.merge_searches(str(tmp_path / "a.npz"), MODEL.sampler()), found)
 
 
 def test_a_loss_with_penalty_resumes_and_an_edited_one_does_not(tmp_path):

@@ -118,24 +118,6 @@ def test_numbers_of_a_partial_compile_nothing():
     assert len(traces) == 1
 
 
-def test_functions_within_functions_count():
-    def outer(inner, x):
-        return inner(x) + 1
-
-    results = [applied(Partial(outer, Partial(lambda x, c=c: c * x)), 2.0) for c in (1, 2)]
-    assert [float(result) for result in results] == [3, 5]
-
-
-def test_a_callable_without_weak_references_stays():
-    class Bare:
-        __slots__ = ()
-
-        def __call__(self, x):
-            return 2 * x
-
-    assert applied(Partial(Bare()), 2.0) == 4
-
-
 def test_a_forgotten_function_is_traced_again():
     held = {"c": 2.0}
 

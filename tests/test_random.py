@@ -1,12 +1,15 @@
-"""Indices as two words, exact at every border, and the keys that follow from them."""
+"""Indices as two words, exact at every border, the keys of them, and the draws of a key."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+from jax.extend.random import threefry_2x32
 from keys import KEY_IMPLEMENTATIONS
 
 from jaxnn.run import random as streams
+from jaxnn.run.random import normals, threefry, uniforms
 
 BORDERS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53 - 1, 2**53 + 1, 2**63 - 4, 2**63 - 1)
 KEY = jax.random.key(11)
@@ -20,29 +23,6 @@ def key_of(high, low, stream=KEY):
     return key_words(streams.fold_index(stream, jnp.uint32(high), jnp.uint32(low)))
 
 
-def threefry(key, counter):
-    """Threefry-2x32 with 20 rounds (Salmon et al., SC 2011), in Python ints."""
-
-    def rotate(word, by):
-        return (word << by | word >> 32 - by) & 0xFFFFFFFF
-
-    keys = (*key, key[0] ^ key[1] ^ 0x1BD11BDA)
-    a, b = ((c + k) & 0xFFFFFFFF for c, k in zip(counter, key, strict=True))
-    for group in range(5):
-        for by in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
-            a = (a + b) & 0xFFFFFFFF
-            b = rotate(b, by) ^ a
-        a = (a + keys[(group + 1) % 3]) & 0xFFFFFFFF
-        b = (b + keys[(group + 2) % 3] + group + 1) & 0xFFFFFFFF
-    return [a, b]
-
-
-def test_threefry_of_this_file_gives_the_published_answers():
-    assert threefry((0, 0), (0, 0)) == [0x6B200159, 0x99BA4EFE]
-    pi = (0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3)
-    assert threefry(*pi) == [0xC4923A9C, 0x483DF7A0]
-
-
 @pytest.mark.parametrize("index", BORDERS)
 def test_words_are_the_index_and_join_gives_it_back(index):
     high, low = streams.words(index)
@@ -51,11 +31,6 @@ def test_words_are_the_index_and_join_gives_it_back(index):
     joined = streams.join(np.asarray(high), np.asarray(low))
     assert joined.dtype == np.uint64
     assert int(joined) == index
-
-
-def test_join_takes_arrays():
-    high, low = np.transpose([streams.words(index) for index in BORDERS])
-    assert streams.join(high, low).tolist() == list(BORDERS)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2, 3, 2**31 - 1, 2**32 - 1])
@@ -69,7 +44,10 @@ def test_add_carries_from_the_low_word_into_the_high_one(offset):
 @pytest.mark.parametrize("index", BORDERS)
 def test_the_key_of_an_index_folds_in_its_high_word_and_then_its_low_one(index):
     high, low = streams.words(index)
-    assert key_of(high, low) == threefry(threefry(key_words(KEY), (0, int(high))), (0, int(low)))
+    data, zero = jax.random.key_data(KEY), np.uint32(0)
+    for word in (high, low):
+        data = threefry_2x32(data, jnp.array([zero, word]))
+    assert key_of(high, low) == data.tolist()
 
 
 def test_indices_that_share_a_word_have_keys_of_their_own():
@@ -84,3 +62,63 @@ def test_many_keys_at_once_are_those_of_a_loop(implementation):
     at_once = jax.jit(jax.vmap(streams.fold_index, (None, 0, 0)))(stream, high, low)
     one_by_one = [key_of(*pair, stream) for pair in zip(high, low, strict=True)]
     assert key_words(at_once) == one_by_one
+
+
+KEYS = [jax.random.key(5, impl=name) for name in KEY_IMPLEMENTATIONS]
+
+
+def test_threefry_against_the_authors_known_answers():
+    answers = {  # Random123, kat_vectors: counter, key, result of threefry2x32 with 20 rounds
+        ((0x00000000, 0x00000000), (0x00000000, 0x00000000)): (0x6B200159, 0x99BA4EFE),
+        ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF)): (0x1CB996FC, 0xBB002BE7),
+        ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344)): (0xC4923A9C, 0x483DF7A0),
+    }
+    for (counter, key), answer in answers.items():
+        counter, key = jnp.array(counter, "uint32"), jnp.array(key, "uint32")
+        first, second = threefry((key[0], key[1]), (counter[0], counter[1]))
+        assert (int(first), int(second)) == answer
+
+
+def test_threefry_against_jax():
+    words = np.random.default_rng(0).integers(0, 2**32, (4, 1_000), dtype=np.uint32)
+    key, counter = (words[0], words[1]), (words[2], words[3])
+    got = jax.jit(threefry)(key, counter)
+    for i in range(0, 1_000, 97):
+        expected = threefry_2x32(words[:2, i], words[2:, i])
+        np.testing.assert_array_equal([got[0][i], got[1][i]], expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 21, 22])
+def test_both_words_of_each_block_are_used_and_none_twice(count):
+    longest = np.asarray(uniforms(KEYS[0], 1_000))
+    assert len(np.unique(longest)) == 1_000
+    drawn = np.asarray(uniforms(KEYS[0], count))
+    blocks = (count + 1) // 2
+    np.testing.assert_array_equal(drawn[:blocks], longest[:blocks])
+    np.testing.assert_array_equal(drawn[blocks:], longest[500 : 500 + count - blocks])
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_uniforms_are_odd_multiples_of_two_to_the_minus_23(key):
+    drawn = np.asarray(uniforms(key, 100_001))
+    assert (drawn.shape, drawn.dtype) == ((100_001,), np.float32)
+    odd = drawn.astype(np.float64) * 2**23
+    assert np.all(odd % 2 == 1)
+    assert -(2**23) < odd.min() < -0.9999 * 2**23
+    assert 0.9999 * 2**23 < odd.max() < 2**23
+    share = np.mean((odd.astype(np.int64)[:, None] >> np.arange(1, 24)) & 1, axis=0)
+    assert np.all(np.abs(share - 0.5) < 5 * 0.5 / np.sqrt(drawn.size))  # every bit is fair
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_normals_are_the_inverse_of_the_uniforms(key):
+    u = np.asarray(uniforms(key, 10_001), np.float64)
+    expected = np.sqrt(2) * scipy.special.erfinv(u)
+    np.testing.assert_allclose(normals(key, 10_001), expected, rtol=1e-5)  # erf_inv, in the tails
+
+
+def test_the_longest_normal_is_finite_and_as_stated():
+    ends = np.array([2**-23 - 1, 1 - 2**-23], np.float32)
+    longest = np.sqrt(2) * np.asarray(jax.lax.erf_inv(ends))
+    assert longest[0] == -longest[1]
+    assert 5.2 < longest[1] < 5.3

@@ -203,10 +203,7 @@ def save(path: StrPath, arrays: Arrays, metadata: Metadata) -> None:
     """
     members = _pack(arrays, metadata)
     with _beside(Path(path)) as (temporary, target):
-        with temporary.open("xb") as file:
-            np.savez(file, **members)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(temporary, members)
         if target.exists():
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
@@ -267,7 +264,7 @@ def check_writable(path: StrPath) -> None:
         OSError: if the directory is missing or takes no file, or `path` is one itself.
     """
     with _beside(Path(path)) as (temporary, _):
-        temporary.touch(exist_ok=False)
+        _write(temporary, {})
 
 
 def _pack(arrays: Arrays, metadata: Metadata) -> dict[str, Any]:
@@ -335,6 +332,13 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _write(path: Path, members: Mapping[str, Any]) -> None:
+    with path.open("xb") as file:
+        np.savez(file, **members)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:
