@@ -32,7 +32,7 @@ from jaxnn.run.checks import (
     shapes_of,
 )
 from jaxnn.run.fingerprint import (
-    as_fact,
+    as_metadata,
     fingerprint,
     function_metadata,
     key_metadata,
@@ -234,7 +234,11 @@ def facts_of(
         "networks a block": None if networks is None else networks.width,
         "batch_size": cut.rows_a_step,
         "drop_remainder": cut.remainder == 0,
-        **{name: as_fact(rule) for name, rule in rules._asdict().items() if name != "validation"},
+        **{
+            name: as_metadata(rule)
+            for name, rule in rules._asdict().items()
+            if name != "validation"
+        },
         "params": fingerprint(params),
         "batch": fingerprint(batch),
         "validation_batch": fingerprint(rules.validation),

@@ -80,16 +80,10 @@ class Checkpoint(NamedTuple):
     ) -> Saved | None:
         """Return what was saved by a run of the same settings, or None.
 
-        Args:
-            arrays: the state before the first step, of the shapes that will be saved.
-            asked: the argument that says how much to do, such as `("num_steps", 100)`.
-            origin: what `next` of the metadata counts from.
-            has_history: whether there is a history too.
-
-        Raises:
-            OSError: if nothing can be saved here.
-            ValueError: if the checkpoint is of another run, damaged, or has gone further than is
-                asked for, or if this run's settings or state are too large to be saved.
+        `arrays` are the state before the first step; `asked` is the argument that says how much
+        to do, such as `("num_steps", 100)`, and `origin` what `next` in the metadata counts from.
+        Refuses a checkpoint of another run, a damaged one, and one that has gone further than is
+        asked for; and, before the work, a place or a state that cannot be saved.
         """
         _pack(arrays, self.metadata)
         check_writable(self.path)
@@ -153,11 +147,7 @@ def tree_to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def arrays_to_tree(tree: PyTree, arrays: Arrays) -> PyTree:
-    """Return a tree like this one, of the arrays that `tree_to_arrays` returned.
-
-    Raises:
-        ValueError: if an array is missing, or of another dtype or number of axes.
-    """
+    """Return a tree like this one, of the arrays that `tree_to_arrays` returned."""
     wanted = tree_to_arrays(tree)
     for name, leaf in wanted.items():
         found = arrays.get(name)
@@ -181,18 +171,9 @@ def save(path: StrPath, arrays: Arrays, metadata: Metadata) -> None:
     """Write a checkpoint, in place of the one that may be there, in one step.
 
     A link stays a link, and the file that it names keeps its mode. If several programs save to
-    one path at once, the last to finish wins, and nothing is mixed.
-
-    Args:
-        path: the file; its directory must exist.
-        arrays: arrays by name; of bool, or integers or floats of up to 64 bits.
-        metadata: what JSON gives back as it was: text, bools, finite numbers, integers of any
-            size, None, and lists and dicts of these.
-
-    Raises:
-        OSError: if the file cannot be written; it names the path.
-        TypeError: if a dtype is not allowed, or JSON would change the metadata.
-        ValueError: if a number is not finite, or the whole too large.
+    one path at once, the last to finish wins, and nothing is mixed. Arrays are of bool, or
+    integers or floats of up to 64 bits; metadata are what JSON gives back as it was. An `OSError`
+    names the path.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -211,22 +192,11 @@ def save(path: StrPath, arrays: Arrays, metadata: Metadata) -> None:
 
 
 def load(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read a checkpoint, even one that is damaged.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The arrays and the metadata, as they were saved.
+    """Return the arrays and the metadata of a checkpoint, as they were saved.
 
     Raises:
         FileNotFoundError: if there is no such file.
         LoadError: if it is anything but a whole checkpoint; it names the file and the reason.
-
-    Example:
-        >>> load("/dev/null")
-        Traceback (most recent call last):
-        jaxnn.run.checkpoint.LoadError: cannot load /dev/null: it is not a regular file
     """
     path = Path(path)
     try:
@@ -248,21 +218,12 @@ def dumps(arrays: Arrays, metadata: Metadata) -> bytes:
 
 
 def loads(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the arrays and the metadata that `dumps` took.
-
-    Example:
-        >>> loads(dumps({"losses": np.zeros(1)}, {"step": 7}))
-        ({'losses': array([0.])}, {'step': 7})
-    """
+    """Return the arrays and the metadata that `dumps` took."""
     return _unpack(io.BytesIO(data))
 
 
 def check_writable(path: StrPath) -> None:
-    """Try whether a checkpoint can be saved here; what the file holds is left alone.
-
-    Raises:
-        OSError: if the directory is missing or takes no file, or `path` is one itself.
-    """
+    """Try whether a checkpoint can be saved here; what the file holds is left alone."""
     with _beside(Path(path)) as (temporary, _):
         _write(temporary, {})
 

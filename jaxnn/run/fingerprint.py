@@ -39,19 +39,10 @@ CALLBACK = re.compile(r"custom_call @\w*callback\w*\(.*-> (?!\(\)$|!stablehlo\.t
 
 
 def fingerprint(tree: Any) -> str:
-    """A checksum of a pytree: of each array's place in it, shape, dtype and bytes.
+    """Return a checksum of a pytree: of each array's place in it, shape, dtype and bytes.
 
     NumPy and JAX arrays of the same values count as the same, and so do containers that name
     their entries alike, such as a list and a tuple.
-
-    Args:
-        tree: any pytree of arrays; typed keys may be among them.
-
-    Returns:
-        A SHA-256, as 64 hexadecimal digits.
-
-    Raises:
-        TypeError: if a leaf is not an array.
 
     Example:
         >>> fingerprint({"x": np.arange(3)}) == fingerprint({"x": np.arange(4)})
@@ -63,21 +54,12 @@ def fingerprint(tree: Any) -> str:
 def function_metadata(
     name: str, function: Partial, *arguments: Any, axes: tuple[int | None, ...] | None = None
 ) -> dict[str, Any]:
-    """Return what a function computes, and the values that it holds.
+    """Return what a function computes, and the values that it holds, as JSON keeps them.
 
-    Args:
-        name: the argument's name, for messages.
-        function: any callable; numbers of the `Partial` count by their values.
-        *arguments: what it is called with; shapes will do.
-        axes: as of `jax.vmap`, where it runs for many arguments at once: some functions have a
-            program of their own for that.
-
-    Returns:
-        Facts that JSON keeps: `computes`, a checksum, and `settings`, values by name.
-
-    Raises:
-        TypeError: if the function calls back into Python for numbers.
-        ValueError: if JAX keeps constants out of programs, as a flag of its own has it do.
+    `computes` is a checksum of its program on these arguments (shapes will do), and with `axes`,
+    as of `jax.vmap`, of its program for many arguments at once: some functions have one of their
+    own for that. `settings` are the values by name. A function that asks Python for numbers is
+    refused.
 
     Example:
         >>> first, second = (
@@ -114,11 +96,8 @@ def run_metadata(
 ) -> dict[str, Any]:
     """Return what two runs of a trainer have to share, as JSON keeps it.
 
-    Args:
-        trainer: its name.
-        key: of the run.
-        data: pytrees by the names of the arguments.
-        functions: by name, each a function or None, what it is called with, and the `vmap` axes.
+    Data and functions stand under the names of the arguments; a function comes with what it is
+    called with, and with its axes under `vmap`, or None.
     """
     return {
         "trainer": trainer,
@@ -143,15 +122,9 @@ def key_metadata(key: jax.Array) -> dict[str, Any]:
 def check_same_run(
     path: str | os.PathLike[str], saved: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
-    """Refuses to go on with a checkpoint that another kind of run has made.
+    """Refuse a checkpoint whose metadata are not those wanted; name the first difference.
 
-    Args:
-        path: the checkpoint, for the message.
-        saved: its metadata; fields that `wanted` lacks are ignored, and a missing one is None.
-        wanted: the metadata of this run that must be the same.
-
-    Raises:
-        ValueError: naming the first field that differs, in the user's words.
+    Fields that `wanted` lacks are ignored, and one that `saved` lacks counts as None.
 
     Example:
         >>> check_same_run("a.npz", {"rows": 5}, {"rows": 7})  # doctest: +ELLIPSIS
@@ -166,8 +139,8 @@ def check_same_run(
             )
 
 
-def as_fact(number: Any) -> float | int | None:
-    """Return a number of NumPy's as JSON keeps it, with no more digits than it has."""
+def as_metadata(number: Any) -> float | int | None:
+    """Return a NumPy number as JSON keeps it, with no more digits than it has."""
     if number is None:
         return None
     scalar = np.asarray(number)[()]

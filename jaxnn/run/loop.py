@@ -140,16 +140,9 @@ def run(
 ) -> tuple[State, Status]:
     """Go on from a state until the work, a stop rule, a limit or a signal ends it.
 
-    Args:
-        work: the trainer's part.
-        state: where it stands.
-        done: units that are done.
-        status: None, or why there is nothing left to do.
-        limits: when to end early.
-        checkpoint: where to save, every half minute and at the end, also after an error.
-
-    Returns:
-        The last state, and why it ended.
+    `done` units are done already, and `status` is None, or why there is nothing left to do. A
+    checkpoint is saved every half minute and at the end, also after an error. Returns the last
+    state, and why the run ended.
     """
     started = saved = time.monotonic()
     pause = SECONDS_BETWEEN_SAVES
@@ -219,11 +212,9 @@ def _chunks(
 ) -> Iterator[tuple[int, int, Callable[[float], None]]]:
     """Cuts what is left into chunks that take about a quarter of a second each.
 
+    Yields the first unit, one past the last, and `report(loss)`, which says that they are done.
     The time between a yield and its report sizes the next chunk; the first holds one unit, since
     it includes compilation. What comes after a report does not shorten the next chunk.
-
-    Yields:
-        First unit, one past the last, and `report(loss)`, which says that they are done.
     """
     size, reported, first, stride = 1, 0.0, begin, _stride(work, limits)
     with _Bar(work.shown(work.total) - work.shown(first), work.unit, limits.shows) as bar:
@@ -326,13 +317,8 @@ def as_target(target_loss: float | None, dtype: Any) -> float | None:
 def record_interval(saved: int | None, width: int, num_steps: int) -> int:
     """Return every how many steps one is recorded, so that a history fits `HISTORY_BYTES`.
 
-    Args:
-        saved: that of the checkpoint, if there is one: its records cannot be made denser.
-        width: bytes of the record of a step.
-        num_steps: steps in all.
-
-    Returns:
-        A power of two, times `saved`.
+    A record has `width` bytes. The interval is a power of two, times that of the checkpoint,
+    `saved`, whose records cannot be made denser.
 
     Example:
         >>> record_interval(None, 27 * 1_024, 1_000_000)
@@ -353,18 +339,10 @@ def summary(
     details: Mapping[str, str] = MappingProxyType({}),
     notes: Sequence[str] = (),
 ) -> str:
-    """Return the lines of a result; of several runs, how they are spread.
+    """Return the lines of a result: a title, then a line for each number and note.
 
-    Args:
-        title: what was run.
-        status: a `Status`, or an array of them, `(runs,)`.
-        loss: the loss, or that of each run.
-        num_evaluations: evaluations made, by each run where there are several.
-        details: other numbers by name.
-        notes: a line each.
-
-    Returns:
-        A title, then a line for each of the others.
+    The status, the loss and the evaluations may be arrays `(runs,)`: then the lines tell how they
+    are spread.
 
     Example:
         >>> print(summary("a search", "completed", 0.25, 1_000, notes=["cold"]))

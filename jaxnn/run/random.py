@@ -66,15 +66,7 @@ def uniforms(key: jax.Array, count: int) -> jax.Array:
 def threefry(
     key: tuple[jax.Array, jax.Array], counter: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 with 20 rounds: two random words for two words of counter.
-
-    Args:
-        key: two uint32 words.
-        counter: two uint32 words, or arrays of them.
-
-    Returns:
-        Two uint32 words, or arrays of them.
-    """
+    """Return two random words, or arrays of them, by Threefry-2x32 with 20 rounds."""
     schedule = (*key, key[0] ^ key[1] ^ PARITY)
     first, second = counter[0] + schedule[0], counter[1] + schedule[1]
     for group in range(5):
