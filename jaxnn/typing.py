@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 
 __all__ = [
+    "Device",
+    "Function",
     "LossFn",
     "MetricFn",
     "ProposeFn",
@@ -26,6 +28,12 @@ __all__ = [
 
 PyTree = Any
 """Any tree of arrays that `jax.tree` takes: params, a batch, a state, or one array alone."""
+
+Device = Any
+"""A device, as `jax.devices()` returns it; `jax.Device` is no class for type checkers."""
+
+Function = Callable[..., Any]
+"""Any callable."""
 
 Status = Literal[
     "running",
@@ -114,7 +122,7 @@ class Traits(NamedTuple):
     constant_loss: Callable[[PyTree], float | None] = lambda batch: None
 
 
-def traits_of(function: Any) -> Traits:
+def traits_of(function: object) -> Traits:
     """Return the traits of a function; those of a function without any promise nothing.
 
     Example:

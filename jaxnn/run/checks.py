@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +18,7 @@ from jax.core import Tracer
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.run.programs import program
-from jaxnn.typing import traits_of
+from jaxnn.typing import Device, Function, PyTree, traits_of
 
 KEY_IMPLEMENTATIONS = ("threefry2x32", "philox4x32")
 CLASSES_OF_TEXT = "`classes, y = np.unique(labels, return_inverse=True)`"
@@ -32,7 +32,7 @@ def array_record(record: Record) -> Record:
     return record
 
 
-def is_traced(value: Any) -> bool:
+def is_traced(value: object) -> bool:
     """Whether `value` is a stand-in inside `jit`, `vmap` or `grad`, without a value yet."""
     return isinstance(value, Tracer)
 
@@ -109,7 +109,7 @@ def as_real(
     return as_float32
 
 
-def as_devices(devices: Sequence[Any] | None) -> Sequence[Any]:
+def as_devices(devices: Sequence[Device] | None) -> Sequence[Device]:
     """Where to work: all local devices, unless told otherwise."""
     chosen = jax.local_devices() if devices is None else list(devices)
     if not chosen:
@@ -120,14 +120,14 @@ def as_devices(devices: Sequence[Any] | None) -> Sequence[Any]:
     return chosen
 
 
-def as_flag(name: str, value: Any) -> bool:
+def as_flag(name: str, value: object) -> bool:
     """A bool, and nothing that merely counts as one."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False; got {value!r}")
     return value
 
 
-def as_choice(name: str, value: Any, options: Sequence[str]) -> str:
+def as_choice(name: str, value: object, options: Sequence[str]) -> str:
     """One of the given words."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be one of {_words(options)}; got {_describe(value)}")
@@ -171,7 +171,7 @@ def as_values(name: str, value: Any) -> Any:
     return value
 
 
-def as_arrays(name: str, tree: Any) -> Any:
+def as_arrays(name: str, tree: PyTree) -> PyTree:
     """A copy of a pytree, as JAX arrays of the default widths, refusing what does not fit.
 
     NumPy float64 becomes float32 and int64 becomes int32 unless JAX's x64 mode is on. Values
@@ -188,11 +188,11 @@ def as_arrays(name: str, tree: Any) -> Any:
     )
 
 
-def _is_record(node: Any) -> bool:
+def _is_record(node: object) -> bool:
     return type(node) in _RECORDS
 
 
-def _as_node(name: str, node: Any) -> Any:
+def _as_node(name: str, node: PyTree) -> PyTree:
     if not _is_record(node):
         return _as_array(name, node)
     fields = node._asdict().items()
@@ -204,7 +204,7 @@ def _as_node(name: str, node: Any) -> Any:
     )
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: PyTree) -> bool:
     """Whether the value of a record's field is an array, although JAX sees a container."""
     if type(value) is not tuple:
         return isinstance(value, list)
@@ -212,7 +212,7 @@ def _is_array(value: Any) -> bool:
     return bool(leaves) and not any(np.ndim(leaf) for leaf in leaves)
 
 
-def _as_array(name: str, leaf: Any) -> jax.Array:
+def _as_array(name: str, leaf: PyTree) -> jax.Array:
     if is_traced(leaf):
         raise TypeError(f"{name} must be concrete; got a tracer: call this outside jit and vmap")
     if isinstance(leaf, jax.Array):
@@ -251,7 +251,7 @@ def _words(options: Sequence[str]) -> str:
     return ", ".join(repr(option) for option in options)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: PyTree) -> str:
     if is_traced(value):
         return "a tracer: call this outside jit and vmap"
     if hasattr(value, "dtype") and hasattr(value, "shape"):
@@ -261,7 +261,7 @@ def _describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def as_partial(name: str, function: Any) -> Partial:
+def as_partial(name: str, function: object) -> Partial:
     """The callable as a `Partial`, a pytree that can be an argument of a compiled function."""
     if not callable(function):
         raise TypeError(f"{name} must be callable; got a {type(function).__name__}")
@@ -269,18 +269,18 @@ def as_partial(name: str, function: Any) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
 
 
-def as_optional(name: str, function: Any) -> Partial | None:
+def as_optional(name: str, function: object) -> Partial | None:
     """The same, of a callable that may be left out."""
     return None if function is None else as_partial(name, function)
 
 
-def check_concrete(name: str, value: Any) -> None:
+def check_concrete(name: str, value: PyTree) -> None:
     """Refuses a number, or a `Partial` with a number, that has no value yet: the host needs it."""
     if any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
         raise TypeError(f"{name} must be concrete; got a tracer: call this outside jit and vmap")
 
 
-def shapes_of(name: str, function: Partial, *arguments: Any) -> Any:
+def shapes_of(name: str, function: Partial, *arguments: PyTree) -> PyTree:
     """Shapes and dtypes of a function's result; traced once for the same function and shapes.
 
     An error of the function's own goes through, with a note that says which function it was.
@@ -292,7 +292,7 @@ def shapes_of(name: str, function: Partial, *arguments: Any) -> Any:
         raise
 
 
-def drawn_shapes(sample: Partial, key: jax.Array) -> Any:
+def drawn_shapes(sample: Partial, key: jax.Array) -> PyTree:
     """What a sampler draws, as shapes; at least one array."""
     shapes = shapes_of("sample_fn", sample, key)
     if not jax.tree.leaves(shapes):
@@ -301,12 +301,12 @@ def drawn_shapes(sample: Partial, key: jax.Array) -> Any:
 
 
 @program(keep_unused=True)
-def call(function: Partial, *arguments: Any) -> Any:
+def call(function: Partial, *arguments: PyTree) -> PyTree:
     """Calls a function, under `jit`."""
     return function(*arguments)
 
 
-def as_batch(batch: Any, params: Any, *functions: Callable[..., Any] | None) -> Any:
+def as_batch(batch: PyTree, params: PyTree, *functions: Function | None) -> PyTree:
     """The batch as fresh JAX arrays, once each function's own `validate` has let it pass.
 
     Lists are containers, as in every pytree; only in the fields of a `Batch` they are arrays.
@@ -316,7 +316,7 @@ def as_batch(batch: Any, params: Any, *functions: Callable[..., Any] | None) -> 
     return as_arrays("batch", batch)
 
 
-def as_params(params: Any) -> Any:
+def as_params(params: PyTree) -> PyTree:
     """Params as fresh JAX arrays; every leaf a float of one dtype.
 
     NumPy's float64 is rounded to float32 unless JAX's x64 mode is on. Lists are containers, as in
@@ -335,7 +335,7 @@ def as_params(params: Any) -> Any:
     return arrays
 
 
-def check_scalar(name: str, value: Any) -> None:
+def check_scalar(name: str, value: PyTree) -> None:
     """Refuses a function's result, as `jax.eval_shape` tells it, that is not a float scalar."""
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         raise TypeError(f"{name} must return a float scalar; got a {type(value).__name__}")
@@ -345,7 +345,7 @@ def check_scalar(name: str, value: Any) -> None:
         )
 
 
-def check_value_and_grad(function: Partial, params: Any, batch: Any) -> Any:
+def check_value_and_grad(function: Partial, params: PyTree, batch: PyTree) -> np.dtype:
     """Refuses results that are no loss and gradient like the params; returns the loss's dtype."""
     results = shapes_of("value_and_grad_fn", function, params, batch)
     if not (isinstance(results, tuple) and len(results) == 2):
@@ -358,7 +358,7 @@ def check_value_and_grad(function: Partial, params: Any, batch: Any) -> Any:
     return results[0].dtype
 
 
-def check_like_params(name: str, what: str, got: Any, params: Any) -> None:
+def check_like_params(name: str, what: str, got: PyTree, params: PyTree) -> None:
     """Refuses a result whose tree, shapes or dtypes are not those of the params."""
     if jax.tree.structure(got) != jax.tree.structure(params):
         raise TypeError(

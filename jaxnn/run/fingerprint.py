@@ -38,7 +38,7 @@ CALLBACK = re.compile(r"custom_call @\w*callback\w*\(.*-> (?!\(\)$|!stablehlo\.t
 """A call of Python from compiled code that returns numbers; prints return none."""
 
 
-def fingerprint(tree: Any) -> str:
+def fingerprint(tree: PyTree) -> str:
     """Return a checksum of a pytree: of each array's place in it, shape, dtype and bytes.
 
     NumPy and JAX arrays of the same values count as the same, and so do containers that name
@@ -52,7 +52,7 @@ def fingerprint(tree: Any) -> str:
 
 
 def function_metadata(
-    name: str, function: Partial, *arguments: Any, axes: tuple[int | None, ...] | None = None
+    name: str, function: Partial, *arguments: PyTree, axes: tuple[int | None, ...] | None = None
 ) -> dict[str, Any]:
     """Return what a function computes, and the values that it holds, as JSON keeps them.
 
@@ -156,11 +156,11 @@ def checksum(arrays: Iterable[tuple[str, np.ndarray]]) -> bytes:
     return checksum.digest()
 
 
-def _text(function: Partial, arguments: Any, axes: tuple[int | None, ...] | None = None) -> str:
+def _text(function: Partial, arguments: PyTree, axes: tuple[int | None, ...] | None = None) -> str:
     """The program of a function, traced anew; of many calls side by side where there are axes."""
     leaves, tree = jax.tree.flatten(function)
 
-    def call(leaves: Any, *arguments: Any) -> Any:
+    def call(leaves: Any, *arguments: PyTree) -> Any:
         bound = jax.tree.unflatten(tree, leaves)
         return (bound if axes is None else jax.vmap(bound, axes))(*arguments)
 
@@ -172,7 +172,7 @@ def _text(function: Partial, arguments: Any, axes: tuple[int | None, ...] | None
     return _lowered(jax.jit(call, keep_unused=True).trace(leaves, *arguments))
 
 
-def _side_by_side(leaf: Any) -> jax.ShapeDtypeStruct:
+def _side_by_side(leaf: PyTree) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((LANES, *np.shape(leaf)), jnp.result_type(leaf))
 
 
@@ -215,7 +215,7 @@ def _words(name: str, was: Any, now: Any) -> str:
     return f"{name} was {was}, is {now}"
 
 
-def settings_of(function: Any) -> dict[str, str]:
+def settings_of(function: object) -> dict[str, str]:
     """Values that a function holds under a name: bound, closed over, by default, or global."""
     found: dict[str, str] = {}
     for name, value in _walk(function, frozenset()):
@@ -224,7 +224,7 @@ def settings_of(function: Any) -> dict[str, str]:
     return found
 
 
-def _walk(function: Any, inside: frozenset[int]) -> Iterator[tuple[str, str]]:
+def _walk(function: object, inside: frozenset[int]) -> Iterator[tuple[str, str]]:
     """Names and values of a function and of those within it; `inside` are those around it."""
     function = bare_function(function)
     if id(function) in inside:
@@ -242,7 +242,7 @@ def _walk(function: Any, inside: frozenset[int]) -> Iterator[tuple[str, str]]:
         yield from _walk(inner, inside)
 
 
-def _held(function: Any) -> Iterator[tuple[str, Any]]:
+def _held(function: object) -> Iterator[tuple[str, Any]]:
     if isinstance(function, partial):
         yield from _bound(function)
     elif inspect.ismethod(function):
@@ -295,7 +295,7 @@ def _setting(value: Any) -> str | None:
     return text if len(text) <= LONGEST else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _named_array(path: Any, leaf: Any) -> tuple[str, np.ndarray]:
+def _named_array(path: Any, leaf: PyTree) -> tuple[str, np.ndarray]:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return f"{keystr(path)} {leaf.dtype}", np.asarray(jax.random.key_data(leaf))
     array = np.asarray(leaf, order="C")

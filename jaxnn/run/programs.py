@@ -19,6 +19,8 @@ from weakref import WeakMethod, ref
 import jax
 from jax.tree_util import Partial
 
+from jaxnn.typing import Function, PyTree
+
 BOX: Any = type(Partial(functools.partial(int)).func)
 """What JAX puts around a `functools.partial`, anew for each `Partial`."""
 
@@ -36,7 +38,7 @@ def own_settings() -> Iterator[None]:
 class _Handle:
     """Stands for a function among a program's arguments without keeping it alive."""
 
-    def __init__(self, function: Callable[..., Any], key: tuple[int, ...]) -> None:
+    def __init__(self, function: Function, key: tuple[int, ...]) -> None:
         drop = _drop  # Names of a module are gone before the last functions are.
 
         def is_gone(_: Any) -> None:
@@ -50,7 +52,7 @@ class _Handle:
         with suppress(TypeError, ValueError):  # Built-in functions may have no signature.
             self.__signature__ = inspect.signature(function)
 
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
+    def __call__(self, *args: PyTree, **keywords: PyTree) -> PyTree:
         return self.function()(*args, **keywords)
 
 
@@ -70,30 +72,30 @@ class Program:
         Array(6., dtype=float32, weak_type=True)
     """
 
-    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+    def __init__(self, function: Function, **options: Any) -> None:
         """Takes the function, and the options of `jax.jit`."""
         self._function, self._options = function, options
         self._compiled: dict[tuple[_Handle, ...], Any] = {}
         functools.update_wrapper(self, function)
         _programs.append(self)
 
-    def __call__(self, *args: Any, **static: Any) -> Any:
+    def __call__(self, *args: PyTree, **static: Any) -> PyTree:
         """Runs the program, which is compiled first where it is a new one."""
         compiled, light = self._of(args)
         return compiled(*light, **static)
 
-    def compile(self, *args: Any, **static: Any) -> Callable[..., Any]:
+    def compile(self, *args: PyTree, **static: Any) -> Function:
         """Return the program, compiled ahead: for these static and for such other arguments."""
         compiled, light = self._of(args)
         ready = compiled.lower(*light, **static).compile()
         return lambda *args: ready(*_with_handles(args, []))
 
-    def trace(self, *args: Any, **static: Any) -> Any:
+    def trace(self, *args: PyTree, **static: Any) -> PyTree:
         """Return what `jax.jit` returns as `trace(...)`."""
         compiled, light = self._of(args)
         return compiled.trace(*light, **static)
 
-    def eval_shape(self, *args: Any, **static: Any) -> Any:
+    def eval_shape(self, *args: PyTree, **static: Any) -> PyTree:
         """Return shapes and dtypes of the results."""
         compiled, light = self._of(args)
         return compiled.eval_shape(*light, **static)
@@ -110,12 +112,12 @@ class Program:
         return compiled, light
 
 
-def program(**options: Any) -> Callable[[Callable[..., Any]], Program]:
+def program(**options: Any) -> Callable[[Function], Program]:
     """Return a decorator that makes a `Program`; the options are those of `jax.jit`."""
     return functools.partial(Program, **options)
 
 
-def forget(tree: Any) -> None:
+def forget(tree: PyTree) -> None:
     """Drop all programs of the functions in a tree, which compute something else than before."""
     handles: list[_Handle] = []
     _with_handles(tree, handles)
@@ -124,10 +126,10 @@ def forget(tree: Any) -> None:
             _drop(key, handle)
 
 
-def _with_handles(tree: Any, handles: list[_Handle]) -> Any:
+def _with_handles(tree: PyTree, handles: list[_Handle]) -> PyTree:
     """The tree with a handle in place of each function, which is appended to the list."""
 
-    def lighten(leaf: Any) -> Any:
+    def lighten(leaf: Any) -> PyTree:
         if not isinstance(leaf, Partial):
             return leaf
         handle = _handle_of(leaf.func)
@@ -138,7 +140,7 @@ def _with_handles(tree: Any, handles: list[_Handle]) -> Any:
     return jax.tree.map(lighten, tree, is_leaf=lambda leaf: isinstance(leaf, Partial))
 
 
-def _handle_of(function: Callable[..., Any]) -> _Handle:
+def _handle_of(function: Function) -> _Handle:
     function = bare_function(function)
     key = _key(function)
     handle = _handles.get(key)
@@ -147,12 +149,12 @@ def _handle_of(function: Callable[..., Any]) -> _Handle:
     return handle
 
 
-def bare_function(function: Any) -> Any:
+def bare_function(function: Any) -> PyTree:
     """Return the user's own function, where `Partial` has put a `functools.partial` in a box."""
     return function.fun if type(function) is BOX else function
 
 
-def _key(function: Callable[..., Any]) -> tuple[int, ...]:
+def _key(function: Function) -> tuple[int, ...]:
     """What a living function is known by; a bound method is another object at every look."""
     if inspect.ismethod(function):
         return id(function.__self__), id(function.__func__)
@@ -174,11 +176,11 @@ def _drop(
                 each._compiled.pop(among, None)
 
 
-def _copy(function: Callable[..., Any]) -> Callable[..., Any]:
+def _copy(function: Function) -> Function:
     """The same function as another object, whose programs JAX keeps apart."""
 
     @functools.wraps(function)
-    def copy(*args: Any, **keywords: Any) -> Any:
+    def copy(*args: PyTree, **keywords: PyTree) -> PyTree:
         return function(*args, **keywords)
 
     return copy
