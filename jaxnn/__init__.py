@@ -28,6 +28,7 @@ from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.mlp import Model, mlp
 from jaxnn.optim import optimizers, schedules
+from jaxnn.run.checkpoint import SavedProgress, saved_progress
 from jaxnn.run.loop import Every, Progress
 from jaxnn.search.engine import candidate_params
 from jaxnn.search.merge import merge_searches
@@ -53,6 +54,7 @@ __all__ = [
     "PerturbationSearchResult",
     "Progress",
     "RandomSearchResult",
+    "SavedProgress",
     "activations",
     "calibrated_temperature",
     "candidate_params",
@@ -73,6 +75,7 @@ __all__ = [
     "perturbation_search",
     "plotting",
     "random_search",
+    "saved_progress",
     "schedules",
 ]
 

@@ -123,6 +123,45 @@ def test_what_a_caller_does_after_its_report_does_not_shorten_the_chunks(clock):
     assert sizes == [1, 8, 64, 512, 115]
 
 
+def counting(total, limits, saved=None):
+    """Runs work that adds one a unit, and notes what is saved."""
+    saved = [] if saved is None else saved
+    work: Any = loop.Work(
+        advance=lambda state, begin, end: (state + end - begin, None),
+        progress=lambda state: loop.Progress(state, 0.5),
+        content=lambda state: ({}, {"next": state}, None),
+        total=total,
+        largest=10**9,
+        unit="steps",
+    )
+    checkpoint: Any = SimpleNamespace(save=lambda *content: saved.append(content[1]))
+    return loop.run(work, 0, 0, None, limits, checkpoint)
+
+
+@pytest.mark.parametrize(("interval", "times"), [(7, 15), (100, 1), (1_000, 1)])
+def test_a_callback_may_come_at_fixed_intervals(interval, times):
+    seen = []
+    limits = loop.as_limits(None, jaxnn.Every(interval, lambda p: seen.append(p)), False)
+    assert counting(100, limits) == (100, "completed")
+    assert len(seen) == times
+    expected = [min(interval * (i + 1), 100) for i in range(times)]
+    assert [progress.num_evaluations for progress in seen] == expected
+
+
+def test_what_is_saved_on_the_way_says_that_it_runs(monkeypatch):
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_SAVES", 0.0)
+    saved = []
+    counting(600, loop.Limits(), saved)
+    assert [each["status"] for each in saved] == ["running"] * (len(saved) - 1) + ["completed"]
+    assert len(saved) >= 2
+
+
+@pytest.mark.parametrize(("limit", "status"), [(1e-9, "stopped"), (None, "completed")])
+def test_time_that_is_over_ends_the_run_with_what_it_has(limit, status):
+    state, ending = counting(100, loop.Limits(max_seconds=limit))
+    assert (ending, state) == (status, 1 if limit else 100)
+
+
 def work_until(signum, before_end):
     """Ends of the chunks of work that is sent a signal `before_end` times from index 9 on."""
     done = []

@@ -342,6 +342,43 @@ def test_other_numbers_and_data_of_the_same_shapes_compile_nothing(train, caplog
     assert len(LOOKS) == before > 0
 
 
+# --- progress
+
+
+@every_trainer
+def test_a_callback_comes_every_so_often_with_the_best_params_so_far(train):
+    _, rows = problem()
+    seen = []
+
+    def look(progress):
+        seen.append(progress.num_evaluations)
+        best = progress.best_params()
+        assert jax.tree.map(np.shape, best) == {"w": (2, 3), "b": (3,)}
+        if train is not descend:  # which sees the loss of a mini-batch
+            assert loss_of(best, rows) == close(progress.loss)
+
+    interval, steps = (2**14, 5 * 2**14) if train is draw else (20, 100)
+    result = train(
+        KEY, squared_error, *problem(), steps=steps, callback=jaxnn.Every(interval, look)
+    )
+    assert len(seen) == 5
+    assert np.ptp(np.diff(seen)) == 0
+    assert as_bytes(result) == as_bytes(train(KEY, squared_error, *problem(), steps=steps))
+
+
+@every_trainer
+def test_a_checkpoint_tells_how_far_its_run_came(train, tmp_path):
+    def look(progress):
+        raise StopIteration
+
+    path = tmp_path / "run.npz"
+    train(KEY, squared_error, *problem(), steps=10**6, checkpoint=path, callback=look)
+    found = jaxnn.saved_progress(path)
+    assert found.trainer in ("random_search", "perturbation_search", "gradient_descent")
+    assert found.status == "stopped"
+    assert 0 < found.done < 10**6
+
+
 # --- interruptions, threads, output
 
 

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from jaxnn.run.fingerprint import check_same_run, checksum
-from jaxnn.typing import PyTree
+from jaxnn.typing import PyTree, Status
 
 StrPath = str | os.PathLike[str]
 Arrays = Mapping[str, np.ndarray]
@@ -134,6 +134,42 @@ class Checkpoint(NamedTuple):
             save(path, arrays(), {**self.metadata, **metadata})
         except (OSError, ValueError, MemoryError) as error:
             _warn(f"checkpoint not saved: {error}")
+
+
+class SavedProgress(NamedTuple):
+    """How far the run of a checkpoint came.
+
+    Attributes:
+        trainer: "random_search", "count_outcomes", "perturbation_search" or "gradient_descent".
+        done: candidates, steps of each chain, or epochs.
+        status: why it ended; "running" if it still runs, or was killed.
+    """
+
+    trainer: str
+    done: int
+    status: Status
+
+
+def saved_progress(path: StrPath) -> SavedProgress:
+    """Return how far the run of a checkpoint came.
+
+    Args:
+        path: the file that a trainer was given as `checkpoint`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no checkpoint, or a damaged one.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     save(f"{folder}/a.npz", {}, {"trainer": "x", "next": 9, "status": "stopped"})
+        ...     saved_progress(f"{folder}/a.npz")
+        SavedProgress(trainer='x', done=9, status='stopped')
+    """
+    metadata = load(path)[1]
+    done = metadata["next"] - metadata.get("start", 0)
+    return SavedProgress(metadata["trainer"], done, metadata["status"])
 
 
 def tree_to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
