@@ -156,6 +156,9 @@ def saved_progress(path: StrPath) -> SavedProgress:
     Args:
         path: the file that a trainer was given as `checkpoint`.
 
+    Returns:
+        A `SavedProgress`.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no checkpoint, or a damaged one.
