@@ -806,7 +806,7 @@ def test_the_table_has_a_row_a_leaf():
     title, header, *lines = str(report).splitlines()
     rows = lines[: lines.index("")]
     assert "FAILED" in title
-    assert "20 parameter sets in float64" in title
+    assert "20 samples in float64" in title
     assert header.split() == [
         "leaf",
         "shape",

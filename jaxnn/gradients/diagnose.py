@@ -19,123 +19,102 @@ import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.run.programs import program
+from jaxnn.typing import PyTree
 
-SMALL = 1e-3
-"""Factor that brings all pre-activations close to 0."""
+SMALL = 1e-3  # Brings all pre-activations close to 0.
+ASIDE = 1e-4  # Moves params off their kinks, relative to each leaf's largest coordinate.
+EXACT, NEAR = 1e-7, 1e-2  # Errors up to which something holds: everywhere, and near 0.
 
-ASIDE = 1e-4
-"""How far parameter sets are moved off their kinks, relative to each leaf's largest coordinate."""
+# JAX's names of what a loss must contain for a fault of it to be named.
+ACTIVATIONS = {"atan", "cos", "erf", "erfc", "exp", "expm1", "log1p", "logistic", "sin", "tanh"}
+SIGMOIDS = {"exp", "logistic", "tanh"}
+SWITCHES = {"clamp", "ge", "gt", "le", "lt", "max", "min", "select_n"}
+LAYERS = {"conv_general_dilated", "dot_general"}
+SQUARES = {"integer_pow", "pow", "square"}
+MEANS = {"div", "mul"}
 
-EXACT, NEAR = 1e-7, 1e-2
-"""Residuals up to which a factor counts as the same everywhere: as drawn, and near 0."""
-
-SIGMOID_AT_OUTPUT = 0.9400148
-"""`s'(s(0)) / s'(0)` of the sigmoid `s`."""
-
-ACTIVATIONS = ("atan", "cos", "erf", "erfc", "exp", "expm1", "log1p", "logistic", "sin", "tanh")
-SIGMOIDS = ("exp", "logistic", "tanh")
-SWITCHES = ("clamp", "ge", "gt", "le", "lt", "max", "min", "select_n")
-LAYERS = ("conv_general_dilated", "dot_general")
-SQUARES = ("integer_pow", "pow", "square")
-MEANS = ("div", "mul")
-"""JAX's names of what a loss must contain for a fault of it to be named."""
-
-AS_JAX_GRAD = (
+# By the factor that a layer adds near 0: s'(s(0)) / s'(0) and 1 / s'(0).
+SIGMOID_FAULTS = {
+    0.9400148: "the sigmoid's derivative is taken at its output instead of its input",
+    4.0: "the sigmoid's derivative a (1 - a) is left out",
+}
+CONTRADICTED = (
     "it is that of jax.grad where that is finite, and the finite differences contradict it"
 )
-TINY_ERROR = "off by 1e-7 of its largest coordinate at most, as where something is in float32"
 AT_A_KINK = (
     "right close by: wrong at a kink alone, where it is not between the slopes on both sides"
 )
-NEAR_0 = "right only as the params go to 0"
-AT_THE_WRONG_PLACE = (
+OF_RELU = ": relu's derivative is not 0 for units that are off"
+OF_INPUT = ": the sigmoid's derivative a (1 - a) is taken with the input z in place of the output a"
+OF_PLACE = (
     ": as when an activation's derivative is taken at its output instead of its input, or the "
     "other way round, or is left out"
 )
 OF_TANH = " (tanh' is 1 - tanh(z)^2)"
-SIGMOID_FAULTS = (
-    (SIGMOID_AT_OUTPUT, "the sigmoid's derivative is taken at its output instead of its input"),
-    (4.0, "the sigmoid's derivative a (1 - a) is left out"),
-)
-VANISHES = "it vanishes where pre-activations are near 0"
-SIGMOID_AT_INPUT = (
-    ": the sigmoid's derivative a (1 - a) is taken with the input z in place of the output a"
-)
-POSITIVE = "right where params and inputs are all positive"
-RELU = ": relu's derivative is not 0 for units that are off"
-HEAD = "every leaf is wrong, and no usual fault fits"
 OF_OUTPUTS = (
     ": look at the derivative of the loss by the outputs, and at that of the output activation"
 )
 
 
-class _Fit(NamedTuple):
-    """How the gradient of a leaf differs from the right one; residuals relative to the largest.
+class _Pair(NamedTuple):
+    """The gradient of a leaf and the right one at some samples, and the leaf itself."""
 
-    Attributes:
-        ratio: the factor that fits it, in least squares.
-        residual: largest error left after the factor.
-        error: largest error without it.
-        size: its largest coordinate.
-        turned: largest error of the transpose of the right one; inf if the leaf is not square.
-        penalty: factor c, if the gradient is off by c times the leaf everywhere; else nan.
-        num_wrong: coordinates that are wrong in any sample.
-    """
+    gradient: np.ndarray
+    right: np.ndarray
+    leaf: np.ndarray
 
-    ratio: float
-    residual: float
-    error: float
-    size: float
-    turned: float
-    penalty: float
-    num_wrong: int
+    def relative(self, numbers: np.ndarray) -> float:
+        """Largest magnitude, relative to that of the right gradient if it has one, else inf."""
+        largest = np.max(np.abs(self.right), initial=0)
+        return float(np.max(np.abs(numbers)) / largest) if 0 < largest < np.inf else np.inf
+
+    def error(self) -> float:
+        return self.relative(self.gradient - self.right)
+
+    def factor(self) -> tuple[float, float]:
+        """The factor that fits the gradient, in least squares, and the error that it leaves."""
+        ratio = float(np.vdot(self.gradient, self.right) / np.vdot(self.right, self.right))
+        return ratio, self.relative(self.gradient - ratio * self.right) / (abs(ratio) or 1)
 
 
 def suggest(
     loss: Partial,
     by_hand: Partial,
-    samples: Any,
-    batch: Any,
+    samples: PyTree,
+    batch: PyTree,
     wrong: Sequence[bool],
     by_grad: Sequence[bool],
 ) -> tuple[str, ...]:
-    """Sentences that name leaves and what their fault may be.
+    """Return sentences that name wrong leaves and what their fault may be.
 
-    Args:
-        loss: the loss, which JAX differentiates.
-        by_hand: the loss and the gradient under test.
-        samples: parameter sets with a leading axis, NumPy float64.
-        batch: the batch.
-        wrong: which leaves are wrong.
-        by_grad: which of them are wrong by `jax.grad`, and not by the finite differences alone.
-
-    Returns:
-        A sentence for each fault.
+    `by_grad` says which leaves `jax.grad` objects to, and not the finite differences alone.
     """
     names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
-    leaves = jax.tree.leaves(samples)
     first = jax.tree.map(lambda leaf: leaf[0], samples)
     parts = _parts(jax.make_jaxpr(loss)(first, batch).jaxpr)
-    places = _places(names, leaves, jax.tree.structure(samples), batch)
-    fits = {place: _fits(loss, by_hand, *where) for place, where in places.items()}
     found: dict[str, list[str]] = {}
     is_explained = False
-    for number, name in enumerate(names):
-        if wrong[number]:
-            here = {place: leaf_fits[number] for place, leaf_fits in fits.items()}
-            fault = _fault(here, batch, parts) if by_grad[number] else AS_JAX_GRAD
+    with np.errstate(all="ignore"):
+        pairs = {
+            place: _pairs(loss, by_hand, *where)
+            for place, where in _places(names, samples, batch).items()
+        }
+        for number in np.flatnonzero(wrong):
+            here = {place: leaves[number] for place, leaves in pairs.items()}
+            fault = _fault(here, batch, parts) if by_grad[number] else CONTRADICTED
             is_explained = is_explained or fault is not None
-            found.setdefault(fault or _share(here["as drawn"], leaves[number]), []).append(name)
+            found.setdefault(fault or _share(here["as drawn"]), []).append(names[number])
     told = tuple(f"{', '.join(of)}: {fault}" for fault, of in found.items())
-    is_behind_all = len(names) > 1 and all(wrong) and not is_explained
-    return (*told, HEAD + OF_OUTPUTS * _has(parts, LAYERS)) if is_behind_all else told
+    if is_explained or len(names) == 1 or not all(wrong):
+        return told
+    return (
+        *told,
+        "every leaf is wrong, and no usual fault fits" + OF_OUTPUTS * bool(parts & LAYERS),
+    )
 
 
-def _parts(jaxpr: Any) -> frozenset[str]:
-    """JAX's names of what a loss does to floats, also within functions that it calls.
-
-    The exp of a softmax is no activation's, and the -inf that a maximum begins with is no relu's.
-    """
+def _parts(jaxpr: Any) -> set[str]:
+    """Return JAX's names of what a loss does to floats, also within functions that it calls."""
     found = set()
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, equation.invars
@@ -143,38 +122,33 @@ def _parts(jaxpr: Any) -> frozenset[str]:
             found |= _parts(getattr(part, "jaxpr", part)) if _is_program(part) else set()
         if not (inputs and jnp.issubdtype(getattr(inputs[-1].aval, "dtype", int), jnp.floating)):
             continue
+        # The exp of a softmax is no activation's; the -inf that a maximum begins with, no relu's.
         is_softmax = name == "exp" and any(
             other.primitive.name == "reduce_sum" and other.invars[0] is equation.outvars[0]
             for other in jaxpr.eqns
         )
-        is_bound = name == "max" and any(
-            np.all(np.isneginf(getattr(value, "val", 0.0))) for value in inputs
-        )
-        if not (is_softmax or is_bound):
+        bounds = [getattr(value, "val", 0.0) for value in inputs if name == "max"]
+        if not (is_softmax or any(np.all(np.isneginf(bound)) for bound in bounds)):
             found.add(name)
         if name in ("mul", "dot_general") and inputs[0] is inputs[1]:
             found.add("square")
-    return frozenset(found)
+    return found
 
 
 def _is_program(value: Any) -> bool:
     return hasattr(value, "eqns")
 
 
-def _has(parts: frozenset[str], names: Sequence[str]) -> bool:
-    return not parts.isdisjoint(names)
-
-
-def _places(
-    names: Sequence[str], leaves: Sequence[np.ndarray], tree: Any, batch: Any
-) -> dict[str, tuple[Any, Any]]:
-    """Samples and batches at which a fault may show or vanish, by name."""
-    drawn, leaves = leaves, [_aside(number, leaf) for number, leaf in enumerate(leaves)]
+def _places(names: Sequence[str], samples: PyTree, batch: PyTree) -> dict[str, tuple[Any, Any]]:
+    """Return samples and batches at which a fault may show or vanish, by name."""
+    drawn, tree = jax.tree.flatten(samples)
+    leaves = [_aside(number, leaf) for number, leaf in enumerate(drawn)]
+    positive = jax.tree.map(lambda x: np.abs(x) if _is_float(x) else x, batch)
     places = {
         "as drawn": (drawn, batch),
         "aside": (leaves, batch),
         "near 0": ([SMALL * leaf for leaf in leaves], batch),
-        "all positive": ([np.abs(leaf) for leaf in leaves], jax.tree.map(_positive, batch)),
+        "all positive": ([np.abs(leaf) for leaf in leaves], positive),
     }
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if _is_square(leaf):
@@ -184,137 +158,117 @@ def _places(
 
 
 def _aside(number: int, leaf: np.ndarray) -> np.ndarray:
-    """A leaf off the kinks that parameters of 0, or equal ones, may lie at."""
+    """Move a leaf off the kinks that params of 0, or equal ones, may lie at."""
     largest = float(np.max(np.abs(leaf), initial=0)) or 1
     steps = np.sin(1 + number + np.arange(leaf.size, dtype=np.float64)).reshape(leaf.shape)
     return leaf + ASIDE * largest * steps
 
 
-def _positive(leaf: Any) -> Any:
-    return np.abs(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _is_square(leaf: Any) -> bool:
+def _is_square(leaf: np.ndarray) -> bool:
     return leaf.ndim == 3 and leaf.shape[1] == leaf.shape[2] > 1
 
 
-def _fits(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> list[_Fit]:
-    """A fit for each leaf."""
+def _pairs(loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree) -> list[_Pair]:
+    """Return a pair for each leaf; where the right gradient is finite, if it is so anywhere."""
     trees = (*_gradients(loss, by_hand, samples, batch), samples)
-    pairs = zip(*map(jax.tree.leaves, trees), strict=True)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return [_fit(*map(np.asarray, both)) for both in pairs]
+    pairs = []
+    for gradient, right, leaf in zip(*map(jax.tree.leaves, trees), strict=True):
+        is_known = np.isfinite(right) | ~np.any(np.isfinite(right))
+        pairs.append(_Pair(*(np.where(is_known, each, 0) for each in (gradient, right)), leaf))
+    return pairs
 
 
 @program()
-def _gradients(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> tuple[Any, Any]:
+def _gradients(
+    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree
+) -> tuple[PyTree, PyTree]:
     return jax.lax.map(
         lambda params: (by_hand(params, batch)[1], jax.grad(loss)(params, batch)), samples
     )
 
 
-def _fit(gradient: np.ndarray, right: np.ndarray, leaf: np.ndarray) -> _Fit:
-    """Where the right one is finite, if it is so anywhere."""
-    if np.any(is_known := np.isfinite(right)):
-        gradient, right = np.where(is_known, gradient, 0), np.where(is_known, right, 0)
-    largest, square = np.max(np.abs(right), initial=0), np.vdot(right, right)
-    if not (0 < largest < np.inf and square > 0):
-        num_wrong = int(np.sum(np.any(gradient != right, axis=0)))
-        ratio = 0.0 if largest == 0 else np.nan
-        return _Fit(ratio, np.inf, np.inf, np.inf, np.inf, np.nan, num_wrong)
-    ratio = float(np.vdot(gradient, right) / square)
-    off = np.abs(gradient - right) / largest
-    scaled = np.max(np.abs(gradient - ratio * right)) / (abs(ratio) * largest or 1)
-    turned = np.inf
-    if _is_square(right):
-        turned = float(np.max(np.abs(gradient - np.swapaxes(right, 1, 2)))) / largest
-    num_wrong = int(np.sum(np.any(~(off <= EXACT), axis=0)))
-    size = float(np.max(np.abs(gradient)) / largest)
-    penalty = float(np.vdot(gradient - right, leaf) / (np.vdot(leaf, leaf) or 1))
-    left = np.max(np.abs(gradient - right - penalty * leaf)) / (np.max(off) * largest or 1)
-    penalty = penalty if left <= EXACT else np.nan
-    return _Fit(ratio, float(scaled), float(np.max(off)), size, turned, penalty, num_wrong)
-
-
-def _fault(fits: Mapping[str, _Fit], batch: Any, parts: frozenset[str]) -> str | None:
-    """A usual fault, if one fits."""
-    if fits["as drawn"].error <= EXACT:
-        return TINY_ERROR
-    if fits["aside"].error <= EXACT:
+def _fault(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> str | None:
+    """Return a usual fault, if one fits."""
+    if pairs["as drawn"].error() <= EXACT:
+        return "off by 1e-7 of its largest coordinate at most, as where something is in float32"
+    if pairs["aside"].error() <= EXACT:
         return AT_A_KINK
-    return _factor(fits["aside"], batch, parts) or _where_right(fits, parts)
+    return _everywhere(pairs["aside"], batch, parts) or _where_right(pairs, parts)
 
 
-def _factor(fit: _Fit, batch: Any, parts: frozenset[str]) -> str | None:
-    """A fault that is a factor, the same for all samples and coordinates."""
-    if fit.turned <= EXACT:
-        return "transposed"
-    if fit.residual == np.inf:
-        if fit.ratio == 0:
-            return "should be 0 everywhere: the loss does not depend on it"
+def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> str | None:
+    """Return a fault that is the same for all samples and coordinates, such as a factor."""
+    gradient, right, leaf = pair
+    if not np.any(right):
+        return "should be 0 everywhere: the loss does not depend on it"
+    if not np.all(np.isfinite(right)):
         return "the gradient of jax.grad is not finite"
-    if not fit.residual <= EXACT or np.isclose(fit.ratio, 1, rtol=EXACT):
-        if np.isnan(fit.penalty):
-            return None
-        return f"off by {fit.penalty:.6g} times the params: a penalty, left out or wrong"
-    if fit.ratio == 0:
+    if _is_square(right) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= EXACT:
+        return "transposed"
+    ratio, left = pair.factor()
+    if not left <= EXACT or np.isclose(ratio, 1, rtol=EXACT):
+        off = gradient - right
+        penalty = float(np.vdot(off, leaf) / (np.vdot(leaf, leaf) or 1))
+        if np.max(np.abs(off - penalty * leaf)) <= EXACT * np.max(np.abs(off)):
+            return f"off by {penalty:.6g} times the params: a penalty, left out or wrong"
+        return None
+    if ratio == 0:
         return "left out: it is 0 everywhere"
-    sign, size = ("of the wrong sign", abs(fit.ratio)) if fit.ratio < 0 else ("", fit.ratio)
-    if np.isclose(size, 1):
-        return sign
-    factor = f"off by the factor {size:.6g}{_meaning(size, batch, parts)}"
-    return f"{sign} and {factor}" if sign else factor
+    said, size = ["of the wrong sign"] * (ratio < 0), abs(ratio)
+    if not np.isclose(size, 1):
+        said.append(f"off by the factor {size:.6g}{_meaning(size, batch, parts)}")
+    return " and ".join(said)
 
 
-def _meaning(factor: float, batch: Any, parts: frozenset[str]) -> str:
-    """What a factor may come from: the lengths of the batch's axes, and squares."""
+def _meaning(factor: float, batch: PyTree, parts: set[str]) -> str:
+    """Return what a factor may come from: the lengths of the batch's axes, and squares."""
     lengths = {}
     for leaf in jax.tree.leaves(batch):
         rows, columns = (*leaf.shape, 1, 1)[:2]
-        lengths[f"the {rows} rows"] = rows
-        lengths[f"{columns} columns"] = columns
+        lengths |= {f"the {rows} rows": rows, f"{columns} columns": columns}
         lengths[f"{rows} rows x {columns} columns"] = rows * columns
-    causes: dict[float, list[str]] = {}
-    if _has(parts, SQUARES):
-        causes[1 / 2] = ["the 2 of 2x, the derivative of x^2, is missing"]
+    causes: list[tuple[float, str]] = []
+    if parts & SQUARES:
+        causes.append((1 / 2, "the 2 of 2x, the derivative of x^2, is missing"))
     for name, length in lengths.items():
-        if _has(parts, MEANS):
-            missing = f"{name}: 1/{length} is missing, a sum in place of the mean"
-            causes.setdefault(length, []).append(missing)
-            causes.setdefault(1 / length, []).append(f"{name}: 1/{length} is there twice")
+        if parts & MEANS:
+            causes.append((length, f"{name}: 1/{length} is missing, a sum in place of the mean"))
+            causes.append((1 / length, f"{name}: 1/{length} is there twice"))
         else:
-            added = f"{name}: 1/{length} is there, a mean in place of the sum"
-            causes.setdefault(1 / length, []).append(added)
-    if _has(parts, SQUARES):
-        causes.setdefault(2, []).append("the 2 of 2x, the derivative of x^2, is there twice")
-    for number, said in causes.items():
-        if number != 1 and np.isclose(factor, number):
-            shown = f"{number}" if number > 1 else f"1/{1 / number:g}"
-            return f" = {shown}; {' or '.join(said)}"
-    return ""
+            causes.append((1 / length, f"{name}: 1/{length} is there, a mean in place of the sum"))
+    if parts & SQUARES:
+        causes.append((2, "the 2 of 2x, the derivative of x^2, is there twice"))
+    said = [cause for number, cause in causes if number != 1 and np.isclose(factor, number)]
+    shown = f"{factor:.6g}" if factor > 1 else f"1/{1 / factor:.6g}"
+    return f" = {shown}; {' or '.join(said)}" if said else ""
 
 
-def _where_right(fits: Mapping[str, _Fit], parts: frozenset[str]) -> str | None:
-    """A fault that vanishes, or becomes a known factor, at one of the other places."""
-    special = ("as drawn", "aside", "near 0", "all positive")
-    for place, fit in fits.items():
-        if place not in special and fit.error <= EXACT:
+def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
+    """Return a fault that vanishes, or becomes a known factor, at one of the other places."""
+    for place, pair in pairs.items():
+        if place.startswith("params") and pair.error() <= EXACT:
             return f"right where {place} is symmetric: that is transposed, or not, on the way back"
-    if fits["all positive"].error <= EXACT:
-        return POSITIVE + RELU * _has(parts, SWITCHES)
-    near = fits["near 0"]
-    if near.error <= NEAR * min(fits["aside"].error, 1):
-        cause = AT_THE_WRONG_PLACE + OF_TANH * ("tanh" in parts)
-        return NEAR_0 + cause * _has(parts, ACTIVATIONS)
-    if near.size <= 2 * NEAR:
-        return VANISHES + SIGMOID_AT_INPUT * _has(parts, SIGMOIDS)
-    for layers in range(1, 5):
-        for factor, fault in SIGMOID_FAULTS * _has(parts, SIGMOIDS):
-            if near.residual <= NEAR and np.isclose(near.ratio, factor**layers, rtol=NEAR / 2):
+    if pairs["all positive"].error() <= EXACT:
+        return "right where params and inputs are all positive" + OF_RELU * bool(parts & SWITCHES)
+    near = pairs["near 0"]
+    if near.error() <= NEAR * min(pairs["aside"].error(), 1):
+        cause = OF_PLACE + OF_TANH * ("tanh" in parts)
+        return "right only as the params go to 0" + cause * bool(parts & ACTIVATIONS)
+    if near.relative(near.gradient) <= 2 * NEAR:
+        return "it vanishes where pre-activations are near 0" + OF_INPUT * bool(parts & SIGMOIDS)
+    ratio, left = near.factor()
+    for layers in range(1, 5) if parts & SIGMOIDS and left <= NEAR else ():
+        for factor, fault in SIGMOID_FAULTS.items():
+            if np.isclose(ratio, factor**layers, rtol=NEAR / 2):
                 return f"near 0 it is off by {factor**layers:.3g}: {fault}"
     return None
 
 
-def _share(fit: _Fit, leaf: Any) -> str:
-    size = int(np.prod(leaf.shape[1:]))
-    return f"wrong in {fit.num_wrong} of {size} coordinates, and no usual fault fits"
+def _share(pair: _Pair) -> str:
+    off, largest = np.abs(pair.gradient - pair.right), np.max(np.abs(pair.right), initial=0)
+    num_wrong = np.sum(np.any(~(off <= EXACT * largest), axis=0))
+    return f"wrong in {num_wrong} of {off[0].size} coordinates, and no usual fault fits"

@@ -8,18 +8,19 @@ wrong. At a kink the central difference is the mean of the slopes on both sides.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
+from numpy.typing import ArrayLike
 
 from jaxnn.gradients.witnesses import check_functions, widened
 from jaxnn.run.checks import as_batch, as_params, as_partial
 from jaxnn.run.programs import program
-from jaxnn.typing import LossFn, ValueAndGradFn
+from jaxnn.typing import LossFn, PyTree, ValueAndGradFn
 
 STEPS = tuple(float(step) for step in np.logspace(-11, -1, 31))
 
@@ -41,25 +42,21 @@ class DifferenceErrors(NamedTuple):
 def difference_errors(
     loss_fn: LossFn,
     value_and_grad_fn: ValueAndGradFn,
-    params: Any,
-    batch: Any,
+    params: PyTree,
+    batch: PyTree,
     *,
-    steps: Any = STEPS,
+    steps: ArrayLike = STEPS,
 ) -> DifferenceErrors:
-    """Compares a gradient, and that of `jax.grad`, with central differences at many steps.
+    """Compare a gradient, and that of `jax.grad`, with central differences at many steps.
 
     Args:
         loss_fn: `loss_fn(params, batch)` -> a float scalar, as for `check_gradients`.
         value_and_grad_fn: the gradient under test, `(params, batch)` -> loss and gradient.
-        params: one set, any pytree of floats.
+        params: where to compare, any pytree of floats.
         batch: any pytree that both functions take.
         steps: relative steps, each above 0, in float64.
 
-    Returns:
-        A `DifferenceErrors`.
-
     Raises:
-        TypeError: if an argument is of the wrong kind.
         ValueError: if a step is not above 0.
 
     Example:
@@ -80,22 +77,21 @@ def difference_errors(
     with jax.enable_x64(True):
         params, batch = widened((params, batch))
         check_functions(loss, by_hand, params, batch)
-        errors = map(np.asarray, _errors(loss, by_hand, params, batch, jnp.asarray(steps)))
-        return DifferenceErrors(steps, *errors)
+        errors = _errors(loss, by_hand, params, batch, jnp.asarray(steps))
+        return DifferenceErrors(steps, *map(np.asarray, errors))
 
 
 @program()
 def _errors(
-    loss: Partial, by_hand: Partial, params: Any, batch: Any, steps: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    loss: Partial, by_hand: Partial, params: PyTree, batch: PyTree, steps: jax.Array
+) -> list[jax.Array]:
     flat, unravel = ravel_pytree(params)
-    gradient = ravel_pytree(by_hand(params, batch)[1])[0]
-    by_jax = ravel_pytree(jax.grad(loss)(params, batch))[0]
+    gradients = by_hand(params, batch)[1], jax.grad(loss)(params, batch)
+    gradient, by_jax = (ravel_pytree(tree)[0] for tree in gradients)
     largest = jnp.max(jnp.abs(flat))
     size = jnp.max(jnp.abs(by_jax), where=jnp.isfinite(by_jax), initial=0)
-    size = jnp.where(size > 0, size, 1)
 
-    def distances(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def distances(step: jax.Array) -> list[jax.Array]:
         h = step * jnp.where(largest > 0, largest, 1)
 
         def slope(coordinate: jax.Array) -> jax.Array:
@@ -104,10 +100,7 @@ def _errors(
             return (up - down) / (2 * h)
 
         slopes = jax.lax.map(slope, jnp.arange(flat.size))
-        return _distance(slopes, gradient) / size, _distance(slopes, by_jax) / size
+        largest_distances = (jnp.max(jnp.abs(slopes - each)) for each in (gradient, by_jax))
+        return [distance / jnp.where(size > 0, size, 1) for distance in largest_distances]
 
     return jax.lax.map(distances, steps)
-
-
-def _distance(slopes: jax.Array, gradient: jax.Array) -> jax.Array:
-    return jnp.max(jnp.abs(slopes - gradient))

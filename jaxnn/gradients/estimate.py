@@ -12,27 +12,16 @@ dimensions has root mean square `sqrt(n / (n + d - 1))`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from jaxnn.run.checks import (
-    as_batch,
-    as_count,
-    as_key,
-    as_params,
-    as_partial,
-    as_real,
-    check_scalar,
-    shapes_of,
-)
+from jaxnn.run import checks
 from jaxnn.run.programs import program
 from jaxnn.run.random import normals
-from jaxnn.typing import LossFn
+from jaxnn.typing import LossFn, PyTree
 
 TAG = 0x50475244
 """Folded into the key, so that no trainer draws the same from it."""
@@ -43,29 +32,29 @@ LARGEST_BLOCK, MEMORY_BUDGET = 256, 2**26
 def perturbation_gradient(
     key: jax.Array,
     loss_fn: LossFn,
-    params: Any,
-    batch: Any,
+    params: PyTree,
+    batch: PyTree,
     *,
     num_pairs: int,
     scale: float = 0.01,
-) -> Any:
-    """Estimates the gradient of a loss from pairs of losses on both sides of the params.
+) -> PyTree:
+    """Estimate the gradient of a loss from pairs of losses on both sides of the params.
 
     Args:
         key: a typed key, `jax.random.key(seed)`.
         loss_fn: `loss_fn(params, batch)` -> a float scalar.
-        params: where, any pytree of floats of one dtype.
+        params: where to estimate, any pytree of floats of one dtype.
         batch: any pytree that the loss takes.
-        num_pairs: pairs of losses, 1 to 2^31. They are evaluated in blocks of a power of two,
-            256 at most and fewer of large params, of which the last is padded.
-        scale: of the noise, above 0. Larger ones smooth the loss; smaller ones lose the
-            difference of the losses in rounding.
+        num_pairs: number of pairs of losses, 1 to 2^31. They are evaluated in blocks of a power
+            of two, at most 256 and fewer if params are large; the last block is padded.
+        scale: scale of the noise, above 0. A larger one smooths the loss; a smaller one loses
+            the difference of the losses in rounding.
 
     Returns:
         The estimate, a tree like the params. Pair `i` depends on the key and on `i` alone.
 
     Raises:
-        TypeError: if an argument is of the wrong kind, or the loss not a float scalar.
+        TypeError: if the loss is not a float scalar.
         ValueError: if a number is out of range, or the params hold no array.
 
     Example:
@@ -76,41 +65,37 @@ def perturbation_gradient(
         >>> bool(jnp.allclose(estimate, -2, atol=0.1))
         True
     """
-    key = as_key("key", key)
-    params = as_params(params)
-    num_pairs = as_count("num_pairs", num_pairs, 1, 2**31)
-    step = as_real("scale", scale)
-    loss = as_partial("loss_fn", loss_fn)
-    batch = as_batch(batch, params, loss_fn)
-    check_scalar("loss_fn", shapes_of("loss_fn", loss, params, batch))
-    with jax.threefry_partitionable(True):
-        stream = jax.random.fold_in(key, TAG)
-        given = loss, params, batch, stream, np.uint32(num_pairs), step
-        return _estimate(*given, block=_block(params, num_pairs))
-
-
-def _block(params: Any, num_pairs: int) -> int:
-    """Pairs side by side: a power of two."""
+    key = checks.as_key("key", key)
+    params = checks.as_params(params)
+    num_pairs = checks.as_count("num_pairs", num_pairs, 1, 2**31)
+    step = checks.as_real("scale", scale)
+    loss = checks.as_partial("loss_fn", loss_fn)
+    batch = checks.as_batch(batch, params, loss_fn)
+    checks.check_scalar("loss_fn", checks.shapes_of("loss_fn", loss, params, batch))
     fitting = MEMORY_BUDGET // max(sum(leaf.nbytes for leaf in jax.tree.leaves(params)), 1)
     block = max(min(LARGEST_BLOCK, fitting, num_pairs), 1)
-    return 1 << (block.bit_length() - 1)
+    block = 1 << (block.bit_length() - 1)  # a power of two
+    with jax.threefry_partitionable(True):
+        stream = jax.random.fold_in(key, TAG)
+        return _estimate(loss, params, batch, stream, np.uint32(num_pairs), step, block=block)
 
 
 @program(static_argnames="block")
 def _estimate(
     loss: Partial,
-    params: Any,
-    batch: Any,
+    params: PyTree,
+    batch: PyTree,
     stream: jax.Array,
     num_pairs: jax.Array,
     scale: jax.Array,
     *,
     block: int,
-) -> Any:
+) -> PyTree:
     flat, unravel = ravel_pytree(params)
     dtype = flat.dtype if flat.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)  # of the sums
     lanes = jnp.arange(block, dtype=jnp.uint32)
 
+    # Both losses of a pair share one draw of noise; pairs beyond the last count nothing.
     def pair(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise = normals(jax.random.fold_in(stream, number), flat.size).astype(flat.dtype)
         step = scale.astype(flat.dtype) * noise

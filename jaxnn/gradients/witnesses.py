@@ -1,17 +1,19 @@
-"""What three witnesses say of a gradient, at every coordinate of every parameter set.
+"""What the witnesses say of a gradient, at every coordinate of every sample of params.
 
-The gradient under test, automatic differentiation and finite differences are computed on the
-device, chunk after chunk of parameter sets; what is kept of them is the worst of every leaf and
-set, so that ten thousand sets take no more memory than some hundred.
+The device computes the gradient under test, automatic differentiation and finite differences for
+a chunk of samples at a time. The host keeps the worst coordinate of every leaf and sample, so ten
+thousand samples take no more memory than some hundred.
 
 A gradient that lies between the two differences and yet is not that of `jax.grad` may be another
-right slope at a kink. `jax.grad` very close to the point, on both sides, tells: at a kink these
-slopes jump, and as far at each distance. On a smooth stretch the jump shrinks with the distance,
-and a kink that is only nearby makes none close to the point.
+right slope at a kink. `jax.grad` very close to the point, on both sides, decides: at a kink these
+slopes jump, by the same amount at each distance. On a smooth stretch the jump shrinks with the
+distance, and a kink that is only nearby causes none close to the point.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,95 +24,53 @@ from jax.tree_util import Partial
 
 from jaxnn.run.checks import check_scalar, check_value_and_grad, shapes_of
 from jaxnn.run.programs import program
+from jaxnn.typing import PyTree
 
-STEP = 1e-6
-"""Of the finite differences, relative to the leaf's largest coordinate."""
-
+STEP = 1e-6  # Of the finite differences, relative to the leaf's largest coordinate.
 TINY = float(np.finfo(np.float64).tiny)
-
-KINK = 1e-2
-"""Where the slopes on both sides differ by more, relative to the leaf, a kink is counted."""
+KINK = 1e-2  # Where the slopes on both sides differ by more, relative to the leaf, is a kink.
 
 ROUNDING = 32 * float(np.finfo(np.float64).eps)
-"""Of the loss: what its value, and sums as large as it, may be off by."""
+"""Relative error that rounding may cause in a loss, and in sums as large as it."""
 
 NEAR, NEARER = 1e-4, 1e-6
-"""How close to a point the slopes beside it are taken, relative to the step of the differences:
-close enough to leave out the kinks nearby, and far above the rounding of parameters."""
+"""Distances at which the slopes beside a point are taken, relative to the step of the differences:
+close enough to leave out the kinks nearby, and far above the rounding of the params."""
 
-SAMPLES_AT_ONCE = 16
-COORDINATES_AT_ONCE = 64
-NUMBERS_AT_ONCE = 2**20
-"""Samples times coordinates that are held at once."""
+SAMPLES_AT_ONCE, COORDINATES_AT_ONCE, NUMBERS_AT_ONCE = 16, 64, 2**20
+SidesAt = Callable[[PyTree], tuple[jax.Array, ...]]
 
 
-class _Raw(NamedTuple):
-    """What was measured: of each sample, and from `gradient` on also of each coordinate."""
+class Evidence(NamedTuple):
+    """What was found at a leaf, `(samples,)` each; errors are less what rounding explains."""
+
+    largest: np.ndarray  # Magnitude of a right slope.
+    error: np.ndarray  # Largest error against jax.grad, at a kink against both sides' slopes.
+    difference_error: np.ndarray  # Largest distance from between the finite differences.
+    place: np.ndarray  # The worst coordinate by either of them, relative to the tolerances,
+    gradient: np.ndarray  # what the gradient is there
+    expected: np.ndarray  # and what it should be.
+    product: np.ndarray  # Sum of the gradient times the right slope nearest to it.
+    square: np.ndarray  # Sum of the squares of those slopes.
+    is_nonzero: np.ndarray  # Whether the gradient under test is anywhere but 0.
+    counts: dict[str, np.ndarray]  # Coordinates of each kind that the report speaks of.
+
+
+class _Measured(NamedTuple):
+    """What the device measured of each sample, and from `gradient` on of each coordinate."""
 
     value: Any
-    value_by_hand: Any
-    gradient: Any
-    reference: Any
-    forward: Any
-    backward: Any
+    value_error: Any
+    gradient: Any  # Under test.
+    reference: Any  # By jax.grad.
+    low: Any  # The lower of both one-sided differences,
+    high: Any  # the higher,
+    noise: Any  # and what rounding may have added to either.
     step: Any
 
 
-class Off(NamedTuple):
-    """A coordinate: how far off it is, where, what it is and what it should be."""
-
-    error: Any
-    place: Any
-    gradient: Any
-    expected: Any
-
-
-class Counts(NamedTuple):
-    """Coordinates of a leaf that need a word, `(samples,)` each.
-
-    Attributes:
-        kinks: the slopes on both sides differ.
-        other_slopes: right, though another slope than that of `jax.grad`.
-        contradicted: `jax.grad` itself lies outside the finite differences.
-        by_differences: `jax.grad` is not finite, the differences are.
-        by_grad: the differences are not finite, `jax.grad` is.
-        by_nothing: neither is finite.
-    """
-
-    kinks: Any
-    other_slopes: Any
-    contradicted: Any
-    by_differences: Any
-    by_grad: Any
-    by_nothing: Any
-
-
-class Found(NamedTuple):
-    """What was found at a leaf; each field is `(samples,)`. Errors are less what rounding explains.
-
-    Attributes:
-        value: the loss.
-        largest: largest magnitude of a right slope.
-        off: the most wrong coordinate against `jax.grad`.
-        outside: that farthest outside the finite differences.
-        product: of the gradient and the right slopes nearest to it, summed.
-        square: of those slopes.
-        has_any: whether the gradient under test is anywhere but 0.
-        counts: coordinates that need a word.
-    """
-
-    value: Any
-    largest: Any
-    off: Off
-    outside: Off
-    product: Any
-    square: Any
-    has_any: Any
-    counts: Counts
-
-
-def check_functions(loss: Partial, by_hand: Partial, params: Any, batch: Any) -> None:
-    """Refuses params without numbers, and functions whose results no witness can speak of."""
+def check_functions(loss: Partial, by_hand: Partial, params: PyTree, batch: PyTree) -> None:
+    """Refuse params without numbers, and functions whose results no witness can judge."""
     if not sum(leaf.size for leaf in jax.tree.leaves(params)):
         raise ValueError("params must hold at least one number; got empty arrays")
     value = shapes_of("loss_fn", loss, params, batch)
@@ -122,8 +82,8 @@ def check_functions(loss: Partial, by_hand: Partial, params: Any, batch: Any) ->
     check_value_and_grad(by_hand, params, batch)
 
 
-def widened(tree: Any) -> Any:
-    """Every float leaf as float64, where JAX has it."""
+def widened(tree: PyTree) -> PyTree:
+    """Return the tree with its float leaves in float64; other leaves as they are."""
 
     def widen(leaf: jax.Array) -> jax.Array:
         is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -133,40 +93,40 @@ def widened(tree: Any) -> Any:
 
 
 def measure(
-    loss: Partial, by_hand: Partial, samples: Any, batch: Any, tolerances: tuple[float, float]
-) -> tuple[np.ndarray, tuple[Found, ...]]:
-    """Errors of the values, and what was found at every leaf: chunk after chunk of samples.
+    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree, tolerances: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, list[Evidence]]:
+    """Return the loss and its error at every sample, and the evidence on every leaf.
 
-    What is within both tolerances, against `jax.grad` and the differences, and at no kink, is not
-    looked at a second time.
+    Only coordinates that may be at a kink, or off by more than one of the tolerances, against
+    `jax.grad` and against the differences, are looked at a second time.
     """
-    leaves = jax.tree.leaves(samples)
-    count, size = len(leaves[0]), sum(leaf[0].size for leaf in leaves)
-    wanted = min(NUMBERS_AT_ONCE // max(size, 1), count)
-    chunk = -(-max(wanted, 1) // SAMPLES_AT_ONCE) * SAMPLES_AT_ONCE if count > 1 else 1
-    errors, parts = [], []
+    leaves, chunks = jax.tree.leaves(samples), []
+    count, sizes = len(leaves[0]), [leaf[0].size for leaf in leaves]
+    blocks = -(-min(NUMBERS_AT_ONCE // sum(sizes), count) // SAMPLES_AT_ONCE)
+    chunk = SAMPLES_AT_ONCE * max(blocks, 1) if count > 1 else 1
     for begin in range(0, count, chunk):
         places = np.minimum(np.arange(begin, begin + chunk), count - 1)
         here = jax.tree.map(lambda leaf, at=places: leaf[at], samples)
-        raw = jax.tree.map(np.asarray, _witnesses(loss, by_hand, here, batch))
-        raw = jax.tree.map(lambda array, left=count - begin: array[:left], raw)
+        measured = jax.tree.map(np.asarray, _measure(loss, by_hand, here, batch))
+        measured = jax.tree.map(lambda array, left=count - begin: array[:left], measured)
+        sides_at = functools.partial(_sides, loss, here, batch)
         with np.errstate(invalid="ignore", over="ignore"):
-            errors.append(_value_error(raw.value, raw.value_by_hand))
-            parts.append(_by_leaf(loss, here, batch, raw, tolerances))
-    found = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-    return np.concatenate(errors), found
+            evidence = _evidence(measured, sizes, tolerances, sides_at)
+            chunks.append((measured.value, measured.value_error, evidence))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *chunks)
 
 
 @program()
-def _witnesses(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> _Raw:
-    """Gradients and finite differences of every coordinate of every sample."""
+def _measure(loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree) -> _Measured:
+    """Compute gradients and finite differences of every coordinate of every sample."""
 
-    def hear(params: Any) -> _Raw:
+    def at(params: PyTree) -> _Measured:
         flat, unravel = ravel_pytree(params)
         step = ravel_pytree(jax.tree.map(_step, params))[0]
         value, reference = jax.value_and_grad(loss)(params, batch)
         value_by_hand, gradient = by_hand(params, batch)
 
+        # One-sided differences along one coordinate; between them lies every slope at a kink.
         def differences(coordinate: jax.Array) -> tuple[jax.Array, jax.Array]:
             h = step[coordinate]
             up = loss(unravel(flat.at[coordinate].add(h)), batch)
@@ -175,10 +135,20 @@ def _witnesses(loss: Partial, by_hand: Partial, samples: Any, batch: Any) -> _Ra
 
         coordinates = jnp.arange(flat.size)
         forward, backward = jax.lax.map(differences, coordinates, batch_size=COORDINATES_AT_ONCE)
-        gradients = ravel_pytree(gradient)[0], ravel_pytree(reference)[0]
-        return _Raw(value, value_by_hand, *gradients, forward, backward, step)
+        loss_size = jnp.where(jnp.isfinite(value), jnp.abs(value), 0)
+        steepest = jnp.maximum(jnp.abs(forward), jnp.abs(backward))
+        return _Measured(
+            value,
+            _value_error(value, value_by_hand),
+            ravel_pytree(gradient)[0],
+            ravel_pytree(reference)[0],
+            jnp.minimum(forward, backward),
+            jnp.maximum(forward, backward),
+            ROUNDING * (loss_size / step + steepest),
+            step,
+        )
 
-    return jax.lax.map(hear, samples, batch_size=SAMPLES_AT_ONCE)
+    return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)
 
 
 def _step(leaf: jax.Array) -> jax.Array:
@@ -186,66 +156,61 @@ def _step(leaf: jax.Array) -> jax.Array:
     return jnp.full(leaf.shape, STEP * jnp.where(largest > 0, largest, 1))
 
 
-def _value_error(value: np.ndarray, by_hand: np.ndarray) -> np.ndarray:
-    """Relative; 0 where rounding explains it, and where both are the same and not finite."""
-    error = np.abs(by_hand - value) / np.maximum(np.abs(value), 1e-3)
-    is_same = (by_hand == value) | (np.isnan(by_hand) & np.isnan(value)) | (error <= ROUNDING)
-    return np.where(is_same, 0, error)
+def _value_error(value: jax.Array, by_hand: jax.Array) -> jax.Array:
+    """Relative; 0 where rounding explains it or both losses are the same, even if not finite."""
+    error = jnp.abs(by_hand - value) / jnp.maximum(jnp.abs(value), 1e-3)
+    is_same = (by_hand == value) | (jnp.isnan(by_hand) & jnp.isnan(value)) | (error <= ROUNDING)
+    return jnp.where(is_same, 0, jnp.where(jnp.isnan(error), jnp.inf, error))
 
 
-def _by_leaf(
-    loss: Partial, samples: Any, batch: Any, raw: _Raw, tolerances: tuple[float, float]
-) -> tuple[Found, ...]:
-    """What there is to know of every leaf, in every sample."""
-    floor = np.maximum(1e-3 * _largest(raw.reference), ROUNDING * _finite(raw.value)[:, None])
-    floor, found, end = np.maximum(floor, TINY), [], 0
-    for leaf in jax.tree.leaves(samples):
-        begin, end = end, end + leaf[0].size
-        part = _Raw(*raw[:2], *(field[:, begin:end] for field in raw[2:]))
-        rows, columns = _undecided(part, floor, *tolerances)
-        steps = part.step[rows, columns]
-        slopes = _slopes_beside(loss, samples, batch, rows, columns + begin, steps)
-        found.append(_compare(part, floor, _right_slopes(part, rows, columns, slopes)))
-    return tuple(found)
+def _evidence(
+    measured: _Measured, sizes: list[int], tolerances: tuple[float, float], sides_at: SidesAt
+) -> list[Evidence]:
+    def by_leaf(numbers: np.ndarray) -> list[np.ndarray]:
+        return np.split(numbers, np.cumsum(sizes)[:-1], axis=1)
+
+    loss_size = ROUNDING * _finite(measured.value)[:, None]
+    floor = np.maximum(np.maximum(1e-3 * _largest(measured.reference), loss_size), TINY)
+    largest = [np.broadcast_to(_largest(leaf), leaf.shape) for leaf in by_leaf(measured.reference)]
+    size = np.maximum(np.concatenate(largest, axis=1), floor)
+    slopes = _right_slopes(measured, size, tolerances, sides_at)
+    leaves = zip(*map(by_leaf, (*measured[2:], *slopes)), strict=True)
+    return [
+        _compare(_Measured(*measured[:2], *leaf[:6]), floor, leaf[6:], tolerances)
+        for leaf in leaves
+    ]
 
 
-def _undecided(
-    raw: _Raw, floor: np.ndarray, tolerance: float, difference_tolerance: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where a leaf may have a kink, or one witness alone objects to the gradient."""
-    low, high, noise = _low(raw), _high(raw), _noise(raw)
-    size = np.maximum(_largest(raw.reference), floor)
-    off, outside = np.abs(raw.gradient - raw.reference), _outside(raw) - noise
-    objections = (off > tolerance * size) | (outside > difference_tolerance * size)
+def _right_slopes(
+    measured: _Measured, size: np.ndarray, tolerances: tuple[float, float], sides_at: SidesAt
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the least and the largest right slope, and what curvature adds to the differences.
+
+    Both slopes are that of `jax.grad`, except at a kink, where they are those of the two sides.
+    """
+    gradient, reference, low, high, noise, step = measured[2:]
+    # Look closer where there may be a kink, or where one witness alone objects to the gradient.
+    off, outside = np.abs(gradient - reference), _outside(measured, gradient)
+    objections = (off > tolerances[0] * size) | (outside > tolerances[1] * size)
     slack = KINK * np.maximum(size, np.maximum(np.abs(low), np.abs(high)))
     has_gap = high - low - 2 * noise > KINK * size
     rows, columns = np.nonzero(has_gap | (objections & (outside <= slack)))
-    return rows, columns
-
-
-def _slopes_beside(
-    loss: Partial,
-    samples: Any,
-    batch: Any,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    steps: np.ndarray,
-) -> np.ndarray:
-    """Slopes along coordinates, `(places, 2, 2)`: near and nearer, each below and above."""
-    found = [np.zeros((0, 2, 2))]
+    least, most, bend = reference.copy(), reference.copy(), np.zeros_like(step)
     for begin in range(0, len(rows), COORDINATES_AT_ONCE):
         here = slice(begin, begin + COORDINATES_AT_ONCE)
-        padded = (np.resize(each[here], COORDINATES_AT_ONCE) for each in (rows, columns, steps))
-        slopes = np.asarray(_beside(loss, samples, batch, *padded))
-        found.append(slopes[: len(rows) - begin].reshape(-1, 2, 2))
-    return np.concatenate(found)
+        row, column = (np.resize(each[here], COORDINATES_AT_ONCE) for each in (rows, columns))
+        at_kink, sides, bends = map(np.asarray, sides_at((row, column, step[row, column])))
+        place, sides = (row[at_kink], column[at_kink]), sides[at_kink]
+        least[place], most[place] = np.min(sides, axis=1), np.max(sides, axis=1)
+        bend[place] = bends[at_kink]
+    return least, most, bend
 
 
 @program()
-def _beside(
-    loss: Partial, samples: Any, batch: Any, rows: Any, columns: Any, steps: Any
-) -> jax.Array:
-    def beside(place: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+def _sides(loss: Partial, samples: PyTree, batch: PyTree, places: PyTree) -> tuple[jax.Array, ...]:
+    """Return whether each coordinate is at a kink, the slopes of both sides, and their bend."""
+
+    def at(place: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         row, column, step = place
         flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[row], samples))
 
@@ -253,91 +218,70 @@ def _beside(
             moved = unravel(flat.at[column].add(distance * step))
             return ravel_pytree(jax.grad(loss)(moved, batch))[0][column]
 
-        return jax.vmap(slope)(jnp.array([-NEAR, NEAR, -NEARER, NEARER]))
+        # At a kink the slopes jump as far close to the point as a little farther off.
+        slopes = jax.vmap(slope)(jnp.array([-NEAR, NEAR, -NEARER, NEARER]))
+        near, nearer = slopes[:2], slopes[2:]
+        jump_near, jump = jnp.abs(near[1] - near[0]), jnp.abs(nearer[1] - nearer[0])
+        noise = ROUNDING * jnp.max(jnp.abs(slopes))
+        curved = (near - nearer) / (NEAR - NEARER)  # curvature times step
+        is_kink = jnp.abs(jump_near - jump) <= jump / 2 + noise
+        return is_kink, nearer - NEARER * curved, jnp.max(jnp.abs(curved)) / 2
 
-    return jax.lax.map(beside, (rows, columns, steps), batch_size=SAMPLES_AT_ONCE)
-
-
-class _Right(NamedTuple):
-    """The least and the largest right slope, and what curvature adds to the differences."""
-
-    least: np.ndarray
-    most: np.ndarray
-    bend: np.ndarray
-
-
-def _right_slopes(raw: _Raw, rows: np.ndarray, columns: np.ndarray, slopes: np.ndarray) -> _Right:
-    """Of a leaf: both slopes are that of `jax.grad`, but at a kink those of the sides."""
-    near, nearer = slopes[:, 0], slopes[:, 1]
-    jump_near, jump = np.abs(np.diff(near)), np.abs(np.diff(nearer))
-    noise = ROUNDING * np.max(np.abs(slopes), axis=(1, 2), initial=0)[:, None]
-    at_kink = (np.abs(jump_near - jump) <= jump / 2 + noise)[:, 0]
-    places = rows[at_kink], columns[at_kink]
-    curved = (near - nearer)[at_kink] / (NEAR - NEARER)  # curvature times step
-    sides = nearer[at_kink] - NEARER * curved
-    least, most, bend = raw.reference.copy(), raw.reference.copy(), np.zeros_like(raw.step)
-    least[places], most[places] = np.min(sides, axis=1), np.max(sides, axis=1)
-    bend[places] = np.max(np.abs(curved), axis=1) / 2
-    return _Right(least, most, bend)
+    return jax.lax.map(at, places, batch_size=SAMPLES_AT_ONCE)
 
 
-def _compare(raw: _Raw, floor: np.ndarray, slopes: _Right) -> Found:
-    """One leaf, judged by `jax.grad` and the differences, or by the one of them that is finite."""
-    gradient, reference, low, high = raw.gradient, raw.reference, _low(raw), _high(raw)
+def _compare(
+    part: _Measured, floor: np.ndarray, slopes: Sequence[np.ndarray], tolerances: Sequence[float]
+) -> Evidence:
+    """Compare a leaf with `jax.grad` and the differences, or with the one that is finite."""
+    gradient, reference, low, high = part[2:6]
     least, most, bend = slopes
     has_grad, has_differences = np.isfinite(reference), np.isfinite(high - low)
     by_differences, by_nothing = has_differences & ~has_grad, ~(has_grad | has_differences)
     largest = np.maximum(_largest(least), _largest(most))
     of_differences = _largest(np.where(by_differences, np.maximum(np.abs(low), np.abs(high)), 0))
     largest = np.where(largest > 0, largest, of_differences)
-    size, noise = np.maximum(largest, floor), _noise(raw)
-    rounding = ROUNDING * np.maximum(_finite(raw.value)[:, None], largest)
+    size = np.maximum(largest, floor)
+    rounding = ROUNDING * np.maximum(_finite(part.value)[:, None], largest)
 
     right = np.where(has_grad, np.clip(gradient, least, most), np.clip(gradient, low, high))
     right[by_nothing] = np.nan
     off = np.maximum(np.abs(gradient - right) - rounding, 0)
     off[by_differences] = 0
     off[by_nothing] = np.where(np.isfinite(gradient), np.inf, 0)[by_nothing]
-    outside = np.maximum(_outside(raw) - noise - bend, 0)
+    outside = np.maximum(_outside(part, gradient) - bend, 0)
     outside[~has_differences] = 0
-    contradiction = _outside(raw._replace(gradient=reference)) - noise
-    counts = Counts(
-        kinks=most - least > KINK * size,
-        other_slopes=has_grad & (off == 0) & (np.abs(gradient - reference) > rounding),
-        contradicted=has_differences & (contradiction > KINK * size),
-        by_differences=by_differences,
-        by_grad=has_grad & ~has_differences,
-        by_nothing=by_nothing,
-    )
-    return Found(
-        value=raw.value,
+    off, outside = (np.where(np.isnan(error), np.inf, error) for error in (off, outside))
+    kinds = {
+        "kinks": most - least > KINK * size,
+        "other slopes": has_grad & (off == 0) & (np.abs(gradient - reference) > rounding),
+        "contradicted": has_differences & (_outside(part, reference) > KINK * size),
+        "by differences": by_differences,
+        "by grad": has_grad & ~has_differences,
+        "by nothing": by_nothing,
+    }
+    excess, other_excess = off / tolerances[0], outside / tolerances[1]
+    expected = np.where(excess >= other_excess, right, (low + high) / 2)
+    if not off.size:  # A leaf without numbers is as one number that is 0.
+        excess = other_excess = gradient = expected = np.zeros((len(off), 1))
+    rows, place = np.arange(len(off)), np.argmax(np.maximum(excess, other_excess), axis=1)
+    return Evidence(
         largest=largest[:, 0],
-        off=_most(off, gradient, right),
-        outside=_most(outside, gradient, (raw.forward + raw.backward) / 2),
+        error=np.max(off, axis=1, initial=0),
+        difference_error=np.max(outside, axis=1, initial=0),
+        place=place,
+        gradient=gradient[rows, place],
+        expected=expected[rows, place],
         product=np.sum(gradient * right, axis=1, where=~by_nothing),
         square=np.sum(right * right, axis=1, where=~by_nothing),
-        has_any=np.any(np.abs(gradient) > rounding, axis=1),
-        counts=Counts(*(np.sum(places, axis=1) for places in counts)),
+        is_nonzero=np.any(np.abs(gradient) > rounding, axis=1),
+        counts={kind: np.sum(places, axis=1) for kind, places in kinds.items()},
     )
 
 
-def _outside(raw: _Raw) -> np.ndarray:
-    """How far the gradient is outside the differences; negative between them."""
-    return np.maximum(_low(raw) - raw.gradient, raw.gradient - _high(raw))
-
-
-def _low(raw: _Raw) -> np.ndarray:
-    return np.minimum(raw.forward, raw.backward)
-
-
-def _high(raw: _Raw) -> np.ndarray:
-    return np.maximum(raw.forward, raw.backward)
-
-
-def _noise(raw: _Raw) -> np.ndarray:
-    """Of the differences: the rounding of the loss over the step, and that of the slope."""
-    steepest = np.maximum(np.abs(raw.forward), np.abs(raw.backward))
-    return ROUNDING * (_finite(raw.value)[:, None] / raw.step + steepest)
+def _outside(part: _Measured, gradient: np.ndarray) -> np.ndarray:
+    """How far a gradient is outside the differences and their noise; negative inside."""
+    return np.maximum(part.low - gradient, gradient - part.high) - part.noise
 
 
 def _finite(numbers: np.ndarray) -> np.ndarray:
@@ -348,25 +292,3 @@ def _finite(numbers: np.ndarray) -> np.ndarray:
 def _largest(numbers: np.ndarray) -> np.ndarray:
     """The largest finite magnitude of each row, `(rows, 1)`."""
     return np.max(_finite(numbers), axis=1, keepdims=True, initial=0)
-
-
-def _most(errors: np.ndarray, gradient: np.ndarray, expected: np.ndarray) -> Off:
-    """The coordinate of each sample with the largest error; what is no number is infinite."""
-    if not errors.size:
-        nothing = np.zeros(len(errors))
-        return Off(nothing, nothing.astype(int), nothing, nothing)
-    errors = or_inf(errors)
-    place = np.argmax(errors, axis=1)
-    picked = (np.take_along_axis(a, place[:, None], 1)[:, 0] for a in (errors, gradient, expected))
-    error, here, wanted = picked
-    return Off(error, place, here, wanted)
-
-
-def largest_of(numbers: np.ndarray) -> float:
-    """The largest magnitude among the finite ones."""
-    return float(np.max(np.abs(numbers), where=np.isfinite(numbers), initial=0))
-
-
-def or_inf(errors: np.ndarray) -> np.ndarray:
-    """Errors, infinite where they are no numbers."""
-    return np.where(np.isnan(errors), np.inf, errors)
