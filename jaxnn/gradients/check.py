@@ -202,25 +202,24 @@ def check_gradients(
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
         check_functions(loss, by_hand, _first(samples), batch)
         values, value_errors, evidence = measure(loss, by_hand, samples, batch, tolerances)
-        leaves = _leaf_reports(_first(samples), values, evidence, tolerances)
-        worst = max(
-            leaves,
-            key=lambda leaf: max(leaf.error / tolerances[0], leaf.difference_error / tolerances[1]),
-        )
+        leaves, worst = _leaf_reports(_first(samples), values, evidence, tolerances)
         suggestions = ()
-        if not all(leaf.passed for leaf in leaves):
+        if not worst.passed:
             chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
             few = jax.tree.map(lambda leaf: leaf[chosen], samples)
-            wrong = [not leaf.passed for leaf in leaves]
-            by_grad = [leaf.error > tolerances[0] for leaf in leaves]
-            suggestions = suggest(loss, by_hand, few, batch, wrong, by_grad)
+            wrong = {
+                number: leaf.error > tolerances[0]
+                for number, leaf in enumerate(leaves)
+                if not leaf.passed
+            }
+            suggestions = suggest(loss, by_hand, few, batch, wrong)
     value_error = float(np.max(value_errors))
     return GradientReport(
         leaves,
         value_error,
         len(values),
         *tolerances,
-        value_error <= tolerances[0] and all(leaf.passed for leaf in leaves),
+        value_error <= tolerances[0] and worst.passed,
         suggestions,
         worst,
         _key_of(key, worst.sample) if _is_sampler(sampler) else None,
@@ -258,18 +257,21 @@ def _draw(sampler: Partial, keys: jax.Array) -> PyTree:
 
 def _leaf_reports(
     params: PyTree, values: np.ndarray, evidence: list[Evidence], tolerances: tuple[float, float]
-) -> tuple[LeafReport, ...]:
+) -> tuple[tuple[LeafReport, ...], LeafReport]:
+    """Return the reports, and the worst of them relative to the tolerances."""
     largest_value = np.max(np.abs(values), where=np.isfinite(values), initial=0)
     largest = max(np.max(found.largest) for found in evidence)
     floor = max(1e-3 * largest, ROUNDING * largest_value, TINY)
-    reports = []
+    reports, excesses = [], []
     for (path, leaf), found in zip(tree_leaves_with_path(params), evidence, strict=True):
         size = np.maximum(found.largest, floor)
         is_judged = np.sum(found.counts["by nothing"]) < leaf.size * len(size) or not leaf.size
         with np.errstate(over="ignore"):
             error = found.error / size if is_judged else np.full(len(size), np.inf)
             outside = found.difference_error / size
-            sample = int(np.argmax(np.maximum(error / tolerances[0], outside / tolerances[1])))
+            excess = np.maximum(error / tolerances[0], outside / tolerances[1])
+        excesses.append(np.max(excess))
+        sample = int(np.argmax(excess))
         place = np.unravel_index(found.place[sample], leaf.shape) if leaf.size else ()
         squares = float(np.sum(found.square))
         without = float("inf") if np.any(found.is_nonzero) else 1.0
@@ -281,14 +283,14 @@ def _leaf_reports(
             difference_error=float(np.max(outside)),
             ratio=float(np.sum(found.product)) / squares if squares else without,
             num_kinks=int(np.sum(found.counts["kinks"])),
-            passed=bool(np.max(error) <= tolerances[0] and np.max(outside) <= tolerances[1]),
+            passed=bool(np.max(excess) <= 1),
             sample=sample,
             coordinate=tuple(map(int, place)),
             gradient=float(found.gradient[sample]),
             expected=float(found.expected[sample]),
         )
         reports.append(report)
-    return tuple(reports)
+    return tuple(reports), reports[int(np.argmax(excesses))]
 
 
 def _notes(leaves: tuple[LeafReport, ...], evidence: list[Evidence]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ only if the loss contains what it is about.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,22 +38,9 @@ SIGMOID_FAULTS = {
     0.9400148: "the sigmoid's derivative is taken at its output instead of its input",
     4.0: "the sigmoid's derivative a (1 - a) is left out",
 }
-CONTRADICTED = (
-    "it is that of jax.grad where that is finite, and the finite differences contradict it"
-)
-AT_A_KINK = (
-    "right close by: wrong at a kink alone, where it is not between the slopes on both sides"
-)
-OF_RELU = ": relu's derivative is not 0 for units that are off"
 OF_INPUT = ": the sigmoid's derivative a (1 - a) is taken with the input z in place of the output a"
-OF_PLACE = (
-    ": as when an activation's derivative is taken at its output instead of its input, or the "
-    "other way round, or is left out"
-)
-OF_TANH = " (tanh' is 1 - tanh(z)^2)"
-OF_OUTPUTS = (
-    ": look at the derivative of the loss by the outputs, and at that of the output activation"
-)
+OF_PLACE = ": as when an activation's derivative is left out, or taken at its output, not its input"
+OF_OUTPUTS = ": look at the derivative of the loss by the outputs, and of the output activation"
 
 
 class _Pair(NamedTuple):
@@ -78,16 +65,12 @@ class _Pair(NamedTuple):
 
 
 def suggest(
-    loss: Partial,
-    by_hand: Partial,
-    samples: PyTree,
-    batch: PyTree,
-    wrong: Sequence[bool],
-    by_grad: Sequence[bool],
+    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree, wrong: Mapping[int, bool]
 ) -> tuple[str, ...]:
     """Return sentences that name wrong leaves and what their fault may be.
 
-    `by_grad` says which leaves `jax.grad` objects to, and not the finite differences alone.
+    `wrong` holds the numbers of the wrong leaves, and whether `jax.grad` objects to them or the
+    finite differences alone.
     """
     names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
     first = jax.tree.map(lambda leaf: leaf[0], samples)
@@ -95,22 +78,19 @@ def suggest(
     found: dict[str, list[str]] = {}
     is_explained = False
     with np.errstate(all="ignore"):
-        pairs = {
-            place: _pairs(loss, by_hand, *where)
-            for place, where in _places(names, samples, batch).items()
-        }
-        for number in np.flatnonzero(wrong):
+        pairs = _pairs(loss, by_hand, names, samples, batch)
+        for number, by_grad in wrong.items():
             here = {place: leaves[number] for place, leaves in pairs.items()}
-            fault = _fault(here, batch, parts) if by_grad[number] else CONTRADICTED
+            fault = "it is that of jax.grad, and the finite differences contradict it"
+            if by_grad:
+                fault = _fault(here, batch, parts)
             is_explained = is_explained or fault is not None
             found.setdefault(fault or _share(here["as drawn"]), []).append(names[number])
     told = tuple(f"{', '.join(of)}: {fault}" for fault, of in found.items())
-    if is_explained or len(names) == 1 or not all(wrong):
+    if is_explained or not 1 < len(names) == len(wrong):
         return told
-    return (
-        *told,
-        "every leaf is wrong, and no usual fault fits" + OF_OUTPUTS * bool(parts & LAYERS),
-    )
+    hint = "every leaf is wrong, and no usual fault fits" + OF_OUTPUTS * bool(parts & LAYERS)
+    return (*told, hint)
 
 
 def _parts(jaxpr: Any) -> set[str]:
@@ -139,22 +119,43 @@ def _is_program(value: Any) -> bool:
     return hasattr(value, "eqns")
 
 
-def _places(names: Sequence[str], samples: PyTree, batch: PyTree) -> dict[str, tuple[Any, Any]]:
-    """Return samples and batches at which a fault may show or vanish, by name."""
+def _pairs(
+    loss: Partial, by_hand: Partial, names: list[str], samples: PyTree, batch: PyTree
+) -> dict[str, list[_Pair]]:
+    """Return a pair for each leaf at each of the places where a fault may show or vanish."""
+
+    def pairs(leaves: list[np.ndarray], batch: PyTree) -> list[_Pair]:
+        gradients = _gradients(loss, by_hand, jax.tree.unflatten(tree, leaves), batch)
+        found = []
+        for gradient, right, leaf in zip(*map(jax.tree.leaves, gradients), leaves, strict=True):
+            is_known = np.isfinite(right) | ~np.any(np.isfinite(right))
+            found.append(_Pair(np.where(is_known, gradient, 0), np.where(is_known, right, 0), leaf))
+        return found
+
     drawn, tree = jax.tree.flatten(samples)
     leaves = [_aside(number, leaf) for number, leaf in enumerate(drawn)]
-    positive = jax.tree.map(lambda x: np.abs(x) if _is_float(x) else x, batch)
+    positive = jax.tree.map(
+        lambda x: np.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, batch
+    )
     places = {
-        "as drawn": (drawn, batch),
-        "aside": (leaves, batch),
-        "near 0": ([SMALL * leaf for leaf in leaves], batch),
-        "all positive": ([np.abs(leaf) for leaf in leaves], positive),
+        "as drawn": pairs(drawn, batch),
+        "aside": pairs(leaves, batch),
+        "near 0": pairs([SMALL * leaf for leaf in leaves], batch),
+        "all positive": pairs([np.abs(leaf) for leaf in leaves], positive),
     }
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if _is_square(leaf):
             symmetric = (leaf + np.swapaxes(leaf, 1, 2)) / 2
-            places[name] = ([*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
-    return {name: (jax.tree.unflatten(tree, where), rows) for name, (where, rows) in places.items()}
+            places[name] = pairs([*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
+    return places
+
+
+@program()
+def _gradients(loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree) -> PyTree:
+    def both(params: PyTree) -> tuple[PyTree, PyTree]:
+        return by_hand(params, batch)[1], jax.grad(loss)(params, batch)
+
+    return jax.lax.map(both, samples)
 
 
 def _aside(number: int, leaf: np.ndarray) -> np.ndarray:
@@ -164,31 +165,8 @@ def _aside(number: int, leaf: np.ndarray) -> np.ndarray:
     return leaf + ASIDE * largest * steps
 
 
-def _is_float(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
 def _is_square(leaf: np.ndarray) -> bool:
     return leaf.ndim == 3 and leaf.shape[1] == leaf.shape[2] > 1
-
-
-def _pairs(loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree) -> list[_Pair]:
-    """Return a pair for each leaf; where the right gradient is finite, if it is so anywhere."""
-    trees = (*_gradients(loss, by_hand, samples, batch), samples)
-    pairs = []
-    for gradient, right, leaf in zip(*map(jax.tree.leaves, trees), strict=True):
-        is_known = np.isfinite(right) | ~np.any(np.isfinite(right))
-        pairs.append(_Pair(*(np.where(is_known, each, 0) for each in (gradient, right)), leaf))
-    return pairs
-
-
-@program()
-def _gradients(
-    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree
-) -> tuple[PyTree, PyTree]:
-    return jax.lax.map(
-        lambda params: (by_hand(params, batch)[1], jax.grad(loss)(params, batch)), samples
-    )
 
 
 def _fault(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> str | None:
@@ -196,7 +174,7 @@ def _fault(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> str | 
     if pairs["as drawn"].error() <= EXACT:
         return "off by 1e-7 of its largest coordinate at most, as where something is in float32"
     if pairs["aside"].error() <= EXACT:
-        return AT_A_KINK
+        return "right close by: wrong at a kink alone, outside of the slopes on both sides"
     return _everywhere(pairs["aside"], batch, parts) or _where_right(pairs, parts)
 
 
@@ -253,10 +231,11 @@ def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
         if place.startswith("params") and pair.error() <= EXACT:
             return f"right where {place} is symmetric: that is transposed, or not, on the way back"
     if pairs["all positive"].error() <= EXACT:
-        return "right where params and inputs are all positive" + OF_RELU * bool(parts & SWITCHES)
+        cause = ": relu's derivative is not 0 for units that are off" * bool(parts & SWITCHES)
+        return "right where params and inputs are all positive" + cause
     near = pairs["near 0"]
     if near.error() <= NEAR * min(pairs["aside"].error(), 1):
-        cause = OF_PLACE + OF_TANH * ("tanh" in parts)
+        cause = OF_PLACE + " (tanh' is 1 - tanh(z)^2)" * ("tanh" in parts)
         return "right only as the params go to 0" + cause * bool(parts & ACTIVATIONS)
     if near.relative(near.gradient) <= 2 * NEAR:
         return "it vanishes where pre-activations are near 0" + OF_INPUT * bool(parts & SIGMOIDS)

@@ -12,6 +12,8 @@ dimensions has root mean square `sqrt(n / (n + d - 1))`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +25,8 @@ from jaxnn.run.programs import program
 from jaxnn.run.random import normals
 from jaxnn.typing import LossFn, PyTree
 
-TAG = 0x50475244
-"""Folded into the key, so that no trainer draws the same from it."""
-LARGEST_BLOCK, MEMORY_BUDGET = 256, 2**26
-"""Pairs that are evaluated side by side, and bytes that their noise may take."""
+TAG = 0x50475244  # Folded into the key, so that no trainer draws the same from it.
+LARGEST_BLOCK, MEMORY_BUDGET = 256, 2**26  # Pairs side by side, and bytes of their noise.
 
 
 def perturbation_gradient(
@@ -77,20 +77,15 @@ def perturbation_gradient(
     block = 1 << (block.bit_length() - 1)  # a power of two
     with jax.threefry_partitionable(True):
         stream = jax.random.fold_in(key, TAG)
-        return _estimate(loss, params, batch, stream, np.uint32(num_pairs), step, block=block)
+        numbers = stream, np.uint32(num_pairs), step
+        return _estimate(loss, params, batch, numbers, block=block)
 
 
 @program(static_argnames="block")
 def _estimate(
-    loss: Partial,
-    params: PyTree,
-    batch: PyTree,
-    stream: jax.Array,
-    num_pairs: jax.Array,
-    scale: jax.Array,
-    *,
-    block: int,
+    loss: Partial, params: PyTree, batch: PyTree, numbers: tuple[Any, ...], *, block: int
 ) -> PyTree:
+    stream, num_pairs, scale = numbers
     flat, unravel = ravel_pytree(params)
     dtype = flat.dtype if flat.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)  # of the sums
     lanes = jnp.arange(block, dtype=jnp.uint32)
