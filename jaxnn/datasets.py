@@ -2,10 +2,8 @@
 
 Every set is a `Batch` of JAX arrays, x float32; classes are int32 and come in order. A function
 with a key draws new rows, the same for the same key, whether JAX's x64 mode is on or off.
-`nnfs_vertical`, `nnfs_spiral` and `linear_rows` are fixed rows that others have published.
-
-JAX draws the normals and NumPy places the points, so drawn and published sets share their
-geometry.
+`nnfs_vertical`, `nnfs_spiral` and `linear_rows` are fixed rows that others have published. JAX
+draws the normals and NumPy places the points, so drawn and published sets share their geometry.
 """
 
 from __future__ import annotations
@@ -35,17 +33,15 @@ __all__ = [
 Layout = Literal["clusters", "bands"]
 LAYOUTS: tuple[str, ...] = ("clusters", "bands")
 
-# Between the means of neighbouring classes, and around each mean.
-STEPS = {"clusters": 1 / 3, "bands": 0.2}
-DEVIATIONS = {"clusters": 0.1, "bands": 1.0}
-
+STEPS = {"clusters": 1 / 3, "bands": 0.2}  # between the means of neighbouring classes
+DEVIATIONS = {"clusters": 0.1, "bands": 1.0}  # around each mean
 LINE_WEIGHTS, LINE_BIAS = (1.5, 1.5), 0.1
 
 
 def vertical(
     key: jax.Array, samples: int = 100, classes: int = 3, *, layout: Layout = "clusters"
 ) -> Batch:
-    """Classes side by side, which straight lines separate as well as anything can.
+    """Draw classes side by side, which straight lines separate as well as anything can.
 
     With `n` a standard normal of its own each time, a row of class `c` is
 
@@ -64,33 +60,33 @@ def vertical(
         A `Batch`: x `(samples * classes, 2)` float32, y `(samples * classes,)` int32.
 
     Raises:
-        TypeError: if the key is not a typed key, a count not an integer or the layout not a word.
         ValueError: if a count is below 1 or the layout unknown.
 
     Example:
         >>> vertical(jax.random.key(0), samples=2, classes=3).y
         Array([0, 0, 1, 1, 2, 2], dtype=int32)
     """
-    key = as_key("key", key)
     samples, classes = _counts(samples, classes)
     if as_choice("layout", layout, LAYOUTS) == "bands":
-        return _classified(_bands(_normals(key, (classes, samples))))
+        across = np.broadcast_to(np.linspace(0, 1, samples), (classes, samples))
+        normals = DEVIATIONS["bands"] * _normals(key, (classes, samples))
+        up = normals + STEPS["bands"] * np.arange(classes)[:, None]
+        return _classified(np.stack([across, up], axis=-1))
     return _classified(_clusters(_normals(key, (classes, 2, samples))))
 
 
 def spiral(key: jax.Array, samples: int = 100, classes: int = 3) -> Batch:
-    """Arms of a spiral, an arm a class, which no straight lines separate.
+    """Draw arms of a spiral, an arm a class, which no straight lines separate.
 
     Along the arm of class `c` the radius `r` is evenly spaced from 0 to 1, and so is the angle
     `t` from `4c` to `4(c + 1)`, plus 0.2 times a standard normal; x = (r sin 2.5t, r cos 2.5t).
 
-    Args, returns and errors as for `vertical`.
+    Arguments and result are those of `vertical`.
 
     Example:
         >>> spiral(jax.random.key(0), samples=100, classes=3).x.shape
         (300, 2)
     """
-    key = as_key("key", key)
     samples, classes = _counts(samples, classes)
     return _classified(_spiral(_normals(key, (classes, samples))))
 
@@ -103,9 +99,9 @@ def linear(
     weights: Sequence[float] = LINE_WEIGHTS,
     bias: float = LINE_BIAS,
 ) -> Batch:
-    """Rows for a linear regression: `y = x @ weights + bias + noise * normal`, x standard normal.
+    """Draw rows for a linear regression: `y = x @ weights + bias + noise * normal`.
 
-    The same key gives the same x for every noise, weights of the same number and bias.
+    x is standard normal, the same for the same key whatever the noise, the bias and the weights.
 
     Args:
         key: a typed key.
@@ -118,45 +114,42 @@ def linear(
         A `Batch`: x `(samples, features)`, by default two features; y `(samples, 1)`, float32.
 
     Raises:
-        TypeError: if the key is not a typed key, the count not an integer or a number not one.
-        ValueError: if the count is below 1, the noise below 0, a number not finite in float32,
-            or the weights not a sequence of at least one.
+        ValueError: if there is no weight, or a number is out of range.
 
     Example:
         >>> x, y = linear(jax.random.key(0), samples=50, noise=0.1)
         >>> x.shape, y.shape
         ((50, 2), (50, 1))
     """
-    key = as_key("key", key)
     samples = as_count("samples", samples, minimum=1)
     noise = float(as_real("noise", noise, minimum=0.0, inclusive=True))
-    slopes = _slopes(weights)
+    weights = check_values("weights", weights, 1, "a sequence of numbers, one a feature")
+    finite = [as_real(f"weights[{i}]", w, minimum=-math.inf) for i, w in enumerate(weights)]
+    slopes = np.array(finite, np.float64)
     offset = float(as_real("bias", bias, minimum=-math.inf))
     normals = _normals(key, (samples, slopes.size + 1))
     x, errors = normals[:, :-1], normals[:, -1:]
     # In float64, so that y is rounded to float32 once.
     y = x @ slopes[:, None] + offset + noise * errors.astype(np.float64)
-    return Batch(_float32(x), _float32(y))
+    return Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
 
 
 def linear_rows() -> Batch:
-    """Twelve fixed rows on the plane `y = 1.5 x1 + 1.5 x2 + 0.1`.
-
-    Returns:
-        A `Batch`: x `(12, 2)` float32, y `(12, 1)` float32.
+    """Return twelve fixed rows on the plane `y = 1.5 x1 + 1.5 x2 + 0.1`: x (12, 2), y (12, 1).
 
     Example:
         >>> linear_rows().y[:3, 0]
         Array([4.6, 6.1, 3.1], dtype=float32)
     """
-    x1 = np.array([1, 3, 1, 0, 2, -2, 1, -1, 0.5, 2, -2, -1])
-    x2 = np.array([2, 1, 1, 1, 2, 3, 2, -0.5, 1.2, 1, 3, 1])
+    x1 = [1, 3, 1, 0, 2, -2, 1, -1, 0.5, 2, -2, -1]
+    x2 = [2, 1, 1, 1, 2, 3, 2, -0.5, 1.2, 1, 3, 1]
     x = np.stack([x1, x2], axis=1)
-    return Batch(_float32(x), _float32(x @ np.array(LINE_WEIGHTS)[:, None] + LINE_BIAS))
+    y = x @ np.array(LINE_WEIGHTS)[:, None] + LINE_BIAS
+    return Batch(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
 
 
 def nnfs_vertical(seed: int = 0, samples: int = 100, classes: int = 3) -> Batch:
-    """The rows of `vertical_data(samples, classes)` of the package nnfs 0.5.1, bit for bit.
+    """Return the rows of `vertical_data(samples, classes)` of the package nnfs 0.5.1, bit for bit.
 
     They are what it returns first after `nnfs.init(random_seed=seed)`; 0 is its own default.
     NumPy's global generator is neither read nor moved.
@@ -169,10 +162,6 @@ def nnfs_vertical(seed: int = 0, samples: int = 100, classes: int = 3) -> Batch:
     Returns:
         A `Batch`: x `(samples * classes, 2)` float32, y `(samples * classes,)` int32.
 
-    Raises:
-        TypeError: if an argument is not an integer.
-        ValueError: if an argument is out of range.
-
     Example:
         >>> nnfs_vertical().x[1]
         Array([0.04001572, 0.3652241 ], dtype=float32)
@@ -181,9 +170,9 @@ def nnfs_vertical(seed: int = 0, samples: int = 100, classes: int = 3) -> Batch:
 
 
 def nnfs_spiral(seed: int = 0, samples: int = 100, classes: int = 3) -> Batch:
-    """The rows of `spiral_data(samples, classes)` of the package nnfs 0.5.1, bit for bit.
+    """Return the rows of `spiral_data(samples, classes)` of the package nnfs 0.5.1, bit for bit.
 
-    Args, returns, errors and the meaning of the seed as for `nnfs_vertical`.
+    Arguments and result are those of `nnfs_vertical`.
 
     Example:
         >>> nnfs_spiral().x[1]
@@ -205,7 +194,7 @@ class Bayes(NamedTuple):
 
 
 def vertical_bayes(classes: int = 3, *, layout: Layout = "clusters") -> Bayes:
-    """Bayes accuracy and cross-entropy of `vertical`, in float64.
+    """Return Bayes accuracy and cross-entropy of `vertical`, in float64.
 
     These are values of the population. They are no floor for a training loss: on 300 rows the
     true posterior itself scores above or below them by luck of the draw, and a network can fit
@@ -213,7 +202,7 @@ def vertical_bayes(classes: int = 3, *, layout: Layout = "clusters") -> Bayes:
 
     With `step` between neighbouring means and `deviation` around each, the accuracy is
     `(1 + (classes - 1) erf(step / deviation / sqrt 8)) / classes`; the cross-entropy is
-    integrated numerically. Classes, layout and errors as for `vertical`.
+    integrated numerically. Classes and layout are as for `vertical`.
 
     Example:
         >>> print("{:.4f} {:.4f}".format(*vertical_bayes(3)))
@@ -223,17 +212,15 @@ def vertical_bayes(classes: int = 3, *, layout: Layout = "clusters") -> Bayes:
     as_choice("layout", layout, LAYOUTS)
     gap = STEPS[layout] / DEVIATIONS[layout]
     accuracy = (1 + (classes - 1) * math.erf(gap / math.sqrt(8))) / classes
-    surprises = [_mean_surprise(gap * (np.arange(classes) - c)) for c in range(classes)]
-    return Bayes(accuracy, math.fsum(surprises) / classes)
-
-
-def _mean_surprise(means: np.ndarray) -> float:
-    """Mean of -log posterior of the class at 0 among unit Gaussians, over that class's rows."""
-    # The trapezoid rule is exact to rounding here: the integrand is smooth and dies out.
+    # Of each class, at 0 among unit Gaussians, the mean of -log posterior over its own rows. The
+    # trapezoid rule is exact to rounding here: the integrand is smooth and dies out.
     z = np.linspace(-10, 10, 401)
-    density = np.exp(-(z**2) / 2)
-    log_odds = means[:, None] * z[None, :] - means[:, None] ** 2 / 2
-    return float(density @ np.logaddexp.reduce(log_odds, axis=0) / density.sum())
+    density, surprises = np.exp(-(z**2) / 2), []
+    for own in range(classes):
+        means = gap * (np.arange(classes) - own)[:, None]
+        log_odds = means * z[None, :] - means**2 / 2
+        surprises.append(density @ np.logaddexp.reduce(log_odds, axis=0) / density.sum())
+    return Bayes(accuracy, math.fsum(surprises) / classes)
 
 
 def _clusters(normals: np.ndarray) -> np.ndarray:
@@ -243,14 +230,6 @@ def _clusters(normals: np.ndarray) -> np.ndarray:
     # A float32 product and a float32 sum: nnfs rounds so, and its bits are promised.
     points = normals * np.float32(DEVIATIONS["clusters"]) + means[:, :, None]
     return points.swapaxes(1, 2)
-
-
-def _bands(normals: np.ndarray) -> np.ndarray:
-    """Normals `(classes, samples)` float32 -> points `(classes, samples, 2)`."""
-    classes, samples = normals.shape
-    across = np.broadcast_to(np.linspace(0, 1, samples), normals.shape)
-    up = DEVIATIONS["bands"] * normals + STEPS["bands"] * np.arange(classes)[:, None]
-    return np.stack([across, up], axis=-1)
 
 
 def _spiral(normals: np.ndarray) -> np.ndarray:
@@ -266,14 +245,11 @@ def _spiral(normals: np.ndarray) -> np.ndarray:
 def _classified(points: np.ndarray) -> Batch:
     classes, samples, _ = points.shape
     y = np.repeat(np.arange(classes, dtype=np.int32), samples)
-    return Batch(_float32(points.reshape(-1, 2)), jnp.asarray(y))
-
-
-def _float32(values: np.ndarray) -> jax.Array:
-    return jnp.asarray(values.astype(np.float32))
+    return Batch(jnp.asarray(points.reshape(-1, 2), jnp.float32), jnp.asarray(y))
 
 
 def _normals(key: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
+    key = as_key("key", key)
     # Concrete also where the caller is being traced, since NumPy goes on from here.
     with jax.ensure_compile_time_eval():
         return np.asarray(jax.random.normal(key, shape, jnp.float32))
@@ -288,9 +264,3 @@ def _nnfs_normals(seed: int, samples: int, classes: int, columns: int) -> np.nda
     samples, classes = _counts(samples, classes, most_classes=256)
     generator = np.random.RandomState(as_count("seed", seed, maximum=2**32 - 1))
     return generator.randn(classes, columns, samples).astype(np.float32)
-
-
-def _slopes(weights: Sequence[float]) -> np.ndarray:
-    array = check_values("weights", weights, 1, "a sequence of numbers, one a feature")
-    finite = [as_real(f"weights[{i}]", w, minimum=-math.inf) for i, w in enumerate(array)]
-    return np.array(finite, np.float64)

@@ -33,7 +33,7 @@ PredictFn = Callable[[np.ndarray], ArrayLike]
 
 
 def data(batch: Batch, ax: Axes | None = None) -> Axes:
-    """Points of two features, a colour and a marker a class.
+    """Draw points of two features, a colour and a marker a class.
 
     Args:
         batch: `x` finite, shape `(rows, 2)`; `y` integer classes `(rows,)` or one-hot rows.
@@ -53,10 +53,8 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
         style = {"color": COLORS[k % len(COLORS)], "marker": MARKERS[k % len(MARKERS)]}
         rows = x[labels == k]
         ax.scatter(*rows.T, s=28, edgecolors="white", linewidths=0.5, label=f"class {k}", **style)
-    ax.set(xlabel="first feature", ylabel="second feature")
-    ax.set_title(f"{len(x)} rows, {len(classes)} class{'es' * (len(classes) > 1)}")
-    _legend_beside(ax)
-    return ax
+    title = f"{len(x)} rows, {len(classes)} class{'es' * (len(classes) > 1)}"
+    return _labelled(ax, xlabel="first feature", ylabel="second feature", title=title)
 
 
 def decision_regions(
@@ -66,7 +64,7 @@ def decision_regions(
     *,
     resolution: int = 300,
 ) -> Axes:
-    """The class predicted at each point of the plane, with the data on top.
+    """Draw the class predicted at each point of the plane, with the data on top.
 
     Ties go to the lowest class, as in `metrics.accuracy`; where a prediction is NaN it is white.
 
@@ -88,10 +86,15 @@ def decision_regions(
     hits = _winners(_scores(predict_fn, x, labels.max() + 1)) == labels
     ax = data(batch, ax)
     extent = *ax.get_xlim(), *ax.get_ylim()
-    columns, rows = _centres(*extent[:2], resolution), _centres(*extent[2:], resolution)
+    shares = (np.arange(resolution) + 0.5) / resolution
+    columns, rows = (low + (high - low) * shares for low, high in (extent[:2], extent[2:]))
     plane = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
     scores = _scores(predict_fn, plane, labels.max() + 1).reshape(resolution, resolution, -1)
-    _fill(ax, _winners(scores), scores.shape[-1], extent)
+    winners, classes = np.ma.masked_less(_winners(scores), 0), scores.shape[-1]
+    pale = [1 - 0.35 * (1 - np.array(to_rgb(COLORS[k % len(COLORS)]))) for k in range(classes)]
+    look: dict[str, Any] = {"cmap": ListedColormap(pale), "vmin": -0.5, "vmax": classes - 0.5}
+    look |= {"origin": "lower", "extent": extent, "aspect": ax.get_aspect(), "zorder": 0}
+    ax.imshow(winners, interpolation="nearest", **look)
     _boundaries(ax, columns, rows, scores)
     ax.set_title(f"Decision regions: {100 * np.mean(hits):.1f} % of {len(x)} rows right")
     return ax
@@ -108,7 +111,7 @@ def loss_curves(
     reference_label: str = "reference",
     steps: bool = False,
 ) -> Axes:
-    """Losses of several methods in one picture, a colour and a dash style a method.
+    """Draw losses of several methods in one picture, a colour and a dash style a method.
 
     Several curves of one method, as from several seeds, are thin and pale, with their median on
     top where all share the same x. Values that are not finite, or not positive on a logarithmic
@@ -138,16 +141,13 @@ def loss_curves(
     for is_log, set_scale in ((log_x, ax.set_xscale), (log_y, ax.set_yscale)):
         if is_log:
             set_scale("log", nonpositive="mask")
+    drawstyle = {"drawstyle": "steps-post" if steps else "default"}
     for index, (label, group) in enumerate(groups.items()):
-        drawstyle = "steps-post" if steps else "default"
-        _draw(ax, label, group, _line_style(index) | {"drawstyle": drawstyle})
+        _draw(ax, label, group, _line_style(index) | drawstyle)
     if reference is not None:
-        ax.axhline(
-            float(reference), color="0.35", linestyle=(0, (8, 3)), lw=1, label=reference_label
-        )
-    ax.set(xlabel=xlabel, ylabel="loss")
-    _legend_beside(ax)
-    return ax
+        style: dict[str, Any] = {"color": "0.35", "linestyle": (0, (8, 3)), "lw": 1}
+        ax.axhline(float(reference), label=reference_label, **style)
+    return _labelled(ax, xlabel=xlabel, ylabel="loss")
 
 
 def smoothed(
@@ -159,7 +159,7 @@ def smoothed(
     ylabel: str = "accuracy",
     xlabel: str = "step",
 ) -> Axes:
-    """A noisy series, pale, and its centred moving average; a further call, a further colour.
+    """Draw a noisy series, pale, and its centred moving average; each call takes another colour.
 
     Towards both ends the average is over as much of the window as there is. Values that are not
     finite are left out of it.
@@ -189,10 +189,8 @@ def smoothed(
     style = _line_style(len(ax.get_lines()) // 2)
     ax.plot(raw, color=style["color"], lw=0.6, alpha=0.3, zorder=1.5)
     ax.plot(_moving_average(raw, window // 2), lw=1.8, label=label, **style)
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=f"Moving average of {window} (raw values pale)")
-    if label is not None:
-        _legend_beside(ax)
-    return ax
+    title = f"Moving average of {window} (raw values pale)"
+    return _labelled(ax, label is not None, xlabel=xlabel, ylabel=ylabel, title=title)
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
@@ -200,6 +198,14 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
         return plt.subplots(figsize=size, layout="constrained")[1]
     if not isinstance(ax, Axes):
         raise TypeError(f"ax must be a matplotlib Axes or None; got a {type(ax).__name__}")
+    return ax
+
+
+def _labelled(ax: Axes, has_legend: bool = True, **labels: str) -> Axes:
+    """Label the axes; a legend stands to the right, where it covers nothing."""
+    ax.set(**labels)
+    if has_legend:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return ax
 
 
@@ -232,17 +238,6 @@ def _winners(scores: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(scores).any(axis=-1), -1, np.argmax(scores, axis=-1))
 
 
-def _centres(low: float, high: float, count: int) -> np.ndarray:
-    return low + (high - low) * (np.arange(count) + 0.5) / count
-
-
-def _fill(ax: Axes, winners: np.ndarray, classes: int, extent: tuple[float, ...]) -> None:
-    pale = [1 - 0.35 * (1 - np.array(to_rgb(COLORS[k % len(COLORS)]))) for k in range(classes)]
-    colors = {"cmap": ListedColormap(pale), "vmin": -0.5, "vmax": classes - 0.5}
-    place = {"origin": "lower", "extent": extent, "aspect": ax.get_aspect(), "zorder": 0}
-    ax.imshow(np.ma.masked_less(winners, 0), interpolation="nearest", **colors, **place)
-
-
 def _boundaries(ax: Axes, columns: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
     """A thin line around each class, where its score crosses the best of the others."""
     winners = _winners(scores)
@@ -271,7 +266,7 @@ def _groups(curves: Any) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
 
 def _curve(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(pair, tuple) or len(pair) != 2:
-        came = f"a tuple of {len(pair)}" if isinstance(pair, tuple) else f"a {type(pair).__name__}"
+        came = f"a {type(pair).__name__}" + f" of {len(pair)}" * isinstance(pair, tuple)
         raise ValueError(f"{name} must be a tuple (x, y) or a list of such tuples; got {came}")
     x, y = as_numpy(f"{name} x", pair[0]), as_numpy(f"{name} y", pair[1])
     if x.ndim != 1 or x.shape != y.shape:
@@ -280,12 +275,11 @@ def _curve(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(ax: Axes, label: str, group: list, style: dict[str, Any]) -> None:
-    """One line for one curve; for several, thin ones, and their median where x is shared."""
+    """Draw one line for one curve; for several, thin ones, and their median if x is shared."""
     x = group[0][0]
     shared = all(np.array_equal(x, other, equal_nan=True) for other, _ in group)
-    thin: dict[str, Any] = (
-        style | {"lw": 0.8} | ({"linestyle": "-", "alpha": 0.35} if shared else {})
-    )
+    thin: dict[str, Any] = style | {"lw": 0.8}
+    thin |= {"linestyle": "-", "alpha": 0.35} if shared else {}
     if len(group) > 1:
         lines = [ax.plot(*map(_finite, pair), **thin)[0] for pair in group]
         if not shared:
@@ -313,8 +307,3 @@ def _moving_average(values: np.ndarray, half: int) -> np.ndarray:
     sums = np.convolve(np.where(finite, values, 0.0), kernel)[inside]
     counts = np.convolve(finite.astype(np.float64), kernel)[inside]
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
-
-
-def _legend_beside(ax: Axes) -> None:
-    """A legend to the right of the axes, where it covers nothing."""
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
