@@ -1,12 +1,13 @@
 """The gradient check passes what is right, and names the leaf and the factor of what is wrong.
 
-One network by hand, 2-4-4-3 with relu and tanh, carries every fault: a number chooses which, so
-that all of them run the same compiled code.
+One network by hand, 2-4-4-3 with relu and tanh, carries every fault of the table `FAULTS`: a number
+chooses which, so that all of them run the same compiled code.
 """
 
 import copy
 import functools
 import pickle
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,8 +20,6 @@ from jax.tree_util import Partial
 import jaxnn
 from jaxnn.gradients import check as gradient_check
 from jaxnn.gradients.check import check_gradients
-from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import OUTPUT_LOSSES
 
 KEY = jax.random.key(8)
 ROWS = 7
@@ -58,27 +57,35 @@ def loss_fn(params, batch):
     return jnp.mean(log_sum - jnp.sum(z * batch["y"], axis=1))
 
 
-FAULTS = (
-    "none",
-    "relu lets everything through",
-    "tanh differentiated at its output",
-    "no 1/N",
-    "wrong sign",
-    "weight not transposed",
-    "hidden bias forgotten",
-    "output bias of one row",
-    "half a weight gradient",
-    "one coordinate off by a millionth",
-    "nan in one coordinate",
-    "loss without its mean",
-)
+class Fault(NamedTuple):
+    """A planted fault: the leaves that it reaches, what the suggestion says, the ratio of one."""
+
+    leaves: str
+    said: str
+    ratio: float | None = None
+
+
+ALL = "b0 b1 b2 w0 w1 w2"
+FAULTS = {
+    "relu lets everything through": Fault("b0 w0", "relu's derivative is not 0 for units that are"),
+    "tanh differentiated at its output": Fault("b0 b1 w0 w1", "right only as the params go to 0"),
+    "no 1/N": Fault(ALL, "factor 7 = 7; the 7 rows: 1/7 is missing", ROWS),
+    "wrong sign": Fault(ALL, "of the wrong sign", -1),
+    "weight not transposed": Fault("b0 w0", r"right where params\['w1'\] is symmetric"),
+    "hidden bias forgotten": Fault("b0", "left out: it is 0 everywhere", 0),
+    "output bias of one row": Fault("b2", "wrong in 3 of 3 coordinates"),
+    "half a weight gradient": Fault("w2", "off by the factor 0.5 = 1/2; 2 columns: [^x]*$", 0.5),
+    "nan in one coordinate": Fault("w0", "wrong in 1 of 8 coordinates"),
+    "one coordinate off by a millionth": Fault("w0", "wrong in 1 of 8 coordinates"),
+}
+NUMBERS = {name: number for number, name in enumerate(("none", *FAULTS, "loss without its mean"))}
 
 
 def by_hand(fault, params, batch):
     """Loss and gradient with the fault of that number."""
 
     def when(name, wrong, right):
-        return jnp.where(fault == FAULTS.index(name), wrong, right)
+        return jnp.where(fault == NUMBERS[name], wrong, right)
 
     x = batch["x"]
     h0, h1, h2, z = forward(params, x)
@@ -109,7 +116,7 @@ def by_hand(fault, params, batch):
 
 
 def check(fault="none", **options) -> Any:
-    function = Partial(by_hand, np.int32(FAULTS.index(fault)))
+    function = Partial(by_hand, np.int32(NUMBERS[fault]))
     return check_gradients(KEY, loss_fn, function, sample, data(), **options)
 
 
@@ -125,7 +132,7 @@ def test_a_right_gradient_passes_in_every_leaf_and_every_figure():
     assert report.passed
     assert [leaf.name for leaf in report.leaves] == NAMES
     assert [leaf.shape for leaf in report.leaves] == [(4,), (4,), (3,), *SIZES]
-    assert report.num_samples == 20
+    assert (report.num_samples, report.suggestions, report.notes) == (20, (), ())
     assert report.value_error < 1e-15
     for leaf in report.leaves:
         assert leaf.passed
@@ -140,18 +147,18 @@ def square(params, batch):
     return jnp.sum(jnp.square(params))
 
 
-def two_normals(key):
-    return jax.random.normal(key, (2,))
-
-
-@pytest.mark.parametrize("number", [1, 3])
-def test_so_many_samples_are_drawn_as_asked_for_and_largest_is_of_all_of_them(number):
+def test_the_check_draws_num_samples_and_largest_is_of_all_of_them():
     """Redrawn here: the keys are split from the check's own stream; the slope of x^2 is 2x."""
+
+    def two_normals(key):
+        return jax.random.normal(key, (2,))
+
     stream = jax.random.fold_in(KEY, gradient_check.TAG)
-    drawn = np.stack([two_normals(key) for key in jax.random.split(stream, number)])
-    function = jax.value_and_grad(square)
-    report = check_gradients(KEY, square, function, two_normals, None, num_samples=number)
-    assert report.num_samples == number
+    drawn = np.stack([two_normals(key) for key in jax.random.split(stream, 3)])
+    report = check_gradients(
+        KEY, square, jax.value_and_grad(square), two_normals, None, num_samples=3
+    )
+    assert report.num_samples == 3
     (leaf,) = report.leaves
     assert leaf.largest == pytest.approx(2 * float(np.max(np.abs(drawn))), rel=1e-6)
     assert (leaf.name, leaf.shape) == ("params", (2,))
@@ -168,79 +175,52 @@ def batch_for(model):
     return jaxnn.Batch(x, targets[model.settings.loss])
 
 
-def check_network(model, **options):
-    return check_gradients(
-        KEY,
-        model.loss_reference,
-        model.value_and_grad,
-        model.sampler(scale=1.0),
-        batch_for(model),
-        **options,
-    )
+def check_model(model, batch, **options) -> Any:
+    functions = model.loss_reference, model.value_and_grad
+    return check_gradients(KEY, *functions, model.sampler(scale=1.0), batch, **options)
 
 
-@pytest.mark.exhaustive
-def test_the_gradients_of_a_network_pass():
-    model = jaxnn.mlp(
-        (3, 5, 2),
-        hidden="tanh",
-        output="sigmoid",
-        loss="binary_crossentropy",
-        hidden_biases=False,
-    )
-    report = check_network(model)
-    assert report.passed, str(report)
-    assert max(leaf.error for leaf in report.leaves) < 1e-12
+HIDDEN = ("relu", "tanh", "sigmoid", "identity")
+OUTPUT_LOSSES = [
+    ("softmax", "categorical_crossentropy"),
+    ("sigmoid", "binary_crossentropy"),
+    *((output, "mean_squared_error") for output in (*HIDDEN, "softmax")),
+]
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("output", "loss"), OUTPUT_LOSSES)
 def test_the_gradients_of_every_network_pass_on_200_samples_each(output, loss):
-    """Each head with hidden activations and depths of 1 to 4: 7 x 13 networks, 18,200 samples."""
-    failed, count = [], 0
+    """Each output with hidden activations and depths of 1 to 4: 7 x 13 networks."""
     for depth in range(1, 5):
-        for hidden in HIDDEN_ACTIVATIONS[: 4 if depth > 1 else 1]:
+        for hidden in HIDDEN if depth > 1 else HIDDEN[:1]:
             sizes = (3, *(5, 4, 6)[: depth - 1], 2)
             model = jaxnn.mlp(sizes, hidden=hidden, output=output, loss=loss)
-            report = check_network(model, num_samples=200)
-            count += 1
-            if not report.passed or max(leaf.error for leaf in report.leaves) > 1e-12:
-                failed.append((model, str(report)))
-    assert count == 13
-    assert failed == []
+            report = check_model(model, batch_for(model), num_samples=200)
+            assert report.passed, (model, str(report))
+            assert max(leaf.error for leaf in report.leaves) < 1e-12
 
 
 # --- what is wrong
 
-BROKEN = {
-    "relu lets everything through": ["b0", "w0"],
-    "tanh differentiated at its output": ["b0", "b1", "w0", "w1"],
-    "no 1/N": ["b0", "b1", "b2", "w0", "w1", "w2"],
-    "wrong sign": ["b0", "b1", "b2", "w0", "w1", "w2"],
-    "weight not transposed": ["b0", "w0"],
-    "hidden bias forgotten": ["b0"],
-    "output bias of one row": ["b2"],
-    "half a weight gradient": ["w2"],
-    "one coordinate off by a millionth": ["w0"],
-    "nan in one coordinate": ["w0"],
-}
 
-
-@pytest.mark.parametrize("fault", BROKEN)
-def test_a_fault_fails_in_the_leaves_it_reaches_and_in_no_other(fault):
-    report = check(fault)
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_fails_in_the_leaves_it_reaches_and_in_no_other(name):
+    fault, report = FAULTS[name], check(name)
+    wrong = [f"params['{leaf}']" for leaf in fault.leaves.split()]
+    assert wrong_leaves(report) == wrong
     assert not report.passed
-    assert wrong_leaves(report) == [f"params['{name}']" for name in BROKEN[fault]]
     assert report.value_error < 1e-15
-    right = [leaf for leaf in report.leaves if leaf.passed]
-    assert all(leaf.ratio == pytest.approx(1, abs=1e-12) for leaf in right)
-
-
-@pytest.mark.parametrize("fault", sorted(set(BROKEN) - {"one coordinate off by a millionth"}))
-def test_finite_differences_find_the_fault_without_jax_grad(fault):
-    """With `jax.grad` never consulted, the other witness alone fails the same leaves."""
-    report = check(fault, tolerance=1e30)
-    assert wrong_leaves(report) == [f"params['{name}']" for name in BROKEN[fault]]
+    assert report.worst.name in wrong
+    for leaf in report.leaves:
+        if leaf.passed:
+            assert leaf.ratio == pytest.approx(1, abs=1e-12)
+        elif fault.ratio is not None:
+            assert leaf.ratio == pytest.approx(fault.ratio, abs=1e-9)
+        if "nan" in name and not leaf.passed:
+            assert leaf.error == leaf.difference_error == np.inf
+    if "millionth" not in name:  # The differences find the fault alone, without `jax.grad`.
+        assert wrong_leaves(check(name, tolerance=1e30)) == wrong
 
 
 def test_jax_grad_finds_what_finite_differences_are_too_coarse_for():
@@ -248,27 +228,19 @@ def test_jax_grad_finds_what_finite_differences_are_too_coarse_for():
     assert check(fault, tolerance=1e30).passed
     report = check(fault, difference_tolerance=1e30)
     assert wrong_leaves(report) == ["params['w0']"]
-    (leaf,) = [leaf for leaf in report.leaves if not leaf.passed]
-    assert leaf.error == pytest.approx(1e-6, rel=1e-3)
+    assert report.worst.error == pytest.approx(1e-6, rel=1e-3)
+    assert report.worst.coordinate == (1, 2)
 
 
-@pytest.mark.parametrize(
-    ("fault", "name", "ratio"),
-    [
-        ("no 1/N", "w1", ROWS),
-        ("wrong sign", "b2", -1),
-        ("hidden bias forgotten", "b0", 0),
-        ("half a weight gradient", "w2", 0.5),
-    ],
-)
-def test_the_ratio_is_the_factor_of_the_fault(fault, name, ratio):
-    leaves = {leaf.name: leaf for leaf in check(fault).leaves}
-    assert leaves[f"params['{name}']"].ratio == pytest.approx(ratio, abs=1e-9)
-
-
-def test_a_nan_is_infinitely_wrong():
-    (leaf,) = [leaf for leaf in check("nan in one coordinate").leaves if not leaf.passed]
-    assert leaf.error == leaf.difference_error == np.inf
+@pytest.mark.parametrize("fault", ["wrong sign", "tanh differentiated at its output"])
+def test_the_worst_case_can_be_had_again(fault):
+    report = check(fault)
+    again, worst = sample(report.worst_key), report.worst
+    alone = check_gradients(KEY, loss_fn, Partial(by_hand, np.int32(NUMBERS[fault])), again, data())
+    same = alone.leaves[NAMES.index(worst.name)]
+    assert (same.coordinate, same.sample, alone.worst_key) == (worst.coordinate, 0, None)
+    assert same.gradient == pytest.approx(worst.gradient, rel=1e-12)
+    assert same.expected == pytest.approx(worst.expected, rel=1e-6)
 
 
 def test_a_loss_that_differs_fails_though_every_gradient_is_right():
@@ -276,23 +248,22 @@ def test_a_loss_that_differs_fails_though_every_gradient_is_right():
     assert not report.passed
     assert wrong_leaves(report) == []
     assert report.value_error == pytest.approx(ROWS - 1)
+    assert "return another loss" in str(report)
 
 
-def test_a_leaf_whose_true_gradient_is_nan_fails_and_takes_no_other_with_it():
+@pytest.mark.parametrize(("factor", "wrong"), [(1.0, "a"), (0.5, "ab")])
+def test_a_leaf_whose_true_gradient_is_nan_fails_and_takes_no_other_with_it(factor, wrong):
     def nowhere(params, batch):
         return jnp.sqrt(params["a"] * batch) + jnp.sum(params["b"])
 
-    start = {"a": np.float32(1), "b": np.ones(2, np.float32)}
-    report = check_gradients(KEY, nowhere, jax.value_and_grad(nowhere), start, np.float32(0))
-    assert report.value_error == 0
-    assert wrong_leaves(report) == ["params['a']"]
-
-    def half_of_b(params, batch):
+    def by_hand(params, batch):
         value, gradient = jax.value_and_grad(nowhere)(params, batch)
-        return value, gradient | {"b": 0.5 * gradient["b"]}
+        return value, gradient | {"b": factor * gradient["b"]}
 
-    report = check_gradients(KEY, nowhere, half_of_b, start, np.float32(0))
-    assert wrong_leaves(report) == ["params['a']", "params['b']"]
+    start = {"a": np.float32(1), "b": np.ones(2, np.float32)}
+    report = check_gradients(KEY, nowhere, by_hand, start, np.float32(0))
+    assert report.value_error == 0
+    assert wrong_leaves(report) == [f"params['{name}']" for name in wrong]
 
 
 # --- what is small
@@ -309,12 +280,11 @@ def check_bowl(offset, factor, start, by_hand=None) -> Any:
     return check_gradients(KEY, offset_bowl, by_hand, np.float32(start) * np.ones(3), batch)
 
 
-def with_noise(params, batch):
-    value, gradient = jax.value_and_grad(offset_bowl)(params, batch)
-    return value, gradient + 1e-17
-
-
 def test_rounding_noise_about_a_gradient_of_zero_is_no_error():
+    def with_noise(params, batch):
+        value, gradient = jax.value_and_grad(offset_bowl)(params, batch)
+        return value, gradient + 1e-17
+
     report = check_bowl(1, 1, 0, with_noise)
     assert report.passed, str(report)
     (leaf,) = report.leaves
@@ -322,17 +292,18 @@ def test_rounding_noise_about_a_gradient_of_zero_is_no_error():
     assert (leaf.ratio, leaf.num_kinks) == (1, 0)
 
 
-def test_what_rounding_explains_is_shown_as_0_and_what_it_does_not_is_shown():
+def off_by(error, params, batch):
+    value, gradient = jax.value_and_grad(offset_bowl)(params, batch)
+    return value * (1 + error), gradient * (1 + error)
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1.0, 1e9])
+def test_what_rounding_explains_is_shown_as_0_and_what_it_does_not_is_shown(factor):
     """Of a slope of 1.4 and a loss of 1.47 a few units in the last place are rounding."""
-
-    def off_by(error, params, batch):
-        value, gradient = jax.value_and_grad(offset_bowl)(params, batch)
-        return value * (1 + error), gradient * (1 + error)
-
-    for error, shown in ((4e-16, 0), (1e-12, 1e-12)):
-        report = check_bowl(0, 1, 0.7, Partial(off_by, np.float64(error)))
-        assert report.passed
-        assert report.value_error == pytest.approx(shown, rel=0.01)
+    for error, shown in ((4e-16, 0), (1e-12, 1e-12), (1e-8, 1e-8)):
+        report = check_bowl(0, factor, 0.7, Partial(off_by, np.float64(error)))
+        assert report.passed == (error < 1e-9)
+        assert factor < 1 or report.value_error == pytest.approx(shown, rel=0.01)
         assert report.leaves[0].error == pytest.approx(shown, rel=0.01)
 
 
@@ -342,59 +313,22 @@ def test_small_gradients_of_large_losses_and_losses_of_any_unit_pass(offset, fac
     assert report.passed, str(report)
 
 
-@pytest.mark.parametrize("factor", [1e-9, 1.0, 1e9])
-def test_a_loss_of_another_unit_is_checked_as_sharply(factor):
-    def doubled(params, batch):
-        value, gradient = jax.value_and_grad(offset_bowl)(params, batch)
-        return value, gradient * (1 + 1e-8)
+def test_noise_of_a_large_loss_opens_no_bracket():
+    """Of 1e8 the differences are off by some hundredths; the gradient by 1e-4."""
 
-    report = check_bowl(0, factor, 0.7, doubled)
+    def slightly_off(params, batch):
+        value, gradient = jax.value_and_grad(offset_bowl)(params, batch)
+        return value, gradient * jnp.array([1.0, 1.0001, 1.0])
+
+    report = check_bowl(1e8, 1, 0.7, slightly_off)
     assert not report.passed
-    assert report.leaves[0].error == pytest.approx(1e-8, rel=1e-4)
+    assert report.leaves[0].num_kinks == 0
 
 
 # --- kinks
 
-
-def hinge(params, batch):
-    return jnp.sum(jnp.abs(params["w"]) * batch) + jnp.sum(jnp.square(params["v"]))
-
-
-def hinge_by_hand(slope, params, batch):
-    """`slope` is what is meant at exactly 0."""
-    sign = jnp.where(params["w"] == 0, slope, jnp.sign(params["w"]))
-    return hinge(params, batch), {"w": sign * batch, "v": 2 * params["v"]}
-
-
-CORNERS = {"v": np.array([1.0, -2.0], np.float32), "w": np.array([0, 1.5, 0, -2], np.float32)}
-
-
-def check_hinge(slope, **options) -> Any:
-    by_hand = Partial(hinge_by_hand, np.float64(slope))
-    return check_gradients(KEY, hinge, by_hand, CORNERS, np.float32(3), **options)
-
-
-def test_kinks_are_counted_and_any_slope_between_their_sides_passes_the_differences():
-    """At 0 the slopes of 3|x| lie between -3 and 3; `jax.grad` of |x| has 0 there."""
-    for slope in (-1.0, -0.25, 0.0, 1.0):
-        v, w = check_hinge(slope, tolerance=1e30).leaves
-        assert (v.num_kinks, w.num_kinks) == (0, 2)
-        assert v.passed
-        assert w.passed
-    v, w = check_hinge(1.5, tolerance=1e30).leaves
-    assert v.passed
-    assert not w.passed
-    assert w.difference_error == pytest.approx(0.5, rel=1e-3)
-
-
-RIGHT, WRONG = (
-    {"relu": (0, 0.5, 1), "abs": (-1, 0, 0.3, 1), "tie": (0, 0.5, 1)},
-    {
-        "relu": (-0.1, -1e-6, 1 + 1e-6, 1.1),
-        "abs": (-1.1, 1.1),
-        "tie": (-0.1, 1.1),
-    },
-)
+RIGHT = {"relu": (0, 0.5, 1), "abs": (-1, 0, 0.3, 1), "tie": (0, 0.5, 1)}
+WRONG = {"relu": (-0.1, -1e-6, 1 + 1e-6, 1.1), "abs": (-1.1, 1.1), "tie": (-0.1, 1.1)}
 KINDS = tuple(RIGHT)
 AT_KINKS = {
     "relu": np.array([0, 1, -1], np.float32),
@@ -421,10 +355,10 @@ def kinked_by_hand(slopes, factor, params, batch):
     }
 
 
-def check_kinked(factor=1.0, **slopes) -> Any:
+def check_kinked(factor=1.0, options=None, **slopes) -> Any:
     chosen = np.array([slopes.get(kind, 0.5) for kind in KINDS], np.float64)
     by_hand = Partial(kinked_by_hand, chosen, np.float64(factor))
-    return check_gradients(KEY, kinked, by_hand, AT_KINKS, None)
+    return check_gradients(KEY, kinked, by_hand, AT_KINKS, None, **(options or {}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -439,6 +373,13 @@ def test_slopes_between_both_sides_of_a_kink_are_right_and_no_others(kind):
         assert wrong_leaves(check_kinked(**{kind: slope})) == [f"params['{kind}']"]
 
 
+def test_the_differences_alone_bracket_the_slopes_at_a_kink():
+    alone = {"tolerance": 1e30}
+    assert check_kinked(options=alone, relu=1.0, abs=-1.0).passed
+    (leaf,) = [leaf for leaf in check_kinked(options=alone, relu=1.5).leaves if not leaf.passed]
+    assert (leaf.name, leaf.difference_error) == ("params['relu']", pytest.approx(0.5, rel=1e-3))
+
+
 def test_another_slope_than_that_of_jax_grad_is_noted_and_its_own_is_not():
     own = jax.grad(kinked)(AT_KINKS, None)
     slopes = {"relu": float(own["relu"][0]), "abs": float(own["abs"][1]), "tie": own["tie"][0]}
@@ -451,7 +392,12 @@ def test_another_slope_than_that_of_jax_grad_is_noted_and_its_own_is_not():
 
 @pytest.mark.parametrize("factor", [-1.0, 1 + 1e-8, 0.0])
 def test_kinks_hide_no_fault_elsewhere(factor):
-    assert wrong_leaves(check_kinked(factor)) == ["params['smooth']"]
+    report = check_kinked(factor)
+    assert wrong_leaves(report) == ["params['smooth']"]
+    if factor < 0:
+        assert report.suggestions == ("params['smooth']: of the wrong sign",)
+    (said,) = check_kinked(relu=1.1).suggestions
+    assert "right close by: wrong at a kink alone" in said
 
 
 def bent(params, batch):
@@ -460,15 +406,24 @@ def bent(params, batch):
     return jnp.sum(jnp.where(batch[1] > 0, jnp.sqrt(z * z + batch[1] ** 2), jnp.abs(z)) + z) / 2
 
 
-def bent_by_hand(slope, params, batch):
-    """`slope` is what is meant at exactly 0."""
-    value, gradient = jax.value_and_grad(bent)(params, batch)
-    return value, jnp.where(params == 0, slope, gradient)
+@functools.cache
+def but_at_0(loss):
+    """The loss with its gradient, except that `slope` is what is meant at exactly 0."""
+
+    def by_hand(slope, params, batch):
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        return value, jnp.where(params == 0, slope, gradient)
+
+    return by_hand
+
+
+def check_at_0(loss, slope, batch=None) -> Any:
+    params = np.array([0, 1, -1], np.float32)
+    return check_gradients(KEY, loss, Partial(but_at_0(loss), np.float64(slope)), params, batch)
 
 
 def check_bent(slope, kink=0.0, width=0.0) -> Any:
-    by_hand, params = Partial(bent_by_hand, np.float64(slope)), np.array([0, 1, -1], np.float32)
-    return check_gradients(KEY, bent, by_hand, params, (np.float32(kink), np.float32(width)))
+    return check_at_0(bent, slope, (np.float32(kink), np.float32(width)))
 
 
 @pytest.mark.parametrize("kink", [5e-7, 1e-8, 1e-10])
@@ -492,34 +447,14 @@ def test_a_bend_however_sharp_is_no_kink(width):
         assert not check_bent(slope, width=width).passed
 
 
-def test_noise_of_a_large_loss_opens_no_bracket():
-    """Of 1e8 the differences are off by some hundredths; the gradient by 1e-4."""
-
-    def slightly_off(params, batch):
-        value, gradient = jax.value_and_grad(offset_bowl)(params, batch)
-        return value, gradient * jnp.array([1.0, 1.0001, 1.0])
-
-    report = check_bowl(1e8, 1, 0.7, slightly_off)
-    assert not report.passed
-    assert report.leaves[0].num_kinks == 0
-
-
 def test_a_slope_at_the_end_of_a_curved_side_is_right():
     """Of relu(x) exp(-30 x) at 0; over a step of h the slope falls by 60 h."""
 
     def curved(params, batch):
-        return jnp.sum(jnp.maximum(params, 0) * jnp.exp(batch * params))
+        return jnp.sum(jnp.maximum(params, 0) * jnp.exp(-30 * params))
 
-    def by_hand(slope, params, batch):
-        value, gradient = jax.value_and_grad(curved)(params, batch)
-        return value, jnp.where(params == 0, slope, gradient)
-
-    def passes(slope):
-        function = Partial(by_hand, np.float64(slope))
-        params = np.array([0, 1], np.float32)
-        return check_gradients(KEY, curved, function, params, np.float32(-30)).passed
-
-    assert [passes(slope) for slope in (0, 0.5, 1, -1e-6, 1 + 1e-6)] == [True] * 3 + [False] * 2
+    passed = [check_at_0(curved, slope).passed for slope in (0, 0.5, 1, -1e-6, 1 + 1e-6)]
+    assert passed == [True] * 3 + [False] * 2
 
 
 def test_where_kinks_meet_the_slope_of_the_loss_is_right_and_that_of_jax_grad_is_not():
@@ -528,17 +463,10 @@ def test_where_kinks_meet_the_slope_of_the_loss_is_right_and_that_of_jax_grad_is
     def line(params, batch):
         return jnp.sum(jax.nn.relu(params) - jax.nn.relu(-params))
 
-    def by_hand(slope, params, batch):
-        return line(params, batch), jnp.where(params == 0, slope, 1.0)
-
-    def check_line(slope):
-        params = np.array([0, 2], np.float32)
-        return check_gradients(KEY, line, Partial(by_hand, np.float64(slope)), params, None)
-
-    assert [check_line(slope).passed for slope in (0, 0.5, 1)] == [False, False, True]
-    report = check_line(0)
-    assert "jax.grad itself lies outside the finite differences" in report.notes[0]
-    assert "the finite differences contradict it" in report.suggestions[0]
+    reports = [check_at_0(line, slope) for slope in (0, 0.5, 1)]
+    assert [report.passed for report in reports] == [False, False, True]
+    assert "jax.grad itself lies outside the finite differences" in reports[0].notes[0]
+    assert "the finite differences contradict it" in reports[0].suggestions[0]
 
 
 def hinges(params, batch):
@@ -581,51 +509,6 @@ def test_of_small_integers_the_slopes_that_pass_are_those_between_exact_sides(ca
     assert cases / 4 < verdicts.count(False) < cases
 
 
-XOR = (
-    np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32),
-    np.array([[0.5], [1], [1], [0]], np.float32),
-)
-
-
-def xor_loss(params, batch):
-    hidden = jnp.maximum(batch[0] @ params["w1"] + params["b1"][None, :], 0)
-    return jnp.mean((hidden @ params["w2"] - batch[1]) ** 2)
-
-
-def xor_by_hand(slope, factor, params, batch):
-    x, y = batch
-    z = x @ params["w1"] + params["b1"][None, :]
-    hidden = jnp.maximum(z, 0)
-    d2 = (hidden @ params["w2"] - y) / 2
-    d1 = (d2 @ params["w2"].T) * jnp.where(z == 0, slope, jnp.where(z > 0, 1.0, 0.0))
-    gradient = {"w1": x.T @ d1, "b1": d1.sum(0), "w2": factor * hidden.T @ d2}
-    return xor_loss(params, batch), gradient
-
-
-def xor_sample(key):
-    normals = jax.random.normal(key, (12,))
-    return {"w1": normals[:8].reshape(2, 4), "b1": jnp.zeros(4), "w2": normals[8:].reshape(4, 1)}
-
-
-def check_xor(slope, factor=1.0) -> Any:
-    by_hand = Partial(xor_by_hand, np.float64(slope), np.float64(factor))
-    return check_gradients(KEY, xor_loss, by_hand, xor_sample, XOR)
-
-
-def test_xor_with_zero_biases_passes_with_any_slope_of_relu_at_0():
-    for slope in (0, 0.5, 1):
-        report = check_xor(slope)
-        assert report.passed, str(report)
-        assert report.leaves[0].num_kinks > 40
-    for slope in (-0.1, 1.1, -1):
-        assert wrong_leaves(check_xor(slope)) == ["params['b1']"]
-    report = check_xor(0, -1.0)
-    assert wrong_leaves(report) == ["params['w2']"]
-    assert report.suggestions == ("params['w2']: of the wrong sign",)
-    (said,) = check_xor(1.1).suggestions
-    assert "right close by: wrong at a kink alone" in said
-
-
 def test_relu_at_exactly_zero_passes_with_its_kinks_counted():
     model = jaxnn.mlp((2, 3, 3))
     zero = jax.tree.map(jnp.zeros_like, model.init(KEY))
@@ -661,68 +544,52 @@ def slope_of_roots(params, slope):
     return jnp.where(params > 0, 0.5 / jnp.sqrt(jnp.abs(params)), slope)
 
 
-def twice_slope_of_roots(params, slope):
-    return 2 * slope_of_roots(params, slope)
-
-
-def test_where_jax_grad_is_not_finite_the_differences_decide():
-    report = check_at([-1, 4], roots, slope_of_roots)
-    assert report.passed, str(report)
-    assert report.leaves[0].largest == 0.25
-    (note,) = report.notes
-    assert note == "params, 1 coordinate: jax.grad is not finite: the finite differences decide"
-    for slope in (1e-4, np.nan, np.inf):
-        assert not check_at([-1, 4], roots, slope_of_roots, slope).passed
-    double = check_at([-1, 4], roots, twice_slope_of_roots)
-    assert not double.passed
-    assert "off by the factor 2" in double.suggestions[0]
-
-
 def norm(params, batch):
     return jnp.sqrt(jnp.sum(params**2))
 
 
-def test_of_a_norm_at_0_any_slope_that_the_differences_bracket_is_right():
-    for slope, is_right in ((-1, True), (0, True), (0.6, True), (1, True), (1.01, False)):
-        report = check_at([0, 0], norm, jnp.full_like, slope)
-        assert report.passed == is_right, str(report)
-        assert report.leaves[0].num_kinks == 2
-
-
 def logarithms(params, batch):
-    return jnp.sum(jnp.log(params))
-
-
-def slope_of_logarithms(params, error):
-    return (1 + error) / params
-
-
-def test_where_the_differences_are_not_finite_jax_grad_decides_alone():
     """The differences of log reach below 0."""
-    report = check_at([1e-7, 4], logarithms, slope_of_logarithms)
-    assert report.passed, str(report)
-    assert "jax.grad decides alone" in report.notes[0]
-    assert not check_at([1e-7, 4], logarithms, slope_of_logarithms, 1e-8).passed
+    return jnp.sum(jnp.log(params))
 
 
 def exponentials(params, batch):
     return jnp.sum(jnp.exp(params))
 
 
-def slope_of_exponentials(params, clip):
+def clipped(params, clip):
     return jnp.where(clip > 0, jnp.exp(jnp.minimum(params, clip)), jnp.exp(params))
 
 
-def test_where_nothing_is_finite_only_a_gradient_that_is_not_finite_either_passes():
-    report = check_at([800, 4], exponentials, slope_of_exponentials)
-    assert report.passed, str(report)
-    assert report.value_error == 0
-    assert "nothing tells what is right" in report.notes[-1]
-    assert not check_at([800, 4], exponentials, slope_of_exponentials, 700).passed
+@pytest.mark.parametrize(
+    ("loss", "gradient", "params", "right", "wrong", "note"),
+    [
+        (roots, slope_of_roots, [-1, 4], [0], [1e-4, np.nan, np.inf], "the finite differences dec"),
+        (norm, jnp.full_like, [0, 0], [-1, 0, 0.6, 1], [1.01], "the finite differences decide"),
+        (logarithms, lambda p, e: (1 + e) / p, [1e-7, 4], [0], [1e-8], "jax.grad decides alone"),
+        (exponentials, clipped, [800, 4], [0], [700], "nothing tells what is right"),
+    ],
+)
+def test_what_is_finite_decides(loss, gradient, params, right, wrong, note):
+    """Where nothing is finite, only a gradient that is not finite either passes."""
+    for slope in right:
+        report = check_at(params, loss, gradient, slope)
+        assert report.passed, str(report)
+        assert report.value_error == 0
+        assert note in report.notes[-1]
+    assert not any(check_at(params, loss, gradient, slope).passed for slope in wrong)
+
+
+def test_a_fault_is_named_though_jax_grad_is_not_finite_elsewhere():
+    report = check_at([-1, 4], roots, lambda params, slope: 2 * slope_of_roots(params, slope))
+    assert not report.passed
+    assert "off by the factor 2" in report.suggestions[0]
+    assert check_at([-1, 4], roots, slope_of_roots).leaves[0].largest == 0.25
+    assert check_at([0, 0], norm, jnp.full_like).leaves[0].num_kinks == 2
 
 
 def test_a_leaf_of_which_nothing_could_be_judged_fails():
-    report = check_at([800, 900], exponentials, slope_of_exponentials)
+    report = check_at([800, 900], exponentials, clipped)
     assert wrong_leaves(report) == ["params"]
     assert report.leaves[0].error == np.inf
 
@@ -762,14 +629,9 @@ def test_a_report_pickles_with_its_key():
         assert jnp.all(again.worst_key == report.worst_key)
 
 
-def test_params_in_place_of_a_sampler_are_checked_once():
-    report = check_hinge(0.0, num_samples=50)
-    assert (report.num_samples, report.passed) == (1, check_hinge(0.0).passed)
-
-
 def test_the_same_key_checks_the_same_samples_and_another_others():
     assert check().leaves == check().leaves
-    function = Partial(by_hand, np.int32(0))
+    function = Partial(by_hand, np.int32(NUMBERS["none"]))
     other = check_gradients(jax.random.key(9), loss_fn, function, sample, data())
     assert other.leaves[0].largest != check().leaves[0].largest
 
@@ -779,14 +641,16 @@ def test_other_samples_data_and_numbers_compile_nothing():
 
     def counted(params, batch):
         traces.append(None)
-        return hinge(params, batch)
+        return offset_bowl(params, batch)
 
-    gradient = Partial(hinge_by_hand, np.float64(0))
-    check_gradients(KEY, counted, gradient, CORNERS, np.float32(3))
+    def check_counted(start, offset, error, **options):
+        batch = {"offset": np.float32(offset), "factor": np.float32(1)}
+        by_hand, params = Partial(off_by, np.float64(error)), np.full(3, start, np.float32)
+        check_gradients(KEY, counted, by_hand, params, batch, **options)
+
+    check_counted(1, 1, 0)
     before = len(traces)
-    other = jax.tree.map(lambda leaf: leaf + 1, CORNERS)
-    check_gradients(KEY, counted, gradient, other, np.float32(2), tolerance=0.1)
-    check_gradients(KEY, counted, Partial(hinge_by_hand, np.float64(1)), other, np.float32(5))
+    check_counted(2, 3, 1e-8, tolerance=0.1)
     assert len(traces) == before
 
 
@@ -795,28 +659,18 @@ def test_the_callers_arrays_and_settings_are_left_alone():
     before = {name: leaf.tobytes() for name, leaf in batch.items()}
     for leaf in batch.values():
         leaf.flags.writeable = False
-    check_gradients(KEY, loss_fn, Partial(by_hand, np.int32(0)), sample, batch)
+    check_gradients(KEY, loss_fn, Partial(by_hand, np.int32(NUMBERS["none"])), sample, batch)
     assert {name: leaf.tobytes() for name, leaf in batch.items()} == before
     assert not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
     assert jnp.ones(()).dtype == np.float32
 
 
 def test_the_table_has_a_row_a_leaf():
-    report = check("half a weight gradient")
-    title, header, *lines = str(report).splitlines()
+    title, header, *lines = str(check("half a weight gradient")).splitlines()
     rows = lines[: lines.index("")]
-    assert "FAILED" in title
-    assert "20 samples in float64" in title
-    assert header.split() == [
-        "leaf",
-        "shape",
-        "largest",
-        "vs",
-        "jax.grad",
-        "vs",
-        "differences",
-        "ratio",
-        "kinks",
+    assert title.startswith("gradient check FAILED: 20 samples in float64, tolerance 1e-09")
+    assert re.split(" {2,}", header) == [
+        *("leaf", "shape", "largest", "vs jax.grad", "vs differences", "ratio", "kinks")
     ]
     assert [row.split()[0] for row in rows] == NAMES
     assert [row.split()[-1] for row in rows] == ["ok"] * 5 + ["WRONG"]
@@ -854,10 +708,8 @@ BAD_FUNCTIONS = [
     (None, jax.value_and_grad(square), "loss_fn must be callable"),
     (square, None, "value_and_grad_fn must be callable"),
     (square, square, r"value_and_grad_fn must return \(loss, gradients\)"),
-    (square, lambda p, b: (p, p), "value_and_grad_fn must return a float scalar"),
     (square, gradients_as(lambda g: {"w": g}), "gradients with the tree of params"),
     (square, gradients_as(lambda g: g[:, None]), r"gradients like params.*\(2, 1\)"),
-    (square, gradients_as(lambda g: g[:1]), r"gradients like params.*\(1,\)"),
     (square, gradients_as(lambda g: g.astype(jnp.float32)), "gradients like params; got float32"),
 ]
 
@@ -868,43 +720,29 @@ def test_functions_of_another_kind_are_refused(loss, gradient, message):
         check_gradients(KEY, loss, gradient, np.ones(2, np.float32), None)
 
 
-class Bad(NamedTuple):
-    options: dict[str, Any]
-    error: type[Exception]
-    message: str
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        Bad({"key": 0}, TypeError, "^key must be a single typed key"),
-        Bad({"key": jax.random.key(0, impl="rbg")}, ValueError, "^key must be of implementation"),
-        Bad({"num_samples": 0}, ValueError, "^num_samples must be an integer of at least 1"),
-        Bad({"num_samples": 2.5}, TypeError, "^num_samples must be an integer"),
-        Bad({"tolerance": 0}, ValueError, "^tolerance must be a finite number above 0"),
-        Bad({"tolerance": np.nan}, ValueError, "^tolerance must be a finite number above 0"),
-        Bad({"difference_tolerance": -1}, ValueError, "^difference_tolerance must be a finite"),
-        Bad({"sampler": None}, ValueError, "^params must hold at least one array"),
-        Bad({"sampler": np.ones(2, int)}, TypeError, "^params must be floats of one dtype"),
-        Bad({"sampler": lambda key: jnp.arange(3)}, TypeError, "^params must be floats"),
-        Bad({"batch": "rows"}, TypeError, "^batch must be an array of real numbers"),
+        ({"key": 0}, TypeError, "key must be a single typed key"),
+        ({"num_samples": 0}, ValueError, "num_samples must be an integer of at least 1"),
+        ({"tolerance": np.nan}, ValueError, "tolerance must be a finite number above 0"),
+        ({"difference_tolerance": -1}, ValueError, "difference_tolerance must be a finite"),
+        ({"sampler": None}, ValueError, "params must hold at least one array"),
+        ({"sampler": np.ones(2, int)}, TypeError, "params must be floats of one dtype"),
+        ({"sampler": lambda key: jnp.arange(3)}, TypeError, "params must be floats"),
+        ({"sampler": np.zeros(0, np.float32)}, ValueError, "params must hold at least one number"),
+        ({"batch": "rows"}, TypeError, "batch must be an array of real numbers"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(options, error, message):
-    given: Any = {
-        "key": KEY,
-        "loss_fn": square,
-        "value_and_grad_fn": jax.value_and_grad(square),
-        "sampler": np.ones(2, np.float32),
-        "batch": None,
-    }
-    with pytest.raises(error, match=message):
+    functions = {"loss_fn": square, "value_and_grad_fn": jax.value_and_grad(square)}
+    given: Any = {"key": KEY, **functions, "sampler": np.ones(2, np.float32), "batch": None}
+    with pytest.raises(error, match=f"^{message}"):
         check_gradients(**(given | options))
 
 
 def test_validate_of_both_functions_is_asked():
     model = jaxnn.mlp((3, 5, 2))
     batch = batch_for(model)._replace(y=np.full(ROWS, 7))
-    functions = (model.loss_reference, model.value_and_grad)
     with pytest.raises(ValueError, match=r"batch\.y must be classes 0 to 1"):
-        check_gradients(KEY, *functions, model.sampler(scale=1.0), batch)
+        check_model(model, batch)

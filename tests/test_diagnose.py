@@ -8,198 +8,147 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
-from test_check import FAULTS, NAMES, ROWS, by_hand, check, data, loss_fn, sample
+from test_check import FAULTS, ROWS, check
 
 import jaxnn
-from jaxnn.gradients import diagnose as gradient_faults
+from jaxnn.gradients import diagnose
 from jaxnn.gradients.check import check_gradients
-from jaxnn.model import backprop
-from jaxnn.model.activations import ACTIVATIONS, Activation
-from jaxnn.model.heads import OUTPUT_LOSSES, Head
 
 KEY = jax.random.key(3)
 AT_WRONG_PLACE = "right only as the params go to 0"
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_suggestion_names_the_fault_and_the_leaves(name):
+    report = check(name)
+    (suggestion,) = report.suggestions
+    leaves, sentence = suggestion.split(": ", 1)
+    assert leaves == ", ".join(f"params['{leaf}']" for leaf in FAULTS[name].leaves.split())
+    assert re.search(FAULTS[name].said, sentence), sentence
+    assert f"perhaps: {suggestion}" in str(report)
+
+
+# --- a network of the product, whose gradient is that of a network with one wrong derivative
+
+
+def wrong_derivative(value, slope, z):
+    """The value at z with another slope: a straight line through the point."""
+    value, slope = jax.lax.stop_gradient((value, slope))
+    return value + slope * (z - jax.lax.stop_gradient(z))
+
+
+def check_network(hidden, output_loss, depth, activation, slope_of_logits=None) -> Any:
+    """Check the gradient through `activation(z)`, and through another slope of the logits."""
+    output, loss = output_loss
+    model = jaxnn.mlp((2, *(4, 5)[: depth - 1], 3), hidden=hidden, output=output, loss=loss)
+    rng = np.random.default_rng(4)
+    y = {
+        "categorical_crossentropy": rng.integers(0, 3, ROWS),
+        "binary_crossentropy": rng.integers(0, 2, (ROWS, 3)),
+        "mean_squared_error": rng.uniform(0, 1, (ROWS, 3)).astype(np.float32),
+    }[loss]
+    batch = jaxnn.Batch(rng.normal(size=(ROWS, 2)).astype(np.float32), y)
+    identity = jaxnn.mlp((3, 3), output=output, loss=loss)
+
+    def of_logits(z, y):
+        layer = jaxnn.Dense(jnp.eye(3, dtype=z.dtype), jnp.zeros(3, z.dtype))
+        return identity.loss_reference((layer,), jaxnn.Batch(z, y))
+
+    def broken(params, batch):
+        a = batch.x
+        for layer in params[:-1]:
+            a = activation(a @ layer.weights + layer.biases[None, :])
+        z = a @ params[-1].weights + params[-1].biases[None, :]
+        if slope_of_logits is None:
+            return of_logits(z, batch.y)
+        slope = slope_of_logits(z, batch.y, jax.grad(of_logits)(z, batch.y))
+        return jnp.sum(wrong_derivative(of_logits(z, batch.y) / z.size, slope, z))
+
+    functions = model.loss_reference, jax.value_and_grad(broken)
+    return check_gradients(KEY, *functions, model.sampler(scale=0.8), batch)
+
+
+ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
+SOFTMAX = ("softmax", "categorical_crossentropy")
+HIDDEN = {
+    "relu everywhere 1": (lambda z, a: jnp.ones_like(z), "relu's derivative"),
+    "tanh at the output": (lambda z, a: 1 - jnp.tanh(a) ** 2, AT_WRONG_PLACE),
+    "tanh at the input": (lambda z, a: 1 - z**2, AT_WRONG_PLACE),
+    "tanh left out": (lambda z, a: jnp.ones_like(z), AT_WRONG_PLACE),
+    "sigmoid at the output": (
+        lambda z, a: jax.nn.sigmoid(a) * (1 - jax.nn.sigmoid(a)),
+        "sigmoid's derivative is taken at its output",
+    ),
+    "sigmoid at the input": (lambda z, a: z * (1 - z), "with the input z in place of the output a"),
+    "sigmoid left out": (
+        lambda z, a: jnp.ones_like(z), r"sigmoid's derivative a \(1 - a\) is left out"
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("fault", "names", "said"),
+    ("fault", "depth"),
     [
-        (
-            "relu lets everything through",
-            "b0 w0",
-            "relu's derivative is not 0 for units that are off",
-        ),
-        ("tanh differentiated at its output", "b0 b1 w0 w1", AT_WRONG_PLACE),
-        ("no 1/N", "b0 b1 b2 w0 w1 w2", "factor 7 = 7; the 7 rows: 1/7 is missing"),
-        ("wrong sign", "b0 b1 b2 w0 w1 w2", "of the wrong sign"),
-        ("weight not transposed", "b0 w0", r"right where params\['w1'\] is symmetric"),
-        ("hidden bias forgotten", "b0", "left out: it is 0 everywhere"),
-        ("half a weight gradient", "w2", "off by the factor 0.5 = 1/2; 2 columns: [^x]*$"),
-        ("output bias of one row", "b2", "wrong in 3 of 3 coordinates"),
-        ("one coordinate off by a millionth", "w0", "wrong in 1 of 8 coordinates"),
-        ("nan in one coordinate", "w0", "wrong in 1 of 8 coordinates"),
-    ],
-)
-def test_the_suggestion_names_the_fault_and_the_leaves(fault, names, said):
-    (suggestion,) = check(fault).suggestions
-    leaves, sentence = suggestion.split(": ", 1)
-    assert leaves == ", ".join(f"params['{name}']" for name in names.split())
-    assert re.search(said, sentence), sentence
-    assert f"perhaps: {suggestion}" in str(check(fault))
-
-
-def test_what_is_right_is_suspected_of_nothing():
-    assert check().suggestions == ()
-    assert "perhaps" not in str(check())
-    assert "return another loss" in str(check("loss without its mean"))
-
-
-def logit(a):
-    return jnp.log(a) - jnp.log1p(-a)
-
-
-HIDDEN = {
-    ("relu", "everywhere 1"): (lambda a, g: g, "relu's derivative"),
-    ("tanh", "at the output"): (lambda a, g: g * (1 - jnp.tanh(a) ** 2), AT_WRONG_PLACE),
-    ("tanh", "at the input"): (lambda a, g: g * (1 - jnp.arctanh(a) ** 2), AT_WRONG_PLACE),
-    ("tanh", "left out"): (lambda a, g: g, AT_WRONG_PLACE),
-    ("sigmoid", "at the output"): (
-        lambda a, g: g * jax.nn.sigmoid(a) * (1 - jax.nn.sigmoid(a)),
-        "sigmoid's derivative is taken at its output",
-    ),
-    ("sigmoid", "at the input"): (
-        lambda a, g: g * logit(a) * (1 - logit(a)),
-        "with the input z in place of the output a",
-    ),
-    ("sigmoid", "left out"): (lambda a, g: g, r"sigmoid's derivative a \(1 - a\) is left out"),
-}
-
-
-USUAL = [("tanh", "at the output")]
-DEPTHS = [
-    *((fault, 2) for fault in USUAL),
-    *(
-        pytest.param(fault, depth, marks=pytest.mark.exhaustive)
+        pytest.param(
+            fault, depth, marks=() if "tanh at the o" in fault and depth == 2 else EXHAUSTIVE
+        )
         for fault in HIDDEN
         for depth in (2, 3)
-        if fault not in USUAL or depth == 3
-    ),
-]
-
-
-@pytest.mark.parametrize(("fault", "depth"), DEPTHS)
-def test_a_broken_derivative_of_a_hidden_activation_is_named(fault, depth, monkeypatch):
-    hidden, (backward, said) = fault[0], HIDDEN[fault]
-    report = check_network(hidden, ("softmax", "categorical_crossentropy"), depth)
-    assert report.passed
-    broken = Activation(ACTIVATIONS[hidden].forward, backward)
-    monkeypatch.setitem(ACTIVATIONS, hidden, broken)
-    report = check_network(hidden, ("softmax", "categorical_crossentropy"), depth)
+    ],
+)
+def test_a_broken_derivative_of_a_hidden_activation_is_named(fault, depth):
+    hidden, (derivative, said) = fault.split()[0], HIDDEN[fault]
+    right = ACTIVATIONS[hidden]
+    assert check_network(hidden, SOFTMAX, depth, right).passed
+    report = check_network(
+        hidden, SOFTMAX, depth, lambda z: wrong_derivative(right(z), derivative(z, right(z)), z)
+    )
     assert [leaf.passed for leaf in report.leaves] == [False] * 2 * (depth - 1) + [True] * 2
     assert len(report.suggestions) >= 1
     assert all(re.search(said, suggestion) for suggestion in report.suggestions), str(report)
 
 
-def rows_times(factor):
-    return lambda rows: (
-        lambda logits, targets: (
-            rows(logits, targets)[0],
-            factor * rows(logits, targets)[1],
-        )
-    )
+def times(factor):
+    return lambda z, y, slope: factor * slope
 
 
-def without_targets(rows):
-    return lambda logits, targets: (rows(logits, targets)[0], jax.nn.softmax(logits, axis=0))
-
-
-def without_sigmoid(rows):
-    return lambda logits, targets: (
-        rows(logits, targets)[0],
-        (jax.nn.sigmoid(logits) - targets.T) * 2 / len(logits),
-    )
-
-
-HEAD_FAULTS = {
-    "no 1/N": (("softmax", "categorical_crossentropy"), rows_times(ROWS), "the 7 rows: 1/7"),
-    "1/N twice": (
-        ("softmax", "categorical_crossentropy"), rows_times(1 / ROWS), "1/7 is there twice"
-    ),
-    "no mean over outputs": (("sigmoid", "binary_crossentropy"), rows_times(3), "3 columns: 1/3"),
-    "no mean": (("tanh", "mean_squared_error"), rows_times(3 * ROWS), "7 rows x 3 columns"),
-    "no 2": (("identity", "mean_squared_error"), rows_times(0.5), "the 2 of 2x, .* is missing"),
-    "twice 2": (("identity", "mean_squared_error"), rows_times(2), "2 columns.* or the 2 of 2x"),
-    "sign": (("identity", "mean_squared_error"), rows_times(-1), "of the wrong sign"),
-    "sign and mean": (
-        ("softmax", "categorical_crossentropy"), rows_times(-ROWS), "wrong sign and off by the"
-    ),
+SIGMOID, SQUARES = ("sigmoid", "binary_crossentropy"), ("identity", "mean_squared_error")
+OUTPUT = {
+    "no 1/N": (SOFTMAX, times(ROWS), "the 7 rows: 1/7"),
+    "1/N twice": (SOFTMAX, times(1 / ROWS), "1/7 is there twice"),
+    "no mean over outputs": (SIGMOID, times(3), "3 columns: 1/3"),
+    "no mean": (("tanh", "mean_squared_error"), times(3 * ROWS), "7 rows x 3 columns"),
+    "no 2": (SQUARES, times(0.5), "the 2 of 2x, .* is missing"),
+    "twice 2": (SQUARES, times(2), "2 columns.* or the 2 of 2x"),
+    "sign": (SQUARES, times(-1), "of the wrong sign"),
+    "sign and mean": (SOFTMAX, times(-ROWS), "wrong sign and off by the"),
     "targets forgotten": (
-        ("softmax", "categorical_crossentropy"), without_targets, "derivative of the loss by the"
+        SOFTMAX, lambda z, y, slope: jax.nn.softmax(z) / ROWS, "derivative of the loss by the"
     ),
-    "output left out": (("sigmoid", "mean_squared_error"), without_sigmoid, "is left out"),
+    "output left out": (
+        ("sigmoid", "mean_squared_error"),
+        lambda z, y, slope: (jax.nn.sigmoid(z) - y) * 2 / z.size,
+        "is left out",
+    ),
 }  # fmt: skip
-
-
-QUICK = ("no 1/N", "no 2", "targets forgotten")
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        *QUICK,
-        *(
-            pytest.param(fault, marks=pytest.mark.exhaustive)
-            for fault in HEAD_FAULTS
-            if fault not in QUICK
-        ),
+        pytest.param(name, marks=() if name in ("no 2", "targets forgotten") else EXHAUSTIVE)
+        for name in OUTPUT
     ],
 )
 def test_a_broken_derivative_of_a_loss_is_named(fault):
-    name, change, said = HEAD_FAULTS[fault]
-    report = check_network("tanh", name, 2, change)
+    output_loss, slope, said = OUTPUT[fault]
+    report = check_network("tanh", output_loss, 2, jnp.tanh, slope)
     assert not any(leaf.passed for leaf in report.leaves)
     assert re.search(said, " ".join(report.suggestions)), str(report)
 
 
-def check_network(hidden, head, depth, change=lambda rows: rows) -> Any:
-    """The report on a network whose head is changed."""
-    sizes = (2, *(4, 5)[: depth - 1], 3)
-    model = jaxnn.mlp(sizes, hidden=hidden, output=head[0], loss=head[1])
-    changed = Head(OUTPUT_LOSSES[head].loss, change(OUTPUT_LOSSES[head].rows))
-    generator = np.random.default_rng(4)
-    y = {
-        "categorical_crossentropy": generator.integers(0, 3, ROWS),
-        "binary_crossentropy": generator.integers(0, 2, (ROWS, 3)),
-        "mean_squared_error": generator.uniform(0, 1, (ROWS, 3)).astype(np.float32),
-    }[head[1]]
-    batch = jaxnn.Batch(generator.normal(size=(ROWS, 2)).astype(np.float32), y)
-
-    def changed_gradient(params, batch):
-        return backprop.value_and_grad(params, batch, hidden, changed)
-
-    return check_gradients(
-        KEY, model.loss_reference, changed_gradient, model.sampler(scale=0.8), batch
-    )
-
-
-def test_a_penalty_left_out_and_a_leaf_that_does_not_matter_are_named():
-    def loss(params, batch):
-        error = jnp.mean((batch @ params["w"] - 1) ** 2)
-        return error + 0.1 * jnp.sum(params["w"] ** 2) + 0 * params["idle"]
-
-    def without_penalty(params, batch):
-        value, gradient = jax.value_and_grad(loss)(params, batch)
-        return value, {"w": gradient["w"] - 0.2 * params["w"], "idle": jnp.ones_like(value)}
-
-    def sample_both(key):
-        return {"w": jax.random.normal(key, (2,)), "idle": jnp.ones(())}
-
-    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    report = check_gradients(KEY, loss, without_penalty, sample_both, rows)
-    assert report.suggestions == (
-        "params['idle']: should be 0 everywhere: the loss does not depend on it",
-        "params['w']: off by -0.2 times the params: a penalty, left out or wrong",
-    )
+# --- other losses
 
 
 def cubic(params, batch):
@@ -238,16 +187,65 @@ def test_nothing_is_blamed_that_the_loss_does_not_contain(number, said):
     assert report.suggestions == (f"params: {said}",)
 
 
-def test_a_relu_is_blamed_only_where_the_loss_has_one():
-    def magnitude(params, batch):
-        return jnp.sum(jnp.abs(params))
+def changed(loss, change):
+    """The loss, and its gradient with a change: `change(gradient, params)`."""
 
-    def ones(params, batch):
-        return magnitude(params, batch), jnp.ones_like(params)
+    def by_hand(params, batch):
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        return value, change(gradient, params)
 
-    params = np.array([1.0, -2.0], np.float32)
-    report = check_gradients(KEY, magnitude, ones, params, None)
-    assert report.suggestions == ("params: right where params and inputs are all positive",)
+    return by_hand
+
+
+def with_penalty(params, batch):
+    error = jnp.mean((batch @ params["w"] - 1) ** 2)
+    return error + 0.1 * jnp.sum(params["w"] ** 2) + 0 * params["idle"]
+
+
+def without_penalty(gradient, params):
+    return {"w": gradient["w"] - 0.2 * params["w"], "idle": jnp.ones_like(gradient["idle"])}
+
+
+def magnitude(params, batch):
+    return jnp.sum(jnp.abs(params))
+
+
+def layer(params, batch):
+    return jnp.sum(jnp.tanh(params @ batch))
+
+
+MATRIX = np.random.default_rng(5).normal(size=(3, 3)).astype(np.float32)
+OTHER = [
+    (
+        with_penalty,
+        without_penalty,
+        {"w": np.array([0.5, -2], np.float32), "idle": np.float32(1)},
+        np.arange(6, dtype=np.float32).reshape(3, 2),
+        (
+            "params['idle']: should be 0 everywhere: the loss does not depend on it",
+            "params['w']: off by -0.2 times the params: a penalty, left out or wrong",
+        ),
+    ),
+    (
+        magnitude,  # which has no relu to be blamed
+        lambda gradient, params: jnp.ones_like(gradient),
+        np.array([1.0, -2.0], np.float32),
+        None,
+        ("params: right where params and inputs are all positive",),
+    ),
+    (
+        layer,
+        lambda gradient, params: gradient.T,
+        MATRIX,
+        np.ones((3, 1), np.float32),
+        ("params: transposed",),
+    ),
+]
+
+
+@pytest.mark.parametrize(("loss", "change", "params", "batch", "said"), OTHER)
+def test_faults_of_other_losses_are_named(loss, change, params, batch, said):
+    assert check_gradients(KEY, loss, changed(loss, change), params, batch).suggestions == said
 
 
 @pytest.mark.parametrize(
@@ -264,10 +262,10 @@ def test_a_relu_is_blamed_only_where_the_loss_has_one():
         (lambda x: (jax.debug.callback(lambda: None), jnp.where(True, x, 0))[1], "select_n", "max"),
         (lambda x: jnp.arange(3)[jnp.argmax(x)].astype(x.dtype) * x, "mul", "lt select_n max"),
     ],
-)  # fmt: skip
+)
 def test_what_a_loss_is_made_of_is_read_through_every_inner_function(function, contains, lacks):
     for wrapped in (function, jax.jit(function), jax.checkpoint(function)):
-        parts = gradient_faults._parts(jax.make_jaxpr(wrapped)(jnp.ones(3)).jaxpr)
+        parts = diagnose._parts(jax.make_jaxpr(wrapped)(jnp.ones(3)).jaxpr)
         assert set(contains.split()) <= parts
         assert not set(lacks.split()) & parts
 
@@ -276,51 +274,11 @@ def test_a_batch_of_keys_and_a_noisy_loss_keep_the_report():
     def loss(params, batch):
         return jnp.sum(params * jax.random.normal(batch, (3,), params.dtype)) + 1e6
 
-    def slightly_off(params, batch):
-        value, gradient = jax.value_and_grad(loss)(params, batch)
-        return value, gradient * (1 + 3e-6 * jnp.array([0.0, 0.0, 1.0], gradient.dtype))
+    def slightly(gradient, params):
+        return gradient * (1 + 3e-6 * jnp.array([0.0, 0.0, 1.0], gradient.dtype))
 
-    report = check_gradients(KEY, loss, slightly_off, np.ones(3, np.float32), jax.random.key(1))
+    params = np.ones(3, np.float32)
+    report = check_gradients(KEY, loss, changed(loss, slightly), params, jax.random.key(1))
     assert not report.passed
     assert report.worst.coordinate == (2,)
     assert report.worst.gradient == pytest.approx(report.worst.expected, rel=4e-6)
-
-
-def test_params_without_numbers_are_refused():
-    def loss(params, batch):
-        return jnp.sum(params**2)
-
-    square = jax.value_and_grad(loss)
-    with pytest.raises(ValueError, match="params must hold at least one number"):
-        check_gradients(KEY, loss, square, np.zeros(0, np.float32), None)
-
-
-@pytest.mark.exhaustive
-def test_a_square_gradient_that_is_transposed_is_named():
-    def loss(params, batch):
-        return jnp.sum(jnp.tanh(params @ batch))
-
-    def turned(params, batch):
-        value, gradient = jax.value_and_grad(loss)(params, batch)
-        return value, gradient.T
-
-    def normals(key):
-        return jax.random.normal(key, (3, 3))
-
-    report = check_gradients(KEY, loss, turned, normals, np.ones((3, 1), np.float32))
-    assert report.suggestions == ("params: transposed",)
-
-
-@pytest.mark.exhaustive
-def test_the_worst_case_can_be_had_again():
-    report = check("tanh differentiated at its output")
-    worst = report.worst
-    assert worst.name in {f"params['{name}']" for name in ("b0", "b1", "w0", "w1")}
-    again: Any = sample(report.worst_key)
-    fault = FAULTS.index("tanh differentiated at its output")
-    function = Partial(by_hand, np.int32(fault))
-    alone = check_gradients(KEY, loss_fn, function, again, data())
-    same = alone.leaves[NAMES.index(worst.name)]
-    assert (same.coordinate, same.sample, alone.worst_key) == (worst.coordinate, 0, None)
-    assert same.gradient == pytest.approx(worst.gradient, rel=1e-12)
-    assert same.expected == pytest.approx(worst.expected, rel=1e-6)
