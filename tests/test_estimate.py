@@ -40,7 +40,7 @@ def test_it_is_the_formula():
     np.testing.assert_allclose(ravel_pytree(found)[0], expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("num_pairs", [1, 30])
+@pytest.mark.parametrize("num_pairs", [30, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_the_cosine_with_the_gradient_follows_its_law(num_pairs):
     """cos^2 ~ Beta(n/2, (d-1)/2): the mean of 400 is within 4 standard errors."""
     gradient, (n, d) = ravel_pytree(SLOPES)[0], (num_pairs, 8)
@@ -52,19 +52,6 @@ def test_the_cosine_with_the_gradient_follows_its_law(num_pairs):
     mean = n / (n + d - 1)
     deviation = np.sqrt(2 * n * (d - 1) / ((n + d - 1) ** 2 * (n + d + 1)))
     assert abs(np.mean(np.square(cosines)) - mean) < 4 * deviation / np.sqrt(400)
-
-
-@pytest.mark.exhaustive
-def test_it_comes_near_the_gradient_of_a_network():
-    model = jaxnn.mlp((2, 4, 3), hidden="tanh")
-    batch = jaxnn.datasets.vertical(jax.random.key(1), samples=20)
-    params = model.sampler(scale=1.0)(jax.random.key(2))
-    found = jaxnn.perturbation_gradient(
-        KEY, model.loss, params, batch, num_pairs=20_000, scale=0.02
-    )
-    flat, exact = ravel_pytree(found)[0], ravel_pytree(model.value_and_grad(params, batch)[1])[0]
-    assert flat @ exact > 0.998 * jnp.linalg.norm(flat) * jnp.linalg.norm(exact)
-    assert jnp.linalg.norm(flat - exact) < 0.06 * jnp.linalg.norm(exact)
 
 
 @pytest.mark.parametrize(
@@ -85,17 +72,13 @@ def total(params, batch):
     return jnp.sum(params.astype(jnp.float32))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_narrow_params_add_up_in_float32(dtype):
-    narrow = jnp.zeros(2, dtype)
+def test_narrow_params_add_up_in_float32_and_params_of_no_number_come_back():
+    narrow = jnp.zeros(2, jnp.bfloat16)
     found = jaxnn.perturbation_gradient(KEY, total, narrow, (), num_pairs=100_000, scale=1.0)
-    assert found.dtype == dtype
+    assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), 1, atol=0.025)
-
-
-def test_params_of_no_number_come_back():
-    found = jaxnn.perturbation_gradient(KEY, total, jnp.zeros(0), (), num_pairs=2)
-    assert found.shape == (0,)
+    none = jaxnn.perturbation_gradient(KEY, total, jnp.zeros(0), (), num_pairs=2)
+    assert none.shape == (0,)
 
 
 def test_a_second_estimate_compiles_nothing(caplog):
