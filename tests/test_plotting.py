@@ -57,19 +57,14 @@ def legend_box(ax):
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_draws_into_the_axes_given_or_into_a_new_figure(name):
+def test_draws_into_the_axes_given_or_into_a_new_figure_with_its_legend_inside(name):
     _, (left, right) = plt.subplots(1, 2)
     assert DRAW[name](right) is right
     assert not left.has_data()
     assert plt.get_fignums() == [1]
-    new = DRAW[name]()
-    assert plt.get_fignums() == [1, 2]
-    assert new.figure is plt.figure(2)
-
-
-@pytest.mark.parametrize("name", DRAW)
-def test_has_labels_and_a_legend_beside_the_axes_but_inside_the_figure(name):
     ax = DRAW[name]()
+    assert plt.get_fignums() == [1, 2]
+    assert ax.figure is plt.figure(2)
     assert ax.get_xlabel()
     assert ax.get_ylabel()
     assert legend_box(ax).x0 >= 1
@@ -127,18 +122,11 @@ def test_data_without_a_class_keeps_the_others_colors():
     ("batch", "error", "message"),
     [
         ((ROWS, LABELS), TypeError, r"batch must be a jaxnn.Batch\(x, y\); got a tuple"),
-        (
-            Batch(x=ROWS[:, :1], y=LABELS),
-            ValueError,
-            r"batch.x .* \(rows, 2\); got shape \(21, 1\)",
-        ),
         (Batch(x=ROWS[0], y=LABELS), ValueError, r"batch.x .* \(rows, 2\); got shape \(2,\)"),
         (Batch(x=ROWS[:0], y=LABELS[:0]), ValueError, r"batch.x .* got shape \(0, 2\)"),
         (Batch(x=ROWS * np.nan, y=LABELS), ValueError, "batch.x must be finite; got nan"),
         (Batch(x=ROWS, y=LABELS[:-1]), ValueError, r"batch.y .* got int32 of shape \(20,\)"),
         (Batch(x=ROWS, y=LABELS - 1), ValueError, "batch.y must be classes 0 to 1; got -1"),
-        (Batch(x=ROWS, y=LABELS * np.nan), ValueError, "batch.y must be integer classes"),
-        (Batch(x=ROWS, y=np.zeros((21, 3))), ValueError, "batch.y must be non-negative weights"),
         (Batch(x=ROWS, y=np.array(["a"] * 21)), TypeError, "batch.y must be an array of real"),
     ],
 )
@@ -170,21 +158,15 @@ def test_regions_are_the_classes_that_a_linear_network_predicts():
     assert ax.get_title() == f"Decision regions: {hits:.1f} % of 21 rows right"
 
 
-def test_regions_fill_the_view_and_the_view_holds_the_data_with_a_margin():
+def test_regions_fill_the_view_below_boundaries_below_points_in_pale_class_colors():
     ax = plotting.decision_regions(linear, BATCH, resolution=9)
     ax.figure.canvas.draw()
-    left, right, bottom, top = ax.images[0].get_extent()
-    assert (*ax.get_xlim(), *ax.get_ylim()) == (left, right, bottom, top)
-    width, height = np.ptp(ROWS, axis=0)
-    assert left < ROWS[:, 0].min() - width / 50
-    assert right > ROWS[:, 0].max() + width / 50
-    assert bottom < ROWS[:, 1].min() - height / 50
-    assert top > ROWS[:, 1].max() + height / 50
-
-
-def test_regions_are_pale_class_colors_below_boundaries_below_points():
-    ax = plotting.decision_regions(linear, BATCH, resolution=9)
     image = ax.images[0]
+    left, right, bottom, top = image.get_extent()
+    assert (*ax.get_xlim(), *ax.get_ylim()) == (left, right, bottom, top)
+    margin = np.ptp(ROWS, axis=0) / 50
+    assert np.all([left, bottom] < ROWS.min(axis=0) - margin)
+    assert np.all([right, top] > ROWS.max(axis=0) + margin)
     for k in range(3):
         pale, full = np.array(image.to_rgba(k)[:3]), np.array(to_rgb(plotting.COLORS[k]))
         np.testing.assert_allclose(1 - pale, 0.35 * (1 - full), atol=0.01)
@@ -194,16 +176,13 @@ def test_regions_are_pale_class_colors_below_boundaries_below_points():
 
 
 def test_boundary_is_where_two_scores_are_equal():
-    ax = plotting.decision_regions(lambda x: x @ WEIGHTS[:, :2] + BIASES[:2], two_classes())
+    two_classes = Batch(x=ROWS, y=LABELS % 2)
+    ax = plotting.decision_regions(lambda x: x @ WEIGHTS[:, :2] + BIASES[:2], two_classes)
     (boundary,) = ax.collections[2:]
     points = np.concatenate([path.vertices for path in boundary.get_paths()])
     scores = points @ WEIGHTS[:, :2] + BIASES[:2]
     assert len(points) > 100
     np.testing.assert_allclose(scores[:, 0], scores[:, 1], atol=1e-4)
-
-
-def two_classes():
-    return Batch(x=ROWS, y=LABELS % 2)
 
 
 def test_predictions_are_asked_for_float32_rows_and_may_be_jax_arrays():
@@ -219,8 +198,9 @@ def test_predictions_are_asked_for_float32_rows_and_may_be_jax_arrays():
     assert ax.images[0].get_array().shape == (8, 8)
 
 
-@pytest.mark.parametrize("resolution", [8, 30])
-def test_ties_go_to_the_lowest_class_and_nan_stays_white(resolution):
+def test_ties_go_to_the_lowest_class_and_nan_stays_white():
+    resolution = 8
+
     def predict(x):
         left = np.where(x[:, 0] < 3, 1.0, 0.0)
         scores = np.stack([np.zeros(len(x)), left * 0, left], axis=1)
@@ -235,16 +215,11 @@ def test_ties_go_to_the_lowest_class_and_nan_stays_white(resolution):
 
 
 def test_boundary_goes_around_a_tie():
-    ax = plotting.decision_regions(
-        lambda x: np.maximum(x - 3, 0) * [0, 1], shifted(), resolution=50
-    )
+    shifted = Batch(x=ROWS + np.array([0, 43])[None], y=LABELS % 2)
+    ax = plotting.decision_regions(lambda x: np.maximum(x - 3, 0) * [0, 1], shifted, resolution=50)
     (boundary,) = ax.collections[2:]
     heights = np.concatenate([path.vertices for path in boundary.get_paths()])[:, 1]
     np.testing.assert_allclose(heights, 3, atol=np.ptp(ax.get_ylim()) / 50)  # one cell
-
-
-def shifted():
-    return Batch(x=ROWS + np.array([0, 43])[None], y=LABELS % 2)
 
 
 def test_one_class_everywhere_has_no_boundary():
@@ -258,12 +233,7 @@ def test_one_class_everywhere_has_no_boundary():
 @pytest.mark.parametrize(
     ("predict", "error", "message"),
     [
-        (
-            lambda x: x[:, 0],
-            ValueError,
-            r"predict_fn\(x\) must be of shape \(21, classes\).*\(21,\)",
-        ),
-        (lambda x: x[:, :1], ValueError, r"at least 3 classes; got \(21, 1\)"),
+        (lambda x: x[:, 0], ValueError, r"must be of shape \(21, classes\).*\(21,\)"),
         (lambda x: x, ValueError, r"at least 3 classes; got \(21, 2\)"),
         (lambda x: linear(x)[:5], ValueError, r"\(21, classes\).* got \(5, 3\)"),
         (lambda x: "class 1", TypeError, r"predict_fn\(x\) must be an array of real numbers"),
@@ -280,10 +250,9 @@ def test_regions_refuse_a_single_output_though_the_data_have_one_class():
         plotting.decision_regions(lambda x: x[:, :1], Batch(x=ROWS, y=LABELS * 0))
 
 
-@pytest.mark.parametrize(("resolution", "error"), [(1, ValueError), (2.5, TypeError)])
-def test_regions_refuse_resolutions(resolution, error):
-    with pytest.raises(error, match="resolution must be an integer of at least 2"):
-        plotting.decision_regions(linear, BATCH, resolution=resolution)
+def test_regions_refuse_resolutions():
+    with pytest.raises(ValueError, match="resolution must be an integer of at least 2"):
+        plotting.decision_regions(linear, BATCH, resolution=1)
 
 
 # Loss curves
@@ -300,12 +269,6 @@ def test_curves_are_lines_of_different_color_and_dashes():
     assert legend_texts(ax) == ["sgd", "adam"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "linear")
-
-
-@pytest.mark.parametrize(("log_x", "log_y"), [(True, False), (False, True), (True, True)])
-def test_scales(log_x, log_y):
-    ax = plotting.loss_curves({"sgd": (STEPS, 1 / STEPS)}, log_x=log_x, log_y=log_y)
-    assert (ax.get_xscale() == "log", ax.get_yscale() == "log") == (log_x, log_y)
 
 
 def test_seeds_of_one_x_are_pale_and_their_median_strong():
@@ -331,12 +294,6 @@ def test_seeds_of_different_x_have_no_median_and_one_legend_entry():
     assert legend_texts(ax) == ["search"]
 
 
-def test_a_list_of_one_is_one_line():
-    ax = plotting.loss_curves({"search": [(STEPS, 1 / STEPS)]})
-    (line,) = ax.get_lines()
-    np.testing.assert_array_equal(line.get_ydata(), 1 / STEPS)
-
-
 def test_values_that_are_not_finite_leave_gaps():
     y = np.array([np.inf, 3.0, np.nan, 2.0, -np.inf, 1.0])
     ax = plotting.loss_curves({"sgd": (np.arange(6), y), "adam": (y, np.arange(6))})
@@ -353,41 +310,30 @@ def test_a_diverged_seed_counts_as_large_in_the_median():
     np.testing.assert_array_equal(median.get_ydata(), [4, 2])
 
 
-def test_values_without_a_logarithm_leave_gaps():
-    ax = plotting.loss_curves({"sgd": (np.arange(4), [8.0, 4.0, 0.0, 2.0])}, log_x=True, log_y=True)
-    (line,) = ax.get_lines()
-    path = ax.transScale.transform_path(line.get_path())
+def test_values_without_a_logarithm_leave_gaps_and_an_empty_history_a_legend_entry():
+    curves = {"sgd": (np.arange(4), [8.0, 4.0, 0.0, 2.0]), "adam": [([], []), ([], [])]}
+    ax = plotting.loss_curves(curves, log_x=True, log_y=True)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    path = ax.transScale.transform_path(ax.get_lines()[0].get_path())
     assert np.isfinite(path.vertices).all(axis=1).tolist() == [False, True, False, True]
-    ax.figure.canvas.draw()
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_an_empty_history_is_a_legend_entry_without_a_line(log):
-    ax = plotting.loss_curves({"sgd": ([], []), "adam": [([], []), ([], [])]}, log_x=log, log_y=log)
     ax.figure.canvas.draw()
     assert legend_texts(ax) == ["sgd", "adam"]
 
 
 def test_steps_draws_staircases():
     seeds = [(STEPS, 1 / STEPS), (STEPS, 2 / STEPS)]
-    stairs = plotting.loss_curves({"search": seeds}, steps=True).get_lines()
-    assert {line.get_drawstyle() for line in stairs} == {"steps-post"}
-    slopes = plotting.loss_curves({"search": seeds}).get_lines()
-    assert {line.get_drawstyle() for line in slopes} == {"default"}
+    for steps, style in ((True, "steps-post"), (False, "default")):
+        lines = plotting.loss_curves({"search": seeds}, steps=steps).get_lines()
+        assert {line.get_drawstyle() for line in lines} == {style}
 
 
 def test_reference_is_a_dashed_line_across():
-    ax = plotting.loss_curves(
-        {"sgd": (STEPS, 1 / STEPS)},
-        log_x=True,
-        reference=0.25,
-        reference_label="population Bayes value",
-    )
+    given = {"reference": 0.25, "reference_label": "Bayes"}
+    ax = plotting.loss_curves({"sgd": (STEPS, 1 / STEPS)}, log_x=True, **given)
     line = ax.get_lines()[-1]
-    assert list(line.get_ydata()) == [0.25, 0.25]
-    assert list(line.get_xdata()) == [0, 1]
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 1], [0.25, 0.25])
     assert line.get_linestyle() == "--"
-    assert legend_texts(ax) == ["sgd", "population Bayes value"]
+    assert legend_texts(ax) == ["sgd", "Bayes"]
 
 
 @pytest.mark.parametrize(
@@ -397,9 +343,7 @@ def test_reference_is_a_dashed_line_across():
         ({}, ValueError, "curves must hold at least one label"),
         ({"sgd": []}, ValueError, "curves must hold at least one label"),
         ({"sgd": STEPS}, ValueError, r"curves\['sgd'\] must be a tuple .* got a ndarray"),
-        ({"sgd": [STEPS, STEPS]}, ValueError, r"curves\['sgd'\] must be a tuple"),
         ({"sgd": (STEPS,)}, ValueError, r"curves\['sgd'\] must be a tuple .* got a tuple of 1"),
-        ({"sgd": (STEPS, STEPS[1:])}, ValueError, r"curves\['sgd'\] .* got \(50,\), \(49,\)"),
         ({"sgd": [(ROWS, ROWS)]}, ValueError, r"curves\['sgd'\] .* got \(21, 2\), \(21, 2\)"),
         ({"sgd": (STEPS, ["a"] * 50)}, TypeError, r"curves\['sgd'\] y must be an array of real"),
     ],
@@ -432,7 +376,7 @@ def naive_average(values, window):
     return averages
 
 
-@pytest.mark.parametrize("window", [1, 3, 7, 37, 39, 101])
+@pytest.mark.parametrize("window", [1, 3, 37, 39, 101])
 @pytest.mark.parametrize("broken", [False, True])
 def test_average_is_that_of_a_plain_loop(window, broken):
     values = RNG.normal(3.0, 2.0, 38)
@@ -465,31 +409,19 @@ def test_further_averages_take_further_colors_and_dashes():
 
 
 @pytest.mark.parametrize(
-    ("values", "error", "message"),
+    ("values", "window", "error", "message"),
     [
-        (ROWS, ValueError, r"values .* \(steps,\); got shape \(21, 2\)"),
-        ([], ValueError, r"values .* got shape \(0,\)"),
-        (0.5, ValueError, r"values .* got shape \(\)"),
-        (["a"], TypeError, "values must be an array of real numbers"),
+        (ROWS, 3, ValueError, r"values .* \(steps,\); got shape \(21, 2\)"),
+        ([], 3, ValueError, r"values .* got shape \(0,\)"),
+        (["a"], 3, TypeError, "values must be an array of real numbers"),
+        (STEPS, 0, ValueError, "window must be an integer of at least 1; got 0"),
+        (STEPS, 4, ValueError, "window must be odd, to have a centre; got 4"),
     ],
 )
-def test_averages_refuse_values(values, error, message):
+def test_averages_refuse(values, window, error, message):
     with pytest.raises(error, match=message):
-        plotting.smoothed(values)
+        plotting.smoothed(values, window=window)
     assert plt.get_fignums() == []
-
-
-@pytest.mark.parametrize(
-    ("window", "error", "message"),
-    [
-        (0, ValueError, "window must be an integer of at least 1; got 0"),
-        (4, ValueError, "window must be odd, to have a centre; got 4"),
-        (3.5, TypeError, "window must be an integer"),
-    ],
-)
-def test_averages_refuse_windows(window, error, message):
-    with pytest.raises(error, match=message):
-        plotting.smoothed(STEPS, window=window)
 
 
 def test_tracers_are_refused():
