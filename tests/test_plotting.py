@@ -78,23 +78,6 @@ def test_refuses_what_is_not_one_axes(name):
     assert plt.get_fignums() == []
 
 
-def test_limits_set_by_the_caller_stay():
-    _, ax = plt.subplots()
-    ax.set_ylim(0, 1)
-    for _ in range(2):
-        plotting.smoothed(1 / STEPS, ax, label="train")
-    assert ax.get_ylim() == (0, 1)
-
-
-def test_colors_are_different_and_every_class_has_its_own_look():
-    assert len(set(plotting.COLORS)) == len(plotting.COLORS)
-    looks = {
-        (plotting.COLORS[k % len(plotting.COLORS)], plotting.MARKERS[k % len(plotting.MARKERS)])
-        for k in range(50)
-    }
-    assert len(looks) == 50
-
-
 # Data
 
 
@@ -235,7 +218,6 @@ def test_one_class_everywhere_has_no_boundary():
     [
         (lambda x: x[:, 0], ValueError, r"must be of shape \(21, classes\).*\(21,\)"),
         (lambda x: x, ValueError, r"at least 3 classes; got \(21, 2\)"),
-        (lambda x: linear(x)[:5], ValueError, r"\(21, classes\).* got \(5, 3\)"),
         (lambda x: "class 1", TypeError, r"predict_fn\(x\) must be an array of real numbers"),
     ],
 )
@@ -243,16 +225,6 @@ def test_regions_refuse_predictions_that_do_not_fit(predict, error, message):
     with pytest.raises(error, match=message):
         plotting.decision_regions(predict, BATCH)
     assert plt.get_fignums() == []
-
-
-def test_regions_refuse_a_single_output_though_the_data_have_one_class():
-    with pytest.raises(ValueError, match=r"at least 2 classes; got \(21, 1\)"):
-        plotting.decision_regions(lambda x: x[:, :1], Batch(x=ROWS, y=LABELS * 0))
-
-
-def test_regions_refuse_resolutions():
-    with pytest.raises(ValueError, match="resolution must be an integer of at least 2"):
-        plotting.decision_regions(linear, BATCH, resolution=1)
 
 
 # Loss curves
@@ -287,9 +259,8 @@ def test_seeds_of_one_x_are_pale_and_their_median_strong():
 
 
 def test_seeds_of_different_x_have_no_median_and_one_legend_entry():
-    seeds = [(STEPS[:30], 1 / STEPS[:30]), (STEPS, 1 / STEPS), (STEPS + 1, 1 / STEPS)]
-    ax = plotting.loss_curves({"search": seeds})
-    assert [len(line.get_xdata()) for line in ax.get_lines()] == [30, 50, 50]
+    ax = plotting.loss_curves({"search": [(STEPS[:30], 1 / STEPS[:30]), (STEPS, 1 / STEPS)]})
+    assert [len(line.get_xdata()) for line in ax.get_lines()] == [30, 50]
     assert len({line.get_color() for line in ax.get_lines()}) == 1
     assert legend_texts(ax) == ["search"]
 
@@ -354,12 +325,9 @@ def test_curves_refuse(curves, error, message):
     assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize(
-    ("reference", "log_y", "error"),
-    [(np.nan, False, ValueError), (0.0, True, ValueError), ("0.1", False, TypeError)],
-)
-def test_curves_refuse_references(reference, log_y, error):
-    with pytest.raises(error, match="reference must be a finite number"):
+@pytest.mark.parametrize(("reference", "log_y"), [(np.nan, False), (0.0, True)])
+def test_curves_refuse_references(reference, log_y):
+    with pytest.raises(ValueError, match="reference must be a finite number"):
         plotting.loss_curves({"sgd": (STEPS, STEPS)}, reference=reference, log_y=log_y)
     assert plt.get_fignums() == []
 
@@ -399,13 +367,16 @@ def test_raw_values_are_pale_behind_the_average():
     assert "101" in ax.get_title()
 
 
-def test_further_averages_take_further_colors_and_dashes():
-    ax = plotting.smoothed(STEPS, label="train")
-    plotting.smoothed(STEPS, ax, label="test")
+def test_further_averages_take_further_colors_and_dashes_in_the_limits_of_the_caller():
+    _, ax = plt.subplots()
+    ax.set_ylim(0, 1)
+    for label in ("train", "test"):
+        plotting.smoothed(STEPS, ax, label=label)
     _, first, _, second = ax.get_lines()
     assert first.get_color() != second.get_color()
     assert first.get_linestyle() != second.get_linestyle()
     assert legend_texts(ax) == ["train", "test"]
+    assert ax.get_ylim() == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -422,8 +393,3 @@ def test_averages_refuse(values, window, error, message):
     with pytest.raises(error, match=message):
         plotting.smoothed(values, window=window)
     assert plt.get_fignums() == []
-
-
-def test_tracers_are_refused():
-    with pytest.raises(TypeError, match=r"values must be .*tracer"):
-        jax.jit(lambda values: plotting.smoothed(values) and values)(jnp.ones(3))
