@@ -218,7 +218,7 @@ def test_bayes_values_to_four_digits_and_of_one_class():
     assert datasets.vertical_bayes() == pytest.approx((0.9363, 0.1627), abs=5e-5)
     assert datasets.vertical_bayes(layout="bands") == pytest.approx((0.3864, 1.0855), abs=5e-5)
     for layout in datasets.LAYOUTS:
-        assert datasets.vertical_bayes(1, layout=layout) == (1.0, 0.0)
+        assert UNTYPED.vertical_bayes(1, layout=layout) == (1.0, 0.0)
     assert [type(number) for number in datasets.vertical_bayes()] == [float, float]
 
 

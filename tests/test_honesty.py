@@ -44,9 +44,9 @@ def runs(rng, key, model, batch):
     for candidate, loss in zip(*found.top, strict=True):
         params = jaxnn.candidate_params(key, sample_fn, int(candidate))
         yield found._replace(loss=loss, params=params)
-    start, options = model.init(key, scale=0.5), {"num_chains": int(rng.integers(1, 5))}
+    options: dict[str, Any] = {"num_chains": int(rng.integers(1, 5))}
     options |= {"temperature": 0.05} if rng.random() < 0.5 else {"num_proposals": 2}
-    steps = int(rng.integers(0, 200))
+    start, steps = model.init(key, scale=0.5), int(rng.integers(0, 200))
     yield jaxnn.perturbation_search(
         key, model.loss, start, batch, num_steps=steps, scale=0.2, **options
     )

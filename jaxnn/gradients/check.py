@@ -207,11 +207,7 @@ def check_gradients(
         if not worst.passed:
             chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
             few = jax.tree.map(lambda leaf: leaf[chosen], samples)
-            wrong = {
-                number: leaf.error > tolerances[0]
-                for number, leaf in enumerate(leaves)
-                if not leaf.passed
-            }
+            wrong = {leaf.name: leaf.error > tolerances[0] for leaf in leaves if not leaf.passed}
             suggestions = suggest(loss, by_hand, few, batch, wrong)
     value_error = float(np.max(value_errors))
     return GradientReport(

@@ -65,29 +65,27 @@ class _Pair(NamedTuple):
 
 
 def suggest(
-    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree, wrong: Mapping[int, bool]
+    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree, wrong: Mapping[str, bool]
 ) -> tuple[str, ...]:
     """Return sentences that name wrong leaves and what their fault may be.
 
-    `wrong` holds the numbers of the wrong leaves, and whether `jax.grad` objects to them or the
+    `wrong` maps the names of the wrong leaves to whether `jax.grad` objects to them, and not the
     finite differences alone.
     """
-    names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
     first = jax.tree.map(lambda leaf: leaf[0], samples)
     parts = _parts(jax.make_jaxpr(loss)(first, batch).jaxpr)
     found: dict[str, list[str]] = {}
     is_explained = False
     with np.errstate(all="ignore"):
-        pairs = _pairs(loss, by_hand, names, samples, batch)
-        for number, by_grad in wrong.items():
-            here = {place: leaves[number] for place, leaves in pairs.items()}
+        pairs = _pairs(loss, by_hand, samples, batch)
+        for name, by_grad in wrong.items():
             fault = "it is that of jax.grad, and the finite differences contradict it"
             if by_grad:
-                fault = _fault(here, batch, parts)
+                fault = _fault(pairs[name], batch, parts)
             is_explained = is_explained or fault is not None
-            found.setdefault(fault or _share(here["as drawn"]), []).append(names[number])
-    told = tuple(f"{', '.join(of)}: {fault}" for fault, of in found.items())
-    if is_explained or not 1 < len(names) == len(wrong):
+            found.setdefault(fault or _share(pairs[name]["as drawn"]), []).append(name)
+    told = tuple(f"{', '.join(names)}: {fault}" for fault, names in found.items())
+    if is_explained or not 1 < len(pairs) == len(wrong):
         return told
     hint = "every leaf is wrong, and no usual fault fits" + OF_OUTPUTS * bool(parts & LAYERS)
     return (*told, hint)
@@ -120,34 +118,34 @@ def _is_program(value: Any) -> bool:
 
 
 def _pairs(
-    loss: Partial, by_hand: Partial, names: list[str], samples: PyTree, batch: PyTree
-) -> dict[str, list[_Pair]]:
-    """Return a pair for each leaf at each of the places where a fault may show or vanish."""
-
-    def pairs(leaves: list[np.ndarray], batch: PyTree) -> list[_Pair]:
-        gradients = _gradients(loss, by_hand, jax.tree.unflatten(tree, leaves), batch)
-        found = []
-        for gradient, right, leaf in zip(*map(jax.tree.leaves, gradients), leaves, strict=True):
-            is_known = np.isfinite(right) | ~np.any(np.isfinite(right))
-            found.append(_Pair(np.where(is_known, gradient, 0), np.where(is_known, right, 0), leaf))
-        return found
-
+    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree
+) -> dict[str, dict[str, _Pair]]:
+    """Return the pair of every leaf, by name, at each place where a fault may show or vanish."""
     drawn, tree = jax.tree.flatten(samples)
+    names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
+    found: dict[str, dict[str, _Pair]] = {name: {} for name in names}
+
+    def add(place: str, leaves: list[np.ndarray], batch: PyTree) -> None:
+        gradients = _gradients(loss, by_hand, jax.tree.unflatten(tree, leaves), batch)
+        arrays = zip(names, *map(jax.tree.leaves, gradients), leaves, strict=True)
+        for name, gradient, right, leaf in arrays:
+            known = np.isfinite(right) | ~np.any(np.isfinite(right))
+            pair = _Pair(np.where(known, gradient, 0), np.where(known, right, 0), leaf)
+            found[name][place] = pair
+
     leaves = [_aside(number, leaf) for number, leaf in enumerate(drawn)]
     positive = jax.tree.map(
         lambda x: np.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, batch
     )
-    places = {
-        "as drawn": pairs(drawn, batch),
-        "aside": pairs(leaves, batch),
-        "near 0": pairs([SMALL * leaf for leaf in leaves], batch),
-        "all positive": pairs([np.abs(leaf) for leaf in leaves], positive),
-    }
+    add("as drawn", drawn, batch)
+    add("aside", leaves, batch)
+    add("near 0", [SMALL * leaf for leaf in leaves], batch)
+    add("all positive", [np.abs(leaf) for leaf in leaves], positive)
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if _is_square(leaf):
             symmetric = (leaf + np.swapaxes(leaf, 1, 2)) / 2
-            places[name] = pairs([*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
-    return places
+            add(name, [*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
+    return found
 
 
 @program()
