@@ -196,9 +196,8 @@ class Bayes(NamedTuple):
 def vertical_bayes(classes: int = 3, *, layout: Layout = "clusters") -> Bayes:
     """Return Bayes accuracy and cross-entropy of `vertical`, in float64.
 
-    These are values of the population. They are no floor for a training loss: on 300 rows the
-    true posterior itself scores above or below them by luck of the draw, and a network can fit
-    those rows better still.
+    These are values of the population and no floor for a training loss: on 300 rows the true
+    posterior itself scores above or below them by luck, and a network can fit those rows better.
 
     With `step` between neighbouring means and `deviation` around each, the accuracy is
     `(1 + (classes - 1) erf(step / deviation / sqrt 8)) / classes`; the cross-entropy is

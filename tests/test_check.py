@@ -233,8 +233,8 @@ def test_jax_grad_finds_what_finite_differences_are_too_coarse_for():
     assert report.worst.coordinate == (1, 2)
 
 
-@pytest.mark.parametrize("fault", ["wrong sign", "tanh differentiated at its output"])
-def test_the_worst_case_can_be_had_again(fault):
+def test_the_worst_case_can_be_had_again():
+    fault = "tanh differentiated at its output"
     report = check(fault)
     again, worst = sample(report.worst_key), report.worst
     alone = check_gradients(KEY, loss_fn, Partial(by_hand, np.int32(NUMBERS[fault])), again, data())
