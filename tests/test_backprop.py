@@ -10,13 +10,8 @@ from tolerances import FORWARD, GRADIENT, float32, leaf_error
 
 from jaxnn.batch import Batch
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import OUTPUT_LOSSES
 from jaxnn.model.layers import Dense, layer_shapes
-from jaxnn.model.losses import (
-    mean_squared_error_gradient,
-    sigmoid_crossentropy_gradient,
-    softmax_crossentropy_gradient,
-)
+from jaxnn.model.losses import OUTPUT_LOSSES
 from jaxnn.model.mlp import mlp
 
 ROWS, WIDTHS, OUTPUTS = 7, (3, 5, 4, 6, 3), 2
@@ -256,23 +251,3 @@ def test_chain_rule_figures(x, target, slope):
     assert loss == 9  # error 3
     assert gradient[0].weights == slope
     assert gradient[0].biases is None
-
-
-@pytest.mark.parametrize(
-    ("head", "gradient", "targets"),
-    [
-        (("softmax", "categorical_crossentropy"), softmax_crossentropy_gradient, [2, 0, 1, 2]),
-        (("softmax", "categorical_crossentropy"), softmax_crossentropy_gradient, [[0, 3, 2]] * 4),
-        (("sigmoid", "binary_crossentropy"), sigmoid_crossentropy_gradient, [[0.2, 0.9, 1.0]] * 4),
-        (("sigmoid", "binary_crossentropy"), sigmoid_crossentropy_gradient, [[1, 0, 1]] * 4),
-        (("identity", "mean_squared_error"), mean_squared_error_gradient, [[0.5, -1.0, 2.0]] * 4),
-    ],
-    ids=lambda value: value[1] if isinstance(value, tuple) else "",
-)
-def test_a_head_agrees_with_the_losses_that_stand_alone(head, gradient, targets):
-    logits = jnp.asarray(np.random.default_rng(3).normal(0.2, 2, (4, 3)), jnp.float32)
-    targets = jnp.asarray(targets)
-    losses, slopes = OUTPUT_LOSSES[head].rows(logits.T, targets)
-    expected = float(OUTPUT_LOSSES[head].loss(logits, targets))
-    assert float(jnp.mean(losses)) == pytest.approx(expected, rel=1e-6)
-    np.testing.assert_allclose(slopes.T / 4, gradient(logits, targets), rtol=1e-5, atol=1e-7)

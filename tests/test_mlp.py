@@ -1,8 +1,8 @@
 """`mlp(...)` and `Model`: values against plain NumPy, the border, and what is compiled when."""
 
 import copy
+import inspect
 import pickle
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ from tolerances import FORWARD, GRADIENT, float32, leaf_error
 from jaxnn import metrics
 from jaxnn.batch import Batch
 from jaxnn.descent.gradient_descent import gradient_descent
-from jaxnn.model.heads import OUTPUT_LOSSES
 from jaxnn.model.layers import Dense
-from jaxnn.model.mlp import Model, mlp
+from jaxnn.model.losses import OUTPUT_LOSSES
+from jaxnn.model.mlp import Model, ModelFunction, mlp
 from jaxnn.search.random_search import random_search
+from jaxnn.typing import traits_of
 
 ROWS, SIZES = 7, (3, 5, 2)
 DTYPES = ("float32", "float64")
@@ -244,7 +245,7 @@ def test_accuracy_of_classes_and_of_bits():
 
 def test_there_is_no_accuracy_of_numbers(compilations):
     model = mlp(SIZES, output="identity", loss="mean_squared_error")
-    for refuse in (model.accuracy, model.accuracy.validate):
+    for refuse in (model.accuracy, traits_of(model.accuracy).validate):
         with pytest.raises(
             ValueError, match=r"accuracy must be of classes.*use jaxnn\.metrics\.r2"
         ):
@@ -451,18 +452,26 @@ def test_a_model_is_immutable_and_its_functions_carry_their_names():
     for name in BATCH_FUNCTIONS:
         function = getattr(model, name)
         assert function.__name__ == name
-        assert function.validate(PARAMS, Batch(X, CLASSES)) is None
+        assert traits_of(function).validate(PARAMS, Batch(X, CLASSES)) is None
 
 
-def test_wrappers_of_a_function_carry_what_it_tells_trainers():
+def test_wrappers_of_a_function_carry_its_traits():
     model, batch = mlp(SIZES), Batch(X, CLASSES)
-    wrappers: list[Any] = [jax.jit(model.loss), jax.value_and_grad(model.loss)]
-    for wrapper in wrappers:
-        assert wrapper.batch_invariant(PARAMS, batch) is True
-        assert wrapper.bytes_per_set(PARAMS, batch) == model.loss.bytes_per_set(PARAMS, batch)
+    for wrapper in (jax.jit(model.loss), jax.value_and_grad(model.loss)):
+        traits = traits_of(wrapper)
+        assert traits == traits_of(model.loss)
+        assert traits.batch_invariant(PARAMS, batch)
+        assert traits.candidate_bytes is not None
+        assert traits.candidate_bytes(PARAMS, batch) == 4 * (32 + 10)
         with pytest.raises(ValueError, match=r"^batch\.y must be classes 0 to 1; got -1"):
-            wrapper.validate(PARAMS, Batch(X, CLASSES - 1))
-    assert not hasattr(model.accuracy, "batch_invariant")
+            traits.validate(PARAMS, Batch(X, CLASSES - 1))
+    assert not traits_of(model.accuracy).batch_invariant(PARAMS, batch)
+
+
+def test_functions_show_their_arguments():
+    model = mlp(SIZES)
+    assert str(inspect.signature(model.loss)).startswith("(params: ")
+    assert list(inspect.signature(model.init).parameters) == ["key", "scale", "distribution"]
 
 
 def test_functions_are_equal_by_value_and_pickle_as_the_cached_thing():
@@ -470,11 +479,11 @@ def test_functions_are_equal_by_value_and_pickle_as_the_cached_thing():
     assert pickle.loads(pickle.dumps(model)) is model
     assert copy.deepcopy(model) is model
     functions = model[1:]
-    for function in functions:
+    for name, function in zip(Model._fields[1:], functions, strict=True):
         assert pickle.loads(pickle.dumps(function)) is function
-        assert repr(function) == f"{model!r}.{function.name}"
+        assert repr(function) == f"{model!r}.{name}"
     assert len(set(functions)) == len(functions)
-    again = type(model.loss)(model.settings, "loss")
+    again = ModelFunction(model.settings, "loss")
     assert again == model.loss
     assert hash(again) == hash(model.loss)
     assert mlp(SIZES).loss != model.loss
@@ -532,18 +541,17 @@ def test_constant_loss_is_the_lowest_of_all_constant_answers(loss, output, y, en
     with np.errstate(divide="ignore", invalid="ignore"):
         lowest = scipy.optimize.minimize(of_constant, [0.1, 0.2], method="Nelder-Mead", tol=1e-12)
     for function in (model.loss, model.value_and_grad, model.loss_reference):
-        told = function.constant_loss(Batch(X[:4], y))
+        told = traits_of(function).constant_loss(Batch(X[:4], y))
         assert told == pytest.approx(lowest.fun, abs=1e-6)
 
 
 def test_constant_loss_is_none_where_no_constant_answer_is_known():
-    model = mlp(SIZES, output="softmax", loss=SQUARED)
-    assert model.loss.constant_loss(Batch(X, NUMBERS)) is None
-    told = model.loss.constant_loss(Batch(X, ONE_HOT))
-    assert told == pytest.approx(np.mean(np.var(ONE_HOT, axis=0)), rel=1e-6)
+    lowest = traits_of(mlp(SIZES, output="softmax", loss=SQUARED).loss).constant_loss
+    assert lowest(Batch(X, NUMBERS)) is None
+    assert lowest(Batch(X, ONE_HOT)) == pytest.approx(np.mean(np.var(ONE_HOT, axis=0)), rel=1e-6)
     uniform = jax.tree.map(np.zeros_like, PARAMS)
     batch = Batch(X[:6], np.array([0, 1, 1, 0, 0, 1]))
-    assert mlp(SIZES).loss.constant_loss(batch) == pytest.approx(np.log(2), rel=1e-12)
+    assert traits_of(mlp(SIZES).loss).constant_loss(batch) == pytest.approx(np.log(2), rel=1e-12)
     assert mlp(SIZES).loss(uniform, batch) == pytest.approx(np.log(2), rel=1e-6)
 
 
@@ -670,7 +678,7 @@ def refusers(loss, *arguments):
     for name in BATCH_FUNCTIONS:
         function = getattr(NEVER_RUN[loss], name)
         yield lambda function=function: function(*arguments)
-        yield lambda function=function: function.validate(*arguments)
+        yield lambda function=function: traits_of(function).validate(*arguments)
 
 
 @pytest.mark.parametrize(("x", "error", "message"), BAD_X)

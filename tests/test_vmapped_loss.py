@@ -12,8 +12,8 @@ from tolerances import FORWARD, GRADIENT, float32, leaf_error
 from jaxnn.batch import Batch
 from jaxnn.model import vmapped_loss as candidates
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import OUTPUT_LOSSES
 from jaxnn.model.layers import Dense, layer_shapes
+from jaxnn.model.losses import OUTPUT_LOSSES
 from jaxnn.model.mlp import mlp
 
 SMALL, LARGE, OUTPUTS = (3, 5, 2), (3, 12, 8, 2), 2  # 32 and 170 weights

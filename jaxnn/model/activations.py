@@ -1,13 +1,17 @@
 """Activations and their derivatives, side by side.
 
-Each activation `f` comes as a pair. `f(z)` maps pre-activations to outputs.
+Each activation `f` comes as a pair. `f(z)` maps pre-activations to outputs of the same shape.
 `f_backward(outputs, upstream)` pulls a gradient at the outputs back to the pre-activations:
 
     upstream * f'(z)        for those that act element by element, and
     J(z)^T upstream         for softmax, whose outputs depend on the whole row.
 
 All five derivatives can be written in the *outputs* `f(z)`, so the backward pass stores nothing
-else. The argument is called `outputs` and must be just that: handing in `z` is the classic bug.
+else. The argument is called `outputs` and must be just that: passing `z` is the classic bug.
+
+    >>> outputs = relu(jnp.array([-1.0, 0.0, 2.0]))
+    >>> relu_backward(outputs, jnp.array([3.0, 3.0, 3.0]))
+    Array([0., 0., 3.], dtype=float32)
 """
 
 from __future__ import annotations
@@ -36,100 +40,55 @@ __all__ = [
 
 
 class Activation(NamedTuple):
-    """An activation and its derivative.
-
-    Attributes:
-        forward: pre-activations to outputs, same shape.
-        backward: `(outputs, upstream)` to the gradient at the pre-activations, same shape.
-    """
+    """An activation, and its derivative as a function of `(outputs, upstream)`."""
 
     forward: Callable[[jax.Array], jax.Array]
     backward: Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def identity(z: jax.Array) -> jax.Array:
-    """Returns `z` itself, any shape.
-
-    Example:
-        >>> identity(jnp.array([-1.0, 2.0]))
-        Array([-1.,  2.], dtype=float32)
-    """
+    """Return `z` itself, any shape."""
     return z
 
 
 def identity_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
-    """Pulls `upstream` back through the identity: `upstream * 1`.
-
-    Example:
-        >>> identity_backward(jnp.array([-1.0, 2.0]), jnp.array([3.0, 3.0]))
-        Array([3., 3.], dtype=float32)
-    """
+    """Return `upstream * 1`."""
     del outputs
     return upstream
 
 
 def relu(z: jax.Array) -> jax.Array:
-    """Rectifier `max(z, 0)`, element by element, any shape; nan stays nan.
-
-    Example:
-        >>> relu(jnp.array([-1.0, 2.0]))
-        Array([0., 2.], dtype=float32)
-    """
+    """Return the rectifier `max(z, 0)`, element by element, any shape; nan stays nan."""
     return jnp.where(z <= 0, jnp.zeros_like(z), z)
 
 
 def relu_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
-    """Pulls `upstream` back through relu; the slope at 0 is 0, as in `jax.nn.relu`.
-
-    Example:
-        >>> relu_backward(relu(jnp.array([-1.0, 0.0, 2.0])), jnp.array([3.0, 3.0, 3.0]))
-        Array([0., 0., 3.], dtype=float32)
-    """
+    """Return `upstream` where the output is above 0; the slope at 0 is 0, as in `jax.nn.relu`."""
     return jnp.where(outputs <= 0, jnp.zeros_like(upstream), upstream)
 
 
 def sigmoid(z: jax.Array) -> jax.Array:
-    """Logistic function `1 / (1 + exp(-z))`, element by element, any shape.
-
-    Example:
-        >>> sigmoid(jnp.array([0.0, 1e4]))
-        Array([0.5, 1. ], dtype=float32)
-    """
+    """Return the logistic function `1 / (1 + exp(-z))`, element by element, any shape."""
     return jax.nn.sigmoid(z)
 
 
 def sigmoid_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
-    """Pulls `upstream` back through the sigmoid: `upstream * a (1 - a)` at outputs `a`.
-
-    Example:
-        >>> sigmoid_backward(sigmoid(jnp.array([0.0])), jnp.array([4.0]))
-        Array([1.], dtype=float32)
-    """
+    """Return `upstream * a (1 - a)` at outputs `a`."""
     return upstream * outputs * (1 - outputs)
 
 
 def tanh(z: jax.Array) -> jax.Array:
-    """Hyperbolic tangent, element by element, any shape.
-
-    Example:
-        >>> tanh(jnp.array([0.0, 1e4]))
-        Array([0., 1.], dtype=float32)
-    """
+    """Return the hyperbolic tangent, element by element, any shape."""
     return jnp.tanh(z)
 
 
 def tanh_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
-    """Pulls `upstream` back through tanh: `upstream * (1 - a^2)` at outputs `a`.
-
-    Example:
-        >>> tanh_backward(tanh(jnp.array([0.0])), jnp.array([4.0]))
-        Array([4.], dtype=float32)
-    """
+    """Return `upstream * (1 - a^2)` at outputs `a`."""
     return upstream * (1 - outputs) * (1 + outputs)
 
 
 def softmax(z: jax.Array) -> jax.Array:
-    """Softmax over the last axis: `exp(z_j) / sum_k exp(z_k)`, shape `(..., classes)`.
+    """Return `exp(z_j) / sum_k exp(z_k)` over the last axis, shape `(..., classes)`.
 
     Example:
         >>> softmax(jnp.array([[0.0, 0.0], [1e4, -1e4]]))
@@ -140,11 +99,11 @@ def softmax(z: jax.Array) -> jax.Array:
 
 
 def softmax_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
-    """Pulls `upstream` back through softmax over the last axis.
+    """Return `J^T upstream` over the last axis, with `J = diag(a) - a a^T` at outputs `a`.
 
-    The Jacobian is `diag(a) - a a^T` at outputs `a`, so its product with the upstream gradient
-    `g` is `a_j (g_j - sum_k g_k a_k)`, without ever building the matrix. The `g` are taken
-    relative to that of the largest output, or the difference would cancel where `a_k` is nearly 1.
+    With the upstream gradient `g` it is `a_j (g_j - sum_k g_k a_k)`, without the matrix. The `g`
+    are taken relative to that of the largest output: where its `a` is nearly 1, the difference
+    would cancel.
 
     Example:
         >>> softmax_backward(softmax(jnp.array([[0.0, 0.0]])), jnp.array([[4.0, 0.0]]))
@@ -165,5 +124,5 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """Every activation by its name."""
 
-HIDDEN_ACTIVATIONS: tuple[str, ...] = ("identity", "relu", "sigmoid", "tanh")
+HIDDEN_ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
 """Those that a hidden layer may use: all but softmax."""

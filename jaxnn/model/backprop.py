@@ -3,17 +3,17 @@
 With layer inputs `h_0 = x^T, h_1, ...`, pre-activations `z_l = W_l^T h_l + b_l`, hidden activation
 `f` and `delta_l` the gradient of the loss by `z_l` (Rumelhart, Hinton and Williams 1986):
 
-    (1)  delta_L = d loss / d logits                   the head's gradient, 1/rows included
+    (1)  delta_L = d loss / d logits                   the slope of `OutputLoss`, over the rows
     (2)  delta_l = (W_{l+1} delta_{l+1}) * f'(z_l)
     (3)  d loss / d W_l = h_l delta_l^T
     (4)  d loss / d b_l = sum over rows of delta_l
 
 Rows are last because a vector of them fills the vector units, where a handful of classes does
 not: on 300 rows 3 times the steps a second of `jax.value_and_grad` with 2-3-3, 1.5 times with
-2-64-3; for 1,000 networks at once 10 and 2.9 times (`scripts/benchmark.py --only descent`). What
-made the difference for many networks were sums over the classes written out and rows padded to
-whole vectors. Slower: one product for the gradients of all layers, biases as a row of ones in
-the products, lists of scalars by class, and 2-3-3 by scalars with the networks as lanes.
+2-64-3; for 1,000 networks at once 10 and 2.9 times. For many networks, what made the difference
+were sums over the classes written out and rows padded to whole vectors. Slower: one product for
+the gradients of all layers, biases as a row of ones in the products, lists of scalars by class,
+and 2-3-3 by scalars with the networks as lanes.
 """
 
 from __future__ import annotations
@@ -23,35 +23,24 @@ import jax.numpy as jnp
 
 from jaxnn.batch import Batch
 from jaxnn.model.activations import ACTIVATIONS
-from jaxnn.model.heads import Head
-from jaxnn.model.layers import Dense, Params, dot
-
-VECTOR = 16
-"""Rows of a vector: what is left over after whole ones would be done one by one."""
+from jaxnn.model.layers import VECTOR, Dense, Params, dot
+from jaxnn.model.losses import OutputLoss
 
 
 def value_and_grad(
-    params: Params, batch: Batch, hidden: str, head: Head
+    params: Params, batch: Batch, hidden: str, output_loss: OutputLoss
 ) -> tuple[jax.Array, Params]:
-    """Loss and its gradient by every weight and bias, written by hand.
-
-    Args:
-        params: tuple of `Dense`.
-        batch: inputs `(rows, features)` and targets as the head wants them.
-        hidden: name of the hidden activation.
-        head: output activation and loss.
-
-    Returns:
-        The loss, a scalar, and the gradient, a tree like `params`.
-    """
+    """Return the mean loss and its gradient by every weight and bias, a tree like `params`."""
     activation, (*before, last) = ACTIVATIONS[hidden], params
     rows = batch.x.shape[0]
     x, targets = (_whole_vectors(jnp.asarray(array)) for array in batch)
+    # Every layer's input is `(units, rows)`, and is all that the way back needs: derivatives of
+    # activations are functions of their outputs.
     inputs = [x.T]
     for layer in before:
         inputs.append(activation.forward(_affine(layer, inputs[-1])))
-    losses, slopes = head.rows(_affine(last, inputs[-1]), targets)
-    if losses.size > rows:
+    losses, slopes = output_loss.value_and_slope(_affine(last, inputs[-1]), targets)
+    if losses.size > rows:  # the padding counts nowhere
         is_row = jnp.arange(losses.size) < rows
         losses, slopes = jnp.where(is_row, losses, 0), jnp.where(is_row, slopes, 0)
     delta = slopes / rows  # (1)

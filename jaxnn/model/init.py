@@ -1,8 +1,8 @@
-"""Drawing whole weight sets from a distribution, all of them from one key.
+"""Drawing params from a distribution, all of them from one key.
 
-One flat vector of unit draws a weight set, cut into layers and scaled: a single call of the
-random generator, where one a layer would cost a third of the pace. With unit draws `u`, a
-layer's weights are `scale * gain(fan_in) * u`:
+One flat vector of unit draws is cut into layers and scaled: a single call of the random
+generator, where one a layer would cost a third of the pace. With unit draws `u`, a layer's
+weights are `scale * gain(fan_in) * u`:
 
     "normal"   u ~ N(0, 1)       gain 1
     "uniform"  u ~ U(-1, 1)      gain 1
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxnn.model.layers import Dense, LayerShapes, Params
 from jaxnn.run.checks import as_choice, as_key, as_real
@@ -35,10 +36,8 @@ def sampler(
     scale: float | Sequence[float] = 1.0,
     distribution: Distribution = "normal",
     bias_scale: float | Sequence[float] | None = None,
-) -> jax.tree_util.Partial:
-    """A function `sample_fn(key) -> params` whose scales are leaves: a sweep compiles once.
-
-    The function carries the scales as keywords, as they were given.
+) -> Partial:
+    """Return a function `sample_fn(key) -> params`; a sweep over its scales compiles once.
 
     Args:
         shapes: for each layer the shape of its weights, and of its biases or None.
@@ -47,11 +46,7 @@ def sampler(
         bias_scale: multiplies the biases' unit draws in the same way; 0 for zero biases. By default
             the biases of a layer are drawn as its weights are.
 
-    Returns:
-        A `jax.tree_util.Partial` of one argument, a typed key.
-
     Raises:
-        TypeError: if a scale is not a number or the distribution not a word.
         ValueError: if a scale is out of range, the distribution unknown, or the number of
             scales is not that of the layers.
 
@@ -61,11 +56,10 @@ def sampler(
         (2, 3)
     """
     as_choice("distribution", distribution, DISTRIBUTIONS)
-    scales = {"scale": _per_layer("scale", scale, shapes)}
-    scales["bias_scale"] = bias_scale
+    scale = _per_layer("scale", scale, shapes)
     if bias_scale is not None:
-        scales["bias_scale"] = _per_layer("bias_scale", bias_scale, shapes, inclusive=True)
-    return jax.tree_util.Partial(_drawer(shapes, distribution), **scales)
+        bias_scale = _per_layer("bias_scale", bias_scale, shapes, inclusive=True)
+    return Partial(_drawer(shapes, distribution), scale=scale, bias_scale=bias_scale)
 
 
 def _per_layer(name: str, value: Any, shapes: LayerShapes, *, inclusive: bool = False) -> Any:
@@ -77,18 +71,12 @@ def _per_layer(name: str, value: Any, shapes: LayerShapes, *, inclusive: bool = 
     return tuple(as_real(f"{name}[{i}]", each, inclusive=inclusive) for i, each in enumerate(value))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Drawer:
-    """The function behind a sampler; its shapes and distribution say all, so it pickles."""
+    """The function behind a sampler. Its shapes and distribution say all, so it pickles."""
 
     shapes: LayerShapes
     distribution: str
-
-    def __post_init__(self):
-        vars(self)["__qualname__"] = repr(self)
-
-    def __repr__(self) -> str:
-        return f"sampler({self.shapes}, {self.distribution!r})"
 
     def __reduce__(self):
         return _drawer, (self.shapes, self.distribution)
@@ -97,14 +85,15 @@ class Drawer:
         """Return the params that belong to a key; each scale is one number or a tuple of them."""
         key = as_key("key", key, traced=True)
         total = sum(math.prod(shape) for layer in self.shapes for shape in layer if shape)
-        draw = uniforms if self.distribution == "uniform" else normals
-        flat, layers, begin = draw(key, total), [], 0
+        flat = (uniforms if self.distribution == "uniform" else normals)(key, total)
+        layers, begin = [], 0
         for layer, ((fan_in, fan_out), biases) in enumerate(self.shapes):
-            by = _of_layer(scale, layer) * np.float32(_gain(self.distribution, fan_in))
+            gain = {"lecun": math.sqrt(1 / fan_in), "he": math.sqrt(2 / fan_in)}
+            by, bias_by = (s[layer] if isinstance(s, tuple) else s for s in (scale, bias_scale))
+            by = by * np.float32(gain.get(self.distribution, 1.0))
             middle = begin + fan_in * fan_out
             end = middle + (biases[0] if biases else 0)
-            bias_by = by if bias_scale is None else _of_layer(bias_scale, layer)
-            drawn = flat[middle:end] * bias_by if biases else None
+            drawn = flat[middle:end] * (by if bias_by is None else bias_by) if biases else None
             layers.append(Dense(flat[begin:middle].reshape(fan_in, fan_out) * by, drawn))
             begin = end
         return tuple(layers)
@@ -114,11 +103,3 @@ class Drawer:
 def _drawer(shapes: LayerShapes, distribution: str) -> Drawer:
     """Return one object for the same settings, so that `jit` knows it again."""
     return Drawer(shapes, distribution)
-
-
-def _gain(distribution: str, fan_in: int) -> float:
-    return {"lecun": math.sqrt(1 / fan_in), "he": math.sqrt(2 / fan_in)}.get(distribution, 1.0)
-
-
-def _of_layer(scale: Any, layer: int) -> Any:
-    return scale[layer] if isinstance(scale, tuple) else scale

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
 from jaxnn.run.checks import array_record, as_choice, as_values
 
+VECTOR = 16
+"""Rows are padded to a multiple of this: XLA would do what is left over one by one."""
+
 
 @array_record
 class Dense(NamedTuple):
@@ -30,10 +33,11 @@ class Dense(NamedTuple):
 
 Params = tuple[Dense, ...]
 LayerShapes = tuple[tuple[tuple[int, int], tuple[int] | None], ...]
+"""For each layer the shape of its weights, and of its biases or None."""
 
 
 def layer_shapes(sizes: tuple[int, ...], hidden_biases: bool = True) -> LayerShapes:
-    """For each layer the shape of its weights, and of its biases or None.
+    """Return the shapes of a network's params.
 
     Example:
         >>> layer_shapes((2, 3, 1), hidden_biases=False)
@@ -47,20 +51,25 @@ def layer_shapes(sizes: tuple[int, ...], hidden_biases: bool = True) -> LayerSha
 
 
 def dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Matrix product in full float precision on every device (GPUs would round to TF32)."""
+    """Return the matrix product in full float precision; GPUs would round to TF32."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def logits_of(params: Params, x: jax.Array, hidden: str) -> jax.Array:
-    """What the last layer makes of `x`, before the output activation: `(rows, out)`."""
+    """Return what the last layer makes of `x`, before the output activation: `(rows, out)`."""
     *before, last = params
     for layer in before:
         x = ACTIVATIONS[hidden].forward(_affine(layer, x))
     return _affine(last, x)
 
 
+def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:
+    z = dot(inputs, layer.weights)
+    return z if layer.biases is None else z + layer.biases[None, :]
+
+
 def forward(params: Params, x: Any, *, hidden: str = "relu", output: str = "identity") -> jax.Array:
-    """The forward pass: every layer but the last through `hidden`, the last through `output`.
+    """Run the forward pass: every layer but the last through `hidden`, the last through `output`.
 
     Args:
         params: tuple of `Dense`.
@@ -72,7 +81,6 @@ def forward(params: Params, x: Any, *, hidden: str = "relu", output: str = "iden
         Outputs of shape `(rows, outputs)`.
 
     Raises:
-        TypeError: if `params` or `x` are not of real numbers.
         ValueError: if an activation is unknown.
 
     Example:
@@ -87,83 +95,52 @@ def forward(params: Params, x: Any, *, hidden: str = "relu", output: str = "iden
     return ACTIVATIONS[output].forward(logits)
 
 
-def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:
-    z = dot(inputs, layer.weights)
-    return z if layer.biases is None else z + layer.biases[None, :]
-
-
 def check_params(name: str, params: Any, shapes: LayerShapes) -> Params:
-    """Return the params as arrays; refuse those of another network.
-
-    Args:
-        name: the argument's name, for the message.
-        params: what came.
-        shapes: for each layer the shape of its weights, and of its biases or None.
-
-    Returns:
-        The params. NumPy's float64 stays as it is, but fits the width that JAX gives it.
-
-    Raises:
-        TypeError: if the tree is not a tuple of `Dense`, or a leaf is not of floats.
-        ValueError: if the number of layers or a shape differs, or float64 does not fit.
-    """
+    """Return the params as arrays that JAX can hold; refuse those of another network."""
     params = _as_layers(name, params)
     if len(params) != len(shapes):
         raise ValueError(f"{name} must hold {len(shapes)} layers; got {len(params)}")
+    wide = jax.dtypes.canonicalize_dtype("float64") == "float64"
+    allowed = ("float32", "float64") if wide else ("float32",)
     dtypes = set()
     for layer, (dense, wanted) in enumerate(zip(params, shapes, strict=True)):
         for field, leaf, shape in zip(Dense._fields, dense, wanted, strict=True):
             path = f"{name}[{layer}].{field}"
-            if shape is not None:
-                dtypes.add(_check_leaf(path, leaf, shape))
-            elif leaf is not None:
-                wanted_none = "None: the network has hidden_biases=False"
-                raise ValueError(f"{path} must be {wanted_none}; got {_shape(leaf)}")
+            came = leaf.shape if hasattr(leaf, "shape") else f"a {type(leaf).__name__}"
+            if came != shape and shape is not None:
+                raise ValueError(f"{path} must be an array of shape {shape}; got {came}")
+            if leaf is not None and shape is None:
+                none = "None: the network has hidden_biases=False"
+                raise ValueError(f"{path} must be {none}; got {came}")
+            if leaf is None:
+                continue
+            dtypes.add(dtype := str(jax.dtypes.canonicalize_dtype(leaf.dtype)))
+            if dtype not in allowed:
+                raise TypeError(
+                    f"{path} must be {' or '.join(allowed)}; got {leaf.dtype}: "
+                    "jax.tree.map(jnp.float32, params) converts it"
+                )
     if len(dtypes) > 1:
         raise TypeError(f"{name} must be of one dtype; got {', '.join(sorted(dtypes))}")
     return params
 
 
 def _as_layers(name: str, params: Any) -> Params:
-    """Return a tuple of `Dense` with arrays of any shapes."""
+    """Return a tuple of `Dense` with arrays of any shapes, or shapes of params not drawn yet."""
     if not isinstance(params, tuple):
         raise TypeError(f"{name} must be a tuple of Dense; got a {type(params).__name__}")
+    layers = []
     for layer, dense in enumerate(params):
         if not isinstance(dense, Dense):
-            wanted = "a Dense(weights, biases)"
-            raise TypeError(f"{name}[{layer}] must be {wanted}; got a {type(dense).__name__}")
-    return tuple(
-        Dense(
-            *(
-                _as_leaf(f"{name}[{layer}].{field}", leaf)
-                for field, leaf in zip(Dense._fields, dense, strict=True)
-            )
+            came = type(dense).__name__
+            raise TypeError(f"{name}[{layer}] must be a Dense(weights, biases); got a {came}")
+        fields = zip(Dense._fields, dense, strict=True)
+        layers.append(
+            Dense(*(_as_leaf(f"{name}[{layer}].{field}", leaf) for field, leaf in fields))
         )
-        for layer, dense in enumerate(params)
-    )
+    return tuple(layers)
 
 
 def _as_leaf(path: str, leaf: Any) -> Any:
-    """Return an array; JAX arrays, and the shapes of those not drawn yet, stay as they are."""
-    if leaf is None or isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-        return leaf
-    return as_values(path, leaf)
-
-
-def _check_leaf(path: str, leaf: Any, shape: tuple[int, ...]) -> str:
-    """Return the dtype that JAX gives the leaf."""
-    if _shape(leaf) != shape:
-        raise ValueError(f"{path} must be an array of shape {shape}; got {_shape(leaf)}")
-    wide = jax.dtypes.canonicalize_dtype("float64") == "float64"
-    allowed = ("float32", "float64") if wide else ("float32",)
-    dtype = str(jax.dtypes.canonicalize_dtype(leaf.dtype))
-    if dtype not in allowed:
-        raise TypeError(
-            f"{path} must be {' or '.join(allowed)}; got {leaf.dtype}: "
-            "jax.tree.map(jnp.float32, params) converts it"
-        )
-    return dtype
-
-
-def _shape(leaf: Any) -> Any:
-    return leaf.shape if hasattr(leaf, "shape") else f"a {type(leaf).__name__}"
+    is_ready = leaf is None or isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
+    return leaf if is_ready else as_values(path, leaf)

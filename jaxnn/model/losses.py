@@ -1,232 +1,119 @@
-"""Losses and their derivatives, side by side.
+"""Losses: public functions of predictions and targets, and `OutputLoss`, which networks train with.
 
-Each loss takes predictions and targets, rows first, and returns one number: the mean over the
-rows. Its partner `*_gradient` returns the derivative of that number by every prediction, so the
-1/rows is in there already.
+Each public loss takes predictions and targets, rows first, and returns their mean over the rows, a
+scalar of the predictions' dtype. `mean_squared_error`, `binary_crossentropy` and
+`categorical_crossentropy` take what the output layer returns; the latter two clip probabilities
+to `[1e-7, 1 - 1e-7]`, as textbooks do. `sigmoid_crossentropy` and `softmax_crossentropy` take the
+logits before the output activation, and are exact and finite for logits of +-1e4.
 
-Targets that make no sense (a class out of range, a negative weight, a binary label outside of 0
-to 1, a number that is not finite) are refused where their values are known. Elsewhere, as under
-`jit`, they make the loss and its derivative nan.
-
-Three take what the output layer returns; two, named after the output activation, take the
-logits before it. The logit forms are exact and finite for logits of +-1e4, and they are what a
-`Model` trains with. The clipped probability form belongs to readers of the book.
+A shape that does not fit, and targets without a meaning (a class out of range, a negative weight,
+a row of weights that are all 0, a binary label outside of 0 to 1, a number that is not finite),
+raise a `ValueError` that names the argument. Where the targets' values are not known, as under
+`jit`, the loss and its derivative are nan instead.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
+from scipy.special import entr
 
 from jaxnn.batch import check_targets, check_values, valid_rows
+from jaxnn.model.activations import ACTIVATIONS, softmax, softmax_backward
 
 __all__ = [
     "LOSSES",
     "binary_crossentropy",
-    "binary_crossentropy_gradient",
     "categorical_crossentropy",
-    "categorical_crossentropy_gradient",
-    "encode",
     "mean_squared_error",
-    "mean_squared_error_gradient",
     "sigmoid_crossentropy",
-    "sigmoid_crossentropy_gradient",
     "softmax_crossentropy",
-    "softmax_crossentropy_gradient",
 ]
 
-LOSSES: tuple[str, ...] = (
-    "mean_squared_error",
-    "binary_crossentropy",
-    "categorical_crossentropy",
-)
-"""The losses by name."""
+LOSSES = ("mean_squared_error", "binary_crossentropy", "categorical_crossentropy")
+"""The losses that `jaxnn.mlp` takes."""
 
 CLIP = 1e-7
-
-
-def encode(targets: jax.Array, outputs: int, dtype: jnp.dtype) -> jax.Array:
-    """Targets as a float matrix `(rows, outputs)`; integer classes `(rows,)` become one-hot.
-
-    Example:
-        >>> encode(jnp.array([2, 0]), 3, jnp.dtype("float32"))
-        Array([[0., 0., 1.],
-               [1., 0., 0.]], dtype=float32)
-    """
-    if targets.ndim == 1:
-        return jax.nn.one_hot(targets.astype(int), outputs, dtype=dtype)
-    return targets.astype(dtype)
+MAX_WRITTEN_OUT = 16
+"""Units over which a sum is written out, as XLA then fuses it with what stands around it."""
 
 
 def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
-    """Mean squared error `mean((predictions - targets)^2)`, with no factor 1/2.
+    """Return the mean squared error `mean((predictions - targets)^2)`, without a factor 1/2.
 
     Args:
         predictions: shape `(rows, outputs)`, float.
         targets: numbers of the same shape.
 
-    Returns:
-        A scalar of the predictions' dtype.
-
-    Raises:
-        TypeError: if an argument is not an array of real numbers.
-        ValueError: if the shapes differ.
-
     Example:
         >>> mean_squared_error(jnp.array([[9.0], [3.0]]), jnp.array([[3.0], [3.0]]))
         Array(18., dtype=float32)
     """
-    predictions, targets = _border("predictions", predictions, targets, "mean_squared_error")
-    return jnp.mean(jnp.square(predictions - targets))
-
-
-def mean_squared_error_gradient(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
-    """Derivative by the predictions: `2 (predictions - targets) / (rows outputs)`.
-
-    Args and errors as for `mean_squared_error`; returns an array of shape `(rows, outputs)`.
-
-    Example:
-        >>> mean_squared_error_gradient(jnp.array([[9.0]]), jnp.array([[3.0]]))
-        Array([[12.]], dtype=float32)
-    """
-    predictions, targets = _border("predictions", predictions, targets, "mean_squared_error")
-    return 2 * (predictions - targets) / predictions.size
+    p, y = _border("predictions", predictions, targets, "mean_squared_error")
+    return jnp.mean(jnp.square(p - y))
 
 
 def binary_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Binary cross-entropy `-mean(y log p + (1 - y) log(1 - p))`.
+    """Return the binary cross-entropy `-mean(y log p + (1 - y) log(1 - p))`.
 
     Args:
-        probabilities: `p`, shape `(rows, outputs)`, float; clipped to `[1e-7, 1 - 1e-7]`.
+        probabilities: `p`, shape `(rows, outputs)`, float; clipped.
         labels: `y`, from 0 to 1, same shape.
-
-    Returns:
-        A scalar of the probabilities' dtype.
-
-    Raises:
-        TypeError: if an argument is not an array of real numbers.
-        ValueError: if the shapes differ or a label is not from 0 to 1.
 
     Example:
         >>> binary_crossentropy(jnp.array([[0.5], [0.5]]), jnp.array([[0.0], [1.0]]))
         Array(0.6931472, dtype=float32)
     """
     p, y = _border("probabilities", probabilities, labels, "binary_crossentropy")
-    p = _clip(p)
+    p = jnp.clip(p, CLIP, 1 - CLIP)
     return -jnp.mean(y * jnp.log(p) + (1 - y) * jnp.log1p(-p))
 
 
-def binary_crossentropy_gradient(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Derivative by the probabilities: `(p - y) / (p (1 - p)) / (rows outputs)`.
-
-    It is 0 where the clip holds the loss constant. Args and errors as for `binary_crossentropy`;
-    returns an array of shape `(rows, outputs)`.
-
-    Example:
-        >>> binary_crossentropy_gradient(jnp.array([[0.5]]), jnp.array([[1.0]]))
-        Array([[-2.]], dtype=float32)
-    """
-    p, y = _border("probabilities", probabilities, labels, "binary_crossentropy")
-    clipped = _clip(p)
-    slope = (clipped - y) / (clipped * (1 - clipped)) / p.size
-    return jnp.where((clipped == p) | jnp.isnan(y), slope, jnp.zeros_like(slope))
-
-
 def categorical_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Categorical cross-entropy `-mean over rows of log p_y`, or of `sum_k w_k log p_k`.
+    """Return the categorical cross-entropy `-mean over rows of log p_y`, or of `sum_k w_k log p_k`.
 
     Args:
-        probabilities: `p`, shape `(rows, classes)`, float; clipped to `[1e-7, 1 - 1e-7]`.
+        probabilities: `p`, shape `(rows, classes)`, float; clipped.
         labels: integer classes `(rows,)`, or non-negative weights `w` `(rows, classes)`, which
             are one-hot rows or soft labels.
-
-    Returns:
-        A scalar of the probabilities' dtype.
-
-    Raises:
-        TypeError: if an argument is not an array of real numbers.
-        ValueError: if a shape does not fit, a class is out of range, a weight is negative or a
-            row of weights is all 0.
 
     Example:
         >>> categorical_crossentropy(jnp.full((4, 3), 1 / 3), jnp.array([0, 1, 2, 0]))
         Array(1.0986123, dtype=float32)
     """
     p, y = _border("probabilities", probabilities, labels, "categorical_crossentropy")
-    return -jnp.mean(jnp.sum(y * jnp.log(_clip(p)), axis=1))
-
-
-def categorical_crossentropy_gradient(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Derivative by the probabilities: `-w / p / rows`, 0 where the clip holds.
-
-    Args and errors as for `categorical_crossentropy`; returns shape `(rows, classes)`.
-
-    Example:
-        >>> categorical_crossentropy_gradient(jnp.array([[0.5, 0.5]]), jnp.array([1]))
-        Array([[ 0., -2.]], dtype=float32)
-    """
-    p, y = _border("probabilities", probabilities, labels, "categorical_crossentropy")
-    clipped = _clip(p)
-    slope = jnp.where(y == 0, jnp.zeros_like(p), -y / clipped / p.shape[0])
-    return jnp.where((clipped == p) | jnp.isnan(y), slope, jnp.zeros_like(slope))
+    return -jnp.mean(jnp.sum(y * jnp.log(jnp.clip(p, CLIP, 1 - CLIP)), axis=1))
 
 
 def sigmoid_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Binary cross-entropy of `sigmoid(logits)`, from the logits: `mean(log(1 + e^z) - y z)`.
-
-    Written as `y log(1 + e^-z) + (1 - y) log(1 + e^z)`, whose small values keep their digits.
+    """Return the binary cross-entropy of `sigmoid(logits)`: `mean(log(1 + e^z) - y z)`.
 
     Args:
         logits: `z`, shape `(rows, outputs)`, float, any size.
         labels: `y`, from 0 to 1, same shape.
 
-    Returns:
-        A scalar of the logits' dtype.
-
-    Raises:
-        TypeError: if an argument is not an array of real numbers.
-        ValueError: if the shapes differ or a label is not from 0 to 1.
-
     Example:
         >>> sigmoid_crossentropy(jnp.array([[-1e4], [1e4]]), jnp.array([[1.0], [1.0]]))
         Array(5000., dtype=float32)
     """
-    z, y = _border("logits", logits, labels, "binary_crossentropy")
-    return jnp.mean(y * jax.nn.softplus(-z) + (1 - y) * jax.nn.softplus(z))
-
-
-def sigmoid_crossentropy_gradient(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Derivative by the logits: `(sigmoid(z) - y) / (rows outputs)`.
-
-    Written as `(1 - y) sigmoid(z) - y sigmoid(-z)`, whose small values keep their digits.
-    Args and errors as for `sigmoid_crossentropy`; returns shape `(rows, outputs)`.
-
-    Example:
-        >>> sigmoid_crossentropy_gradient(jnp.array([[0.0]]), jnp.array([[1.0]]))
-        Array([[-0.5]], dtype=float32)
-    """
-    z, y = _border("logits", logits, labels, "binary_crossentropy")
-    return ((1 - y) * jax.nn.sigmoid(z) - y * jax.nn.sigmoid(-z)) / z.size
+    return jnp.mean(_sigmoid_terms(*_border("logits", logits, labels, "binary_crossentropy")))
 
 
 def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Categorical cross-entropy of `softmax(logits)`: `mean over rows of log sum e^z - z_y`.
+    """Return the categorical cross-entropy of `softmax(logits)`: `mean of log sum e^z - z_y`.
 
-    With weights in place of classes, the mean of `sum_k w_k (log sum e^z - z_k)`.
+    With weights in place of classes, return the mean of `sum_k w_k (log sum e^z - z_k)`.
 
     Args:
         logits: `z`, shape `(rows, classes)`, float, any size.
-        labels: integer classes `(rows,)`, or non-negative weights `w` `(rows, classes)`, which
-            are one-hot rows or soft labels.
-
-    Returns:
-        A scalar of the logits' dtype.
-
-    Raises:
-        TypeError: if an argument is not an array of real numbers.
-        ValueError: if a shape does not fit, a class is out of range, a weight is negative or a
-            row of weights is all 0.
+        labels: classes or weights, as for `categorical_crossentropy`.
 
     Example:
         >>> softmax_crossentropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))
@@ -236,31 +123,188 @@ def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(z, axis=1), axis=1))
 
 
-def softmax_crossentropy_gradient(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
-    """Derivative by the logits: `((sum_k w_k) softmax(z) - w) / rows`, `w` one-hot for classes.
-
-    Args and errors as for `softmax_crossentropy`; returns shape `(rows, classes)`.
-
-    Example:
-        >>> softmax_crossentropy_gradient(jnp.array([[0.0, 0.0]]), jnp.array([1]))
-        Array([[ 0.5, -0.5]], dtype=float32)
-    """
-    z, y = _border("logits", logits, labels, "categorical_crossentropy")
-    return (jnp.sum(y, axis=1, keepdims=True) * jax.nn.softmax(z, axis=1) - y) / z.shape[0]
-
-
-def _clip(probabilities: jax.Array) -> jax.Array:
-    return jnp.clip(probabilities, CLIP, 1 - CLIP)
-
-
 def _border(
     name: str, predictions: ArrayLike, targets: ArrayLike, loss: str
 ) -> tuple[jax.Array, jax.Array]:
-    """Refuses what does not fit; returns predictions and encoded targets of one float dtype."""
+    """Refuse what does not fit; return predictions and `(rows, outputs)` targets of one dtype."""
     values = jnp.asarray(check_values(name, predictions, 2, "numbers of shape (rows, outputs)"))
     if values.dtype not in (jnp.float32, jnp.float64):
         values = values.astype(jnp.float32)  # half precision rounds 1 - 1e-7 to 1
-    outputs, targets_name = values.shape[1], "targets" if loss == "mean_squared_error" else "labels"
-    targets = jnp.asarray(check_targets(targets_name, targets, loss, *values.shape))
-    valid = valid_rows(targets, loss, outputs)[:, None]
-    return values, jnp.where(valid, encode(targets, outputs, values.dtype), jnp.nan)
+    targets_name = "targets" if loss == "mean_squared_error" else "labels"
+    y = jnp.asarray(check_targets(targets_name, targets, loss, *values.shape))
+    valid = valid_rows(y, loss, values.shape[1])[:, None]
+    if y.ndim == 1:
+        y = jax.nn.one_hot(y.astype(int), values.shape[1])
+    return values, jnp.where(valid, y.astype(values.dtype), jnp.nan)
+
+
+Units = Sequence[jax.Array]
+"""The outputs for one row as scalars, or for many rows as vectors."""
+
+
+class Score(NamedTuple):
+    """A number for each row, written out unit by unit: a loss, or whether the answer is right.
+
+    It is `log(factor) + rest`, where one logarithm does for the product of many rows' factors.
+
+    Attributes:
+        of_row: `(logits, target)` -> `(factor, rest)`; None stands for a factor of 1.
+        per_output: whether the mean is over the outputs as well as over the rows.
+        factor_doubles: whether the factor is up to `2^outputs`; otherwise it is up to `outputs`.
+    """
+
+    of_row: Callable[[Units, jax.Array], tuple[jax.Array | None, jax.Array]]
+    per_output: bool = False
+    factor_doubles: bool = False
+
+
+class OutputLoss(NamedTuple):
+    """Output activation and loss as one function of the logits, which is stable for any size.
+
+    Each cross-entropy has three forms, as no two give the same bits at the same pace: the plain
+    one is the witness that the others are checked against; the derivative needs every exponential
+    by itself; the score saves one exponential a row, and most logarithms.
+
+    Attributes:
+        mean_loss: `(logits, targets)`, rows first, to the mean loss, for `jax.grad`.
+        value_and_slope: `(logits, targets)`, logits units first and rows last, to each row's loss
+            `(rows,)` and its derivative by the row's logits `(outputs, rows)`, by hand.
+        score: the same loss for `jax.vmap` over many candidates.
+    """
+
+    mean_loss: Callable[[jax.Array, jax.Array], jax.Array]
+    value_and_slope: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    score: Score
+
+
+def _softmax_value_and_slope(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`log sum e^z - z_y` and `softmax(z) - y`; with weights, the sums of `w_k` times these."""
+    largest = _over_units(jnp.maximum, logits)
+    exponentials = jnp.exp(logits - largest)
+    total = _over_units(operator.add, exponentials)
+    if targets.ndim == 2:
+        weights = targets.T.astype(logits.dtype)
+        losses = weights * (jnp.log(total) + (largest - logits))
+        slopes = _over_units(operator.add, weights) * (exponentials / total) - weights
+        return _over_units(operator.add, losses)[0], slopes
+    # `where` chooses the class: a product with a one-hot row takes longer.
+    is_answer = jnp.arange(len(logits))[:, None] == targets.astype(int)[None, :]
+    answer = _over_units(operator.add, jnp.where(is_answer, logits, 0))
+    slopes = exponentials / total - is_answer.astype(logits.dtype)
+    return (jnp.log(total) + (largest - answer))[0], slopes
+
+
+def _softmax_score(logits: Units, target: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+    """`log sum e^z - z_y`, relative to the largest logit: factor `sum e^(z - max z)`.
+
+    The maximum runs along the units. Of `e^(old max - new max)` and `e^(z - new max)` one is 1, so
+    a unit takes one exponential, and the first takes none.
+    """
+    largest = answer = logits[0]
+    factor = jnp.ones_like(largest)
+    is_class = target.ndim == largest.ndim
+    for number, z in enumerate(logits[1:], start=1):
+        smaller = jnp.exp(-jnp.abs(z - largest))
+        factor = jnp.where(z > largest, factor * smaller + 1, factor + smaller)
+        largest = jnp.where(z > largest, z, largest)
+        answer = jnp.where(target == number, z, answer) if is_class else answer
+    if is_class:
+        return factor, largest - answer
+    total, pairs = jnp.log(factor), zip(list(target), logits, strict=True)
+    return None, sum_of([weight * (total + (largest - z)) for weight, z in pairs])
+
+
+def _sigmoid_terms(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`log(1 + e^z) - y z` of each output, written so that small values keep their digits."""
+    return labels * jax.nn.softplus(-logits) + (1 - labels) * jax.nn.softplus(logits)
+
+
+def _sigmoid_value_and_slope(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean of the outputs' terms, and of `sigmoid(z) - y`, which keeps its digits as well."""
+    y, share = targets.T.astype(logits.dtype), 1 / len(logits)
+    slopes = (1 - y) * jax.nn.sigmoid(logits) - y * jax.nn.sigmoid(-logits)
+    return _over_units(operator.add, _sigmoid_terms(logits, y))[0] * share, slopes * share
+
+
+def _sigmoid_score(logits: Units, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sum of the outputs' terms, with `log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)`."""
+    factor = reduce(operator.mul, [1 + jnp.exp(-jnp.abs(z)) for z in logits])
+    pairs = zip(list(targets), logits, strict=True)
+    return factor, sum_of([ACTIVATIONS["relu"].forward(z) - y * z for y, z in pairs])
+
+
+def _squared_error(output: str) -> OutputLoss:
+    forward, backward = plain, _ = ACTIVATIONS[output]
+    if output == "softmax":  # over the units, which come last there
+        forward, backward = lambda z: softmax(z.T).T, lambda a, g: softmax_backward(a.T, g.T).T
+
+    def value_and_slope(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outputs, share = forward(logits), 1 / len(logits)
+        off = outputs - targets.T.astype(logits.dtype)
+        return _over_units(operator.add, off * off)[0] * share, backward(outputs, 2 * off * share)
+
+    def of_row(logits: Units, targets: jax.Array) -> tuple[None, jax.Array]:
+        if output == "softmax":
+            largest = reduce(jnp.maximum, logits)
+            exponentials = [jnp.exp(z - largest) for z in logits]
+            total = sum_of(exponentials)
+            predictions = [e / total for e in exponentials]
+        else:
+            predictions = [plain(z) for z in logits]
+        pairs = zip(predictions, list(targets), strict=True)
+        return None, sum_of([jnp.square(p - y) for p, y in pairs])
+
+    def mean_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        return mean_squared_error(plain(logits), targets)
+
+    return OutputLoss(mean_loss, value_and_slope, Score(of_row, per_output=True))
+
+
+def _over_units(operation: Callable[..., jax.Array], values: jax.Array) -> jax.Array:
+    """Return the sum, or the maximum, over the units of `(units, rows)`: `(1, rows)`."""
+    if len(values) <= MAX_WRITTEN_OUT:
+        return reduce(operation, jnp.split(values, len(values)))
+    return (jnp.max if operation is jnp.maximum else jnp.sum)(values, axis=0, keepdims=True)
+
+
+def sum_of(terms: Units) -> jax.Array:
+    """Return the sum, term after term, which XLA fuses with what stands around it."""
+    return reduce(operator.add, terms)
+
+
+OUTPUT_LOSSES: dict[tuple[str, str], OutputLoss] = {
+    ("softmax", "categorical_crossentropy"): OutputLoss(
+        softmax_crossentropy, _softmax_value_and_slope, Score(_softmax_score)
+    ),
+    ("sigmoid", "binary_crossentropy"): OutputLoss(
+        sigmoid_crossentropy, _sigmoid_value_and_slope, Score(_sigmoid_score, True, True)
+    ),
+    **{(output, "mean_squared_error"): _squared_error(output) for output in ACTIVATIONS},
+}
+"""Every sensible pair of output activation and loss."""
+
+
+def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> float | None:
+    """Return the lowest loss of an answer that is the same for every row, in float64.
+
+    It is the entropy of the mean distribution, the mean entropy of the outputs, or their mean
+    variance, and more where the output activation cannot reach the mean. None stands for the
+    squared error of softmax outputs that cannot.
+
+    Example:
+        >>> constant_loss("softmax", "categorical_crossentropy", np.array([0, 1]), 2)
+        0.6931471805599453
+    """
+    rows = np.eye(outputs)[targets] if targets.ndim == 1 else targets.astype(np.float64)
+    mean = rows.mean(axis=0)
+    if loss == "categorical_crossentropy":
+        return float(mean.sum() * entr(mean / mean.sum()).sum())
+    if loss == "binary_crossentropy":
+        return float(np.mean(entr(mean) + entr(1 - mean)))
+    if output == "softmax" and not (np.all(mean >= 0) and np.isclose(mean.sum(), 1)):
+        return None
+    lowest, highest = {"relu": (0, np.inf), "sigmoid": (0, 1), "tanh": (-1, 1)}.get(
+        output, (-np.inf, np.inf)
+    )
+    beyond = mean - np.clip(mean, lowest, highest)
+    return float(np.mean(rows.var(axis=0) + np.square(beyond)))

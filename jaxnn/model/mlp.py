@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -10,24 +11,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from jaxnn import metrics
 from jaxnn.batch import Batch, check_batch, check_inputs, valid_rows
 from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import OUTPUT_LOSSES, Head, constant_loss
 from jaxnn.model.init import Distribution, sampler
 from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, logits_of
-from jaxnn.model.losses import LOSSES
+from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES, OutputLoss, constant_loss
 from jaxnn.model.vmapped_loss import (
+    BINARY_ACCURACY,
+    CATEGORICAL_ACCURACY,
     batch_invariant,
     candidate_bytes,
-    loss_by_rows,
-    loss_by_scalars,
     with_fast_vmap,
 )
-from jaxnn.run.checks import as_choice, as_count, as_key
-from jaxnn.typing import Traits
+from jaxnn.run.checks import as_choice, as_count, as_flag, as_key
+from jaxnn.typing import LossFn, MetricFn, Traits, ValueAndGradFn
 
 
 class Settings(NamedTuple):
@@ -45,119 +47,24 @@ class Settings(NamedTuple):
         return layer_shapes(self.sizes, self.hidden_biases)
 
     @property
-    def head(self) -> Head:
-        """Output activation and loss as one function of the logits."""
+    def output_loss(self) -> OutputLoss:
+        """Output activation and loss as functions of the logits."""
         return OUTPUT_LOSSES[self.output, self.loss]
 
-
-@dataclass(frozen=True, repr=False)
-class ModelFunction:
-    """A function of a network; its settings and name say all, so it is hashable and pickles."""
-
-    settings: Settings
-    name: str
-
-    def __post_init__(self):
-        # `jax.jit` and other wrappers copy this dictionary to the function that they return.
-        vars(self).update(__name__=self.name, __qualname__=f"{_call(self.settings)}.{self.name}")
-
     def __repr__(self) -> str:
-        return f"{_call(self.settings)}.{self.name}"
-
-    def __reduce__(self):
-        return _function_of, (self.settings, self.name)
-
-
-class InitFunction(ModelFunction):
-    """Draws params to start from."""
-
-    def __call__(
-        self, key: jax.Array, *, scale: float = 0.01, distribution: Distribution = "normal"
-    ) -> Params:
-        """Return weights of `scale` times unit draws, and biases of 0."""
-        shapes = self.settings.shapes
-        draw = sampler(shapes, scale=scale, distribution=distribution, bias_scale=0.0)
-        return draw(as_key("key", key, traced=True))
-
-
-class SamplerFunction(ModelFunction):
-    """Makes the function that draws whole weight sets."""
-
-    def __call__(
-        self,
-        *unexpected: Any,
-        scale: float | Sequence[float] = 1.0,
-        distribution: Distribution = "normal",
-        bias_scale: float | Sequence[float] | None = None,
-    ) -> jax.tree_util.Partial:
-        """Return a `sample_fn(key)`, as `jaxnn.model.init.sampler` describes it."""
-        if unexpected:
-            raise TypeError(
-                "sample_fn must be what model.sampler(scale=1.0) returns, a function of a key; "
-                "got model.sampler itself, without its call"
-            )
-        options = {"scale": scale, "distribution": distribution, "bias_scale": bias_scale}
-        return sampler(self.settings.shapes, **options)
-
-
-class ApplyFunction(ModelFunction):
-    """The forward pass."""
-
-    def __call__(self, params: Params, x: Any) -> jax.Array:
-        """Return the outputs `(rows, outputs)` of inputs `(rows, features)`."""
-        params = check_params("params", params, self.settings.shapes)
-        x = check_inputs("x", x, self.settings.sizes[0])
-        return _compiled(self.settings, self.name)(params, x)
-
-
-class BatchFunction(ModelFunction):
-    """A function of params and a batch, which a trainer can ask a few things beforehand."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        vars(self).update(traits=self._traits())
-
-    def __call__(self, params: Params, batch: Batch) -> Any:
-        """Evaluate the function."""
-        return _compiled(self.settings, self.name)(*self._border(params, batch))
-
-    def validate(self, params: Params, batch: Batch) -> None:
-        """Raise `TypeError` or `ValueError` for params or a batch of another network."""
-        self._border(params, batch)
-
-    def _traits(self) -> Traits:
-        told = Traits(validate=self.validate, constant_loss=self.constant_loss)
-        if self.name != "loss":
-            return told
-        return told._replace(candidate_bytes=candidate_bytes, batch_invariant=batch_invariant)
-
-    def constant_loss(self, batch: Batch) -> float | None:
-        """Return the lowest loss of an answer that is the same for every row, or None.
-
-        A network whose loss is no lower has learnt nothing from its inputs. None means that the
-        lowest is not known.
-        """
-        sizes, _, output, loss, _ = self.settings
-        targets = check_batch("batch", batch, loss, sizes[0], sizes[-1]).y
-        return constant_loss(output, loss, np.asarray(targets), sizes[-1])
-
-    def _border(self, params: Params, batch: Batch) -> tuple[Params, Batch]:
-        sizes, _, _, loss, _ = self.settings
-        params = check_params("params", params, self.settings.shapes)
-        batch = check_batch("batch", batch, loss, sizes[0], sizes[-1])
-        if self.name == "accuracy" and loss == "mean_squared_error":
-            raise ValueError(
-                "accuracy must be of classes; got a network of loss 'mean_squared_error': "
-                "use jaxnn.metrics.r2(model.apply(params, batch.x), batch.y)"
-            )
-        return params, batch
+        """The call of `mlp` with these settings."""
+        biases = "" if self.hidden_biases else ", hidden_biases=False"
+        return (
+            f"mlp({self.sizes}, hidden={self.hidden!r}, output={self.output!r}, "
+            f"loss={self.loss!r}{biases})"
+        )
 
 
 class Model(NamedTuple):
     """A network as pure functions of its params, a tuple of `Dense`.
 
     Categorical targets are classes or rows of weights, such as one-hot rows and soft labels.
-    Targets that make no sense, such as a class out of range, are refused by name where their
+    Targets without a meaning, such as a class out of range, are refused by name where their
     values are known. Elsewhere, as under a `jit` of your own or in a function around `loss`, they
     make the loss and its gradient nan. So do inputs that are not finite.
 
@@ -173,21 +80,21 @@ class Model(NamedTuple):
         accuracy: `accuracy(params, batch)` -> share of right answers; classes only. The largest
             weight of a row is its class. Its `jax.vmap` over params is fast.
         sampler: `sampler(*, scale=1.0, distribution="normal", bias_scale=None)` ->
-            `sample_fn(key)`, which draws whole weight sets.
+            `sample_fn(key)`, which draws params, as random search takes it.
     """
 
     settings: Settings
-    init: InitFunction
-    apply: ApplyFunction
-    loss: BatchFunction
-    value_and_grad: BatchFunction
-    loss_reference: BatchFunction
-    accuracy: BatchFunction
-    sampler: SamplerFunction
+    init: Callable[..., Params]
+    apply: Callable[[Params, ArrayLike], jax.Array]
+    loss: LossFn
+    value_and_grad: ValueAndGradFn
+    loss_reference: LossFn
+    accuracy: MetricFn
+    sampler: Callable[..., Partial]
 
     def __repr__(self) -> str:
         """The call that builds this network."""
-        return _call(self.settings)
+        return repr(self.settings)
 
     def __reduce__(self):
         """Unpickle as the one `Model` of these settings, unless a function was replaced."""
@@ -203,7 +110,7 @@ def mlp(
     loss: str = "categorical_crossentropy",
     hidden_biases: bool = True,
 ) -> Model:
-    """A fully connected network; the same settings return the same object.
+    """Return a fully connected network; the same settings return the same object.
 
     Args:
         sizes: features, units of each hidden layer, outputs; at least two entries.
@@ -213,11 +120,7 @@ def mlp(
             `"categorical_crossentropy"` with softmax.
         hidden_biases: False leaves the biases of the hidden layers out.
 
-    Returns:
-        A `Model`.
-
     Raises:
-        TypeError: if a size is not an integer or a name not a word.
         ValueError: if a size or a name is out of range, or output and loss do not fit.
 
     Example:
@@ -238,83 +141,140 @@ def mlp(
         raise ValueError(f"output must be {' or '.join(fitting)} for loss {loss!r}; got {output!r}")
     if output == "softmax" and counts[-1] < 2:
         raise ValueError(f"sizes must end in at least 2 for output 'softmax'; got {sizes}")
-    if not isinstance(hidden_biases, bool):
-        raise TypeError(f"hidden_biases must be True or False; got {hidden_biases!r}")
-    return _model(Settings(counts, hidden, output, loss, hidden_biases))
-
-
-def _call(settings: Settings) -> str:
-    """The call of `mlp` with these settings."""
-    sizes, hidden, output, loss, hidden_biases = settings
-    biases = "" if hidden_biases else ", hidden_biases=False"
-    return f"mlp({sizes}, hidden={hidden!r}, output={output!r}, loss={loss!r}{biases})"
+    return _model(Settings(counts, hidden, output, loss, as_flag("hidden_biases", hidden_biases)))
 
 
 @cache
 def _model(settings: Settings) -> Model:
-    return Model(
-        settings=settings,
-        init=InitFunction(settings, "init"),
-        apply=ApplyFunction(settings, "apply"),
-        loss=BatchFunction(settings, "loss"),
-        value_and_grad=BatchFunction(settings, "value_and_grad"),
-        loss_reference=BatchFunction(settings, "loss_reference"),
-        accuracy=BatchFunction(settings, "accuracy"),
-        sampler=SamplerFunction(settings, "sampler"),
-    )
+    functions = {name: ModelFunction(settings, name) for name in Model._fields[1:]}
+    return Model(settings, **functions)
 
 
-def _function_of(settings: Settings, name: str) -> ModelFunction:
+@dataclass(frozen=True, repr=False)
+class ModelFunction:
+    """A function of a network. Its settings and name say all, so it is hashable and pickles."""
+
+    settings: Settings
+    name: str
+
+    def __post_init__(self):
+        # `jax.jit` and other wrappers copy this dictionary to the function that they return.
+        vars(self).update(__name__=self.name, __qualname__=repr(self))
+        if self.name in BATCH_FUNCTIONS:
+            vars(self).update(traits=_traits(self.settings, self.name))
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Check the arguments, and call the function."""
+        if self.name in BATCH_FUNCTIONS:
+            args = _border(self.settings, self.name, *args, **options)
+            return _compiled(self.settings, self.name, *args)
+        return FUNCTIONS[self.name](self.settings, *args, **options)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(partial(FUNCTIONS[self.name], self.settings))
+
+    def __repr__(self) -> str:
+        return f"{self.settings}.{self.name}"
+
+    def __reduce__(self):
+        return _function, (self.settings, self.name)
+
+
+def _function(settings: Settings, name: str) -> ModelFunction:
     return getattr(_model(settings), name)
 
 
-@cache
-def _compiled(settings: Settings, name: str) -> Callable[..., Any]:
-    """Return the compiled function behind the border."""
-    if name == "apply":
-        return jax.jit(partial(_apply, settings))
-    function = {
-        "loss": _loss,
-        "value_and_grad": lambda settings: partial(_value_and_grad, settings),
-        "loss_reference": lambda settings: partial(_reference, settings),
-        "accuracy": _accuracy,
-    }[name](settings)
-    return jax.jit(lambda params, batch: function(params, _cast(settings, params, batch)))
+def _traits(settings: Settings, name: str) -> Traits:
+    def validate(params: Params, batch: Batch) -> None:
+        _border(settings, name, params, batch)
+
+    def lowest(batch: Batch) -> float | None:
+        sizes, _, output, loss, _ = settings
+        targets = check_batch("batch", batch, loss, sizes[0], sizes[-1]).y
+        return constant_loss(output, loss, np.asarray(targets), sizes[-1])
+
+    if name == "loss":
+        return Traits(validate, candidate_bytes, batch_invariant, lowest)
+    return Traits(validate, constant_loss=lowest)
 
 
-def _cast(settings: Settings, params: Params, batch: Batch) -> Batch:
-    """Return the batch in the params' dtype; classes stay integers.
+def _border(settings: Settings, name: str, params: Params, batch: Batch) -> tuple[Params, Batch]:
+    """Refuse params or a batch of another network; return them as arrays."""
+    params = check_params("params", params, settings.shapes)
+    batch = check_batch("batch", batch, settings.loss, settings.sizes[0], settings.sizes[-1])
+    if name == "accuracy" and settings.loss == "mean_squared_error":
+        raise ValueError(
+            "accuracy must be of classes; got a network of loss 'mean_squared_error': "
+            "use jaxnn.metrics.r2(model.apply(params, batch.x), batch.y)"
+        )
+    return params, batch
 
-    A row whose targets make no sense gets nan as its inputs: from there nan reaches the loss and
-    the gradient in every layout, and the inner loops cost no more.
-    """
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _compiled(settings: Settings, name: str, params: Params, batch: Batch) -> Any:
+    """Call a function of a batch, under `jit`."""
+    # The batch is of the params' dtype from here on; classes stay integers. A row whose targets
+    # have no meaning gets nan as its inputs: from there nan reaches the loss and the gradient in
+    # every layout, and the inner loops cost no more.
     dtype = params[0].weights.dtype
     x, y = jnp.asarray(batch.x).astype(dtype), jnp.asarray(batch.y)
     y = y.astype(dtype) if y.ndim == 2 else y
-    makes_sense = valid_rows(y, settings.loss, settings.sizes[-1])[:, None] & jnp.isfinite(x)
-    return Batch(jnp.where(makes_sense, x, jnp.nan), y)
+    valid = valid_rows(y, settings.loss, settings.sizes[-1])[:, None] & jnp.isfinite(x)
+    return FUNCTIONS[name](settings, params, Batch(jnp.where(valid, x, jnp.nan), y))
 
 
-def _apply(settings: Settings, params: Params, x: jax.Array) -> jax.Array:
+def _init(
+    settings: Settings,
+    key: jax.Array,
+    *,
+    scale: float = 0.01,
+    distribution: Distribution = "normal",
+) -> Params:
+    draw = sampler(settings.shapes, scale=scale, distribution=distribution, bias_scale=0.0)
+    return draw(as_key("key", key, traced=True))
+
+
+def _sampler(
+    settings: Settings,
+    *unexpected: Any,
+    scale: float | Sequence[float] = 1.0,
+    distribution: Distribution = "normal",
+    bias_scale: float | Sequence[float] | None = None,
+) -> Partial:
+    if unexpected:
+        raise TypeError(
+            "sample_fn must be what model.sampler(scale=1.0) returns, a function of a key; "
+            "got model.sampler itself, without its call"
+        )
+    options = {"scale": scale, "distribution": distribution, "bias_scale": bias_scale}
+    return sampler(settings.shapes, **options)
+
+
+def _apply(settings: Settings, params: Params, x: ArrayLike) -> jax.Array:
+    params = check_params("params", params, settings.shapes)
+    return _compiled_apply(settings, params, check_inputs("x", x, settings.sizes[0]))
+
+
+@partial(jax.jit, static_argnums=0)
+def _compiled_apply(settings: Settings, params: Params, x: jax.Array) -> jax.Array:
     x = x.astype(params[0].weights.dtype)
     return forward(params, x, hidden=settings.hidden, output=settings.output)
 
 
-def _reference(settings: Settings, params: Params, batch: Batch) -> jax.Array:
-    logits = logits_of(params, jnp.asarray(batch.x), settings.hidden)
-    return settings.head.loss(logits, jnp.asarray(batch.y))
+def _loss_reference(settings: Settings, params: Params, batch: Batch) -> jax.Array:
+    logits = logits_of(params, batch.x, settings.hidden)
+    return settings.output_loss.mean_loss(logits, batch.y)
 
 
-def _value_and_grad(settings: Settings, params: Params, batch: Batch):
-    return backprop.value_and_grad(params, batch, settings.hidden, settings.head)
+def _value_and_grad(settings: Settings, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+    return backprop.value_and_grad(params, batch, settings.hidden, settings.output_loss)
 
 
-def _loss(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
-    """The loss with a fast `vmap` and with the hand-written gradient as its `jax.grad`."""
-    reference = partial(_reference, settings)
-    names = {"hidden": settings.hidden, "output": settings.output, "loss": settings.loss}
-    layouts = partial(loss_by_scalars, **names), partial(loss_by_rows, **names)
-    loss = jax.custom_vjp(with_fast_vmap(reference, *layouts))
+def _loss(settings: Settings, params: Params, batch: Batch) -> jax.Array:
+    """The loss with a fast `vmap`, and with the hand-written gradient as its `jax.grad`."""
+    reference = partial(_loss_reference, settings)
+    loss = jax.custom_vjp(with_fast_vmap(reference, settings.hidden, settings.output_loss.score))
 
     def forward_pass(params: Params, batch: Batch):
         value, gradient = _value_and_grad(settings, params, batch)
@@ -326,24 +286,35 @@ def _loss(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
         return jax.tree.map(lambda leaf: upstream * leaf, gradient), *pull_back(upstream)
 
     loss.defvjp(forward_pass, backward_pass)
-    return loss
+    return loss(params, batch)
 
 
-def _accuracy(settings: Settings) -> Callable[[Params, Batch], jax.Array]:
+def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     """The share of right answers, with a fast `vmap`."""
     is_binary = settings.loss == "binary_crossentropy"
-    score = "binary_accuracy" if is_binary else "categorical_accuracy"
-    names = {"hidden": settings.hidden, "output": settings.output, "loss": score}
+    score = BINARY_ACCURACY if is_binary else CATEGORICAL_ACCURACY
+    if not is_binary and batch.y.ndim == 2:
+        batch = Batch(batch.x, jnp.argmax(batch.y, axis=1))
 
-    def of_one_set(params: Params, batch: Batch) -> jax.Array:
-        logits = logits_of(params, jnp.asarray(batch.x), settings.hidden)
+    def plain(params: Params, batch: Batch) -> jax.Array:
+        logits = logits_of(params, batch.x, settings.hidden)
         if is_binary:
-            return metrics.binary_accuracy(jax.nn.sigmoid(logits), batch.y)
-        return metrics.accuracy(logits, batch.y)
+            share = metrics.binary_accuracy(jax.nn.sigmoid(logits), batch.y)
+        else:
+            share = metrics.accuracy(logits, batch.y)
+        return share.astype(logits.dtype)
 
-    def in_layout(layout: Callable[..., jax.Array], params: Params, batch: Batch) -> jax.Array:
-        return layout(params, batch, **names).astype(jnp.float32)
+    return with_fast_vmap(plain, settings.hidden, score)(params, batch).astype(jnp.float32)
 
-    return with_fast_vmap(
-        of_one_set, partial(in_layout, loss_by_scalars), partial(in_layout, loss_by_rows)
-    )
+
+BATCH_FUNCTIONS = ("loss", "value_and_grad", "loss_reference", "accuracy")
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "init": _init,
+    "apply": _apply,
+    "loss": _loss,
+    "value_and_grad": _value_and_grad,
+    "loss_reference": _loss_reference,
+    "accuracy": _accuracy,
+    "sampler": _sampler,
+}
+"""The functions of a `Model`, with the settings in front; those of a batch are compiled."""

@@ -1,23 +1,17 @@
-"""The same score for very many weight sets at once: what `jax.vmap(model.loss)` runs.
+"""One loss for many candidates at once: what `jax.vmap(model.loss)` and `model.accuracy` run.
 
-So does `jax.vmap(model.accuracy)`, which puts another score in the place of a row's loss.
+The plain `vmap` of a small network is a batch of tiny matrix products, which are slow on CPUs and
+in XLA. Two layouts do better. Both are the loss of *one* candidate, which `vmap` maps.
 
-The obvious `vmap` of a small network is a batch of tiny matrix products, which neither CPUs nor
-XLA like. Two layouts do better; both are the loss of *one* weight set, which `vmap` maps.
-
-`loss_by_scalars`, for small networks: every weight is a scalar, so the weight sets become the
-vector lanes. XLA fuses such a chain of elementwise operations into one loop; a `dot`, a `sum` or
-a `logsumexp` over a tiny axis would break the chain. A `scan` walks over blocks of rows.
+`loss_by_scalars`, for small networks: every weight is a scalar, so under `vmap` the candidates
+are the vector lanes. XLA fuses such a chain of elementwise operations into one loop; a `dot`, a
+`sum` or a `logsumexp` over a tiny axis would break the chain. A `scan` walks over blocks of rows.
 
 `loss_by_rows`, for the others: the rows come last and are the lanes. Layers of up to 32 x 32
-weights are written out as sums over their inputs, which XLA fuses with what follows; larger ones
-are matrix products.
-
-In both a row's loss is `log(factor) + rest`, and one logarithm does for the factors of many rows:
-see `row_scores`.
+weights are sums over their inputs, which XLA fuses with what follows; larger ones are products.
 
 Measured on 2 cores with AVX-512 (jax 0.10.2, 300 rows, softmax, drawing included, 512-bit
-vectors), in thousand weight sets a second, plain `vmap` and the layout chosen here: 2-3-3 110 and
+vectors), in thousand candidates a second, plain `vmap` and the layout chosen here: 2-3-3 110 and
 3,200; 2-16-16-3 89 and 294; 2-64-64-3 17 and 22; 64-32-10 38 and 58.
 
 What made the difference by scalars, in the loss alone: labels chosen by `where` instead of a
@@ -34,8 +28,9 @@ the inputs, or over the outputs, of a layer (a fifth of the pace of `loss_by_row
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from typing import Any
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -43,59 +38,42 @@ import numpy as np
 
 from jaxnn.batch import Batch
 from jaxnn.model.activations import ACTIVATIONS
-from jaxnn.model.layers import Params
-from jaxnn.model.row_scores import OF_CLASSES, RowScore, Values, product_of, row_score, sum_of
+from jaxnn.model.layers import VECTOR, Params, dot
+from jaxnn.model.losses import Score, Units, sum_of
 
 ROWS_PER_BLOCK = 10
 MIN_LANES = 16
-"""Fewer weight sets than this do not fill a vector: they go through plain `vmap`."""
+"""Fewer candidates than this do not fill a vector: they go through plain `vmap`."""
 MAX_SCALARS = 128
 """Networks with more weights than this fill more registers than there are: they take rows last."""
 MAX_WRITTEN_OUT = 1024
 """Weights of a layer that is a sum of products by rows; larger ones are matrix products."""
-VECTOR = 16
-"""Rows are padded to a multiple of this, or XLA would do the rest one by one."""
 MAX_OUTPUTS = 16
 """Outputs are written out one by one; networks with more go through plain `vmap`."""
 
 LossFn = Callable[[Params, Batch], jax.Array]
 
 
-def with_fast_vmap(one_set: LossFn, by_scalars: LossFn, by_rows: LossFn) -> LossFn:
-    """`one_set`, with a `vmap` rule that maps the same loss in a faster layout.
+def with_fast_vmap(plain: LossFn, hidden: str, score: Score) -> LossFn:
+    """Return `plain`, the mean score of one candidate, with a fast `vmap` over params alone."""
+    function = jax.custom_batching.custom_vmap(plain)
 
-    Args:
-        one_set: the loss of one weight set.
-        by_scalars: the same loss, written out weight by weight.
-        by_rows: the same loss, rows last.
-
-    Returns:
-        A function equal to `one_set`, whose `vmap` over params alone is fast.
-    """
-    loss = jax.custom_batching.custom_vmap(one_set)
-
-    @loss.def_vmap
+    @function.def_vmap
     def rule(axis_size: int, mapped: tuple[Params, Batch], params: Params, batch: Batch):
         only_params = all(jax.tree.leaves(mapped[0])) and not any(jax.tree.leaves(mapped[1]))
-        layout = one_set
+        layout = plain
         if only_params and axis_size >= MIN_LANES and params[-1].weights.shape[-1] <= MAX_OUTPUTS:
-            layout = by_scalars if _num_weights(params) <= MAX_SCALARS * axis_size else by_rows
+            is_small = _num_weights(params) <= MAX_SCALARS * axis_size
+            by_layout = loss_by_scalars if is_small else loss_by_rows
+            layout = partial(by_layout, hidden=hidden, score=score)
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
         return jax.vmap(layout, in_axes=axes)(params, batch), True
 
-    return loss
+    return function
 
 
 def candidate_bytes(params: Params, batch: Batch) -> int:
-    """What one weight set adds to the memory that `jax.vmap` of the loss works in, about.
-
-    Args:
-        params: tuple of `Dense`; shapes will do.
-        batch: inputs `(rows, features)` and targets.
-
-    Returns:
-        Bytes, for float32.
-    """
+    """Return what one candidate adds to the memory of `jax.vmap`, about, in bytes of float32."""
     size, rows = _num_weights(params), np.shape(batch.x)[0]
     if batch_invariant(params, batch):
         return 4 * (size + ROWS_PER_BLOCK)
@@ -103,134 +81,120 @@ def candidate_bytes(params: Params, batch: Batch) -> int:
 
 
 def batch_invariant(params: Params, batch: Batch) -> bool:
-    """Whether `jax.vmap` of the loss gives a weight set the same bits whatever stands beside it.
+    """Return whether `jax.vmap` gives a candidate the same bits at every multiple of 16.
 
-    By scalars it does, for every multiple of 16 sets; by rows XLA may order sums by their number.
-
-    Args:
-        params: tuple of `Dense`; shapes will do.
-        batch: inputs `(rows, features)` and targets.
+    By scalars it does; by rows XLA may order sums by the number of candidates.
     """
     del batch
     return _num_weights(params) <= MAX_SCALARS and params[-1].weights.shape[-1] <= MAX_OUTPUTS
 
 
-def loss_by_scalars(params: Params, batch: Batch, hidden: str, output: str, loss: str):
-    """The mean loss of one weight set, written out weight by weight.
+def loss_by_scalars(params: Params, batch: Batch, hidden: str, score: Score) -> jax.Array:
+    """Return the mean score of one candidate, written out weight by weight.
 
-    Args:
-        params: tuple of `Dense`.
-        batch: inputs `(rows, features)` and targets.
-        hidden: name of the hidden activation.
-        output: name of the output activation.
-        loss: name of the loss, or "categorical_accuracy", or "binary_accuracy".
-
-    Returns:
-        The loss, a scalar; equal to that of the head to rounding. Rows are added up in order, so
-        the relative error grows with their number: some 1e-7 at 300 rows, 1e-5 at 10^6.
+    Rows are added up in order, so the relative error grows with their number: some 1e-7 at 300
+    rows, 1e-5 at 10^6.
     """
-    dtype = params[0].weights.dtype
-    x = jnp.asarray(batch.x).astype(dtype)
-    targets = _targets(batch, loss, dtype)
-    outputs = params[-1].weights.shape[1]
-    row_loss = row_score(output, loss)
-    layers = [_unpack(weights, biases) for weights, biases in params]
+    layers = [_neurons(*layer) for layer in params]
+    rows, outputs = batch.x.shape[0], len(layers[-1])
 
-    def add_block(total, block):
-        rows, answers = block
-        return total + _block_loss(layers, rows, answers, hidden, row_loss), None
+    def add_block(total: jax.Array, block: Batch) -> tuple[jax.Array, None]:
+        # Every value below is a scalar. `vmap` turns it into a vector over the candidates, and
+        # XLA makes one loop of the whole block, in which they stay in registers. The factors of
+        # all rows share one logarithm.
+        factors, rests = [], []
+        for x, target in zip(*block, strict=True):
+            values = list(x)
+            for layer, neurons in enumerate(layers):
+                values = [_neuron(values, *neuron) for neuron in neurons]
+                if layer < len(layers) - 1:
+                    values = [ACTIVATIONS[hidden].forward(z) for z in values]
+            factor, rest = score.of_row(values, target)
+            factors.append(factor)
+            rests.append(rest)
+        losses = sum_of(rests)
+        if factors[0] is not None:
+            losses = losses + jnp.log(reduce(operator.mul, factors))
+        return total + losses, None
 
-    per_block = _rows_per_block(loss, outputs)
-    blocks, rest = divmod(x.shape[0], per_block)
-    cut = blocks * per_block
-    total = jnp.zeros((), dtype)
-    if blocks:
-        stacked = tuple(a[:cut].reshape(blocks, per_block, *a.shape[1:]) for a in (x, targets))
-        total, _ = jax.lax.scan(add_block, total, stacked)
-    if rest:
-        total, _ = add_block(total, (x[cut:], targets[cut:]))
-    return total / _num_terms(loss, x.shape[0], outputs)
+    size = ROWS_PER_BLOCK
+    if score.factor_doubles:  # The product of a block's factors has to fit float32.
+        size = max(1, min(ROWS_PER_BLOCK, 126 // outputs))
+    in_blocks = rows - rows % size
+    total = jnp.zeros((), params[0].weights.dtype)
+    if in_blocks:
+        blocks = jax.tree.map(lambda a: a[:in_blocks].reshape(-1, size, *a.shape[1:]), batch)
+        total, _ = jax.lax.scan(add_block, total, blocks)
+    if in_blocks < rows:
+        total, _ = add_block(total, jax.tree.map(lambda a: a[in_blocks:], batch))
+    return total / (rows * outputs if score.per_output else rows)
 
 
-def loss_by_rows(params: Params, batch: Batch, hidden: str, output: str, loss: str):
-    """The mean loss of one weight set, rows last: arguments and result as `loss_by_scalars`."""
-    dtype = params[0].weights.dtype
+def loss_by_rows(params: Params, batch: Batch, hidden: str, score: Score) -> jax.Array:
+    """Return the mean score of one candidate, computed with the rows last."""
+    # Rows, padded to whole vectors, are the lanes: an array here is `(units, rows)`, and the
+    # candidates that `vmap` adds come before both.
     rows = batch.x.shape[0]
     values, targets = (
         jnp.moveaxis(jnp.pad(a, ((0, -rows % VECTOR), *[(0, 0)] * (a.ndim - 1))), 0, -1)
-        for a in (jnp.asarray(batch.x).astype(dtype), _targets(batch, loss, dtype))
+        for a in batch
     )
     *before, last = params
-    for layer, (weights, biases) in enumerate(before):
-        values = ACTIVATIONS[hidden].forward(_dense(values, weights, biases))
+    for layer, dense in enumerate(before):
+        values = ACTIVATIONS[hidden].forward(_dense(values, *dense))
         if layer < len(before) - 1:  # or XLA computes a value again for each unit it goes to
             values = jax.lax.optimization_barrier(values)
     if last.weights.size > MAX_WRITTEN_OUT:
         logits = list(_dense(values, *last))
-    else:
-        logits = [_neuron(list(values), *unit) for unit in zip(*_unpack(*last), strict=True)]
-    factors, rests = row_score(output, loss)(logits, targets)
-    losses = rests if factors is None else rests + jnp.log(factors)
-    losses = jnp.where(jnp.arange(losses.shape[0]) < rows, losses, 0)
-    return jnp.sum(losses) / _num_terms(loss, rows, len(logits))
+    else:  # A list of units lets XLA fuse the last layer with the score.
+        logits = [_neuron(list(values), *neuron) for neuron in _neurons(*last)]
+    factors, losses = score.of_row(logits, targets)
+    if factors is not None:
+        losses = losses + jnp.log(factors)
+    total = jnp.sum(jnp.where(jnp.arange(losses.size) < rows, losses, 0))
+    return total / (rows * len(logits) if score.per_output else rows)
 
 
 def _dense(inputs: jax.Array, weights: jax.Array, biases: jax.Array | None) -> jax.Array:
-    """Units first, rows last; small matrix products are written out."""
     if weights.size > MAX_WRITTEN_OUT:
-        z = weights.T @ inputs
+        z = dot(weights.T, inputs)
     else:
         z = sum_of([jnp.outer(w, h) for w, h in zip(weights, inputs, strict=True)])
     return z if biases is None else z + biases[:, None]
+
+
+def _neurons(weights: jax.Array, biases: jax.Array | None) -> list[tuple[Units, jax.Array | None]]:
+    """Return each unit's weights, a scalar an input, and its bias."""
+    fan_in, fan_out = weights.shape
+    columns = [[weights[i, j] for i in range(fan_in)] for j in range(fan_out)]
+    return list(zip(columns, [None] * fan_out if biases is None else list(biases), strict=True))
+
+
+def _neuron(inputs: Units, column: Units, bias: jax.Array | None) -> jax.Array:
+    products = [w * h for w, h in zip(column, inputs, strict=True)]
+    return sum_of(products if bias is None else [bias, *products])
 
 
 def _num_weights(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _targets(batch: Batch, loss: str, dtype: Any) -> jax.Array:
-    """Classes as integers `(rows,)`, other targets as floats `(rows, outputs)`."""
-    targets = jnp.asarray(batch.y)
-    if loss == "categorical_accuracy" and targets.ndim == 2:
-        return jnp.argmax(targets, axis=1)
-    return targets.astype(dtype) if targets.ndim == 2 else targets
+def _right_class(logits: Units, label: jax.Array) -> tuple[None, jax.Array]:
+    """1 if the first of the largest logits is the label's and none is nan, else 0."""
+    largest, is_right, has_nan = logits[0], label == 0, jnp.isnan(logits[0])
+    for number, z in enumerate(logits[1:], start=1):
+        is_right = jnp.where(z > largest, label == number, is_right)
+        largest, has_nan = jnp.maximum(largest, z), has_nan | jnp.isnan(z)
+    return None, (is_right & ~has_nan).astype(largest.dtype)
 
 
-def _num_terms(loss: str, rows: int, outputs: int) -> int:
-    """How many terms the mean of a loss is over."""
-    return rows if loss in OF_CLASSES else rows * outputs
+def _right_sides(logits: Units, targets: jax.Array) -> tuple[None, jax.Array]:
+    """How many outputs are on the target's side of 1/2; nan never is."""
+    outputs = [ACTIVATIONS["sigmoid"].forward(z) for z in logits]
+    pairs = zip(outputs, list(targets), strict=True)
+    hits = [((p > 0.5) == (y > 0.5)) & ~jnp.isnan(p) for p, y in pairs]
+    return None, sum_of([hit.astype(outputs[0].dtype) for hit in hits])
 
 
-def _rows_per_block(loss: str, outputs: int) -> int:
-    """So few rows that the product of their factors, at most 2 an output, fits float32."""
-    if loss != "binary_crossentropy":
-        return ROWS_PER_BLOCK
-    return max(1, min(ROWS_PER_BLOCK, 126 // outputs))
-
-
-def _unpack(weights: jax.Array, biases: jax.Array | None):
-    """Weights as a list of columns of scalars, biases as a list of scalars."""
-    fan_in, fan_out = weights.shape
-    columns = [[weights[i, j] for i in range(fan_in)] for j in range(fan_out)]
-    return columns, [None if biases is None else biases[j] for j in range(fan_out)]
-
-
-def _block_loss(layers, x: jax.Array, targets: jax.Array, hidden: str, row_loss: RowScore):
-    """Sum of the rows' losses, one logarithm for the whole block."""
-    factors, rests = [], []
-    for row in range(x.shape[0]):
-        values = list(x[row])
-        for layer, (columns, biases) in enumerate(layers):
-            values = [_neuron(values, *neuron) for neuron in zip(columns, biases, strict=True)]
-            if layer < len(layers) - 1:
-                values = [ACTIVATIONS[hidden].forward(z) for z in values]
-        factor, rest = row_loss(values, targets[row])
-        factors.append(factor)
-        rests.append(rest)
-    total = sum_of(rests)
-    return total if factors[0] is None else total + jnp.log(product_of(factors))
-
-
-def _neuron(inputs: Values, column: Values, bias: jax.Array | None) -> jax.Array:
-    products = [w * h for w, h in zip(column, inputs, strict=True)]
-    return sum_of(products if bias is None else [bias, *products])
+CATEGORICAL_ACCURACY = Score(_right_class)
+BINARY_ACCURACY = Score(_right_sides, per_output=True)
