@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import jaxnn
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.heads import OUTPUT_LOSSES
+from jaxnn.model.losses import OUTPUT_LOSSES
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
