@@ -1,8 +1,7 @@
 """`Batch`: the rows that a loss looks at, and the one place where they are checked and converted.
 
-Shapes and dtypes are always checked, also while JAX traces. Values are checked where they are
-known. Where they are not, `valid_rows` finds the rows whose targets make no sense, and the loss
-turns those into nan.
+Shapes and dtypes are always checked, also while JAX traces, and values where they are known. Where
+they are not, `valid_rows` finds the rows whose targets have no meaning: the loss is nan for them.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ from jaxnn.run.checks import array_record, as_values, is_traced
 
 @array_record
 class Batch(NamedTuple):
-    """Inputs and targets, a row an example.
-
-    The fields may be NumPy or JAX arrays, lists of numbers, pandas frames or series.
+    """Inputs and targets, one example a row: NumPy or JAX arrays, lists, pandas frames or series.
 
     Attributes:
         x: inputs, shape `(rows, features)`, float32.
@@ -60,72 +57,53 @@ def check_inputs(name: str, x: Any, features: int) -> jax.Array | np.ndarray:
     """Return the inputs as an array; refuse all but finite numbers `(rows, features)`."""
     array = check_values(name, x, 2, f"numbers of shape (rows, {features})")
     if array.dtype == bool or array.shape[1] != features:
-        raise ValueError(
-            f"{name} must be numbers of shape (rows, {features}), as the network's sizes say; "
-            f"got {array.dtype} of shape {array.shape}"
-        )
+        wanted = f"numbers of shape (rows, {features}), as the network's sizes say"
+        raise ValueError(f"{name} must be {wanted}; got {array.dtype} of shape {array.shape}")
     if not is_traced(array) and not np.all(finite := np.isfinite(np.asarray(array))):
         row, column = np.argwhere(~finite)[0]
-        raise ValueError(
-            f"{name} must be finite; got {array[row, column]} at row {row}, column {column}"
-        )
+        where = f"row {row}, column {column}"
+        raise ValueError(f"{name} must be finite; got {array[row, column]} at {where}")
     return array
 
 
 def check_targets(
     name: str, targets: Any, loss: str, rows: int, outputs: int
 ) -> jax.Array | np.ndarray:
-    """Return the targets as an array; refuse those that make no sense to the loss.
+    """Return the targets as an array; refuse those without a meaning to the loss.
 
-    Args:
-        name: the argument's name, for the message.
-        targets: what came.
-        loss: the loss's name.
-        rows: number of rows of the predictions.
-        outputs: number of columns of the predictions.
-
-    Returns:
-        The targets. One-hot rows become classes where their values are known, so that both give
-        the same bits.
-
-    Raises:
-        TypeError: if the targets are not real numbers.
-        ValueError: if their shape, dtype or values do not fit.
+    One-hot rows become classes where their values are known, so that both give the same bits.
     """
     array = as_values(name, targets)
     if loss == "categorical_crossentropy":
         _check_classes(name, array, rows, outputs)
     elif array.shape != (rows, outputs):
         wanted = "numbers" if loss == "mean_squared_error" else "numbers from 0 to 1"
-        raise ValueError(
-            f"{name} must be {wanted} of shape {(rows, outputs)}, as the predictions; "
-            f"got {array.dtype} of shape {array.shape}"
-        )
+        wanted = f"{wanted} of shape {(rows, outputs)}, as the predictions"
+        raise ValueError(f"{name} must be {wanted}; got {array.dtype} of shape {array.shape}")
     if is_traced(array):
         return array
     values = np.asarray(array)
-    _refuse(name, values, loss, outputs)
-    if loss == "categorical_crossentropy" and values.ndim == 2 and _is_one_hot(values):
+    _check_values(name, values, loss, outputs)
+    is_weights = loss == "categorical_crossentropy" and values.ndim == 2
+    if is_weights and np.all(np.isin(values, (0, 1))) and np.all(values.sum(axis=1) == 1):
         return np.argmax(values, axis=1).astype(np.int32)
     return array
 
 
 def valid_rows(targets: Any, loss: str, outputs: int) -> Any:
-    """Return whether the targets of each row make sense to the loss, as bools `(rows,)`.
+    """Return whether the targets of each row have a meaning to the loss, as bools `(rows,)`.
 
-    Classes out of range do not, nor do weights that are negative or all 0, binary labels outside
-    of 0 to 1, and numbers that are not finite. The targets are NumPy's or JAX's, traced or not.
+    Classes out of range have none, nor do weights that are negative or all 0, binary labels
+    outside of 0 to 1, and numbers that are not finite. Targets are NumPy's or JAX's, traced or not.
     """
-    valid = _valid(targets, loss, outputs)
-    if valid.ndim == 1:
-        return valid
-    if loss == "categorical_crossentropy":
+    valid = _valid_entries(targets, loss, outputs)
+    if loss == "categorical_crossentropy" and valid.ndim == 2:
         return valid.all(axis=1) & (targets > 0).any(axis=1)
-    return valid.all(axis=1)
+    return valid.all(axis=1) if valid.ndim == 2 else valid
 
 
-def _valid(targets: Any, loss: str, outputs: int) -> Any:
-    """Check each entry by itself, so a row of weights may still be all 0."""
+def _valid_entries(targets: Any, loss: str, outputs: int) -> Any:
+    """Check each entry by itself; a row of weights may still be all 0."""
     if targets.ndim == 1:
         classes = targets.astype(int)
         return (classes >= 0) & (classes < outputs)
@@ -136,9 +114,8 @@ def _valid(targets: Any, loss: str, outputs: int) -> Any:
 
 
 def _check_classes(name: str, array: Any, rows: int, classes: int) -> None:
-    integers = array.ndim == 1 and array.dtype.kind in "iu"
-    weights = array.ndim == 2 and array.dtype.kind in "iuf"
-    if not ((integers and array.shape == (rows,)) or (weights and array.shape == (rows, classes))):
+    integers = array.shape == (rows,) and array.dtype.kind in "iu"
+    if not integers and not (array.shape == (rows, classes) and array.dtype.kind in "iuf"):
         hint = f"; use {name}[:, 0]" if array.shape == (rows, 1) else ""
         raise ValueError(
             f"{name} must be integer classes of shape {(rows,)}, or one-hot or other weights of "
@@ -146,24 +123,17 @@ def _check_classes(name: str, array: Any, rows: int, classes: int) -> None:
         )
 
 
-def _refuse(name: str, array: np.ndarray, loss: str, outputs: int) -> None:
-    """Refuse values that make no sense to the loss, and show the first."""
-    wanted, highest = {
-        "mean_squared_error": ("finite", None),
-        "binary_crossentropy": ("numbers from 0 to 1", 1),
-        "categorical_crossentropy": (f"classes 0 to {outputs - 1}", outputs - 1),
-    }[loss]
-    if loss == "categorical_crossentropy" and array.ndim == 2:
-        wanted, highest = "non-negative weights", None
-    bad = np.argwhere(~_valid(array, loss, outputs))
+def _check_values(name: str, array: np.ndarray, loss: str, outputs: int) -> None:
+    """Refuse values without a meaning to the loss, and show the first."""
+    wanted = {"mean_squared_error": "finite", "binary_crossentropy": "numbers from 0 to 1"}
+    wanted, highest = wanted.get(loss, "non-negative weights"), 1
+    if array.ndim == 1:
+        wanted, highest = f"classes 0 to {outputs - 1}", outputs - 1
+    bad = np.argwhere(~_valid_entries(array, loss, outputs))
     if not bad.size:
         bad, wanted = np.argwhere(~valid_rows(array, loss, outputs)), f"{wanted}, not all 0"
     if bad.size:
         where = tuple(int(index) for index in bad[0])
-        from_1 = highest is not None and array.min() == 1 and array.max() == highest + 1
+        from_1 = array.min() == 1 and array.max() == highest + 1
         hint = f"; labels that start at 1 need {name} - 1" if from_1 else ""
         raise ValueError(f"{name} must be {wanted}; got {array[where]} at {list(where)}{hint}")
-
-
-def _is_one_hot(weights: np.ndarray) -> bool:
-    return bool(np.all((weights == 0) | (weights == 1)) and np.all(weights.sum(axis=1) == 1))

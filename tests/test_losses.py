@@ -198,8 +198,8 @@ def targets_of(loss, rows, outputs):
 @pytest.mark.parametrize("outputs", [2, 3, 17])
 @pytest.mark.parametrize("pair", OUTPUT_LOSSES, ids="-".join)
 def test_the_forms_of_an_output_loss_agree(pair, outputs):
-    """The mean that JAX differentiates, the slope by hand, and the score unit by unit."""
-    mean_loss, value_and_slope, score = OUTPUT_LOSSES[pair]
+    """The mean that JAX differentiates, the slope by hand, and the form per example."""
+    mean_loss, value_and_slope, per_example = OUTPUT_LOSSES[pair]
     with jax.enable_x64(True):
         z = jnp.asarray(np.random.default_rng(5).normal(0.3, 2.0, (ROWS, outputs)))
         for y in map(jnp.asarray, targets_of(pair[1], ROWS, outputs)):
@@ -208,12 +208,12 @@ def test_the_forms_of_an_output_loss_agree(pair, outputs):
             assert leaf_error(jnp.mean(by_rows[0]), expected) <= FORWARD["float64"]
             assert leaf_error(by_rows[1].T / ROWS, slopes) <= GRADIENT["float64"]
             target = y if y.ndim == 1 else y.T.astype(z.dtype)
-            factor, rest = score.of_row(list(z.T), target)
+            factor, rest = per_example.score(list(z.T), target)
             total = jnp.sum(rest if factor is None else rest + jnp.log(factor))
-            terms = ROWS * (outputs if score.per_output else 1)
+            terms = ROWS * (outputs if per_example.per_output else 1)
             assert leaf_error(total / terms, expected) <= FORWARD["float64"]
             if factor is not None:
-                most = 2.0**outputs if score.factor_doubles else outputs
+                most = 2.0**outputs if per_example.factor_doubles else outputs
                 assert jnp.all((factor >= 1) & (factor <= most))
 
 

@@ -37,12 +37,7 @@ LayerShapes = tuple[tuple[tuple[int, int], tuple[int] | None], ...]
 
 
 def layer_shapes(sizes: tuple[int, ...], hidden_biases: bool = True) -> LayerShapes:
-    """Return the shapes of a network's params.
-
-    Example:
-        >>> layer_shapes((2, 3, 1), hidden_biases=False)
-        (((2, 3), None), ((3, 1), (1,)))
-    """
+    """Return the shapes of a network's params."""
     last = len(sizes) - 2
     return tuple(
         ((fan_in, fan_out), (fan_out,) if hidden_biases or layer == last else None)
@@ -69,16 +64,13 @@ def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:
 
 
 def forward(params: Params, x: Any, *, hidden: str = "relu", output: str = "identity") -> jax.Array:
-    """Run the forward pass: every layer but the last through `hidden`, the last through `output`.
+    """Return outputs `(rows, outputs)`: `hidden` after every layer but the last, then `output`.
 
     Args:
         params: tuple of `Dense`.
         x: inputs, shape `(rows, features)`; an array, a list of rows or a pandas frame.
         hidden: name of the hidden activation.
         output: name of the output activation.
-
-    Returns:
-        Outputs of shape `(rows, outputs)`.
 
     Raises:
         ValueError: if an activation is unknown.

@@ -142,20 +142,16 @@ Units = Sequence[jax.Array]
 """The outputs for one row as scalars, or for many rows as vectors."""
 
 
-class Score(NamedTuple):
-    """A number for each row, written out unit by unit: a loss, or whether the answer is right.
+class PerExample(NamedTuple):
+    """A number for each example, written out unit by unit: a loss, or whether the answer is right.
 
-    It is `log(factor) + rest`, where one logarithm does for the product of many rows' factors.
-
-    Attributes:
-        of_row: `(logits, target)` -> `(factor, rest)`; None stands for a factor of 1.
-        per_output: whether the mean is over the outputs as well as over the rows.
-        factor_doubles: whether the factor is up to `2^outputs`; otherwise it is up to `outputs`.
+    `score(logits, target)` returns `(factor, rest)`. The number is `log(factor) + rest`, so that
+    one logarithm does for the product of many rows' factors; None stands for a factor of 1.
     """
 
-    of_row: Callable[[Units, jax.Array], tuple[jax.Array | None, jax.Array]]
-    per_output: bool = False
-    factor_doubles: bool = False
+    score: Callable[[Units, jax.Array], tuple[jax.Array | None, jax.Array]]
+    per_output: bool = False  # whether the mean is over the outputs as well as over the rows
+    factor_doubles: bool = False  # up to 2^outputs; other factors are up to the number of outputs
 
 
 class OutputLoss(NamedTuple):
@@ -163,18 +159,18 @@ class OutputLoss(NamedTuple):
 
     Each cross-entropy has three forms, as no two give the same bits at the same pace: the plain
     one is the witness that the others are checked against; the derivative needs every exponential
-    by itself; the score saves one exponential a row, and most logarithms.
+    by itself; the form per example saves one exponential a row, and most logarithms.
 
     Attributes:
         mean_loss: `(logits, targets)`, rows first, to the mean loss, for `jax.grad`.
-        value_and_slope: `(logits, targets)`, logits units first and rows last, to each row's loss
-            `(rows,)` and its derivative by the row's logits `(outputs, rows)`, by hand.
-        score: the same loss for `jax.vmap` over many candidates.
+        value_and_slope: `(logits, targets)`, logits `(outputs, rows)`, to each row's loss `(rows,)`
+            and its derivative by the logits, `(outputs, rows)`, by hand.
+        per_example_loss: the same loss for `jax.vmap` over many candidates.
     """
 
     mean_loss: Callable[[jax.Array, jax.Array], jax.Array]
     value_and_slope: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-    score: Score
+    per_example_loss: PerExample
 
 
 def _softmax_value_and_slope(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -194,7 +190,7 @@ def _softmax_value_and_slope(logits: jax.Array, targets: jax.Array) -> tuple[jax
     return (jnp.log(total) + (largest - answer))[0], slopes
 
 
-def _softmax_score(logits: Units, target: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+def _softmax_per_example(logits: Units, target: jax.Array) -> tuple[jax.Array | None, jax.Array]:
     """`log sum e^z - z_y`, relative to the largest logit: factor `sum e^(z - max z)`.
 
     The maximum runs along the units. Of `e^(old max - new max)` and `e^(z - new max)` one is 1, so
@@ -226,7 +222,7 @@ def _sigmoid_value_and_slope(logits: jax.Array, targets: jax.Array) -> tuple[jax
     return _over_units(operator.add, _sigmoid_terms(logits, y))[0] * share, slopes * share
 
 
-def _sigmoid_score(logits: Units, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sigmoid_per_example(logits: Units, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sum of the outputs' terms, with `log(1 + e^z) = max(z, 0) + log(1 + e^-|z|)`."""
     factor = reduce(operator.mul, [1 + jnp.exp(-jnp.abs(z)) for z in logits])
     pairs = zip(list(targets), logits, strict=True)
@@ -243,7 +239,7 @@ def _squared_error(output: str) -> OutputLoss:
         off = outputs - targets.T.astype(logits.dtype)
         return _over_units(operator.add, off * off)[0] * share, backward(outputs, 2 * off * share)
 
-    def of_row(logits: Units, targets: jax.Array) -> tuple[None, jax.Array]:
+    def score(logits: Units, targets: jax.Array) -> tuple[None, jax.Array]:
         if output == "softmax":
             largest = reduce(jnp.maximum, logits)
             exponentials = [jnp.exp(z - largest) for z in logits]
@@ -257,7 +253,7 @@ def _squared_error(output: str) -> OutputLoss:
     def mean_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
         return mean_squared_error(plain(logits), targets)
 
-    return OutputLoss(mean_loss, value_and_slope, Score(of_row, per_output=True))
+    return OutputLoss(mean_loss, value_and_slope, PerExample(score, per_output=True))
 
 
 def _over_units(operation: Callable[..., jax.Array], values: jax.Array) -> jax.Array:
@@ -274,10 +270,10 @@ def sum_of(terms: Units) -> jax.Array:
 
 OUTPUT_LOSSES: dict[tuple[str, str], OutputLoss] = {
     ("softmax", "categorical_crossentropy"): OutputLoss(
-        softmax_crossentropy, _softmax_value_and_slope, Score(_softmax_score)
+        softmax_crossentropy, _softmax_value_and_slope, PerExample(_softmax_per_example)
     ),
     ("sigmoid", "binary_crossentropy"): OutputLoss(
-        sigmoid_crossentropy, _sigmoid_value_and_slope, Score(_sigmoid_score, True, True)
+        sigmoid_crossentropy, _sigmoid_value_and_slope, PerExample(_sigmoid_per_example, True, True)
     ),
     **{(output, "mean_squared_error"): _squared_error(output) for output in ACTIVATIONS},
 }
@@ -290,10 +286,6 @@ def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> 
     It is the entropy of the mean distribution, the mean entropy of the outputs, or their mean
     variance, and more where the output activation cannot reach the mean. None stands for the
     squared error of softmax outputs that cannot.
-
-    Example:
-        >>> constant_loss("softmax", "categorical_crossentropy", np.array([0, 1]), 2)
-        0.6931471805599453
     """
     rows = np.eye(outputs)[targets] if targets.ndim == 1 else targets.astype(np.float64)
     mean = rows.mean(axis=0)
@@ -303,8 +295,6 @@ def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> 
         return float(np.mean(entr(mean) + entr(1 - mean)))
     if output == "softmax" and not (np.all(mean >= 0) and np.isclose(mean.sum(), 1)):
         return None
-    lowest, highest = {"relu": (0, np.inf), "sigmoid": (0, 1), "tanh": (-1, 1)}.get(
-        output, (-np.inf, np.inf)
-    )
-    beyond = mean - np.clip(mean, lowest, highest)
+    bounds = {"relu": (0, np.inf), "sigmoid": (0, 1), "tanh": (-1, 1)}
+    beyond = mean - np.clip(mean, *bounds.get(output, (-np.inf, np.inf)))
     return float(np.mean(rows.var(axis=0) + np.square(beyond)))

@@ -18,9 +18,9 @@ from jaxnn import metrics
 from jaxnn.batch import Batch, check_batch, check_inputs, valid_rows
 from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
-from jaxnn.model.init import Distribution, sampler
+from jaxnn.model.init import sampler
 from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, logits_of
-from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES, OutputLoss, constant_loss
+from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES, constant_loss
 from jaxnn.model.vmapped_loss import (
     BINARY_ACCURACY,
     CATEGORICAL_ACCURACY,
@@ -33,7 +33,7 @@ from jaxnn.typing import LossFn, MetricFn, Traits, ValueAndGradFn
 
 
 class Settings(NamedTuple):
-    """What a network is; the same settings share one `Model`."""
+    """What a network is. The same settings share one `Model`."""
 
     sizes: tuple[int, ...]
     hidden: str
@@ -45,11 +45,6 @@ class Settings(NamedTuple):
     def shapes(self) -> LayerShapes:
         """For each layer the shape of its weights, and of its biases or None."""
         return layer_shapes(self.sizes, self.hidden_biases)
-
-    @property
-    def output_loss(self) -> OutputLoss:
-        """Output activation and loss as functions of the logits."""
-        return OUTPUT_LOSSES[self.output, self.loss]
 
     def __repr__(self) -> str:
         """The call of `mlp` with these settings."""
@@ -178,19 +173,16 @@ class ModelFunction:
         return f"{self.settings}.{self.name}"
 
     def __reduce__(self):
-        return _function, (self.settings, self.name)
-
-
-def _function(settings: Settings, name: str) -> ModelFunction:
-    return getattr(_model(settings), name)
+        return getattr, (_model(self.settings), self.name)
 
 
 def _traits(settings: Settings, name: str) -> Traits:
+    sizes, _, output, loss, _ = settings
+
     def validate(params: Params, batch: Batch) -> None:
         _border(settings, name, params, batch)
 
     def lowest(batch: Batch) -> float | None:
-        sizes, _, output, loss, _ = settings
         targets = check_batch("batch", batch, loss, sizes[0], sizes[-1]).y
         return constant_loss(output, loss, np.asarray(targets), sizes[-1])
 
@@ -213,10 +205,8 @@ def _border(settings: Settings, name: str, params: Params, batch: Batch) -> tupl
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _compiled(settings: Settings, name: str, params: Params, batch: Batch) -> Any:
-    """Call a function of a batch, under `jit`."""
-    # The batch is of the params' dtype from here on; classes stay integers. A row whose targets
-    # have no meaning gets nan as its inputs: from there nan reaches the loss and the gradient in
-    # every layout, and the inner loops cost no more.
+    # The batch gets the params' dtype; classes stay integers. A row whose targets have no meaning
+    # gets nan as its inputs, which reaches loss and gradient at no cost to the inner loops.
     dtype = params[0].weights.dtype
     x, y = jnp.asarray(batch.x).astype(dtype), jnp.asarray(batch.y)
     y = y.astype(dtype) if y.ndim == 2 else y
@@ -224,30 +214,18 @@ def _compiled(settings: Settings, name: str, params: Params, batch: Batch) -> An
     return FUNCTIONS[name](settings, params, Batch(jnp.where(valid, x, jnp.nan), y))
 
 
-def _init(
-    settings: Settings,
-    key: jax.Array,
-    *,
-    scale: float = 0.01,
-    distribution: Distribution = "normal",
-) -> Params:
-    draw = sampler(settings.shapes, scale=scale, distribution=distribution, bias_scale=0.0)
+def _init(settings: Settings, key: jax.Array, *, scale=0.01, distribution="normal") -> Params:
+    draw = _sampler(settings, scale=scale, distribution=distribution, bias_scale=0.0)
     return draw(as_key("key", key, traced=True))
 
 
-def _sampler(
-    settings: Settings,
-    *unexpected: Any,
-    scale: float | Sequence[float] = 1.0,
-    distribution: Distribution = "normal",
-    bias_scale: float | Sequence[float] | None = None,
-) -> Partial:
+def _sampler(settings: Settings, *unexpected, scale=1.0, distribution="normal", bias_scale=None):
     if unexpected:
         raise TypeError(
             "sample_fn must be what model.sampler(scale=1.0) returns, a function of a key; "
             "got model.sampler itself, without its call"
         )
-    options = {"scale": scale, "distribution": distribution, "bias_scale": bias_scale}
+    options: Any = {"scale": scale, "distribution": distribution, "bias_scale": bias_scale}
     return sampler(settings.shapes, **options)
 
 
@@ -264,17 +242,19 @@ def _compiled_apply(settings: Settings, params: Params, x: jax.Array) -> jax.Arr
 
 def _loss_reference(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     logits = logits_of(params, batch.x, settings.hidden)
-    return settings.output_loss.mean_loss(logits, batch.y)
+    return OUTPUT_LOSSES[settings.output, settings.loss].mean_loss(logits, batch.y)
 
 
 def _value_and_grad(settings: Settings, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
-    return backprop.value_and_grad(params, batch, settings.hidden, settings.output_loss)
+    output_loss = OUTPUT_LOSSES[settings.output, settings.loss]
+    return backprop.value_and_grad(params, batch, settings.hidden, output_loss)
 
 
 def _loss(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     """The loss with a fast `vmap`, and with the hand-written gradient as its `jax.grad`."""
     reference = partial(_loss_reference, settings)
-    loss = jax.custom_vjp(with_fast_vmap(reference, settings.hidden, settings.output_loss.score))
+    per_example = OUTPUT_LOSSES[settings.output, settings.loss].per_example_loss
+    loss = jax.custom_vjp(with_fast_vmap(reference, settings.hidden, per_example))
 
     def forward_pass(params: Params, batch: Batch):
         value, gradient = _value_and_grad(settings, params, batch)
@@ -292,7 +272,7 @@ def _loss(settings: Settings, params: Params, batch: Batch) -> jax.Array:
 def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     """The share of right answers, with a fast `vmap`."""
     is_binary = settings.loss == "binary_crossentropy"
-    score = BINARY_ACCURACY if is_binary else CATEGORICAL_ACCURACY
+    per_example = BINARY_ACCURACY if is_binary else CATEGORICAL_ACCURACY
     if not is_binary and batch.y.ndim == 2:
         batch = Batch(batch.x, jnp.argmax(batch.y, axis=1))
 
@@ -304,17 +284,10 @@ def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
             share = metrics.accuracy(logits, batch.y)
         return share.astype(logits.dtype)
 
-    return with_fast_vmap(plain, settings.hidden, score)(params, batch).astype(jnp.float32)
+    return with_fast_vmap(plain, settings.hidden, per_example)(params, batch).astype(jnp.float32)
 
 
+FUNCTIONS = {"init": _init, "apply": _apply, "loss": _loss, "value_and_grad": _value_and_grad}
+FUNCTIONS |= {"loss_reference": _loss_reference, "accuracy": _accuracy, "sampler": _sampler}
 BATCH_FUNCTIONS = ("loss", "value_and_grad", "loss_reference", "accuracy")
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "init": _init,
-    "apply": _apply,
-    "loss": _loss,
-    "value_and_grad": _value_and_grad,
-    "loss_reference": _loss_reference,
-    "accuracy": _accuracy,
-    "sampler": _sampler,
-}
-"""The functions of a `Model`, with the settings in front; those of a batch are compiled."""
+"""Those of params and a batch, which run compiled and have traits."""

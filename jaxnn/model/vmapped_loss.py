@@ -14,16 +14,13 @@ Measured on 2 cores with AVX-512 (jax 0.10.2, 300 rows, softmax, drawing include
 vectors), in thousand candidates a second, plain `vmap` and the layout chosen here: 2-3-3 110 and
 3,200; 2-16-16-3 89 and 294; 2-64-64-3 17 and 22; 64-32-10 38 and 58.
 
-What made the difference by scalars, in the loss alone: labels chosen by `where` instead of a
-product with one-hot rows, 1.3 times; the running softmax, one exponential fewer a row, 1.2 times;
-10 rows a block instead of 6, 1.1 times, and 20 no more than that; 512-bit vectors, 1.6 times.
-By rows, on 2-16-16-3: the last layer and the softmax as one loop 1.2 times, the middle layer as a
-sum instead of a product 1.8 times, rows padded to whole vectors 1.25 times.
-
-What did not: by scalars above 130 weights (2-16-16-3: 40 s of compilation, a tenth of the pace)
-or above 16 outputs; sums in place of products for 64 x 32 weights and more (a tenth of the pace
-when the inputs are the data); tiles by rows beyond the caches; candidates last with a scan over
-the inputs, or over the outputs, of a layer (a fifth of the pace of `loss_by_rows`).
+Faster by scalars: labels chosen by `where`, not by a product with one-hot rows, 1.3 times; the
+running softmax 1.2; 10 rows a block instead of 6 1.1 (20 are no better); 512-bit vectors 1.6.
+Faster by rows, on 2-16-16-3: the last layer and the softmax as one loop 1.2 times, the middle
+layer as a sum instead of a product 1.8, rows padded to whole vectors 1.25.
+Slower: by scalars above 130 weights (2-16-16-3: 40 s of compilation, a tenth of the pace) or
+above 16 outputs; sums for 64 x 32 weights and more (a tenth of the pace); tiles by rows beyond
+the caches; candidates last, with a scan over a layer's inputs or outputs (a fifth of the pace).
 """
 
 from __future__ import annotations
@@ -39,7 +36,7 @@ import numpy as np
 from jaxnn.batch import Batch
 from jaxnn.model.activations import ACTIVATIONS
 from jaxnn.model.layers import VECTOR, Params, dot
-from jaxnn.model.losses import Score, Units, sum_of
+from jaxnn.model.losses import PerExample, Units, sum_of
 
 ROWS_PER_BLOCK = 10
 MIN_LANES = 16
@@ -54,7 +51,7 @@ MAX_OUTPUTS = 16
 LossFn = Callable[[Params, Batch], jax.Array]
 
 
-def with_fast_vmap(plain: LossFn, hidden: str, score: Score) -> LossFn:
+def with_fast_vmap(plain: LossFn, hidden: str, per_example: PerExample) -> LossFn:
     """Return `plain`, the mean score of one candidate, with a fast `vmap` over params alone."""
     function = jax.custom_batching.custom_vmap(plain)
 
@@ -64,8 +61,8 @@ def with_fast_vmap(plain: LossFn, hidden: str, score: Score) -> LossFn:
         layout = plain
         if only_params and axis_size >= MIN_LANES and params[-1].weights.shape[-1] <= MAX_OUTPUTS:
             is_small = _num_weights(params) <= MAX_SCALARS * axis_size
-            by_layout = loss_by_scalars if is_small else loss_by_rows
-            layout = partial(by_layout, hidden=hidden, score=score)
+            fast = loss_by_scalars if is_small else loss_by_rows
+            layout = partial(fast, hidden=hidden, per_example=per_example)
         axes = jax.tree.map(lambda is_mapped: 0 if is_mapped else None, mapped)
         return jax.vmap(layout, in_axes=axes)(params, batch), True
 
@@ -81,19 +78,17 @@ def candidate_bytes(params: Params, batch: Batch) -> int:
 
 
 def batch_invariant(params: Params, batch: Batch) -> bool:
-    """Return whether `jax.vmap` gives a candidate the same bits at every multiple of 16.
-
-    By scalars it does; by rows XLA may order sums by the number of candidates.
-    """
-    del batch
+    """Return whether `jax.vmap` gives a candidate the same bits at every multiple of 16."""
+    del batch  # by rows, XLA may order sums by the number of candidates
     return _num_weights(params) <= MAX_SCALARS and params[-1].weights.shape[-1] <= MAX_OUTPUTS
 
 
-def loss_by_scalars(params: Params, batch: Batch, hidden: str, score: Score) -> jax.Array:
+def loss_by_scalars(
+    params: Params, batch: Batch, hidden: str, per_example: PerExample
+) -> jax.Array:
     """Return the mean score of one candidate, written out weight by weight.
 
-    Rows are added up in order, so the relative error grows with their number: some 1e-7 at 300
-    rows, 1e-5 at 10^6.
+    Rows are added up in order: the relative error is some 1e-7 at 300 rows, and 1e-5 at 10^6.
     """
     layers = [_neurons(*layer) for layer in params]
     rows, outputs = batch.x.shape[0], len(layers[-1])
@@ -109,7 +104,7 @@ def loss_by_scalars(params: Params, batch: Batch, hidden: str, score: Score) -> 
                 values = [_neuron(values, *neuron) for neuron in neurons]
                 if layer < len(layers) - 1:
                     values = [ACTIVATIONS[hidden].forward(z) for z in values]
-            factor, rest = score.of_row(values, target)
+            factor, rest = per_example.score(values, target)
             factors.append(factor)
             rests.append(rest)
         losses = sum_of(rests)
@@ -118,7 +113,7 @@ def loss_by_scalars(params: Params, batch: Batch, hidden: str, score: Score) -> 
         return total + losses, None
 
     size = ROWS_PER_BLOCK
-    if score.factor_doubles:  # The product of a block's factors has to fit float32.
+    if per_example.factor_doubles:  # The product of a block's factors has to fit float32.
         size = max(1, min(ROWS_PER_BLOCK, 126 // outputs))
     in_blocks = rows - rows % size
     total = jnp.zeros((), params[0].weights.dtype)
@@ -127,10 +122,10 @@ def loss_by_scalars(params: Params, batch: Batch, hidden: str, score: Score) -> 
         total, _ = jax.lax.scan(add_block, total, blocks)
     if in_blocks < rows:
         total, _ = add_block(total, jax.tree.map(lambda a: a[in_blocks:], batch))
-    return total / (rows * outputs if score.per_output else rows)
+    return total / (rows * outputs if per_example.per_output else rows)
 
 
-def loss_by_rows(params: Params, batch: Batch, hidden: str, score: Score) -> jax.Array:
+def loss_by_rows(params: Params, batch: Batch, hidden: str, per_example: PerExample) -> jax.Array:
     """Return the mean score of one candidate, computed with the rows last."""
     # Rows, padded to whole vectors, are the lanes: an array here is `(units, rows)`, and the
     # candidates that `vmap` adds come before both.
@@ -148,11 +143,11 @@ def loss_by_rows(params: Params, batch: Batch, hidden: str, score: Score) -> jax
         logits = list(_dense(values, *last))
     else:  # A list of units lets XLA fuse the last layer with the score.
         logits = [_neuron(list(values), *neuron) for neuron in _neurons(*last)]
-    factors, losses = score.of_row(logits, targets)
+    factors, losses = per_example.score(logits, targets)
     if factors is not None:
         losses = losses + jnp.log(factors)
     total = jnp.sum(jnp.where(jnp.arange(losses.size) < rows, losses, 0))
-    return total / (rows * len(logits) if score.per_output else rows)
+    return total / (rows * len(logits) if per_example.per_output else rows)
 
 
 def _dense(inputs: jax.Array, weights: jax.Array, biases: jax.Array | None) -> jax.Array:
@@ -196,5 +191,5 @@ def _right_sides(logits: Units, targets: jax.Array) -> tuple[None, jax.Array]:
     return None, sum_of([hit.astype(outputs[0].dtype) for hit in hits])
 
 
-CATEGORICAL_ACCURACY = Score(_right_class)
-BINARY_ACCURACY = Score(_right_sides, per_output=True)
+CATEGORICAL_ACCURACY = PerExample(_right_class)
+BINARY_ACCURACY = PerExample(_right_sides, per_output=True)
