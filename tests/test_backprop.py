@@ -182,18 +182,6 @@ def test_at_the_kink_of_relu_the_slope_is_0(dtype):
     assert np.all(gradient[1].biases)
 
 
-@pytest.mark.parametrize("value", [0.0, -50.0])
-def test_a_dead_network_has_a_gradient_at_its_last_biases_alone(value):
-    model = mlp((3, 5, 2), hidden="relu", output="identity", loss="mean_squared_error")
-    params, batch = problem(model, "float32")
-    dead = (Dense(0 * params[0].weights, jnp.full((5,), value)), params[1])
-    loss, gradient = model.value_and_grad(dead, batch)
-    outputs = np.float64(params[1].biases)
-    assert float(loss) == pytest.approx(np.mean((outputs - np.float64(batch.y)) ** 2), rel=2e-6)
-    alive = [bool(np.any(leaf)) for leaf in jax.tree.leaves(gradient)]
-    assert alive == [False, False, False, True]
-
-
 LINE = mlp((2, 1), output="identity", loss="mean_squared_error")
 LINE_X = np.array([[1, 2], [3, 1], [1, 1]], np.float32)
 LINE_Y = np.array([[4.6], [6.1], [3.1]], np.float32)
@@ -216,16 +204,6 @@ def test_linear_regression_figures():
     (after,) = step(start, gradient, 0.1)
     np.testing.assert_allclose(after.weights, [[1.6], [1.42666667]], rtol=1e-6)
     np.testing.assert_allclose(after.biases, [0.32], rtol=1e-6)
-
-
-def test_one_weight_figures():
-    # worked by hand: 2 x (-4) x 3 = -24; weight 2, rate 0.01: 2.24
-    model = mlp((1, 1), output="identity", loss="mean_squared_error")
-    batch = Batch(float32([[3]]), float32([[10]]))
-    _, gradient = model.value_and_grad(line([2]), batch)
-    assert gradient[0].weights == -24
-    after = step(line([2]), gradient, 0.01)
-    np.testing.assert_allclose(after[0].weights, [[2.24]], rtol=1e-6)
 
 
 def test_three_weights_figures():

@@ -25,12 +25,6 @@ def changed(array, index, value):
     return copy
 
 
-def test_batch_is_a_pytree_of_x_and_y():
-    batch = Batch(x=X, y=CLASSES)
-    assert jax.tree.leaves(batch) == [batch.x, batch.y]
-    assert isinstance(jax.tree.map(jnp.asarray, batch), Batch)
-
-
 @pytest.mark.parametrize(
     ("loss", "y"),
     [
@@ -58,11 +52,6 @@ def test_good_targets_pass_concrete_and_traced(loss, y):
         Batch(X, np.asarray(y))
     )
     np.testing.assert_array_equal(y, before)
-
-
-@pytest.mark.parametrize("x", [X, X.tolist(), X.astype(np.float64), np.ones((1, 3), int), X[:1]])
-def test_good_inputs_pass(x):
-    np.testing.assert_array_equal(check_inputs("x", x, FEATURES), x)
 
 
 def frames():

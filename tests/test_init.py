@@ -1,4 +1,4 @@
-"""Whole weight sets from one key: their distribution, their bits and their scales."""
+"""Params drawn from one key: their distribution, their bits and their scales."""
 
 import pickle
 from itertools import cycle, product
@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 from keys import KEY_IMPLEMENTATIONS
 
-from jaxnn.model.init import DISTRIBUTIONS, Drawer, sampler
+from jaxnn.model.init import DISTRIBUTIONS, sampler
 from jaxnn.model.layers import Dense, layer_shapes
 from jaxnn.model.mlp import mlp
 from jaxnn.search.random_search import random_search
@@ -69,14 +69,6 @@ def test_moments_and_shape_of_the_distribution(distribution, implementation):
             assert scipy.stats.kstest(u, unit.cdf).pvalue > 1e-6
 
 
-def test_uniform_bounds_and_the_longest_normal():
-    (uniform,) = sampler((((300, 300), (9,)),), scale=2.0, distribution="uniform")(KEY)
-    assert -2 <= np.min(uniform.weights) < -1.999
-    assert 1.999 < np.max(uniform.weights) <= 2
-    (normal,) = sampler((((300, 300), (9,)),))(KEY)
-    assert 4 < np.max(np.abs(normal.weights)) < 5.42  # float32 normals come from 23 bits
-
-
 def test_entries_keys_and_leaves_are_unrelated():
     keys = jax.random.split(KEY, 20_000)
     params = jax.jit(jax.vmap(sampler(SHAPES)))(keys)
@@ -89,13 +81,12 @@ def test_entries_keys_and_leaves_are_unrelated():
     assert abs(neighbours) < 5 / np.sqrt(20_000)
 
 
-def in_tier(case):
-    is_quick = case == ("normal", "threefry2x32")
-    return pytest.param(*case, marks=() if is_quick else pytest.mark.exhaustive)
-
-
 @pytest.mark.parametrize(
-    ("distribution", "implementation"), list(map(in_tier, product(DISTRIBUTIONS, KEYS)))
+    ("distribution", "implementation"),
+    [
+        pytest.param(*case, marks=pytest.mark.exhaustive if number else ())
+        for number, case in enumerate(product(DISTRIBUTIONS, KEYS))
+    ],
 )
 def test_the_same_key_gives_the_same_bits_however_it_is_called(distribution, implementation):
     sample_fn = sampler(SHAPES, scale=0.05, distribution=distribution)
@@ -125,39 +116,30 @@ def test_scales_are_leaves_and_a_sweep_traces_once():
     model = mlp((3, 5, 2))
     unit = model.sampler(scale=1.0)(KEY)
     for scale in (0.05, 1, np.float64(3.5), jnp.float32(8.0)):
-        swept = draw(model.sampler(scale=scale, bias_scale=2 * scale), KEY)
-        np.testing.assert_allclose(swept[0].weights, np.float32(scale) * unit[0].weights, rtol=3e-7)
-        np.testing.assert_allclose(
-            swept[1].biases, np.float32(2 * scale) * unit[1].biases, rtol=3e-7
-        )
+        first, last = draw(model.sampler(scale=scale, bias_scale=2 * scale), KEY)
+        np.testing.assert_allclose(first.weights, np.float32(scale) * unit[0].weights, rtol=3e-7)
+        np.testing.assert_allclose(last.biases, np.float32(2 * scale) * unit[1].biases, rtol=3e-7)
     assert len(traces) == 1
     for last in (2.0, 0.5):
         draw(mlp([3, 5, 2]).sampler(scale=[1.0, last], bias_scale=[0.0, last]), KEY)
-    assert len(traces) == 2  # a number and one a layer are other trees
-    for distribution in ("he", "uniform"):
-        for scale in (2.0, 0.5):
-            draw(model.sampler(distribution=distribution, scale=scale), KEY)
-    assert len(traces) == 4
+        draw(model.sampler(distribution="he", scale=last), KEY)
+    assert len(traces) == 3  # one number, one a layer, another distribution
+    sweep = jax.vmap(lambda scale: sampler(SHAPES, scale=scale)(KEY))(jnp.array([0.5, 2.0]))
+    assert_same_bits(jax.tree.map(lambda leaf: leaf[1], sweep), sampler(SHAPES, scale=2.0)(KEY))
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-def test_the_numbers_of_a_sampler_are_its_keywords_in_the_users_words(distribution):
+def test_the_numbers_of_a_sampler_are_its_keywords_and_it_pickles():
     model = mlp((3, 5, 2))
-    one = model.sampler(scale=4.0, distribution=distribution)
-    assert one.keywords == {"scale": 4.0, "bias_scale": None}
-    assert one.args == ()
-    several = model.sampler(scale=[0.5, 2], bias_scale=(0, 3.0), distribution=distribution)
+    one = model.sampler(scale=4.0, distribution="he")
+    assert (one.args, one.keywords) == ((), {"scale": 4.0, "bias_scale": None})
+    several = model.sampler(scale=[0.5, 2], bias_scale=(0, 3.0), distribution="he")
     assert several.keywords == {"scale": (0.5, 2.0), "bias_scale": (0.0, 3.0)}
     assert several.func is one.func
     assert {type(leaf) for leaf in jax.tree.leaves((one, several))} == {np.float32}
     unpickled = pickle.loads(pickle.dumps(several))
     assert unpickled.func is several.func
-    assert jax.tree.structure(unpickled) == jax.tree.structure(several)
     assert unpickled.keywords == several.keywords
-    assert repr(distribution) in repr(one)
-    copied = Drawer(SHAPES, distribution)
-    assert copied == one.func
-    assert hash(copied) == hash(one.func)
+    assert "'he'" in repr(one)
 
 
 def test_the_sampler_itself_is_no_sample_fn():
@@ -172,26 +154,19 @@ def test_the_sampler_itself_is_no_sample_fn():
             call()
 
 
-def test_scales_may_be_traced_and_mapped():
-    sweep = jax.vmap(lambda scale: sampler(SHAPES, scale=scale)(KEY))(jnp.array([0.5, 2.0]))
-    for row, scale in enumerate((0.5, 2.0)):
-        one = sampler(SHAPES, scale=scale)(KEY)
-        assert_same_bits(jax.tree.map(lambda leaf, i=row: leaf[i], sweep), one)
-
-
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_layer_scales_gains_and_bias_scales(distribution):
     one = sampler(SHAPES, distribution="uniform" if distribution == "uniform" else "normal")(KEY)
     scales, bias_scales = (0.5, 3.0), (0.0, 7.0)
     gains = [np.float32(GAINS[distribution](fan_in)) for fan_in in (3, 5)]
     options = {"scale": scales, "distribution": distribution}
-    likewise = sampler(SHAPES, **options)(KEY)
+    together = sampler(SHAPES, **options)(KEY)
     apart = sampler(SHAPES, **options, bias_scale=list(bias_scales))(KEY)
     for layer in range(2):
         factor = np.float32(scales[layer]) * gains[layer]
-        assert_same_bits(likewise[layer], Dense(*(factor * leaf for leaf in one[layer])))
+        assert_same_bits(together[layer], Dense(*(factor * leaf for leaf in one[layer])))
         expected = Dense(
-            likewise[layer].weights, np.float32(bias_scales[layer]) * one[layer].biases
+            together[layer].weights, np.float32(bias_scales[layer]) * one[layer].biases
         )
         assert_same_bits(apart[layer], expected)
     assert not np.any(apart[0].biases)
@@ -221,51 +196,30 @@ def test_init_takes_a_scale_and_a_distribution():
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
-        ({"scale": 0}, ValueError, "^scale must be a finite number above 0"),
-        ({"scale": -1.0}, ValueError, "^scale must be"),
-        ({"scale": np.nan}, ValueError, "^scale must be"),
-        ({"scale": 1e39}, ValueError, "^scale must be.*fits float32"),
-        ({"scale": "1"}, TypeError, "^scale must be"),
-        ({"scale": np.ones(2)}, TypeError, "^scale must be"),
-        ({"scale": (1.0, 2.0, 3.0)}, ValueError, "^scale must be one number or 2, one a layer"),
-        ({"scale": (1.0, 0.0)}, ValueError, r"^scale\[1\] must be a finite number above 0"),
-        ({"bias_scale": -0.1}, ValueError, "^bias_scale must be a finite number of at least 0"),
-        ({"bias_scale": [1.0]}, ValueError, "^bias_scale must be one number or 2"),
-        ({"bias_scale": (1.0, None)}, TypeError, r"^bias_scale\[1\] must be"),
-        (
-            {"distribution": "cauchy"},
-            ValueError,
-            "^distribution must be one of 'normal', 'uniform'",
-        ),
-        ({"distribution": "Normal"}, ValueError, "^distribution must be one of"),
-        ({"distribution": None}, TypeError, "^distribution must be one of"),
+        ({"scale": 0}, "^scale must be a finite number above 0"),
+        ({"scale": 1e39}, "^scale must be.*fits float32"),
+        ({"scale": "1"}, "^scale must be"),
+        ({"scale": (1.0, 2.0, 3.0)}, "^scale must be one number or 2, one a layer"),
+        ({"scale": (1.0, 0.0)}, r"^scale\[1\] must be a finite number above 0"),
+        ({"bias_scale": -0.1}, "^bias_scale must be a finite number of at least 0"),
+        ({"bias_scale": [1.0]}, "^bias_scale must be one number or 2"),
+        ({"bias_scale": (1.0, None)}, r"^bias_scale\[1\] must be"),
+        ({"distribution": "Normal"}, "^distribution must be one of 'normal', 'uniform'"),
+        ({"distribution": None}, "^distribution must be one of"),
     ],
 )
-def test_bad_options_are_refused(options, error, message):
-    with pytest.raises(error, match=message):
+def test_bad_options_are_refused(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
         mlp((3, 5, 2)).sampler(**options)
 
 
-@pytest.mark.parametrize(
-    ("key", "error", "message"),
-    [
-        (7, TypeError, r"^key must be a single typed key.*got 7 \(int\)"),
-        (None, TypeError, "^key must be a single typed key"),
-        (jax.random.PRNGKey(7), TypeError, "^key must be a single typed key.*uint32"),
-        (jax.random.split(KEY), ValueError, r"^key must be.*keys of shape \(2,\)"),
-        (jax.random.key(7, impl="rbg"), ValueError, "^key must be of.*got rbg"),
-    ],
-)
-@pytest.mark.parametrize("draw", ["init", "sampler"])
-def test_bad_keys_are_refused(draw, key, error, message):
-    model = mlp((3, 5, 2))
-    with pytest.raises(error, match=message):
-        (model.init if draw == "init" else model.sampler())(key)
-
-
-def test_keys_that_do_not_map_are_refused_under_vmap_as_well():
-    keys = jax.random.split(jax.random.key(7, impl="unsafe_rbg"), 3)
+@pytest.mark.parametrize("draw", [mlp((3, 5, 2)).init, mlp((3, 5, 2)).sampler()])
+def test_bad_keys_are_refused(draw):
+    with pytest.raises(TypeError, match=r"^key must be a single typed key.*got 7 \(int\)"):
+        draw(7)
+    with pytest.raises(ValueError, match=r"^key must be.*keys of shape \(2,\)"):
+        draw(jax.random.split(KEY))
     with pytest.raises(ValueError, match=r"^key must be of.*got unsafe_rbg"):
-        jax.vmap(sampler(SHAPES))(keys)
+        jax.vmap(draw)(jax.random.split(jax.random.key(7, impl="unsafe_rbg"), 3))

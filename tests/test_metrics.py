@@ -96,12 +96,6 @@ def test_r2_is_one_minus_the_unexplained_share():
     assert float(metrics.r2(means, NUMBERS)) == pytest.approx(0, abs=1e-6)
 
 
-def test_r2_of_constant_targets_is_not_a_number_or_minus_infinity():
-    constant = np.full((4, 1), 2.5)
-    assert np.isnan(metrics.r2(constant, constant))
-    assert metrics.r2(constant + 1, constant) == -np.inf
-
-
 def test_metrics_work_on_tracers_and_under_vmap():
     stack = np.stack([SCORES, -SCORES, np.roll(SCORES, 1, axis=0)])
     together = jax.jit(jax.vmap(metrics.accuracy, in_axes=(0, None)))(stack, CLASSES)

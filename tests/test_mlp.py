@@ -120,17 +120,6 @@ def test_outputs_and_losses_are_numpys(head, dtype):
         assert leaf_error(value, numpy_loss(expected, y, loss)) <= FORWARD[dtype]
 
 
-def test_the_answer_is_yes():
-    # worked figures: 52.65 %
-    model = mlp((3, 2, 2), hidden="sigmoid")
-    params = (
-        Dense(float32([[0.3, 0.6], [0.8, 0.4], [0.1, 0.5]]), float32([1, 1])),
-        Dense(float32([[0.1, 0.5], [0.7, 0.2]]), float32([1, 1])),
-    )
-    outputs = model.apply(params, float32([[0.29, 0.11, 0.80]]))
-    np.testing.assert_allclose(outputs, [[0.52647369, 0.47352631]], rtol=FORWARD["float32"])
-
-
 def test_a_uniform_prediction():
     # worked figures: loss ln 3 = 1.098612, accuracy 1/3
     model = mlp((2, 4, 3))
@@ -143,13 +132,10 @@ def test_a_uniform_prediction():
 @pytest.mark.parametrize(
     ("x", "y"),
     [
-        (X, ONE_HOT),
         (X, ONE_HOT.astype(np.float16)),
-        (X, CLASSES.astype(np.uint8)),
-        (X.astype(np.float64), CLASSES),
+        (X.astype(np.float64), CLASSES.astype(np.uint8)),
         (jnp.asarray(X), jnp.asarray(CLASSES)),
         (X.tolist(), CLASSES.tolist()),
-        (X.astype(">f4"), CLASSES.astype(">i4")),
         (X.astype(np.longdouble), ONE_HOT.astype(">f8")),
     ],
 )
@@ -160,87 +146,26 @@ def test_batches_that_mean_the_same_give_the_same_bits(x, y):
     assert leaf_error(got, expected) == 0
 
 
-def test_pandas_frames_are_batches_for_every_function():
-    pandas = pytest.importorskip("pandas")
-    model, batch = mlp(SIZES), Batch(X, CLASSES)
-    same = Batch(pandas.DataFrame(X, columns=["a", "b", "c"]), pandas.Series(CLASSES))
-    for name in BATCH_FUNCTIONS:
-        function = getattr(model, name)
-        assert leaf_error(function(PARAMS, same), function(PARAMS, batch)) == 0
-    assert leaf_error(model.apply(PARAMS, same.x), model.apply(PARAMS, X)) == 0
-
-
-@pytest.mark.parametrize("convert", [np.float64, np.longdouble, lambda leaf: leaf.tolist()])
-def test_params_that_round_to_float32_are_params_for_every_function(convert):
-    model, batch, params = mlp(SIZES), Batch(X, CLASSES), jax.tree.map(convert, PARAMS)
-    for name in BATCH_FUNCTIONS:
-        function = getattr(model, name)
-        assert leaf_error(function(params, batch), function(PARAMS, batch)) == 0
-    assert leaf_error(model.apply(params, X), model.apply(PARAMS, X)) == 0
-
-
-def same_batches():
-    yield Batch(X.tolist(), CLASSES.tolist())
-    yield Batch(X.astype(">f8"), CLASSES.astype(">i2"))
-    yield Batch(X.astype(np.longdouble), tuple(CLASSES.tolist()))
-    pandas = pytest.importorskip("pandas")
-    yield Batch(pandas.DataFrame(X), pandas.Series(CLASSES))
-
-
 def test_the_trainers_take_what_the_functions_take():
     model, key = mlp(SIZES), jax.random.key(0)
     expected = model.loss(PARAMS, Batch(X, CLASSES))
-    as_lists = jax.tree.map(lambda leaf: leaf.tolist(), PARAMS)
-    as_big_endian = jax.tree.map(lambda leaf: leaf.astype(">f8"), PARAMS)
-
-    def wrapped(params, batch):
-        return model.value_and_grad(params, batch)
-
-    for batch, params in zip(same_batches(), (as_lists, as_big_endian) * 2, strict=True):
-        for function in (model.value_and_grad, wrapped):
-            given = key, function, params, batch
-            result = gradient_descent(*given, learning_rate=0.1, num_epochs=0)
-            assert result.loss == pytest.approx(float(expected), rel=FORWARD["float32"])
-            assert leaf_error(result.params, PARAMS) == 0
+    for convert, batch in (
+        (lambda leaf: leaf.tolist(), Batch(X.tolist(), CLASSES.tolist())),
+        (lambda leaf: leaf.astype(">f8"), Batch(X.astype(">f8"), CLASSES.astype(">i2"))),
+    ):
+        given = key, model.value_and_grad, jax.tree.map(convert, PARAMS), batch
+        result = gradient_descent(*given, learning_rate=0.1, num_epochs=0)
+        assert result.loss == pytest.approx(float(expected), rel=FORWARD["float32"])
+        assert leaf_error(result.params, PARAMS) == 0
 
 
-def test_integer_params_are_refused_by_the_trainers_with_the_conversion():
-    model, whole = mlp(SIZES), jax.tree.map(lambda leaf: leaf.astype(int), PARAMS)
-    given = jax.random.key(0), model.value_and_grad, whole, Batch(X, CLASSES)
-    with pytest.raises(TypeError, match=r"^params must be floats .* at params\[0\]\.weights: jax"):
-        gradient_descent(*given, learning_rate=0.1, num_epochs=0)
-
-
-def test_integer_inputs_are_numbers():
-    model, x = mlp(SIZES), np.arange(21).reshape(7, 3) - 9
-    same = Batch(float32(x), CLASSES)
-    assert model.loss(PARAMS, Batch(x, CLASSES)) == model.loss(PARAMS, same)
-
-
-@pytest.mark.parametrize(("rows", "features"), [(1, 3), (7, 1), (1, 1)])
-def test_one_row_and_one_feature(rows, features):
-    model = mlp((features, 5, 2))
-    params = (Dense(PARAMS[0].weights[:features], PARAMS[0].biases), PARAMS[1])
-    x, y = X[:rows, :features], CLASSES[:rows]
-    value, gradient = model.value_and_grad(params, Batch(x, y))
-    expected = numpy_loss(numpy_outputs(params, x, "relu", "softmax"), y, model.settings.loss)
-    assert leaf_error(value, expected) <= FORWARD["float32"]
-    by_jax = jax.grad(model.loss_reference)(params, Batch(x, y))
-    assert leaf_error(gradient, by_jax) <= GRADIENT["float32"]
-
-
-def test_accuracy_of_classes_and_of_bits():
-    outputs = numpy_outputs(PARAMS, X, "relu", "softmax")
-    expected = np.mean(np.argmax(outputs, axis=1) == CLASSES)
-    got = float(mlp(SIZES).accuracy(PARAMS, Batch(X, CLASSES)))
-    assert 0 < expected < 1
-    assert got == pytest.approx(expected, rel=FORWARD["float32"])
-    outputs = numpy_outputs(PARAMS, X, "relu", "sigmoid")
-    model = mlp(SIZES, output="sigmoid", loss="binary_crossentropy")
-    expected = np.mean((outputs > 0.5) == (BITS == 1))
-    assert 0 < expected < 1
-    got = float(model.accuracy(PARAMS, Batch(X, BITS)))
-    assert got == pytest.approx(expected, rel=FORWARD["float32"])
+@pytest.mark.parametrize(("output", "loss"), [("softmax", CATEGORICAL), ("sigmoid", BINARY)])
+def test_accuracy_of_classes_and_of_bits(output, loss):
+    outputs = numpy_outputs(PARAMS, X, "relu", output)
+    is_right = np.argmax(outputs, 1) == CLASSES if loss == CATEGORICAL else (outputs > 0.5) == BITS
+    accuracy = mlp(SIZES, output=output, loss=loss).accuracy(PARAMS, Batch(X, TARGETS[loss]))
+    assert 0 < np.mean(is_right) < 1
+    assert float(accuracy) == pytest.approx(np.mean(is_right), rel=FORWARD["float32"])
 
 
 def test_there_is_no_accuracy_of_numbers(compilations):
@@ -253,31 +178,6 @@ def test_there_is_no_accuracy_of_numbers(compilations):
     assert compilations == []
     r2 = metrics.r2(model.apply(PARAMS, X), NUMBERS)  # the advice runs as written
     assert r2 < 1
-
-
-@pytest.mark.parametrize(
-    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.exhaustive)]
-)
-@pytest.mark.parametrize("loss", ["binary_crossentropy", "categorical_crossentropy"])
-def test_logits_of_ten_thousand_give_a_true_loss_and_a_finite_gradient(loss, dtype):
-    output = "sigmoid" if loss == "binary_crossentropy" else "softmax"
-    model = mlp((2, 2), output=output, loss=loss)
-    rows = np.array([[1e4, -1e4], [-1e4, 1e4], [1e4, -1e4], [1e4, 1e4]])
-    right = np.array([[1, 0], [1, 0], [0, 1], [0, 1]])
-    entries = np.where(right == 1, np.maximum(-rows, 0), np.maximum(rows, 0))
-    picked = rows[np.arange(4), right.argmax(axis=1)]
-    row_losses = np.logaddexp(rows[:, 0], rows[:, 1]) - picked
-    expected = entries.mean() if output == "sigmoid" else row_losses.mean()
-    with jax.enable_x64(dtype == "float64"):
-        params = (Dense(jnp.eye(2, dtype=dtype), jnp.zeros(2, dtype)),)
-        value, gradient = model.value_and_grad(params, Batch(rows, right))
-        loss_alone = model.loss(params, Batch(rows, right))
-        by_jax = jax.grad(model.loss_reference)(params, Batch(rows, right))
-    assert leaf_error(value, expected) <= FORWARD[dtype]
-    assert leaf_error(loss_alone, expected) <= FORWARD[dtype]
-    assert leaf_error(gradient, by_jax) <= GRADIENT[dtype]
-    delta = (ACTIVATE[output](rows) - right) / (8 if output == "sigmoid" else 4)
-    assert leaf_error(gradient[0].biases, delta.sum(axis=0)) <= GRADIENT[dtype]
 
 
 @pytest.mark.parametrize("leaf", range(4))
@@ -355,20 +255,14 @@ def test_tracers_are_welcome():
 
 
 @pytest.mark.parametrize("name", BATCH_FUNCTIONS)
-def test_shapes_are_refused_while_tracing(name):
+def test_shapes_and_known_values_are_refused_while_tracing(name):
     function = getattr(mlp(SIZES), name)
-    for batch, argument in (
-        (Batch(X[:, :2], CLASSES), r"batch\.x"),
-        (Batch(X, CLASSES[:6]), r"batch\.y"),
-        (Batch(X, CLASSES[:, None]), r"batch\.y"),
-        (Batch(X, CLASSES + 0.5), r"batch\.y"),
-    ):
-        with pytest.raises(ValueError, match=f"^{argument} must be"):
-            jax.jit(function)(PARAMS, batch)
+    with pytest.raises(ValueError, match=r"^batch\.y must be"):
+        jax.jit(function)(PARAMS, Batch(X, CLASSES[:, None]))
     too_deep = jax.tree.map(lambda leaf: np.stack([leaf[None]] * 4), PARAMS)
     with pytest.raises(ValueError, match=r"^params\[0\]\.weights must be.*got \(1, 3, 5\)"):
         jax.vmap(function, (0, None))(too_deep, Batch(X, CLASSES))
-    with pytest.raises(ValueError, match=r"^batch\.x must be finite"):  # concrete: values too
+    with pytest.raises(ValueError, match=r"^batch\.x must be finite"):
         jax.jit(lambda p: function(p, Batch(X * np.nan, CLASSES)))(PARAMS)
 
 
@@ -395,14 +289,12 @@ def test_a_second_call_compiles_nothing(compilations):
 
 @pytest.mark.parametrize("as_array", [np.array, jnp.array])
 def test_the_callers_arrays_are_left_alone(as_array):
-    params, batch = jax.tree.map(as_array, (PARAMS, Batch(X, CLASSES)))
+    model, (params, batch) = mlp(SIZES), jax.tree.map(as_array, (PARAMS, Batch(X, CLASSES)))
     for leaf in jax.tree.leaves((params, batch)):
         if isinstance(leaf, np.ndarray):
             leaf.flags.writeable = False
-    model = mlp(SIZES)
     for name in BATCH_FUNCTIONS:
         getattr(model, name)(params, batch)
-    model.apply(params, batch.x)
     jax.grad(model.loss)(params, batch)
     assert leaf_error((params, batch), (PARAMS, Batch(X, CLASSES))) == 0
 
@@ -427,21 +319,11 @@ def test_the_same_settings_are_the_same_object():
     assert len({id(other) for other in (model, *others)}) == 7
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        mlp([2, 3, 3]),
-        mlp((4, 1), hidden="tanh", output="identity", loss="mean_squared_error"),
-        mlp((3, 5, 2), output="sigmoid", loss="binary_crossentropy", hidden_biases=False),
-    ],
-)
-def test_repr_is_the_call_that_builds_it(model):
-    assert eval(repr(model)) is model
-
-
-def test_repr_in_words():
+def test_repr_is_the_call_that_builds_it():
     expected = "mlp((2, 3, 3), hidden='relu', output='softmax', loss='categorical_crossentropy')"
     assert repr(mlp((2, 3, 3))) == expected
+    model = mlp((3, 5, 2), output="sigmoid", loss="binary_crossentropy", hidden_biases=False)
+    assert eval(repr(model)) is model
 
 
 def test_a_model_is_immutable_and_its_functions_carry_their_names():
@@ -558,18 +440,12 @@ def test_constant_loss_is_none_where_no_constant_answer_is_known():
 @pytest.mark.parametrize(
     ("sizes", "error", "message"),
     [
-        ((), ValueError, r"^sizes must have at least 2 entries.*got \(\)"),
         ((3,), ValueError, r"^sizes must have at least 2 entries.*got \(3,\)"),
         ((3, 0, 2), ValueError, r"^sizes\[1\] must be an integer of at least 1; got 0"),
-        ((-3, 2), ValueError, r"^sizes\[0\] must be.*got -3"),
         ((3, 5.5, 2), TypeError, r"^sizes\[1\] must be.*got 5.5 \(float\)"),
         ((3, True), TypeError, r"^sizes\[1\] must be.*got True"),
-        ((3, "5", 2), TypeError, r"^sizes\[1\] must be.*got '5'"),
-        ((3, None), TypeError, r"^sizes\[1\] must be.*got None"),
         ("352", TypeError, "^sizes must be a sequence of integers; got a str"),
-        (3, TypeError, "^sizes must be a sequence of integers; got a int"),
         (None, TypeError, "^sizes must be a sequence of integers; got a NoneType"),
-        ({3, 2}, TypeError, "^sizes must be a sequence of integers; got a set"),
         ((3, 5, 1), ValueError, "^sizes must end in at least 2 for output 'softmax'"),
     ],
 )
@@ -581,18 +457,13 @@ def test_bad_sizes_are_refused(sizes, error, message):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"hidden": "swish"}, ValueError, "^hidden must be one of 'identity', 'relu'.*got 'swish'"),
-        ({"hidden": "ReLU"}, ValueError, "^hidden must be one of.*got 'ReLU'"),
+        ({"hidden": "ReLU"}, ValueError, "^hidden must be one of 'identity', 'relu'.*got 'ReLU'"),
         ({"hidden": "softmax"}, ValueError, "^hidden must be one of 'identity'.*got 'softmax'"),
-        ({"hidden": jnp.tanh}, TypeError, "^hidden must be one of.*got a "),
-        ({"output": "step"}, ValueError, "^output must be one of.*'softmax'; got 'step'"),
         ({"output": None}, TypeError, "^output must be one of.*got None"),
         ({"loss": "mse"}, ValueError, "^loss must be one of 'mean_squared_error'.*got 'mse'"),
-        ({"loss": 2}, TypeError, r"^loss must be one of.*got 2 \(int\)"),
         ({"output": "sigmoid"}, ValueError, "^output must be softmax for loss 'categorical_cross"),
         ({"loss": "binary_crossentropy"}, ValueError, "^output must be sigmoid for loss 'binary"),
         ({"hidden_biases": 1}, TypeError, "^hidden_biases must be True or False; got 1"),
-        ({"hidden_biases": None}, TypeError, "^hidden_biases must be True or False; got None"),
     ],
 )
 def test_bad_settings_are_refused(settings, error, message):
@@ -600,123 +471,34 @@ def test_bad_settings_are_refused(settings, error, message):
         mlp(SIZES, **settings)
 
 
-# The border of a network that never ran: refused by name, with nothing traced or compiled.
+# The border: refused by name, with nothing traced or compiled. `test_batch` and `test_layers` hold
+# all that is refused.
 
-NEVER_RUN = {
-    loss: mlp((3, 5, 2), hidden="sigmoid", output=output, loss=loss, hidden_biases=False)
-    for output, loss in OUTPUT_LOSSES
-    if output in ("softmax", "sigmoid")
-}
 NO_BIASES = (Dense(PARAMS[0].weights, None), PARAMS[1])
-
-
-BAD_X = [
-    (X[:0], ValueError, r"must be .*got shape \(0, 3\)"),
-    (X[:, :0], ValueError, r"must be .*got shape \(7, 0\)"),
-    (X[0], ValueError, r"must be .*got shape \(3,\)"),
-    (X[None], ValueError, r"must be .*got shape \(1, 7, 3\)"),
-    (1.5, ValueError, r"must be .*got shape \(\)"),
-    (X[:, :2], ValueError, r"must be .*\(rows, 3\), as the network's sizes say.*\(7, 2\)"),
-    ([[1.0, 2.0, 3.0], [4.0]], ValueError, "must be an array of numbers; got ragged rows"),
-    (X.astype(object), TypeError, "must be .*got dtype object"),
-    (X.astype(str), TypeError, "must be .*got dtype <U"),
-    (X.astype(complex), TypeError, "must be .*got dtype complex128"),
-    (X > 0, ValueError, "must be numbers.*got bool"),
-    (scipy.sparse.csr_array(X), TypeError, "must be .*got dtype object"),
-    (None, TypeError, "must be .*got dtype object"),
-    (put(X, (4, 1), np.nan), ValueError, "must be finite; got nan at row 4, column 1"),
-    (put(X, (6, 2), np.inf), ValueError, "must be finite; got inf at row 6, column 2"),
-    (put(X, (3, 2), np.float64(1e300)), ValueError, "must fit float32; got magnitudes"),
-    (np.full((7, 3), 2**40), ValueError, "must fit int32; got 1099511627776"),
-]
-BAD_Y = [
-    (CATEGORICAL, CLASSES[:6], r"must have 7 rows, as batch\.x; got shape \(6,\)"),
-    (CATEGORICAL, CLASSES[:, None], r"must be .*got int64 of shape \(7, 1\); use batch\.y\[:, 0\]"),
-    (CATEGORICAL, np.eye(3)[CLASSES], r"must be .*\(7, 2\); got float64 of shape \(7, 3\)"),
-    (CATEGORICAL, put(CLASSES, 2, -1), r"must be classes 0 to 1; got -1 at \[2\]"),
-    (CATEGORICAL, put(CLASSES, 2, 2), r"must be classes 0 to 1; got 2 at \[2\]"),
-    (CATEGORICAL, put(CLASSES, 2, 255).astype("uint8"), r"must be classes 0 to 1; got 255 at"),
-    (CATEGORICAL, CLASSES + 0.5, r"must be integer classes.*got float64 of shape \(7,\)"),
-    (CATEGORICAL, CLASSES > 0, r"must be integer classes.*got bool of shape \(7,\)"),
-    (CATEGORICAL, CLASSES * np.nan, r"must be integer classes.*got float64"),
-    (CATEGORICAL, CLASSES + 1, r"must be classes 0 to 1; .* at 1 need batch\.y - 1"),
-    (CATEGORICAL, ONE_HOT - 0.5, r"must be non-negative weights; got -0.5 at \[0, 0\]"),
-    (CATEGORICAL, ONE_HOT * 0, r"must be non-negative weights, not all 0; got \[0. 0.\] at \[0\]"),
-    (BINARY, BITS + 1, r"must be numbers from 0 to 1; got .* at 1 need batch\.y - 1"),
-    (BINARY, 2 * BITS - 1, "must be numbers from 0 to 1; got -1.0 at"),
-    (BINARY, BITS * np.nan, "must be numbers from 0 to 1; got nan at"),
-    (BINARY, CLASSES, r"must be numbers from 0 to 1 of shape \(7, 2\), .*; got int64"),
-    (SQUARED, NUMBERS[:, 0], r"must be numbers of shape \(7, 2\).*got float32 of shape \(7,\)"),
-    (SQUARED, put(NUMBERS, (1, 1), -np.inf), r"must be finite; got -inf at \[1, 1\]"),
-    (SQUARED, np.float64(NUMBERS) * 1e300, "must fit float32"),
-]
-BAD_PARAMS = [
-    (list(NO_BIASES), TypeError, "params must be a tuple of Dense; got a list"),
-    (NO_BIASES[0], TypeError, r"params\[0\] must be a Dense.*; got a ndarray"),
-    (NO_BIASES[:1], ValueError, "params must hold 2 layers; got 1"),
-    (PARAMS, ValueError, r"params\[0\]\.biases must be None.*hidden_biases=False; got \(5,\)"),
-    (
-        (NO_BIASES[0], Dense(PARAMS[1].weights, None)),
-        ValueError,
-        r"params\[1\]\.biases must be .*\(2,\); got a NoneType",
-    ),
-    (
-        (Dense(PARAMS[0].weights.T, None), PARAMS[1]),
-        ValueError,
-        r"params\[0\]\.weights must be .*\(3, 5\); got \(5, 3\)",
-    ),
-    (
-        jax.tree.map(np.int64, NO_BIASES),
-        TypeError,
-        r"params\[0\]\.weights must be float32; got int64: jax\.tree\.map\(jnp\.float32, params\)",
-    ),
+REFUSED = [
+    (CATEGORICAL, NO_BIASES, Batch(X[:, :2], CLASSES), r"batch\.x must be .*\(rows, 3\).*\(7, 2\)"),
+    (SQUARED, NO_BIASES, Batch(put(X, (4, 1), np.nan), NUMBERS), r"batch\.x must be finite"),
+    (CATEGORICAL, NO_BIASES, Batch(X, CLASSES + 1), r"batch\.y must be classes .* need batch"),
+    (BINARY, NO_BIASES, Batch(X, 2 * BITS - 1), r"batch\.y must be numbers from 0 to 1; got -1.0"),
+    (SQUARED, NO_BIASES, Batch(X, NUMBERS[:, 0]), r"batch\.y must be numbers of shape \(7, 2\)"),
+    (CATEGORICAL, NO_BIASES, (X, CLASSES), r"batch must be a jaxnn.Batch\(x, y\); got a tuple"),
+    (CATEGORICAL, PARAMS, Batch(X, CLASSES), r"params\[0\]\.biases must be None.*got \(5,\)"),
+    (BINARY, NO_BIASES[:1], Batch(X, BITS), r"params must hold 2 layers; got 1"),
 ]
 
 
-def refusers(loss, *arguments):
-    """Every public function that looks at params and a batch, ready to be called."""
+@pytest.mark.parametrize(("loss", "params", "batch", "message"), REFUSED)
+def test_bad_arguments_are_refused_before_any_compilation(
+    loss, params, batch, message, compilations
+):
+    output = {CATEGORICAL: "softmax", BINARY: "sigmoid", SQUARED: "identity"}[loss]
+    model = mlp(SIZES, hidden="sigmoid", output=output, loss=loss, hidden_biases=False)
     for name in BATCH_FUNCTIONS:
-        function = getattr(NEVER_RUN[loss], name)
-        yield lambda function=function: function(*arguments)
-        yield lambda function=function: traits_of(function).validate(*arguments)
-
-
-@pytest.mark.parametrize(("x", "error", "message"), BAD_X)
-def test_bad_inputs_are_refused_before_any_compilation(x, error, message, compilations):
-    for refuse in refusers(CATEGORICAL, NO_BIASES, Batch(x, CLASSES)):
-        with pytest.raises(error, match=rf"^batch\.x {message}"):
-            refuse()
-    with pytest.raises(error, match=f"^x {message}"):
-        NEVER_RUN[CATEGORICAL].apply(NO_BIASES, x)
+        function = getattr(model, name)
+        for refuse in (function, traits_of(function).validate):
+            with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+                refuse(params, batch)
+    if message.startswith((r"batch\.x", "params")):
+        with pytest.raises(ValueError, match=message.replace(r"batch\.x", "^x")):
+            model.apply(params, batch.x)
     assert compilations == []
-
-
-@pytest.mark.parametrize(("loss", "y", "message"), BAD_Y)
-def test_bad_targets_are_refused_before_any_compilation(loss, y, message, compilations):
-    for refuse in refusers(loss, NO_BIASES, Batch(X, y)):
-        with pytest.raises(ValueError, match=rf"^batch\.y {message}"):
-            refuse()
-    assert compilations == []
-
-
-@pytest.mark.parametrize(("params", "error", "message"), BAD_PARAMS)
-def test_bad_params_are_refused_before_any_compilation(params, error, message, compilations):
-    for refuse in refusers(CATEGORICAL, params, Batch(X, CLASSES)):
-        with pytest.raises(error, match=f"^{message}"):
-            refuse()
-    with pytest.raises(error, match=f"^{message}"):
-        NEVER_RUN[CATEGORICAL].apply(params, X)
-    assert compilations == []
-
-
-@pytest.mark.parametrize("batch", [(X, CLASSES), X, None])
-def test_only_a_batch_is_a_batch(batch, compilations):
-    for refuse in refusers(CATEGORICAL, NO_BIASES, batch):
-        with pytest.raises(TypeError, match=r"^batch must be a jaxnn.Batch\(x, y\); got a "):
-            refuse()
-    assert compilations == []
-
-
-def test_the_counter_of_compilations_counts(compilations):
-    jax.jit(lambda x: 3 * x - 1)(np.ones(5, np.float32))
-    assert len(compilations) == 3  # traced, lowered, compiled

@@ -139,16 +139,6 @@ def test_in_float64(head):
     assert leaf_error(losses, reference(model, population, batch)) <= FORWARD["float64"]
 
 
-@pytest.mark.parametrize("sizes", [SMALL, pytest.param(LARGER, marks=pytest.mark.exhaustive)])
-@pytest.mark.exhaustive
-def test_without_any_jit(sizes):
-    model = mlp(sizes, hidden="tanh")
-    population, batch = draw_population(model, 16), draw_batch(model, 7)
-    with jax.disable_jit():
-        losses = jax.vmap(model.loss, MANY)(population, batch)
-    assert leaf_error(losses, reference(model, population, batch)) <= FORWARD["float32"]
-
-
 @pytest.mark.parametrize(
     ("sizes", "width", "layout"),
     [
