@@ -25,8 +25,8 @@ def name_of(case):
     return f"{hidden}-{output}-{loss}-{depth}-{'with' if hidden_biases else 'no'}_biases"
 
 
-def network(hidden, head, depth, hidden_biases):
-    output, loss = head
+def network(hidden, pair, depth, hidden_biases):
+    output, loss = pair
     sizes = (*WIDTHS[:depth], OUTPUTS)
     return mlp(sizes, hidden=hidden, output=output, loss=loss, hidden_biases=hidden_biases)
 
@@ -97,16 +97,13 @@ def test_by_hand_is_by_jax_for_every_network(case, dtype):
     check_case(case, dtype)
 
 
+@pytest.mark.parametrize(("rows", "outputs"), [(1, 2), (33, 17)])
 @pytest.mark.parametrize(
-    ("rows", "outputs"),
-    [(33, 3), *(pytest.param(*pair, marks=pytest.mark.exhaustive) for pair in ((1, 2), (16, 17)))],
+    "pair", [*list(OUTPUT_LOSSES)[:2], ("softmax", "mean_squared_error")], ids="-".join
 )
-@pytest.mark.parametrize(
-    "head", [*list(OUTPUT_LOSSES)[:2], ("softmax", "mean_squared_error")], ids="-".join
-)
-def test_any_number_of_rows_and_of_outputs(head, rows, outputs):
+def test_any_number_of_rows_and_of_outputs(pair, rows, outputs):
     """Rows are padded to whole vectors, and sums over few outputs written out."""
-    model = mlp((3, 5, outputs), hidden="tanh", output=head[0], loss=head[1])
+    model = mlp((3, 5, outputs), hidden="tanh", output=pair[0], loss=pair[1])
     params, batch = problem(model, "float32", rows=rows)
     by_jax = jax.value_and_grad(model.loss_reference)
     assert leaf_error(model.value_and_grad(params, batch), by_jax(params, batch)) <= 1e-5
@@ -123,15 +120,15 @@ def test_padded_rows_bring_no_nan_and_a_bad_last_row_brings_it_everywhere():
         assert {bool(np.isnan(entry)) for leaf in leaves for entry in np.ravel(leaf)} == {label < 0}
 
 
-@pytest.mark.parametrize("head", list(OUTPUT_LOSSES)[:3], ids="-".join)
-def test_gradient_by_the_batch_is_right_as_well(head):
-    model = network("tanh", head, 2, True)
+@pytest.mark.parametrize("pair", list(OUTPUT_LOSSES)[:3], ids="-".join)
+def test_gradient_by_the_batch_is_right_as_well(pair):
+    model = network("tanh", pair, 2, True)
     params, batch = problem(model, "float32")
 
     @jax.jit
     def both(params, batch):
         def by_rows(loss):
-            if head[1] == "mean_squared_error":  # its targets are numbers too
+            if pair[1] == "mean_squared_error":  # its targets are numbers too
                 return jax.grad(loss, argnums=1)(params, batch)
             return jax.grad(lambda x: loss(params, Batch(x, batch.y)))(batch.x)
 
@@ -142,10 +139,10 @@ def test_gradient_by_the_batch_is_right_as_well(head):
     assert leaf_error(got, expected) <= GRADIENT["float32"]
 
 
-@pytest.mark.parametrize("head", OUTPUT_LOSSES, ids="-".join)
-def test_central_differences(head):
+@pytest.mark.parametrize("pair", OUTPUT_LOSSES, ids="-".join)
+def test_central_differences(pair):
     """Every coordinate of the gradient of `model.loss`, in float64."""
-    model = network("sigmoid" if "relu" in head else "tanh", head, 3, True)
+    model = network("sigmoid" if "relu" in pair else "tanh", pair, 3, True)
     step = 1e-5
     with jax.enable_x64(True):
         params, batch = problem(model, "float64")

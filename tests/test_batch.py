@@ -7,16 +7,13 @@ import pytest
 import scipy.sparse
 
 from jaxnn.batch import Batch, check_batch, check_inputs, check_targets, valid_rows
+from jaxnn.model.losses import LOSSES
 
 ROWS, FEATURES, OUTPUTS = 7, 3, 2
 X = np.random.default_rng(1).normal(2.0, 3.0, (ROWS, FEATURES)).astype(np.float32)
 CLASSES = np.array([0, 1, 1, 0, 1, 0, 0])
 ONE_HOT = np.eye(OUTPUTS)[CLASSES]
-CATEGORICAL, BINARY, SQUARED = (
-    "categorical_crossentropy",
-    "binary_crossentropy",
-    "mean_squared_error",
-)
+CATEGORICAL, BINARY, SQUARED = LOSSES[::-1]
 
 
 def changed(array, index, value):
@@ -28,21 +25,14 @@ def changed(array, index, value):
 @pytest.mark.parametrize(
     ("loss", "y"),
     [
-        (CATEGORICAL, CLASSES),
         (CATEGORICAL, CLASSES.astype(np.uint8)),
-        (CATEGORICAL, CLASSES.tolist()),
         (CATEGORICAL, jnp.asarray(CLASSES)),
-        (CATEGORICAL, ONE_HOT),
         (CATEGORICAL, ONE_HOT.astype(np.int8)),
         (CATEGORICAL, np.zeros(ROWS, int)),
-        (CATEGORICAL, 0.8 * ONE_HOT + 0.1),
         (CATEGORICAL, 2 * ONE_HOT),
-        (BINARY, ONE_HOT),
         (BINARY, 0.8 * ONE_HOT + 0.1),
         (BINARY, ONE_HOT.astype(bool)),
-        (BINARY, np.ones((ROWS, OUTPUTS), np.int32)),
         (SQUARED, 5 * ONE_HOT - 3.5),
-        (SQUARED, jnp.asarray(ONE_HOT)),
     ],
 )
 def test_good_targets_pass_concrete_and_traced(loss, y):
@@ -109,97 +99,62 @@ def test_rows_without_a_meaning_are_known_by_numpy_and_under_jit(loss, targets, 
 
 
 @pytest.mark.parametrize(
-    ("x", "error", "message"),
+    ("x", "message"),
     [
-        (X[:0], ValueError, r"got shape \(0, 3\)"),
-        (X[:, :0], ValueError, r"got shape \(7, 0\)"),
-        (X[0], ValueError, r"got shape \(3,\)"),
-        (X[None], ValueError, r"got shape \(1, 7, 3\)"),
-        (np.float32(1), ValueError, r"got shape \(\)"),
-        (X[:, :2], ValueError, r"shape \(rows, 3\), as the network's.*float32 of shape \(7, 2\)"),
-        (X > 0, ValueError, r"numbers.*got bool of shape \(7, 3\)"),
-        ([[1.0, 2.0, 3.0], [4.0]], ValueError, "ragged rows"),
-        (X.astype(object), TypeError, "dtype object"),
-        (X.astype(str), TypeError, "dtype <U"),
-        (X.astype(complex), TypeError, "dtype complex128"),
-        (scipy.sparse.csr_array(X), TypeError, "dtype object"),
-        (None, TypeError, "dtype object"),
-        (changed(X, (4, 1), np.nan), ValueError, "finite; got nan at row 4, column 1"),
-        (changed(X, (6, 0), -np.inf), ValueError, "finite; got -inf at row 6, column 0"),
-        (
-            changed(X, (3, 2), np.float64(1e300)),
-            ValueError,
-            "fit float32; got magnitudes.*1e[+]300",
-        ),
-        (np.full((ROWS, FEATURES), 2**40), ValueError, "fit int32; got 1099511627776"),
+        (X[:0], r"got shape \(0, 3\)"),
+        (X[:, :0], r"got shape \(7, 0\)"),
+        (X[0], r"got shape \(3,\)"),
+        (np.float32(1), r"got shape \(\)"),
+        (X[:, :2], r"shape \(rows, 3\), as the network's.*float32 of shape \(7, 2\)"),
+        (X > 0, r"numbers.*got bool of shape \(7, 3\)"),
+        ([[1.0, 2.0, 3.0], [4.0]], "ragged rows"),
+        (X.astype(str), "dtype <U"),
+        (X.astype(complex), "dtype complex128"),
+        (scipy.sparse.csr_array(X), "dtype object"),
+        (changed(X, (4, 1), np.nan), "finite; got nan at row 4, column 1"),
+        (changed(X, (6, 0), -np.inf), "finite; got -inf at row 6, column 0"),
+        (changed(X, (3, 2), np.float64(1e300)), "fit float32; got magnitudes.*1e[+]300"),
+        (np.full((ROWS, FEATURES), 2**40), "fit int32; got 1099511627776"),
     ],
 )
-def test_bad_inputs_are_refused(x, error, message):
-    with pytest.raises(error, match=message) as info:
+def test_bad_inputs_are_refused(x, message):
+    with pytest.raises((TypeError, ValueError), match=message) as info:
         check_batch("batch", Batch(x, CLASSES), CATEGORICAL, FEATURES, OUTPUTS)
     assert str(info.value).startswith("batch.x must ")
 
 
 BAD_TARGETS = [
-    (CATEGORICAL, CLASSES[:6], ValueError, r"must have 7 rows, as batch\.x; got shape \(6,\)"),
-    (
-        CATEGORICAL,
-        CLASSES[:, None],
-        ValueError,
-        r"got int64 of shape \(7, 1\); use batch\.y\[:, 0\]",
-    ),
-    (
-        CATEGORICAL,
-        np.eye(3)[CLASSES],
-        ValueError,
-        r"one-hot.*\(7, 2\); got float64 of shape \(7, 3\)",
-    ),
-    (CATEGORICAL, changed(CLASSES, 2, -1), ValueError, r"classes 0 to 1; got -1 at \[2\]"),
-    (CATEGORICAL, changed(CLASSES, 5, 2), ValueError, r"classes 0 to 1; got 2 at \[5\]"),
-    (
-        CATEGORICAL,
-        changed(CLASSES, 6, 255).astype(np.uint8),
-        ValueError,
-        r"classes 0 to 1; got 255 at \[6\]",
-    ),
-    (CATEGORICAL, CLASSES + 0.5, ValueError, r"integer classes.*got float64 of shape \(7,\)"),
-    (CATEGORICAL, CLASSES > 0, ValueError, r"integer classes.*got bool of shape \(7,\)"),
-    (CATEGORICAL, ONE_HOT > 0, ValueError, r"got bool of shape \(7, 2\)"),
-    (CATEGORICAL, changed(CLASSES, 1, np.nan), ValueError, r"got float64 of shape \(7,\)"),
-    (CATEGORICAL, changed(ONE_HOT, (3, 1), np.nan), ValueError, r"weights.*got nan at \[3, 1\]"),
-    (CATEGORICAL, changed(ONE_HOT, (3, 1), np.inf), ValueError, r"weights.*got inf at \[3, 1\]"),
-    (
-        CATEGORICAL,
-        changed(ONE_HOT, (3, 1), -0.5),
-        ValueError,
-        r"non-negative weights; got -0.5 at \[3, 1\]",
-    ),
-    (CATEGORICAL, changed(ONE_HOT, 2, [0, 0]), ValueError, r"not all 0; got \[0. 0.\] at \[2\]"),
-    (
-        CATEGORICAL,
-        CLASSES + 1,
-        ValueError,
-        r"classes 0 to 1; got 2 at \[1\]; labels that start at 1 need batch\.y - 1$",
-    ),
-    (CATEGORICAL, np.array(1), ValueError, r"got int64 of shape \(\)"),
-    (CATEGORICAL, ["0", "1"] * 3 + ["0"], TypeError, r"dtype <U1: `classes, y = np\.unique"),
-    (CATEGORICAL, None, TypeError, "dtype object"),
-    (BINARY, ONE_HOT + 1, ValueError, r"0 to 1; got 2.0 at \[0, 0\]; .* need batch\.y - 1$"),
-    (BINARY, 2 * ONE_HOT - 1, ValueError, r"0 to 1; got -1.0 at \[0, 1\]$"),
-    (BINARY, changed(ONE_HOT, (4, 0), np.nan), ValueError, r"0 to 1; got nan at \[4, 0\]$"),
-    (BINARY, CLASSES, ValueError, r"0 to 1 of shape \(7, 2\).*got int64 of shape \(7,\)"),
-    (BINARY, ONE_HOT[:, :1], ValueError, r"got float64 of shape \(7, 1\)"),
-    (SQUARED, X[:, 0], ValueError, r"numbers of shape \(7, 2\).*got float32 of shape \(7,\)"),
-    (SQUARED, X, ValueError, r"got float32 of shape \(7, 3\)"),
-    (SQUARED, changed(ONE_HOT, (5, 1), np.inf), ValueError, r"finite; got inf at \[5, 1\]"),
-    (SQUARED, ONE_HOT * 1e300, ValueError, "fit float32; got magnitudes up to 1e[+]300"),
-    (SQUARED, ONE_HOT.astype(complex), TypeError, "dtype complex128"),
+    (CATEGORICAL, CLASSES[:6], r"must have 7 rows, as batch\.x; got shape \(6,\)"),
+    (CATEGORICAL, CLASSES[:, None], r"got int64 of shape \(7, 1\); use batch\.y\[:, 0\]"),
+    (CATEGORICAL, np.eye(3)[CLASSES], r"one-hot.*\(7, 2\); got float64 of shape \(7, 3\)"),
+    (CATEGORICAL, changed(CLASSES, 2, -1), r"classes 0 to 1; got -1 at \[2\]"),
+    (CATEGORICAL, changed(CLASSES, 5, 2), r"classes 0 to 1; got 2 at \[5\]"),
+    (CATEGORICAL, changed(CLASSES, 6, 255).astype("u1"), r"classes 0 to 1; got 255 at \[6\]"),
+    (CATEGORICAL, CLASSES + 0.5, r"integer classes.*got float64 of shape \(7,\)"),
+    (CATEGORICAL, CLASSES > 0, r"integer classes.*got bool of shape \(7,\)"),
+    (CATEGORICAL, ONE_HOT > 0, r"got bool of shape \(7, 2\)"),
+    (CATEGORICAL, changed(ONE_HOT, (3, 1), np.nan), r"weights.*got nan at \[3, 1\]"),
+    (CATEGORICAL, changed(ONE_HOT, (3, 1), np.inf), r"weights.*got inf at \[3, 1\]"),
+    (CATEGORICAL, changed(ONE_HOT, (3, 1), -0.5), r"non-negative weights; got -0.5 at \[3, 1\]"),
+    (CATEGORICAL, changed(ONE_HOT, 2, [0, 0]), r"not all 0; got \[0. 0.\] at \[2\]"),
+    (CATEGORICAL, CLASSES + 1, r"got 2 at \[1\]; labels that start at 1 need batch\.y - 1$"),
+    (CATEGORICAL, np.array(1), r"got int64 of shape \(\)"),
+    (CATEGORICAL, ["0", "1"] * 3 + ["0"], r"dtype <U1: `classes, y = np\.unique"),
+    (CATEGORICAL, None, "dtype object"),
+    (BINARY, ONE_HOT + 1, r"0 to 1; got 2.0 at \[0, 0\]; .* need batch\.y - 1$"),
+    (BINARY, 2 * ONE_HOT - 1, r"0 to 1; got -1.0 at \[0, 1\]$"),
+    (BINARY, changed(ONE_HOT, (4, 0), np.nan), r"0 to 1; got nan at \[4, 0\]$"),
+    (BINARY, CLASSES, r"0 to 1 of shape \(7, 2\).*got int64 of shape \(7,\)"),
+    (SQUARED, X[:, 0], r"numbers of shape \(7, 2\).*got float32 of shape \(7,\)"),
+    (SQUARED, changed(ONE_HOT, (5, 1), np.inf), r"finite; got inf at \[5, 1\]"),
+    (SQUARED, ONE_HOT * 1e300, "fit float32; got magnitudes up to 1e[+]300"),
+    (SQUARED, ONE_HOT.astype(complex), "dtype complex128"),
 ]
 
 
-@pytest.mark.parametrize(("loss", "y", "error", "message"), BAD_TARGETS)
-def test_bad_targets_are_refused(loss, y, error, message):
-    with pytest.raises(error, match=message) as info:
+@pytest.mark.parametrize(("loss", "y", "message"), BAD_TARGETS)
+def test_bad_targets_are_refused(loss, y, message):
+    with pytest.raises((TypeError, ValueError), match=message) as info:
         check_batch("batch", Batch(X, y), loss, FEATURES, OUTPUTS)
     assert str(info.value).startswith("batch.y must ")
 
@@ -215,13 +170,9 @@ def test_only_a_batch_is_a_batch(batch):
     ("loss", "x", "y", "message"),
     [
         (CATEGORICAL, X[:, :2], CLASSES, r"batch\.x must be.*\(7, 2\)"),
-        (CATEGORICAL, X[0], CLASSES, r"batch\.x must be.*\(3,\)"),
         (CATEGORICAL, X, CLASSES[:6], r"batch\.y must be.*\(7,\).*\(6,\)"),
-        (CATEGORICAL, X, CLASSES[:, None], r"batch\.y must be.*use batch\.y\[:, 0\]"),
         (CATEGORICAL, X, CLASSES + 0.5, r"batch\.y must be.*got float32 of shape \(7,\)"),
         (BINARY, X, CLASSES, r"batch\.y must be numbers from 0 to 1 of shape \(7, 2\)"),
-        (SQUARED, X, X, r"batch\.y must be numbers of shape \(7, 2\)"),
-        (SQUARED, X.astype(np.complex64), ONE_HOT, r"batch\.x must be.*real.*complex64"),
         (SQUARED, X, ONE_HOT.astype(np.complex64), r"batch\.y must be.*real.*complex64"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The model tower: pure functions of params; knows nothing of training."""
+"""Networks as pure functions of their params; nothing in this folder knows a trainer."""

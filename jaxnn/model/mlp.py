@@ -287,7 +287,16 @@ def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     return with_fast_vmap(plain, settings.hidden, per_example)(params, batch).astype(jnp.float32)
 
 
-FUNCTIONS = {"init": _init, "apply": _apply, "loss": _loss, "value_and_grad": _value_and_grad}
-FUNCTIONS |= {"loss_reference": _loss_reference, "accuracy": _accuracy, "sampler": _sampler}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "init": _init,
+    "apply": _apply,
+    "loss": _loss,
+    "value_and_grad": _value_and_grad,
+    "loss_reference": _loss_reference,
+    "accuracy": _accuracy,
+    "sampler": _sampler,
+}
+"""The functions of a `Model`, with its settings in front."""
+
 BATCH_FUNCTIONS = ("loss", "value_and_grad", "loss_reference", "accuracy")
 """Those of params and a batch, which run compiled and have traits."""
