@@ -10,8 +10,8 @@ import pytest
 from tolerances import FORWARD
 
 import jaxnn
-from jaxnn.descent import epochs as module
 from jaxnn.descent import gradient_descent
+from jaxnn.descent import history as module
 from jaxnn.run import loop
 
 KEY = jax.random.key(12)

@@ -24,7 +24,6 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from jaxnn.optim import directions
 from jaxnn.optim.schedules import Schedule, as_rate
 from jaxnn.run.checks import as_arrays, as_flag, as_partial, as_real
 
@@ -122,11 +121,11 @@ def sgd(
     if momentum is None:
         if nesterov:
             raise ValueError("momentum must be given with nesterov; got None")
-        return _optimizer(directions.no_moments, Partial(directions.plain), rate)
+        return _optimizer(_no_moments, Partial(_plain), rate)
     decay = as_real("momentum", momentum, inclusive=True)
     return _optimizer(
         jnp.zeros_like,
-        Partial(directions.nesterov if nesterov else directions.heavy_ball, decay),
+        Partial(_nesterov if nesterov else _heavy_ball, decay),
         rate,
     )
 
@@ -158,7 +157,7 @@ def rmsprop(learning_rate: float | Schedule, *, decay: float = 0.9, eps: float =
     """
     rate = as_rate("learning_rate", learning_rate)
     numbers = _decay("decay", decay), as_real("eps", eps)
-    return _optimizer(jnp.zeros_like, Partial(directions.by_size, *numbers), rate)
+    return _optimizer(jnp.zeros_like, Partial(_by_size, *numbers), rate)
 
 
 def adam(
@@ -204,7 +203,7 @@ def adam(
     rate = as_rate("learning_rate", learning_rate)
     betas = _decay("b1", b1), _decay("b2", b2)
     others = as_real("eps", eps), as_real("weight_decay", weight_decay, inclusive=True)
-    return _optimizer(directions.two_moments, Partial(directions.by_moments, *betas, *others), rate)
+    return _optimizer(_two_moments, Partial(_by_moments, *betas, *others), rate)
 
 
 def each(make: Callable[..., Any], *values: Any) -> Each:
@@ -348,6 +347,78 @@ def _advance(
     ahead, moments = direction(gradient, state.moments, here, time)
     updates = -rate.astype(ahead.dtype) * ahead
     return unravel(updates.astype(ravel_pytree(params)[0].dtype)), StepState(step, moments)
+
+
+def _no_moments(flat: jax.Array) -> tuple[()]:
+    """Nothing to remember."""
+    del flat
+    return ()
+
+
+def _two_moments(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A mean and a variance, both 0."""
+    return jnp.zeros_like(flat), jnp.zeros_like(flat)
+
+
+def _running(decay: jax.Array, mean: jax.Array, new: jax.Array) -> jax.Array:
+    return decay.astype(new.dtype) * mean + (1 - decay).astype(new.dtype) * new
+
+
+def _plain(gradient: jax.Array, moments: Any, params: jax.Array, step: jax.Array):
+    """The gradient itself."""
+    del params, step
+    return gradient, moments
+
+
+def _heavy_ball(
+    decay: jax.Array, gradient: jax.Array, velocity: jax.Array, params: jax.Array, step: jax.Array
+):
+    """The running sum of gradients."""
+    del params, step
+    velocity = decay.astype(gradient.dtype) * velocity + gradient
+    return velocity, velocity
+
+
+def _nesterov(
+    decay: jax.Array, gradient: jax.Array, velocity: jax.Array, params: jax.Array, step: jax.Array
+):
+    """The gradient, and the running sum as it will be."""
+    velocity, _ = _heavy_ball(decay, gradient, velocity, params, step)
+    return gradient + decay.astype(gradient.dtype) * velocity, velocity
+
+
+def _by_size(
+    decay: jax.Array,
+    eps: jax.Array,
+    gradient: jax.Array,
+    square: jax.Array,
+    params: jax.Array,
+    step: jax.Array,
+):
+    """The gradient in units of its running size."""
+    del params, step
+    square = _running(decay, square, jnp.square(gradient))
+    return gradient / (jnp.sqrt(square) + eps.astype(gradient.dtype)), square
+
+
+def _by_moments(
+    b1: jax.Array,
+    b2: jax.Array,
+    eps: jax.Array,
+    weight_decay: jax.Array,
+    gradient: jax.Array,
+    moments: tuple[jax.Array, jax.Array],
+    params: jax.Array,
+    step: jax.Array,
+):
+    """The running mean in units of the running size, and the weight decay."""
+    dtype = gradient.dtype
+    mean = _running(b1, moments[0], gradient)
+    variance = _running(b2, moments[1], jnp.square(gradient))
+    m_hat = mean / (1 - b1**step).astype(dtype)
+    v_hat = variance / (1 - b2**step).astype(dtype)
+    ahead = m_hat / (jnp.sqrt(v_hat) + eps.astype(dtype))
+    return ahead + weight_decay.astype(dtype) * params, (mean, variance)
 
 
 def _flat(tree: Any) -> jax.Array:

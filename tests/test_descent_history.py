@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxnn
-from jaxnn.descent import epochs
+from jaxnn.descent import history
 from jaxnn.run import checkpoint as checkpoints
 
 KEY = jax.random.key(8)
@@ -120,5 +120,5 @@ def test_keys_that_are_no_file_names_are_saved_as_well(tmp_path):
 
 def test_chunks_of_any_size_give_the_same_bits(monkeypatch):
     expected = descend(**OPTIONS["batches"])
-    monkeypatch.setattr(epochs, "RECORDS_PER_CHUNK", 7)
+    monkeypatch.setattr(history, "RECORDS_PER_CHUNK", 7)
     assert same(descend(**OPTIONS["batches"]), expected)
