@@ -2,51 +2,63 @@
 
 Each epoch shuffles the rows and cuts them into batches. For each batch: the loss and its
 gradient, a look at the stop rules, then one step of the optimizer. After it, if there is a
-validation batch, the loss on that. The whole loop is compiled.
+validation batch, the loss on that. The whole loop is compiled. Here are the entry point, the
+checks of what it is given, and the result.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from jaxnn.descent.history import Walked, walk
+from jaxnn.descent.history import (
+    EVALUATIONS_PER_GRADIENT,
+    Blocks,
+    History,
+    num_steps,
+    run_descent,
+)
 from jaxnn.descent.kernel import (
     CONVERGED,
     DIVERGED,
     REACHED,
-    Cut,
+    BatchPlan,
     Rules,
-    begin,
-    descend,
-    settle,
+    State,
+    as_plan,
+    finalize,
+    init,
+    network_key,
+    run_epochs,
     update_of,
 )
 from jaxnn.descent.replicas import (
     Networks,
-    begin_blocks,
-    descend_blocks,
-    in_blocks,
+    join,
+    numbers,
     per_network,
-    placed,
-    settle_blocks,
+    place,
+    run_blocks,
+    split,
 )
 from jaxnn.optim.optimizers import (
     EXTRA_ARGUMENTS,
     Each,
     Optimizer,
     check_optimizer,
+    check_results,
     each,
     sgd,
 )
+from jaxnn.optim.schedules import Schedule
 from jaxnn.run.checkpoint import Checkpoint, check_saveable
 from jaxnn.run.checks import (
     as_batch,
@@ -59,188 +71,28 @@ from jaxnn.run.checks import (
     as_partial,
     as_real,
     check_concrete,
-    check_like_params,
     check_value_and_grad,
     shapes_of,
 )
-from jaxnn.run.fingerprint import (
-    as_metadata,
-    fingerprint,
-    function_metadata,
-    key_metadata,
-    settings_of,
+from jaxnn.run.fingerprint import as_metadata, fingerprint, run_metadata
+from jaxnn.run.loop import (
+    Callback,
+    Every,
+    as_limits,
+    as_target,
+    summary,
+    told,
+    watch_interrupts,
 )
-from jaxnn.run.loop import Progress, as_limits, as_target, summary, told, watch_interrupts
 from jaxnn.run.programs import own_settings
-from jaxnn.typing import Status, ValueAndGradFn, traits_of
+from jaxnn.typing import PyTree, Status, ValueAndGradFn, traits_of
 
-TAG = 0x47524144
-"""Folded into the key, so that no other trainer draws the same from it."""
-
-
-def gradient_descent(
-    key: jax.Array,
-    value_and_grad_fn: ValueAndGradFn,
-    params: Any,
-    batch: Any,
-    *,
-    num_epochs: int,
-    learning_rate: Any = None,
-    optimizer: Optimizer | Each | None = None,
-    num_networks: int | None = None,
-    batch_size: int | None = None,
-    drop_remainder: bool = True,
-    tolerance: float = 0.0,
-    tolerance_unit: Literal["epoch", "step"] = "epoch",
-    gradient_tolerance: float | None = None,
-    target_loss: float | None = None,
-    validation_batch: Any = None,
-    patience: int | None = None,
-    record_every: int | None = None,
-    max_seconds: float | None = None,
-    callback: Callable[[Progress], None] | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    devices: Sequence[Any] | None = None,
-    progress: bool = False,
-) -> GradientDescentResult:
-    """Descends from `params`, full batch or mini-batch, with one network or with many.
-
-    Args:
-        key: a typed key, `jax.random.key(seed)`; it shuffles the rows.
-        value_and_grad_fn: `value_and_grad_fn(params, batch)` -> the loss, a float scalar, and
-            its gradient, a tree like `params`; as `model.value_and_grad`. Where its traits tell the
-            loss of the best constant answer, the result notes a loss that is no better.
-        params: where to start, any pytree of floats.
-        batch: any pytree that the function takes; for mini-batches, rows first in every leaf.
-        num_epochs: passes over the rows; 0 returns the start.
-        learning_rate: short for `optimizer=sgd(learning_rate)`; for several networks a number,
-            or one for each.
-        optimizer: as in `jaxnn.optimizers`, or an optax transformation; one for all networks, or
-            with `jaxnn.optimizers.each(adam, rates)` one for each. Losses that it evaluates
-            itself, as a line search does, are not counted.
-        num_networks: how many networks descend side by side, each from its own params in a first
-            axis of every leaf, and each stopping by itself. Network `i` comes to what it comes to
-            alone with the key `jax.random.fold_in(key, i)`, up to rounding; to the same bits
-            however many there are.
-        batch_size: rows a step; None, or more than there are, means all rows.
-        drop_remainder: whether the rows that are left after the last full batch of an epoch are
-            dropped; otherwise they make a smaller batch.
-        tolerance: stop when the loss changes by less than this an epoch, status "converged"; 0
-            never stops. On all rows at once, two consecutive losses are compared. The losses of
-            batches differ by chance, so with batches the mean loss over five epochs is compared
-            with that over the five epochs before, and the difference with five tolerances.
-        tolerance_unit: "epoch" for that rule; "step" compares the losses of two consecutive steps
-            with batches too, whatever rows they are.
-        gradient_tolerance: stop where the gradient, of all leaves together, is shorter than
-            this: somewhere flat. Status "converged".
-        target_loss: stop at the first step whose batch has a loss at or below, status "reached".
-        validation_batch: like `batch`; its loss is taken after every epoch, and the params of
-            the lowest one are returned.
-        patience: stop after this many epochs without a lower loss on the validation batch, status
-            "converged".
-        record_every: which steps to keep in the history: every one, every second and so on. By
-            default every one, or of long descents every second, fourth and so on, so that the
-            history takes at most 768 MiB.
-        max_seconds: stop when these are over, status "stopped".
-        callback: called with a `Progress` some four times a second, or once a second with
-            a thousand networks; a `StopIteration` that it raises ends the descent, "stopped".
-        checkpoint: a file to save to every half minute and at the end; the history is saved
-            beside it (`run.history.npz`). If it is there already,
-            the descent goes on from it, to the same bits as one that was never interrupted; it
-            refuses one whose functions, data or settings compute anything else.
-        devices: where several networks descend; by default all local devices.
-        progress: whether to show a progress bar.
-
-    Returns:
-        A `GradientDescentResult`.
-
-    Raises:
-        TypeError: if an argument is of the wrong kind, or the gradients are not like `params`.
-        ValueError: if a number is out of range, if not exactly one of `learning_rate` and
-            `optimizer` is given, if the leaves of `batch` differ in rows, if those of `params`
-            lack an axis of networks, or if the checkpoint is of another descent or damaged.
-        OSError: if the checkpoint cannot be written.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> value_and_grad_fn = jax.value_and_grad(lambda p, batch: jnp.sum((p - batch) ** 2))
-        >>> start, batch = jnp.zeros(2), jnp.ones(2)
-        >>> trained = gradient_descent(
-        ...     jax.random.key(0), value_and_grad_fn, start, batch,
-        ...     learning_rate=0.1, num_epochs=100,
-        ... )
-        >>> trained.params.round(4)
-        Array([1., 1.], dtype=float32)
-    """
-    key = as_key("key", key)
-    num_epochs = as_count("num_epochs", num_epochs, maximum=2**32 - 1)
-    limits = as_limits(max_seconds, callback, progress)
-    keeps = not as_flag("drop_remainder", drop_remainder)
-    tolerance = as_tolerance("tolerance", tolerance)
-    as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
-    if gradient_tolerance is not None:
-        gradient_tolerance = as_tolerance("gradient_tolerance", gradient_tolerance)
-    if record_every is not None:
-        record_every = as_count("record_every", record_every, 1, 2**32 - 1)
-    params = as_params(params)
-    networks = as_networks(num_networks, devices, params)
-    one = one_of(params, networks)
-    chosen = as_optimizer(learning_rate, optimizer, networks)
-    batch = as_batch(batch, one, value_and_grad_fn)
-    function = as_partial("value_and_grad_fn", value_and_grad_fn)
-    loss_dtype = check_value_and_grad(function, one, batch)
-    check_update(one_of(chosen, networks), function, one, batch, loss_dtype)
-    constant_loss = constant_loss_of(value_and_grad_fn, batch)
-    cut, seen = as_cut(batch, batch_size, keeps)
-    by_step = tolerance_unit == "step" or cut.rows_a_step is None
-    rules = Rules(
-        tolerance=tolerance if by_step else None,
-        epoch_tolerance=None if by_step else tolerance,
-        gradient_tolerance=gradient_tolerance,
-        target_loss=None if target_loss is None else np.asarray(as_target(target_loss, loss_dtype)),
-        validation=as_validation(validation_batch, one, value_and_grad_fn, function),
-        patience=as_patience(patience, validation_batch),
-    )
-    with own_settings(), watch_interrupts() as is_interrupted:
-        shared = (function, batch, rules)
-        start = partial(
-            begin,
-            loss_dtype=loss_dtype,
-            validates=rules.validation is not None,
-            compares_epochs=rules.epoch_tolerance is not None,
-        )
-        if networks is None:
-            state = start(chosen, params)
-            run = partial(descend, *shared, chosen, jax.random.fold_in(key, TAG), cut=cut)
-        else:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(networks.count))
-            streams = jax.vmap(jax.random.fold_in, (0, None))(keys, TAG)
-            state = begin_blocks(start, chosen, params, networks)
-            blocks = placed(shared, in_blocks((chosen, streams), networks), networks)
-            run = partial(descend_blocks, blocks, networks, cut=cut)
-        saved = None
-        if checkpoint is not None:
-            check_saveable(state)
-            facts = facts_of(key, function, chosen, params, batch, rules, cut, networks)
-            saved = Checkpoint(Path(checkpoint), facts)
-        work = EVALUATIONS_PER_GRADIENT * sum(seen.rows_of_steps) / seen.rows / cut.steps
-        limits = limits._replace(is_interrupted=is_interrupted)
-        walked, status = walk(run, state, num_epochs, cut.steps, work, limits, saved, record_every)
-        end = settle if networks is None else partial(settle_blocks, networks)
-        settled = end(function, batch, walked.state)
-        result = report(walked, status, settled, seen, rules.validation is not None)
-        result = result._replace(notes=notes_on(result, params, constant_loss))
-        return told(result, is_interrupted)
-
-
-EVALUATIONS_PER_GRADIENT = 3
-"""A forward pass, and a backward pass that costs twice as much."""
 CONSTANT_MARGIN = 1e-3
 """Losses that are lower than that of the best constant answer by a smaller share are no better."""
 
 
 class DescentHistory(NamedTuple):
-    """The loss at every step, or at every `record_every`-th; ready to plot.
+    """The loss at every step, ready to plot; of long descents at every second, fourth and so on.
 
     Of several networks `loss` and `validation_loss` have a first axis of networks, with nan from
     where a network had stopped.
@@ -276,87 +128,369 @@ class GradientDescentResult(NamedTuple):
         status: "completed", "converged", "diverged", "interrupted", "reached", "stopped", or
             "nonfinite" if no loss was ever finite; a `Status`.
         history: the loss at every step.
+        state: the `State` after the last step, from which `descent_kernel(...).step` goes on.
         notes: what else the summary says: that nothing changed the params, or that the loss is
             that of the best constant answer.
     """
 
-    params: Any
+    params: PyTree
     loss: Any
     num_evaluations: Any
     num_steps: Any
     status: Any
     history: DescentHistory
+    state: State
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The summary."""
         networks = f" of {len(self.loss):,} networks" if np.ndim(self.loss) else ""
         steps = {"steps": f"{np.sum(self.num_steps):,}"}
-        numbers = self.status, self.loss, self.num_evaluations
-        return summary(f"gradient descent{networks}", *numbers, details=steps, notes=self.notes)
+        measured = self.status, self.loss, self.num_evaluations
+        return summary(f"gradient descent{networks}", *measured, details=steps, notes=self.notes)
 
 
-def report(
-    walked: Walked, unstopped: Status, settled: tuple[Any, Any, Any], seen: Seen, validates: bool
+def gradient_descent(
+    key: jax.Array,
+    value_and_grad_fn: ValueAndGradFn,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    num_epochs: int,
+    learning_rate: float | Schedule | Sequence[float] | np.ndarray | jax.Array | None = None,
+    optimizer: Optimizer | Each | None = None,
+    num_networks: int | None = None,
+    batch_size: int | None = None,
+    drop_remainder: bool = True,
+    tolerance: float = 0.0,
+    tolerance_unit: Literal["epoch", "step"] = "epoch",
+    target_loss: float | None = None,
+    validation_batch: PyTree = None,
+    patience: int | None = None,
+    max_seconds: float | None = None,
+    callback: Callback | Every | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    devices: Sequence[Any] | None = None,
+    progress: bool = False,
 ) -> GradientDescentResult:
-    """What to return, of one network or of several: surplus networks at the end are left out.
+    """Descend from `params`, full batch or mini-batch, with one network or with many.
+
+    It is the fast form of `jax.lax.scan` over the step of `jaxnn.descent.descent_kernel`.
 
     Args:
-        walked: how far the descent came.
-        unstopped: the status of a network that no rule has stopped.
-        settled: params, losses and verdicts, as of `settle`.
-        seen: rows that the steps of an epoch see.
-        validates: whether there is a validation batch.
+        key: a typed key, `jax.random.key(seed)`; it shuffles the rows.
+        value_and_grad_fn: `value_and_grad_fn(params, batch)` -> the loss, a float scalar, and
+            its gradient, a tree like `params`; as `model.value_and_grad`. Where its traits tell
+            the loss of the best constant answer, the result notes a loss that is no better.
+        params: where to start, any pytree of floats.
+        batch: any pytree that the function takes; for mini-batches, rows first in every leaf.
+        num_epochs: passes over the rows; 0 returns the start. At most 2^32 - 1 steps in all.
+
+        learning_rate: short for `optimizer=sgd(learning_rate)`; for several networks a number,
+            or one for each.
+        optimizer: as in `jaxnn.optimizers`, or an optax transformation; one for all networks, or
+            with `jaxnn.optimizers.each(adam, rates)` one for each.
+        num_networks: how many networks descend side by side, each from its own params in a first
+            axis of every leaf, and each stopping by itself. Network `i` comes to the same as
+            alone with the key `jax.random.fold_in(key, i)`, up to rounding; and to the same bits
+            whatever the number of networks.
+        batch_size: rows a step; None, or more than there are, means all rows.
+        drop_remainder: whether to drop the rows that are left after the last full batch of an
+            epoch; otherwise they make a smaller batch.
+
+        tolerance: stop when the loss changes by less than this an epoch, status "converged"; 0
+            never stops. On all rows at once, two consecutive losses are compared. The losses of
+            batches differ by chance, so with batches the mean loss over five epochs is compared
+            with that over the five epochs before, and the difference with five tolerances.
+        tolerance_unit: "epoch" for that rule; "step" compares the losses of two consecutive steps
+            with batches too, whatever rows they are.
+        target_loss: stop at the first step whose batch has a loss at or below, status "reached".
+        validation_batch: like `batch`; its loss is taken after every epoch, and the params of
+            the lowest one are returned.
+        patience: stop after this many epochs without a lower loss on the validation batch, status
+            "converged".
+
+        max_seconds: stop when these are over, status "stopped".
+        callback: called with a `Progress` about four times a second, or once a second with
+            a thousand networks; or `jaxnn.Every(epochs, callback)`. A `StopIteration` that it
+            raises ends the descent, "stopped".
+        checkpoint: a file to save to every half minute and at the end; the history is saved
+            beside it (`run.history.npz`). If it is there already, the descent continues from it,
+            to the same bits as one that was never interrupted. A checkpoint of other functions,
+            data or settings is refused.
+        devices: where several networks descend; by default all local devices.
+        progress: whether to show a progress bar.
 
     Returns:
         A `GradientDescentResult`.
+
+    Raises:
+        TypeError: if the function or the optimizer return something else than is wanted of them.
+        ValueError: if not exactly one of `learning_rate` and `optimizer` is given, if the leaves
+            of `batch` differ in rows, if those of `params` lack an axis of networks, or if the
+            checkpoint is of another descent or damaged.
+        OSError: if the checkpoint cannot be written.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> value_and_grad_fn = jax.value_and_grad(lambda p, batch: jnp.sum((p - batch) ** 2))
+        >>> start, batch = jnp.zeros(2), jnp.ones(2)
+        >>> trained = gradient_descent(
+        ...     jax.random.key(0), value_and_grad_fn, start, batch,
+        ...     learning_rate=0.1, num_epochs=100,
+        ... )
+        >>> trained.params.round(4)
+        Array([1., 1.], dtype=float32)
     """
-    params, loss, verdict = settled
-    loss, verdict = np.asarray(loss), np.asarray(verdict)
-    here = np.s_[..., : len(verdict)] if verdict.ndim else ...
-    kept, num_steps = walked.kept, walked.num_steps[here]
-    has_finite = np.isfinite(loss) | np.isfinite(walked.lowest[here])
-    endings = "diverged", "converged", "reached"
+    key = as_key("key", key)
+    limits = as_limits(max_seconds, callback, progress)
+    params = as_params(params)
+    networks = _as_networks(num_networks, devices, params)
+    one = networks.first(params)
+    chosen = _as_optimizer(learning_rate, optimizer, networks)
+    batch = as_batch(batch, one, value_and_grad_fn)
+    function = as_partial("value_and_grad_fn", value_and_grad_fn)
+    loss_dtype = check_value_and_grad(function, one, batch)
+    _check_update(networks.first(chosen), function, one, batch, loss_dtype)
+    constant_loss = traits_of(value_and_grad_fn).constant_loss(batch)
+    constant_loss = None if constant_loss is None else float(constant_loss)
+    plan = as_plan(batch, batch_size, as_flag("drop_remainder", drop_remainder))
+    num_epochs = as_count("num_epochs", num_epochs, 0, (2**32 - 1) // plan.steps_per_epoch)
+    check_concrete("tolerance", tolerance)
+    least_change = as_real("tolerance", tolerance, inclusive=True)
+    unit = as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
+    by_step = unit == "step" or plan.batch_size is None
+    rules = Rules(
+        tolerance=least_change if by_step else None,
+        epoch_tolerance=None if by_step else least_change,
+        target_loss=None if target_loss is None else np.asarray(as_target(target_loss, loss_dtype)),
+        validation_batch=_as_validation(validation_batch, one, value_and_grad_fn, function),
+        patience=_as_patience(patience, validation_batch),
+    )
+    with own_settings(), watch_interrupts() as is_interrupted:
+        start = partial(init, rules, loss_dtype=loss_dtype)
+        keys = network_key(key)
+        if networks.count is not None:
+            start = jax.vmap(start)
+            keys = jax.vmap(network_key, (None, 0))(key, jnp.arange(networks.count))
+        fixed = place((function, batch, rules), (chosen, keys), networks)
+        blocks = tuple(split(start(chosen, params), networks))
+
+        def advance(blocks: Blocks, *epochs: np.uint32, capacity: int) -> list[Any]:
+            arguments = [(*own, run, *epochs) for own, run in zip(fixed, blocks, strict=True)]
+            return run_blocks(run_epochs, arguments, networks, plan=plan, capacity=capacity)
+
+        saved = None
+        if checkpoint is not None:
+            check_saveable(blocks)
+            metadata = _metadata(key, function, chosen, params, batch, rules, plan, networks)
+            saved = Checkpoint(Path(checkpoint), metadata)
+        limits = limits._replace(is_interrupted=is_interrupted)
+        blocks, history, status = run_descent(
+            advance, blocks, num_epochs, plan, networks, limits, saved
+        )
+        ends = [(*own[:2], run) for own, run in zip(fixed, blocks, strict=True)]
+        ends = run_blocks(finalize, ends, networks)
+        result = _result(ends, blocks, history, status, plan, networks)
+        notes = _notes(result, params, constant_loss)
+        return told(result._replace(notes=notes), is_interrupted)
+
+
+def _as_networks(
+    num_networks: int | None, devices: Sequence[Any] | None, params: PyTree
+) -> Networks:
+    """How many networks, once all leaves of the params have that axis."""
+    if num_networks is None:
+        if devices is not None:
+            raise ValueError("num_networks must be given with devices; got None")
+        return Networks()
+    count = as_count("num_networks", num_networks, 1, 2**31 - 1)
+    for path, leaf in tree_leaves_with_path(params):
+        if leaf.shape[:1] != (count,):
+            raise ValueError(
+                f"params must have a first axis of num_networks = {count} in every leaf; "
+                f"got shape {leaf.shape} at params{keystr(path)}"
+            )
+    return Networks(count, tuple(as_devices(devices)))
+
+
+def _as_optimizer(
+    learning_rate: Any, optimizer: Optimizer | Each | None, networks: Networks
+) -> Optimizer:
+    """The optimizer, of `Partial`s; with a first axis of networks where there are several."""
+    if (learning_rate is None) == (optimizer is None):
+        given = "neither" if optimizer is None else "both"
+        raise ValueError(f"give either learning_rate or optimizer; got {given}")
+    if optimizer is None:
+        check_concrete("learning_rate", learning_rate)
+        if networks.count is not None and np.ndim(learning_rate):
+            if np.shape(learning_rate) != (networks.count,):
+                raise ValueError(
+                    f"learning_rate must be a number, or one for each of the {networks.count} "
+                    f"networks; got shape {np.shape(learning_rate)}"
+                )
+            optimizer = each(sgd, np.asarray(learning_rate))
+        else:
+            optimizer = sgd(learning_rate)
+    if not isinstance(optimizer, Each):
+        check_optimizer(optimizer)
+        functions = as_partial("optimizer.init", optimizer.init), optimizer.update
+        optimizer = Optimizer(functions[0], as_partial("optimizer.update", functions[1]))
+        return per_network(optimizer, networks)
+    length = jax.tree.leaves(optimizer.values)[0].shape[0]
+    if networks.count is None:
+        raise ValueError(
+            f"num_networks must be given with optimizer=each(...), as num_networks={length}, with "
+            "params that have a first axis of networks; got None"
+        )
+    if length != networks.count:
+        raise ValueError(
+            f"optimizer must have values for each of the {networks.count} networks; "
+            f"got each(...) of {length}"
+        )
+    return per_network(optimizer, networks)
+
+
+def _check_update(
+    optimizer: Optimizer, function: Partial, params: PyTree, batch: PyTree, loss_dtype: Any
+) -> None:
+    """Refuses an optimizer, of one network, whose updates or state are not like those it got."""
+    state = shapes_of("optimizer.init", as_partial("", optimizer.init), params)
+    loss = jax.ShapeDtypeStruct((), loss_dtype)
+    update = Partial(update_of, optimizer.update, function)
+    try:
+        results = shapes_of("optimizer.update", update, batch, loss, params, state, params)
+    except Exception as error:
+        error.add_note(f"Its extra arguments can be {', '.join(EXTRA_ARGUMENTS)}.")
+        raise
+    check_results(results, params, state)
+
+
+def _as_validation(
+    validation_batch: PyTree, params: PyTree, value_and_grad_fn: Any, function: Partial
+) -> PyTree:
+    """The validation batch as arrays, once the function has taken it."""
+    if validation_batch is None:
+        return None
+    try:
+        arrays = as_batch(validation_batch, params, value_and_grad_fn)
+        check_value_and_grad(function, params, arrays)
+    except Exception as error:
+        error.add_note("This came from validation_batch.")
+        raise
+    return arrays
+
+
+def _as_patience(patience: int | None, validation_batch: PyTree) -> np.uint32 | None:
+    """Epochs to wait for a better loss on the validation batch."""
+    if patience is None:
+        return None
+    if validation_batch is None:
+        raise ValueError("validation_batch must be given with patience; got None")
+    return np.uint32(as_count("patience", patience, 1, 2**32 - 1))
+
+
+def _metadata(
+    key: jax.Array,
+    function: Partial,
+    optimizer: Optimizer,
+    params: PyTree,
+    batch: PyTree,
+    rules: Rules,
+    plan: BatchPlan,
+    networks: Networks,
+) -> dict[str, Any]:
+    """What a descent that continues this one has to share."""
+    one, first = networks.first(params), networks.first(optimizer)
+    init = as_partial("", first.init)
+    loss, _ = shapes_of("value_and_grad_fn", function, one, batch)
+    state = shapes_of("optimizer.init", init, one)
+    update = Partial(update_of, first.update, function)
+    axes = None if networks.count is None else (0, None)
+    return {
+        "trainer": "gradient_descent",
+        "num_networks": networks.count,
+        "networks a block": networks.width,
+        "batch_size": plan.batch_size,
+        "drop_remainder": plan.remainder == 0,
+        **{n: as_metadata(rule) for n, rule in rules._asdict().items() if n != "validation_batch"},
+        **run_metadata(
+            "gradient_descent",
+            key,
+            {"params": params, "batch": batch, "validation_batch": rules.validation_batch},
+            {
+                "value_and_grad_fn": (function, (one, batch), axes),
+                "start of the optimizer": (init, (one,), None),
+                "optimizer": (update, (batch, loss, one, state, one), None),
+            },
+        ),
+        "numbers of the optimizer": fingerprint(optimizer),
+    }
+
+
+def _result(
+    ends: Sequence[tuple[PyTree, Any, Any]],
+    blocks: Blocks,
+    history: History,
+    unstopped: Status,
+    plan: BatchPlan,
+    networks: Networks,
+) -> GradientDescentResult:
+    """What to return; `unstopped` is the status of a network that no rule has stopped."""
+    params, losses, codes = zip(*ends, strict=True)
+    loss, code = numbers(losses, networks), numbers(codes, networks)
+    steps = num_steps(blocks, networks)
+    lowest = numbers([block.lowest_loss for block in blocks], networks)
+    has_finite = np.isfinite(loss) | np.isfinite(lowest)
+    endings = {DIVERGED: "diverged", CONVERGED: "converged", REACHED: "reached"}
+    validates = blocks[0].best is not None
+    epochs = (history.epoch + 1) * plan.steps_per_epoch
     result = GradientDescentResult(
-        params=jax.tree.map(jnp.asarray, params),
+        params=jax.tree.map(jnp.asarray, join(params, networks)),
         loss=np.where(np.isfinite(loss), loss, np.inf).astype(np.float64),
-        num_evaluations=1 - (-_work(seen, num_steps) // seen.rows),
-        num_steps=num_steps,
+        num_evaluations=1 - (-_work(plan, steps) // plan.num_rows),
+        num_steps=steps,
         status=np.select(
-            [
-                (verdict == DIVERGED) & ~has_finite,
-                *(verdict == ending for ending in (DIVERGED, CONVERGED, REACHED)),
-            ],
-            ["nonfinite", *endings],
+            [(code == DIVERGED) & ~has_finite, *(code == ending for ending in endings)],
+            ["nonfinite", *endings.values()],
             unstopped,
         ),
         history=DescentHistory(
-            _work(seen, kept.step + 1) / seen.rows,
-            np.ascontiguousarray(kept.loss[here].T),
-            np.ascontiguousarray(kept.validation[here].T) if validates else None,
-            _work(seen, (kept.epoch + 1) * len(seen.rows_of_steps)) / seen.rows
-            if validates
-            else None,
+            _work(plan, history.step + 1) / plan.num_rows,
+            np.ascontiguousarray(history.loss.T),
+            np.ascontiguousarray(history.validation_loss.T) if validates else None,
+            _work(plan, epochs) / plan.num_rows if validates else None,
         ),
+        state=jax.tree.map(jnp.asarray, join([block.state for block in blocks], networks)),
     )
-    return result if verdict.ndim else _of_one(result)
+    return _of_one(result) if networks.count is None else result
 
 
-def _work(seen: Seen, num_steps: np.ndarray) -> np.ndarray:
-    """Count the work of a number of steps in losses of one row, int64."""
-    rows = np.append(0, np.cumsum(seen.rows_of_steps, dtype=np.int64))
-    epochs, steps = np.divmod(num_steps, len(seen.rows_of_steps))
+def _work(plan: BatchPlan, num_steps: np.ndarray) -> np.ndarray:
+    """The work of a number of steps in losses of one row, int64."""
+    rows = np.append(0, np.cumsum(plan.rows_of_steps))
+    epochs, steps = np.divmod(num_steps, plan.steps_per_epoch)
     return EVALUATIONS_PER_GRADIENT * (epochs * rows[-1] + rows[steps])
 
 
-def constant_loss_of(value_and_grad_fn: Any, batch: Any) -> float | None:
-    """The loss of the best constant answer on the batch, where the function can tell it."""
-    loss = traits_of(value_and_grad_fn).constant_loss(batch)
-    return None if loss is None else float(loss)
+def _of_one(result: GradientDescentResult) -> GradientDescentResult:
+    """The numbers of a single network, without an axis."""
+    history = result.history
+    validation_loss = history.validation_loss
+    return result._replace(
+        loss=float(result.loss[0]),
+        num_evaluations=int(result.num_evaluations[0]),
+        num_steps=int(result.num_steps[0]),
+        status=str(result.status[0]),
+        history=history._replace(
+            loss=history.loss[0],
+            validation_loss=None if validation_loss is None else validation_loss[0],
+        ),
+    )
 
 
-def notes_on(
-    result: GradientDescentResult, start: Any, constant_loss: float | None
+def _notes(
+    result: GradientDescentResult, start: PyTree, constant_loss: float | None
 ) -> tuple[str, ...]:
     """What a status leaves out: that a descent did not move, or learnt no more than a constant."""
     loss, has_stepped = np.asarray(result.loss), np.asarray(result.num_steps) > 0
@@ -379,220 +513,3 @@ def _note(concerns: np.ndarray, text: str) -> tuple[str, ...]:
     if not np.any(concerns):
         return ()
     return (f"{np.sum(concerns):,} networks: {text}" if np.ndim(concerns) else text,)
-
-
-def _of_one(result: GradientDescentResult) -> GradientDescentResult:
-    """The numbers of a single network as plain ones."""
-    return result._replace(
-        loss=float(result.loss),
-        num_evaluations=int(result.num_evaluations),
-        num_steps=int(result.num_steps),
-        status=str(result.status),
-    )
-
-
-def as_networks(
-    num_networks: int | None, devices: Sequence[Any] | None, params: Any
-) -> Networks | None:
-    """How many networks, once all leaves of the params have that axis; None for one alone."""
-    if num_networks is None:
-        if devices is not None:
-            raise ValueError("num_networks must be given with devices; got None")
-        return None
-    count = as_count("num_networks", num_networks, 1, 2**31 - 1)
-    for path, leaf in tree_leaves_with_path(params):
-        if leaf.shape[:1] != (count,):
-            raise ValueError(
-                f"params must have a first axis of num_networks = {count} in every leaf; "
-                f"got shape {leaf.shape} at params{keystr(path)}"
-            )
-    return Networks(count, tuple(as_devices(devices)))
-
-
-def one_of(params: Any, networks: Networks | None) -> Any:
-    """The params of one network: of the first, where there are several."""
-    return params if networks is None else jax.tree.map(lambda leaf: leaf[0], params)
-
-
-def as_optimizer(
-    learning_rate: Any, optimizer: Optimizer | Each | None, networks: Networks | None
-) -> Optimizer:
-    """The optimizer, of `Partial`s; with a first axis of networks where there are several."""
-    if (learning_rate is None) == (optimizer is None):
-        given = "neither" if optimizer is None else "both"
-        raise ValueError(f"give either learning_rate or optimizer; got {given}")
-    if optimizer is None:
-        check_concrete("learning_rate", learning_rate)
-        if networks is None or np.ndim(learning_rate) == 0:
-            optimizer = sgd(learning_rate)
-        else:
-            optimizer = each(sgd, _as_rates(learning_rate, networks.count))
-    if isinstance(optimizer, Each):
-        return per_network(optimizer, _count_of(optimizer, networks))
-    check_optimizer(optimizer)
-    init = as_partial("optimizer.init", optimizer.init)
-    chosen = Optimizer(init, as_partial("optimizer.update", optimizer.update))
-    return chosen if networks is None else per_network(chosen, networks.count)
-
-
-def _count_of(optimizer: Each, networks: Networks | None) -> int:
-    """How many networks have an optimizer of their own: all that there are."""
-    length = jax.tree.leaves(optimizer.values)[0].shape[0]
-    if networks is None:
-        raise ValueError(
-            f"num_networks must be given with optimizer=each(...), as num_networks={length}, with "
-            "params that have a first axis of networks; got None"
-        )
-    if length != networks.count:
-        raise ValueError(
-            f"optimizer must have values for each of the {networks.count} networks; "
-            f"got each(...) of {length}"
-        )
-    return length
-
-
-def _as_rates(learning_rate: Any, count: int) -> jax.Array:
-    """A learning rate for each network."""
-    if np.shape(learning_rate) != (count,):
-        raise ValueError(
-            f"learning_rate must be a number, or one for each of the {count} networks; "
-            f"got shape {np.shape(learning_rate)}"
-        )
-    return jnp.asarray([as_real("learning_rate", rate) for rate in np.asarray(learning_rate)])
-
-
-def check_update(
-    optimizer: Optimizer, function: Partial, params: Any, batch: Any, loss_dtype: Any
-) -> None:
-    """Refuses an optimizer, of one network, whose updates or state are not like those it got."""
-    state = shapes_of("optimizer.init", cast(Partial, optimizer.init), params)
-    loss = jax.ShapeDtypeStruct((), loss_dtype)
-    given = optimizer, function, batch, loss, params, state, params
-    try:
-        results = shapes_of("optimizer.update", Partial(update_of), *given)
-    except Exception as error:
-        error.add_note(f"Its extra arguments can be {', '.join(EXTRA_ARGUMENTS)}.")
-        raise
-    if not (isinstance(results, tuple) and len(results) == 2):
-        raise TypeError(
-            f"optimizer.update must return (updates, state); got a {type(results).__name__}"
-        )
-    check_like_params("optimizer.update", "updates", results[0], params)
-    _check_like_state(results[1], state)
-
-
-def _check_like_state(got: Any, state: Any) -> None:
-    """Refuses a state that cannot take the place of the one before."""
-    wanted = "optimizer.update must return a state like that of optimizer.init"
-    if jax.tree.structure(got) != jax.tree.structure(state):
-        raise TypeError(f"{wanted}, {jax.tree.structure(state)}; got {jax.tree.structure(got)}")
-    for (path, new), old in zip(tree_leaves_with_path(got), jax.tree.leaves(state), strict=True):
-        if new.shape != old.shape or not _fits(new.dtype, old.dtype):
-            raise TypeError(
-                f"{wanted}; got {new.dtype} of shape {new.shape} for state{keystr(path)}, "
-                f"{old.dtype} of shape {old.shape}"
-            )
-
-
-def _fits(dtype: Any, wanted: Any) -> bool:
-    """Whether numbers of a dtype become the one wanted where both stand side by side."""
-    if dtype == wanted or not (isinstance(dtype, np.dtype) and isinstance(wanted, np.dtype)):
-        return dtype == wanted  # keys are of no NumPy dtype
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(dtype, wanted) == wanted
-
-
-def as_tolerance(name: str, value: float) -> Any:
-    """A number of at least 0 that the host knows."""
-    check_concrete(name, value)
-    return as_real(name, value, inclusive=True)
-
-
-def as_validation(
-    validation_batch: Any, params: Any, value_and_grad_fn: Any, function: Partial
-) -> Any:
-    """The validation batch as arrays, once the function has taken it."""
-    if validation_batch is None:
-        return None
-    try:
-        arrays = as_batch(validation_batch, params, value_and_grad_fn)
-        check_value_and_grad(function, params, arrays)
-    except Exception as error:
-        error.add_note("This came from validation_batch.")
-        raise
-    return arrays
-
-
-def as_patience(patience: int | None, validation_batch: Any) -> np.uint32 | None:
-    """Epochs to wait for a better loss on the validation batch."""
-    if patience is None:
-        return None
-    if validation_batch is None:
-        raise ValueError("validation_batch must be given with patience; got None")
-    return np.uint32(as_count("patience", patience, 1, 2**32 - 1))
-
-
-class Seen(NamedTuple):
-    """Rows that each step of an epoch sees, of how many."""
-
-    rows_of_steps: list[int]
-    rows: int
-
-
-def as_cut(batch: Any, batch_size: int | None, keeps: bool) -> tuple[Cut, Seen]:
-    """How an epoch is cut; `batch` need have no rows if it is taken whole."""
-    if batch_size is None:
-        if keeps:
-            raise ValueError("batch_size must be given with drop_remainder=False; got None")
-        return Cut(None, 0, 1), Seen([1], 1)
-    batch_size = as_count("batch_size", batch_size, minimum=1)
-    shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
-    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or not shapes[0][0]:
-        raise ValueError(
-            "batch must have the same number of rows, at least 1, in every leaf to be cut by "
-            f"batch_size; got shapes {shapes}"
-        )
-    rows = shapes[0][0]
-    if batch_size >= rows:
-        return Cut(None, 0, 1), Seen([1], 1)
-    steps, rest = divmod(rows, batch_size)
-    remainder = rest if keeps else 0
-    sizes = [batch_size] * steps + [remainder] * (remainder > 0)
-    return Cut(batch_size, remainder, len(sizes)), Seen(sizes, rows)
-
-
-def facts_of(
-    key: jax.Array,
-    function: Partial,
-    optimizer: Optimizer,
-    params: Any,
-    batch: Any,
-    rules: Rules,
-    cut: Cut,
-    networks: Networks | None,
-) -> dict[str, Any]:
-    """What whoever goes on with this descent has to share."""
-    one, chosen = one_of(params, networks), one_of(optimizer, networks)
-    init, update = cast(Partial, chosen.init), cast(Partial, chosen.update)
-    loss, _ = shapes_of("value_and_grad_fn", function, one, batch)
-    state = shapes_of("optimizer.init", init, one)
-    step = Partial(update_of), chosen, function, batch, loss, one, state, one
-    steps = function_metadata("optimizer", *step)
-    return {
-        "trainer": "gradient_descent",
-        **key_metadata(key),
-        "num_networks": None if networks is None else networks.count,
-        "networks a block": None if networks is None else networks.width,
-        "batch_size": cut.rows_a_step,
-        "drop_remainder": cut.remainder == 0,
-        **{name: as_metadata(rule) for name, rule in rules._asdict().items() if name != "validation"},
-        "params": fingerprint(params),
-        "batch": fingerprint(batch),
-        "validation_batch": fingerprint(rules.validation),
-        "value_and_grad_fn": function_metadata(
-            "value_and_grad_fn", function, one, batch, axes=None if networks is None else (0, None)
-        ),
-        "start of the optimizer": function_metadata("optimizer", init, one),
-        "optimizer": {**steps, "settings": settings_of(update)},
-        "numbers of the optimizer": fingerprint(optimizer),
-    }

@@ -24,10 +24,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
-from jaxnn.descent.kernel import CONVERGED, Cut, Records, State, descend, settle
 from jaxnn.optim.optimizers import Each, Optimizer, made_by
+from jaxnn.typing import PyTree
 
 WIDTH, CPU_WIDTH = 1024, 16
 
@@ -36,68 +35,89 @@ class Networks(NamedTuple):
     """How many networks, and where they descend.
 
     Attributes:
-        count: their number.
+        count: their number; None for a single one, a block of its own without an axis.
         devices: block after block goes to one after the other.
     """
 
-    count: int
-    devices: tuple[Any, ...]
+    count: int | None = None
+    devices: Sequence[Any] = ()
 
     @property
-    def width(self) -> int:
+    def width(self) -> int | None:
         """Networks of a block."""
+        if self.count is None:
+            return None
         return CPU_WIDTH if self.devices[0].platform == "cpu" else WIDTH
 
+    def first(self, tree: PyTree) -> PyTree:
+        """What belongs to the first network."""
+        return tree if self.count is None else jax.tree.map(lambda leaf: leaf[0], tree)
 
-def per_network(optimizer: Optimizer | Each, count: int) -> Optimizer:
-    """The optimizer with a first axis of networks on all that it holds."""
 
-    def spread(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *np.shape(leaf))), tree)
+def per_network(optimizer: Optimizer | Each, networks: Networks) -> Optimizer:
+    """The optimizer with the axis of networks on all that it holds."""
+
+    def spread(tree: PyTree) -> PyTree:
+        axes = () if networks.count is None else (networks.count,)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*axes, *np.shape(leaf))), tree)
 
     if isinstance(optimizer, Each):
         return made_by(spread(optimizer.make), optimizer.values)
-    return spread(optimizer)
+    return optimizer if networks.count is None else spread(optimizer)
 
 
-def in_blocks(tree: Any, networks: Networks) -> list[Any]:
-    """A tree with an axis of networks, cut; the last network fills the last block up."""
-    num_blocks, width = -(-networks.count // networks.width), networks.width
-    places = np.minimum(np.arange(num_blocks * width), networks.count - 1).reshape(
-        num_blocks, width
-    )
+def split(tree: PyTree, networks: Networks) -> list[PyTree]:
+    """A tree with an axis of networks, in blocks; the last network fills the last block up."""
+    if networks.count is None or networks.width is None:
+        return [tree]
+    places = np.arange(-(-networks.count // networks.width) * networks.width)
+    places = np.minimum(places, networks.count - 1).reshape(-1, networks.width)
     leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[places], tree))
-    blocks = zip(*map(list, leaves), strict=True) if leaves else [()] * num_blocks
-    return [jax.tree.unflatten(structure, block) for block in blocks]
+    rows = [[leaf[block] for leaf in leaves] for block in range(len(places))]
+    return [jax.tree.unflatten(structure, row) for row in rows]
 
 
-def placed(shared: tuple[Any, ...], own: Sequence[tuple[Any, ...]], networks: Networks):
-    """The arguments of every block on its device: what all share, then what is its own."""
-    devices = networks.devices[: len(own)]
+def join(blocks: Sequence[PyTree], networks: Networks) -> PyTree:
+    """The blocks as one tree again, without what filled the last block up."""
+
+    def concatenated(*parts: Any) -> jax.Array:
+        if jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key):
+            data = concatenated(*map(jax.random.key_data, parts))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(parts[0]))
+        return jnp.asarray(np.concatenate([np.asarray(part) for part in parts])[: networks.count])
+
+    return blocks[0] if networks.count is None else jax.tree.map(concatenated, *blocks)
+
+
+def numbers(parts: Sequence[Any], networks: Networks) -> np.ndarray:
+    """A number of each network, of all blocks: `(networks,)`, one too where there is one."""
+    return np.concatenate([np.atleast_1d(part) for part in parts])[: networks.count]
+
+
+def place(shared: tuple[Any, ...], own: PyTree, networks: Networks) -> list[tuple[Any, ...]]:
+    """The arguments of every block on its device: what all share, then its part of a tuple."""
+    blocks = split(own, networks)
+    if networks.count is None:
+        return [(*shared, *block) for block in blocks]
+    devices = networks.devices[: len(blocks)]
     copies = [jax.device_put(shared, device) for device in devices]
     return [
         (*copies[number % len(devices)], *jax.device_put(block, devices[number % len(devices)]))
-        for number, block in enumerate(own)
+        for number, block in enumerate(blocks)
     ]
 
 
-def each_block(
+def run_blocks(
     function: Any, blocks: Sequence[tuple[Any, ...]], networks: Networks, **options: Any
 ) -> list[Any]:
     """`function(*block, **options)` of every block, as many at once as there are cores.
 
-    Args:
-        function: a `Program`. It is compiled here, in the caller's settings of JAX, which its
-            threads would not know.
-        blocks: their arguments, on devices in turn.
-        networks: how many, and where.
-        **options: static arguments.
-
-    Returns:
-        The results, in the order of the blocks.
+    `function` is a `Program`. It is compiled here, in the caller's settings of JAX, which the
+    threads would not know.
     """
-    first_on_each = blocks[: len(networks.devices)]
-    programs = [function.compile(*block, **options) for block in first_on_each]
+    if len(blocks) == 1:
+        return [function(*blocks[0], **options)]
+    programs = [function.compile(*block, **options) for block in blocks[: len(networks.devices)]]
 
     def run(number: int) -> Any:
         return jax.block_until_ready(programs[number % len(programs)](*blocks[number]))
@@ -111,63 +131,3 @@ def _num_threads(devices: Sequence[Any]) -> int:
         return len(devices)
     affinity: Callable[[int], Any] | None = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def begin_blocks(
-    start: Callable[..., State], optimizer: Any, params: Any, networks: Networks
-) -> tuple[State, ...]:
-    """The states before the first step; what fills the last block up has stopped already."""
-    states = in_blocks(jax.vmap(start)(optimizer, params), networks)
-    left = networks.count - (len(states) - 1) * networks.width
-    verdict = states[-1].verdict.at[left:].set(CONVERGED)
-    return (*states[:-1], states[-1]._replace(verdict=verdict))
-
-
-def descend_blocks(
-    blocks: Sequence[tuple[Any, ...]],
-    networks: Networks,
-    states: Sequence[State],
-    first_epoch: np.uint32,
-    num_epochs: np.uint32,
-    *,
-    cut: Cut,
-    capacity: int,
-) -> tuple[tuple[State, ...], Records]:
-    """One chunk of every block: as `descend`, with a state a block."""
-    arguments = [
-        (*block, state, first_epoch, num_epochs)
-        for block, state in zip(blocks, states, strict=True)
-    ]
-    results = each_block(descend, arguments, networks, cut=cut, capacity=capacity)
-    stepped, records = zip(*results, strict=True)
-    on_host = [jax.tree.map(np.asarray, record) for record in records]
-    return stepped, _side_by_side(on_host, cut.steps)
-
-
-def settle_blocks(
-    networks: Networks, function: Partial, batch: Any, states: Any
-) -> tuple[Any, Any, Any]:
-    """Params, losses and verdicts of all networks: as `settle`, of a state a block."""
-    blocks = placed((function, batch), [(state,) for state in states], networks)
-    return _joined(each_block(settle, blocks, networks), networks.count)
-
-
-def _joined(blocks: Sequence[Any], count: int) -> Any:
-    """The blocks as one tree again, of NumPy arrays, without what filled the last block up."""
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *blocks)
-
-
-def _side_by_side(records: Sequence[Records], steps_per_epoch: int) -> Records:
-    """Those of all blocks: networks in the second axis, nan from where one had stopped."""
-    num_steps = np.concatenate([record.num_steps for record in records])
-
-    def stacked(parts: Sequence[Any], lengths: np.ndarray) -> np.ndarray:
-        numbers = np.concatenate([part[: np.max(lengths)] for part in parts], axis=1)
-        numbers[np.arange(len(numbers))[:, None] >= lengths] = np.nan
-        return numbers
-
-    validation = None
-    if records[0].validation is not None:
-        num_epochs = -(-num_steps // steps_per_epoch)
-        validation = stacked([record.validation for record in records], num_epochs)
-    return Records(stacked([record.loss for record in records], num_steps), num_steps, validation)

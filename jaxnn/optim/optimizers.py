@@ -1,4 +1,4 @@
-"""Optimizers as pairs of pure functions, in the protocol that the field shares.
+"""Optimizers as pairs of pure functions, in the protocol of optax.
 
     state = optimizer.init(params)
     updates, state = optimizer.update(gradients, state, params)
@@ -6,9 +6,9 @@
 
 Both functions are `jax.tree_util.Partial`s whose numbers are leaves: another learning rate
 compiles nothing. A learning rate may be a schedule of `jaxnn.schedules`, or any function of the
-step, which counts from 0. A ready optax transformation fits the same protocol and works as it is.
+step, which counts from 0. An optax transformation has the same protocol and works as it is.
 
-`clip_by_global_norm` and `add_l2` change the gradients that any optimizer sees. `each` gives every
+`clip_by_global_norm` and `add_l2` change the gradients that an optimizer sees. `each` gives every
 network of a descent an optimizer of its own.
 """
 
@@ -22,24 +22,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.optim.schedules import Schedule, as_rate
-from jaxnn.run.checks import as_arrays, as_flag, as_partial, as_real
+from jaxnn.run.checks import as_arrays, as_flag, as_partial, as_real, check_like_params
+from jaxnn.typing import PyTree
 
 __all__ = [
-    "EXTRA_ARGUMENTS",
     "Each",
     "Optimizer",
     "StepState",
     "adam",
     "add_l2",
-    "call_update",
-    "check_optimizer",
     "clip_by_global_norm",
     "each",
     "global_norm",
-    "made_by",
     "rmsprop",
     "sgd",
 ]
@@ -60,8 +57,8 @@ class Optimizer(NamedTuple):
             line search.
     """
 
-    init: Callable[[Any], Any]
-    update: Callable[..., tuple[Any, Any]]
+    init: Callable[[PyTree], PyTree]
+    update: Callable[..., tuple[PyTree, PyTree]]
 
 
 class Each(NamedTuple):
@@ -73,7 +70,7 @@ class Each(NamedTuple):
     """
 
     make: Partial
-    values: tuple[Any, ...]
+    values: tuple[PyTree, ...]
 
 
 class StepState(NamedTuple):
@@ -85,13 +82,13 @@ class StepState(NamedTuple):
     """
 
     count: jax.Array
-    moments: Any
+    moments: PyTree
 
 
 def sgd(
     learning_rate: float | Schedule, *, momentum: float | None = None, nesterov: bool = False
 ) -> Optimizer:
-    """Stochastic gradient descent, plain or with momentum.
+    """Return stochastic gradient descent, plain or with momentum.
 
     With gradient `g`, learning rate `r` and momentum `m`:
 
@@ -103,13 +100,6 @@ def sgd(
         learning_rate: `r`, above 0, or a schedule of it.
         momentum: `m`, at least 0; None keeps no velocity.
         nesterov: whether the update looks ahead; it needs a momentum.
-
-    Returns:
-        An `Optimizer`.
-
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if a number is out of range.
 
     Example:
         >>> optimizer = sgd(0.1)
@@ -123,15 +113,11 @@ def sgd(
             raise ValueError("momentum must be given with nesterov; got None")
         return _optimizer(_no_moments, Partial(_plain), rate)
     decay = as_real("momentum", momentum, inclusive=True)
-    return _optimizer(
-        jnp.zeros_like,
-        Partial(_nesterov if nesterov else _heavy_ball, decay),
-        rate,
-    )
+    return _optimizer(jnp.zeros_like, Partial(_nesterov if nesterov else _heavy_ball, decay), rate)
 
 
 def rmsprop(learning_rate: float | Schedule, *, decay: float = 0.9, eps: float = 1e-8) -> Optimizer:
-    """Steps scaled by the running size of the gradient.
+    """Return an optimizer whose steps are scaled by the running size of the gradient.
 
     With gradient `g` and learning rate `r`:
 
@@ -143,13 +129,6 @@ def rmsprop(learning_rate: float | Schedule, *, decay: float = 0.9, eps: float =
         decay: at least 0 and below 1.
         eps: above 0, outside the root.
 
-    Returns:
-        An `Optimizer`.
-
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if a number is out of range.
-
     Example:
         >>> optimizer = rmsprop(0.1, decay=0.75)
         >>> optimizer.update(jnp.array([2.0]), optimizer.init(jnp.zeros(1)), jnp.zeros(1))[0]
@@ -157,7 +136,7 @@ def rmsprop(learning_rate: float | Schedule, *, decay: float = 0.9, eps: float =
     """
     rate = as_rate("learning_rate", learning_rate)
     numbers = _decay("decay", decay), as_real("eps", eps)
-    return _optimizer(jnp.zeros_like, Partial(_by_size, *numbers), rate)
+    return _optimizer(jnp.zeros_like, Partial(_scaled, *numbers), rate)
 
 
 def adam(
@@ -168,7 +147,7 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Adam: steps scaled by running moments of the gradient; AdamW with a weight decay.
+    """Return Adam, whose steps are scaled by running moments of the gradient; or AdamW.
 
     With gradient `g` at step `t = 1, 2, ...` and weight decay `w`:
 
@@ -182,14 +161,7 @@ def adam(
         b1: decay of the mean, at least 0 and below 1.
         b2: decay of the variance, at least 0 and below 1.
         eps: above 0, outside the root.
-        weight_decay: `w`, at least 0, decoupled from the gradient.
-
-    Returns:
-        An `Optimizer`.
-
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if a number is out of range.
+        weight_decay: `w`, at least 0, decoupled from the gradient; above 0 it makes AdamW.
 
     References:
         Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
@@ -203,11 +175,11 @@ def adam(
     rate = as_rate("learning_rate", learning_rate)
     betas = _decay("b1", b1), _decay("b2", b2)
     others = as_real("eps", eps), as_real("weight_decay", weight_decay, inclusive=True)
-    return _optimizer(_two_moments, Partial(_by_moments, *betas, *others), rate)
+    return _optimizer(_two_moments, Partial(_adam, *betas, *others), rate)
 
 
 def each(make: Callable[..., Any], *values: Any) -> Each:
-    """Returns an optimizer of its own for each network of `jaxnn.gradient_descent`.
+    """Return an optimizer of its own for each network of `jaxnn.gradient_descent`.
 
     Network `i` descends by `make(*values_i)`, where `values_i` is entry `i` of each value. Other
     values compile nothing.
@@ -248,49 +220,14 @@ def each(make: Callable[..., Any], *values: Any) -> Each:
     return Each(make, values)
 
 
-def _as_array(value: Any) -> Any:
-    """A plain list of numbers would be a tree of scalars."""
-    is_numbers = isinstance(value, (list, tuple)) and not any(map(np.ndim, value))
-    return np.asarray(value) if is_numbers else value
-
-
-def _extremes(values: Any) -> Collection[int]:
-    """The networks with the least and the largest numbers: one of them is out of range, if any."""
-    numbers = [leaf for leaf in jax.tree.leaves(values) if leaf.ndim == 1]
-    real = [np.asarray(leaf) for leaf in numbers if getattr(leaf.dtype, "kind", "O") in "iuf"]
-    return {0, *(int(find(leaf)) for leaf in real for find in (np.argmin, np.argmax))}
-
-
-def made_by(make: Partial, values: tuple[Any, ...]) -> Optimizer:
-    """The optimizer `make(*values)`, of which numbers alone cross into compiled code."""
-    return Optimizer(Partial(_init_made, make, values), Partial(_update_made, make, values))
-
-
-def _init_made(make: Partial, values: tuple[Any, ...], params: Any) -> Any:
-    return make(*values).init(params)
-
-
-def _update_made(
-    make: Partial, values: tuple[Any, ...], gradients: Any, state: Any, params: Any, **extra: Any
-):
-    return call_update(make(*values).update, gradients, state, params, **extra)
-
-
 def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
-    """The optimizer on gradients no longer than `max_norm`, of all leaves together.
+    """Return the optimizer on gradients no longer than `max_norm`, of all leaves together.
 
         g <- g min(1, max_norm / |g|)     (Pascanu, Mikolov and Bengio 2013)
 
     Args:
         optimizer: any.
         max_norm: above 0.
-
-    Returns:
-        An `Optimizer`.
-
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if the number is out of range.
 
     Example:
         >>> optimizer = clip_by_global_norm(sgd(1.0), 1.0)
@@ -301,20 +238,13 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
 
 
 def add_l2(optimizer: Optimizer, strength: float) -> Optimizer:
-    """The optimizer on the gradient of `loss + strength |params|^2`.
+    """Return the optimizer on the gradient of `loss + strength |params|^2`.
 
-    The losses that a training reports leave the penalty out.
+    The losses that a descent reports leave the penalty out.
 
     Args:
         optimizer: any.
         strength: at least 0.
-
-    Returns:
-        An `Optimizer`.
-
-    Raises:
-        TypeError: if an argument is of the wrong kind.
-        ValueError: if the number is out of range.
 
     Example:
         >>> optimizer = add_l2(sgd(1.0), 0.5)
@@ -325,38 +255,28 @@ def add_l2(optimizer: Optimizer, strength: float) -> Optimizer:
     return _behind(Partial(_add_penalty, penalty), optimizer)
 
 
-def _optimizer(init: Callable[[Any], Any], direction: Partial, rate: Partial) -> Optimizer:
-    """`direction(gradients, moments, params, step)` -> where to go, and the moments after it."""
-    return Optimizer(Partial(_start, Partial(init)), Partial(_advance, rate, direction))
+def global_norm(tree: PyTree) -> jax.Array:
+    """Return the Euclidean norm of all leaves together; no square over- or underflows.
+
+    Example:
+        >>> global_norm({"weights": jnp.array([3.0]), "biases": jnp.array([4.0])})
+        Array(5., dtype=float32)
+    """
+    flat = jnp.abs(_flat(tree))
+    largest = jnp.max(flat, initial=0)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(flat / jnp.where(largest > 0, largest, 1))))
 
 
-def _start(init: Partial, params: Any) -> StepState:
-    return StepState(jnp.zeros((), jnp.int32), init(_flat(params)))
-
-
-def _advance(
-    learning_rate: Partial, direction: Partial, gradients: Any, state: StepState, params: Any
-):
-    """On flat vectors: one loop over all numbers takes less than a loop for each leaf."""
-    unravel = ravel_pytree(params)[1]
-    step = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
-    time = step.astype(jnp.float32)
-    rate = jnp.asarray(learning_rate(time - 1))
-    _check_single(rate, direction)
-    gradient, here = _flat(gradients), _flat(params)
-    ahead, moments = direction(gradient, state.moments, here, time)
-    updates = -rate.astype(ahead.dtype) * ahead
-    return unravel(updates.astype(ravel_pytree(params)[0].dtype)), StepState(step, moments)
+# A direction, `direction(*numbers, gradient, moments, params, step)` on flat vectors, returns the
+# vector to step against, before the learning rate, and the moments after it. Steps count from 1.
 
 
 def _no_moments(flat: jax.Array) -> tuple[()]:
-    """Nothing to remember."""
     del flat
     return ()
 
 
 def _two_moments(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A mean and a variance, both 0."""
     return jnp.zeros_like(flat), jnp.zeros_like(flat)
 
 
@@ -365,43 +285,28 @@ def _running(decay: jax.Array, mean: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def _plain(gradient: jax.Array, moments: Any, params: jax.Array, step: jax.Array):
-    """The gradient itself."""
     del params, step
     return gradient, moments
 
 
-def _heavy_ball(
-    decay: jax.Array, gradient: jax.Array, velocity: jax.Array, params: jax.Array, step: jax.Array
-):
-    """The running sum of gradients."""
-    del params, step
+def _heavy_ball(decay: jax.Array, gradient: jax.Array, velocity: jax.Array, *_: jax.Array):
     velocity = decay.astype(gradient.dtype) * velocity + gradient
     return velocity, velocity
 
 
-def _nesterov(
-    decay: jax.Array, gradient: jax.Array, velocity: jax.Array, params: jax.Array, step: jax.Array
-):
-    """The gradient, and the running sum as it will be."""
-    velocity, _ = _heavy_ball(decay, gradient, velocity, params, step)
+def _nesterov(decay: jax.Array, gradient: jax.Array, velocity: jax.Array, *_: jax.Array):
+    velocity = decay.astype(gradient.dtype) * velocity + gradient
     return gradient + decay.astype(gradient.dtype) * velocity, velocity
 
 
-def _by_size(
-    decay: jax.Array,
-    eps: jax.Array,
-    gradient: jax.Array,
-    square: jax.Array,
-    params: jax.Array,
-    step: jax.Array,
+def _scaled(
+    decay: jax.Array, eps: jax.Array, gradient: jax.Array, square: jax.Array, *_: jax.Array
 ):
-    """The gradient in units of its running size."""
-    del params, step
     square = _running(decay, square, jnp.square(gradient))
     return gradient / (jnp.sqrt(square) + eps.astype(gradient.dtype)), square
 
 
-def _by_moments(
+def _adam(
     b1: jax.Array,
     b2: jax.Array,
     eps: jax.Array,
@@ -411,7 +316,6 @@ def _by_moments(
     params: jax.Array,
     step: jax.Array,
 ):
-    """The running mean in units of the running size, and the weight decay."""
     dtype = gradient.dtype
     mean = _running(b1, moments[0], gradient)
     variance = _running(b2, moments[1], jnp.square(gradient))
@@ -421,10 +325,119 @@ def _by_moments(
     return ahead + weight_decay.astype(dtype) * params, (mean, variance)
 
 
-def _flat(tree: Any) -> jax.Array:
+def _optimizer(init: Callable[[Any], Any], direction: Partial, rate: Partial) -> Optimizer:
+    return Optimizer(Partial(_start, Partial(init)), Partial(_advance, rate, direction))
+
+
+def _start(init: Partial, params: PyTree) -> StepState:
+    return StepState(jnp.zeros((), jnp.int32), init(_flat(params)))
+
+
+def _advance(
+    learning_rate: Partial, direction: Partial, gradients: PyTree, state: StepState, params: PyTree
+):
+    """On flat vectors: one loop over all numbers takes less than a loop for each leaf."""
+    whole, unravel = ravel_pytree(params)
+    step = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
+    time = step.astype(jnp.float32)
+    rate = jnp.asarray(learning_rate(time - 1))
+    _check_single(rate, direction)
+    ahead, moments = direction(_flat(gradients), state.moments, _flat(params), time)
+    updates = -rate.astype(ahead.dtype) * ahead
+    return unravel(updates.astype(whole.dtype)), StepState(step, moments)
+
+
+def _flat(tree: PyTree) -> jax.Array:
     """All numbers as one vector, in float32 at least: half precision has no 1e-8."""
     flat = ravel_pytree(tree)[0]
     return flat if flat.dtype.itemsize >= 4 else flat.astype(jnp.float32)
+
+
+def _behind(change: Partial, optimizer: Optimizer) -> Optimizer:
+    """The optimizer, its gradients changed by `change(gradients, params)` first."""
+    check_optimizer(optimizer)
+    init, update = (
+        function if isinstance(function, Partial) else Partial(function)
+        for function in (optimizer.init, optimizer.update)
+    )
+    return Optimizer(init, Partial(_update_changed, change, update))
+
+
+def _update_changed(
+    change: Partial, update: Partial, gradients: PyTree, state: PyTree, params: PyTree, **extra: Any
+):
+    return call_update(update, change(gradients, params), state, params, **extra)
+
+
+def _clip(max_norm: jax.Array, gradients: PyTree, params: PyTree) -> PyTree:
+    del params
+    _check_single(max_norm)
+    norm = global_norm(gradients)
+    limit = max_norm.astype(norm.dtype)
+    factor = jnp.where(norm > limit, limit / norm, 1)
+    return jax.tree.map(
+        lambda leaf: (factor * leaf.astype(factor.dtype)).astype(leaf.dtype), gradients
+    )
+
+
+def _add_penalty(strength: jax.Array, gradients: PyTree, params: PyTree) -> PyTree:
+    _check_single(strength)
+
+    def add(gradient: jax.Array, leaf: jax.Array) -> jax.Array:
+        return gradient + (2 * strength).astype(leaf.dtype) * leaf
+
+    return jax.tree.map(add, gradients, params)
+
+
+def made_by(make: Partial, values: tuple[PyTree, ...]) -> Optimizer:
+    """The optimizer `make(*values)`, of which numbers alone cross into compiled code."""
+    return Optimizer(Partial(_init_made, make, values), Partial(_update_made, make, values))
+
+
+def _init_made(make: Partial, values: tuple[PyTree, ...], params: PyTree) -> PyTree:
+    return make(*values).init(params)
+
+
+def _update_made(make: Partial, values: tuple[PyTree, ...], *arguments: PyTree, **extra: Any):
+    return call_update(make(*values).update, *arguments, **extra)
+
+
+def call_update(
+    update: Callable[..., Any], gradients: PyTree, state: PyTree, params: PyTree, **extra: Any
+) -> Any:
+    """`update(gradients, state, params)`, with those of the extra arguments that it takes."""
+    try:
+        parameters = inspect.signature(update).parameters.values()
+    except ValueError:  # compiled code may have no signature
+        return update(gradients, state, params)
+    bound = getattr(update, "keywords", {})  # of a functools.partial
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    given = {*bound, *(p.name for p in positional[:3])}
+    free = [p for p in parameters if p.name not in given]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in free)
+    named = [p for p in free if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    needed = [p.name for p in named if p.default is p.empty and p.name not in EXTRA_ARGUMENTS]
+    if needed:
+        raise TypeError(
+            "optimizer.update must need no arguments but gradients, state, params, "
+            f"{', '.join(EXTRA_ARGUMENTS)}; got one that needs {', '.join(needed)}"
+        )
+    names = extra if takes_any else {p.name for p in named}
+    taken = {name: extra[name] for name in extra if name in names and name not in given}
+    return update(gradients, state, params, **taken)
+
+
+def _as_array(value: Any) -> Any:
+    """A plain list of numbers would be a tree of scalars."""
+    is_numbers = isinstance(value, (list, tuple)) and not any(map(np.ndim, value))
+    return np.asarray(value) if is_numbers else value
+
+
+def _extremes(values: PyTree) -> Collection[int]:
+    """The networks with the least and the largest numbers: one of them is out of range, if any."""
+    numbers = [leaf for leaf in jax.tree.leaves(values) if leaf.ndim == 1]
+    real = [np.asarray(leaf) for leaf in numbers if getattr(leaf.dtype, "kind", "O") in "iuf"]
+    return {0, *(int(find(leaf)) for leaf in real for find in (np.argmin, np.argmax))}
 
 
 def check_optimizer(optimizer: Any, name: str = "optimizer") -> None:
@@ -441,77 +454,31 @@ def check_optimizer(optimizer: Any, name: str = "optimizer") -> None:
         )
 
 
-def _behind(change: Partial, optimizer: Optimizer) -> Optimizer:
-    """The optimizer, its gradients changed by `change(gradients, params)` first."""
-    check_optimizer(optimizer)
-    init, update = (
-        function if isinstance(function, Partial) else Partial(function)
-        for function in (optimizer.init, optimizer.update)
-    )
-    return Optimizer(init, Partial(_update_changed, change, update))
-
-
-def _update_changed(
-    change: Partial, update: Partial, gradients: Any, state: Any, params: Any, **extra: Any
-):
-    return call_update(update, change(gradients, params), state, params, **extra)
-
-
-def call_update(
-    update: Callable[..., Any], gradients: Any, state: Any, params: Any, **extra: Any
-) -> Any:
-    """`update(gradients, state, params)`, with those of the extra arguments that it takes."""
-    taken = {name: extra[name] for name in _extra_arguments(update) if name in extra}
-    return update(gradients, state, params, **taken)
-
-
-def _extra_arguments(update: Callable[..., Any]) -> list[str]:
-    """The names of `EXTRA_ARGUMENTS` that an update takes; it must need no others."""
-    try:
-        parameters = inspect.signature(update).parameters.values()
-    except ValueError:  # compiled code may have no signature
-        return []
-    bound = getattr(update, "keywords", {})  # of a functools.partial
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    taken = {*bound, *(p.name for p in positional[:3])}
-    free = {p.name: p for p in parameters if p.name not in taken}
-    named = {name: p for name, p in free.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    needed = [name for name, p in named.items() if p.default is p.empty]
-    unknown = [name for name in needed if name not in EXTRA_ARGUMENTS]
-    if unknown:
+def check_results(results: Any, params: PyTree, state: PyTree) -> None:
+    """Refuses updates unlike the params, and a state that cannot take the place of `state`."""
+    if not (isinstance(results, tuple) and len(results) == 2):
         raise TypeError(
-            "optimizer.update must need no arguments but gradients, state, params, "
-            f"{', '.join(EXTRA_ARGUMENTS)}; got one that needs {', '.join(unknown)}"
+            f"optimizer.update must return (updates, state); got a {type(results).__name__}"
         )
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return [n for n in EXTRA_ARGUMENTS if n not in taken and (takes_any or n in named)]
+    updates, after = results
+    check_like_params("optimizer.update", "updates", updates, params)
+    wanted = "optimizer.update must return a state like that of optimizer.init"
+    if jax.tree.structure(after) != jax.tree.structure(state):
+        raise TypeError(f"{wanted}, {jax.tree.structure(state)}; got {jax.tree.structure(after)}")
+    for (path, new), old in zip(tree_leaves_with_path(after), jax.tree.leaves(state), strict=True):
+        if new.shape != old.shape or not _fits(new.dtype, old.dtype):
+            raise TypeError(
+                f"{wanted}; got {new.dtype} of shape {new.shape} for state{keystr(path)}, "
+                f"{old.dtype} of shape {old.shape}"
+            )
 
 
-def global_norm(tree: Any) -> jax.Array:
-    """The Euclidean norm of all leaves together; no square over- or underflows."""
-    flat = jnp.abs(_flat(tree))
-    largest = jnp.max(flat, initial=0)
-    return largest * jnp.sqrt(jnp.sum(jnp.square(flat / jnp.where(largest > 0, largest, 1))))
-
-
-def _clip(max_norm: jax.Array, gradients: Any, params: Any) -> Any:
-    del params
-    _check_single(max_norm)
-    norm = global_norm(gradients)
-    limit = max_norm.astype(norm.dtype)
-    factor = jnp.where(norm > limit, limit / norm, 1)
-    return jax.tree.map(
-        lambda leaf: (factor * leaf.astype(factor.dtype)).astype(leaf.dtype), gradients
-    )
-
-
-def _add_penalty(strength: jax.Array, gradients: Any, params: Any) -> Any:
-    _check_single(strength)
-
-    def add(gradient: jax.Array, leaf: jax.Array) -> jax.Array:
-        return gradient + (2 * strength).astype(leaf.dtype) * leaf
-
-    return jax.tree.map(add, gradients, params)
+def _fits(dtype: Any, wanted: Any) -> bool:
+    """Whether numbers of a dtype can become the one wanted without loss of kind."""
+    if dtype == wanted or not (isinstance(dtype, np.dtype) and isinstance(wanted, np.dtype)):
+        return dtype == wanted  # keys are of no NumPy dtype
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, wanted) == wanted
 
 
 def _check_single(*numbers: Any) -> None:

@@ -1,9 +1,8 @@
 """Numbers that change with the step: scales, temperatures and learning rates.
 
 A schedule is a function `schedule(step)` -> a float scalar; steps count from 0 and come as
-float32, so that `2 - step` is no surprise. Those below are `Partial`s whose
-numbers are leaves, so that other numbers compile nothing. Where a schedule is taken, a plain
-number stands for one that never changes.
+float32. Those below are `Partial`s whose numbers are leaves: other numbers compile nothing. Where
+a schedule is taken, a plain number means one that never changes.
 """
 
 from __future__ import annotations
@@ -29,22 +28,19 @@ from jaxnn.run.programs import program
 
 __all__ = [
     "Schedule",
-    "as_rate",
-    "as_schedule",
     "constant",
     "cosine_decay",
     "exponential_decay",
     "inverse_time_decay",
     "linear",
     "linear_warmup",
-    "values_at",
 ]
 
 Schedule = Callable[[jax.Array], jax.Array]
 
 
 def constant(value: float) -> Partial:
-    """Always `value`, above 0.
+    """Return a schedule that is always `value`, above 0.
 
     Example:
         >>> float(constant(0.5)(3))
@@ -53,28 +49,28 @@ def constant(value: float) -> Partial:
     return Partial(_constant, as_real("value", value))
 
 
-def linear(start: float, end: float, num_steps: int) -> Partial:
-    """From `start` to `end` in a straight line over `num_steps` steps, then `end`.
+def linear(init_value: float, end_value: float, transition_steps: int) -> Partial:
+    """Return a straight line from `init_value` to `end_value`, which it then keeps.
 
     Example:
         >>> float(linear(1.0, 0.5, 10)(5))
         0.75
     """
-    return _between(_linear, start, end, num_steps)
+    return _between(_linear, init_value, end_value, transition_steps)
 
 
-def exponential_decay(start: float, end: float, num_steps: int) -> Partial:
-    """From `start` to `end` by the same factor each step, `num_steps` times, then `end`.
+def exponential_decay(init_value: float, end_value: float, transition_steps: int) -> Partial:
+    """Return a change by the same factor each step, until `end_value` is reached.
 
     Example:
         >>> round(float(exponential_decay(1.0, 0.01, 10)(5)), 6)
         0.1
     """
-    return _between(_exponential, start, end, num_steps)
+    return _between(_exponential, init_value, end_value, transition_steps)
 
 
-def cosine_decay(start: float, end: float, num_steps: int) -> Partial:
-    """From `start` to `end` along half a cosine over `num_steps` steps, then `end`.
+def cosine_decay(init_value: float, end_value: float, transition_steps: int) -> Partial:
+    """Return half a cosine from `init_value` to `end_value`, which it then keeps.
 
     Reference: Loshchilov and Hutter, "SGDR", ICLR 2017, without its restarts.
 
@@ -82,21 +78,22 @@ def cosine_decay(start: float, end: float, num_steps: int) -> Partial:
         >>> float(cosine_decay(1.0, 0.5, 10)(5))
         0.75
     """
-    return _between(_cosine, start, end, num_steps)
+    return _between(_cosine, init_value, end_value, transition_steps)
 
 
-def inverse_time_decay(start: float, decay: float) -> Partial:
-    """`start / (1 + decay * step)`: the chapter's decay of a learning rate.
+def inverse_time_decay(init_value: float, decay_rate: float) -> Partial:
+    """Return `init_value / (1 + decay_rate * step)`, the decay of the course's optimizers.
 
     Example:
         >>> float(inverse_time_decay(1.0, 0.5)(2))
         0.5
     """
-    return Partial(_inverse_time, as_real("start", start), as_real("decay", decay, inclusive=True))
+    rate = as_real("decay_rate", decay_rate, inclusive=True)
+    return Partial(_inverse_time, as_real("init_value", init_value), rate)
 
 
-def linear_warmup(schedule: float | Schedule, num_steps: int) -> Partial:
-    """A schedule whose first steps rise in a straight line: times `(step + 1) / num_steps`.
+def linear_warmup(schedule: float | Schedule, warmup_steps: int) -> Partial:
+    """Return a schedule times `(step + 1) / warmup_steps` during the first steps.
 
     Reference: Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.2.
 
@@ -104,7 +101,7 @@ def linear_warmup(schedule: float | Schedule, num_steps: int) -> Partial:
         >>> [float(linear_warmup(0.5, 4)(step)) for step in (0, 1, 3, 4)]
         [0.125, 0.25, 0.5, 0.5]
     """
-    count = as_count("num_steps", num_steps, minimum=1)
+    count = as_count("warmup_steps", warmup_steps, minimum=1)
     return Partial(_warm_up, as_rate("schedule", schedule), jnp.float32(count))
 
 
@@ -139,9 +136,10 @@ def _evaluate(schedule: Partial, steps: jax.Array) -> jax.Array:
     return jax.vmap(schedule)(steps)
 
 
-def _between(shape: Callable[..., jax.Array], start: float, end: float, num_steps: int) -> Partial:
-    count = as_count("num_steps", num_steps, minimum=1)
-    return Partial(shape, as_real("start", start), as_real("end", end), jnp.float32(count))
+def _between(shape: Callable[..., jax.Array], init: float, end: float, num_steps: int) -> Partial:
+    count = as_count("transition_steps", num_steps, minimum=1)
+    ends = as_real("init_value", init), as_real("end_value", end)
+    return Partial(shape, *ends, jnp.float32(count))
 
 
 def _share(num_steps: jax.Array, step: jax.Array) -> jax.Array:
@@ -153,21 +151,21 @@ def _constant(value: jax.Array, step: jax.Array) -> jax.Array:
     return value
 
 
-def _inverse_time(start: jax.Array, decay: jax.Array, step: jax.Array) -> jax.Array:
-    return start / (1 + decay * jnp.asarray(step, jnp.float32))
+def _linear(init: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
+    return init + (end - init) * _share(num_steps, step)
+
+
+def _exponential(init: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
+    return init * (end / init) ** _share(num_steps, step)
+
+
+def _cosine(init: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
+    return end + (init - end) * (1 + jnp.cos(jnp.pi * _share(num_steps, step))) / 2
+
+
+def _inverse_time(init: jax.Array, decay_rate: jax.Array, step: jax.Array) -> jax.Array:
+    return init / (1 + decay_rate * jnp.asarray(step, jnp.float32))
 
 
 def _warm_up(schedule: Partial, num_steps: jax.Array, step: jax.Array) -> jax.Array:
     return schedule(step) * _share(num_steps, jnp.asarray(step, jnp.float32) + 1)
-
-
-def _linear(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
-    return start + (end - start) * _share(num_steps, step)
-
-
-def _exponential(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
-    return start * (end / start) ** _share(num_steps, step)
-
-
-def _cosine(start: jax.Array, end: jax.Array, num_steps: jax.Array, step: jax.Array):
-    return end + (start - end) * (1 + jnp.cos(jnp.pi * _share(num_steps, step))) / 2
