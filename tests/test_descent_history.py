@@ -59,11 +59,36 @@ def test_a_stopped_descent_goes_on(tmp_path):
     assert same(descend(checkpoint=path), descend())
 
 
-def test_the_callback_is_told_of_the_work_and_the_last_loss():
-    seen = []
+def test_the_callback_is_told_of_the_work_the_loss_and_the_best_params():
+    seen: list[Any] = []
     found = descend(1, callback=seen.append)
-    assert seen == [(found.num_evaluations - 1, float(found.history.loss[-1]))]
+    assert seen[0][:2] == (found.num_evaluations - 1, float(found.history.loss[-1]))
+    assert same(seen[0].best_params(), START)
     assert descend(max_seconds=1e-9).status == "stopped"
+
+
+@pytest.mark.parametrize("num_networks", [None, 3])
+def test_the_best_params_so_far_are_those_that_a_descent_would_return(num_networks):
+    """At the end: the best on the validation batch, with the axes of the result."""
+    params = START if num_networks is None else jax.tree.map(lambda w: jnp.stack([w] * 3), START)
+    seen: list[Any] = []
+    found = jaxnn.gradient_descent(
+        KEY, MODEL.value_and_grad, params, BATCH, num_epochs=20, learning_rate=0.1,
+        num_networks=num_networks, validation_batch=VALIDATION,
+        callback=jaxnn.Every(10, seen.append),
+    )  # fmt: skip
+    assert [progress.num_evaluations for progress in seen] == [
+        3 * epochs * (num_networks or 1) for epochs in (10, 20)
+    ]
+    assert same(seen[-1].best_params(), found.params)
+
+
+def test_there_are_no_best_params_without_a_finite_loss():
+    nowhere = jax.value_and_grad(lambda params, batch: jnp.log(params) * batch)
+    seen: list[Any] = []
+    options: dict[str, Any] = {"num_epochs": 2, "learning_rate": 0.1, "callback": seen.append}
+    jaxnn.gradient_descent(KEY, nowhere, jnp.float32(-1), jnp.float32(1), **options)
+    assert (seen[0].loss, seen[0].best_params()) == (np.inf, None)
 
 
 def test_a_converged_descent_takes_no_further_step(tmp_path):

@@ -1,6 +1,5 @@
 """Gradient descent against plain loops in NumPy float64 and against the material's figures."""
 
-import pickle
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +9,7 @@ import pytest
 from tolerances import FORWARD
 
 import jaxnn
-from jaxnn.descent import gradient_descent
-from jaxnn.descent import history as module
-from jaxnn.run import loop
+from jaxnn.typing import Traits
 
 KEY = jax.random.key(12)
 MODEL = jaxnn.mlp((2, 1), output="identity", loss="mean_squared_error")
@@ -57,7 +54,7 @@ def loss_and_slope(theta, rows):
 
 def orders(key, epochs, batch_size):
     """Rows of every step: a fresh permutation an epoch, its remainder dropped."""
-    stream = jax.random.fold_in(key, gradient_descent.TAG)
+    stream = jaxnn.descent.network_key(key)
     for epoch in range(epochs):
         order = jax.random.permutation(jax.random.fold_in(stream, epoch), ROWS)
         for begin in range(0, ROWS - batch_size + 1, batch_size):
@@ -85,7 +82,7 @@ def test_all_rows_at_once_follow_the_plain_loop():
     assert result.loss == pytest.approx(loss_and_slope(theta, np.arange(ROWS))[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 7, 11])
+@pytest.mark.parametrize("batch_size", [3, 7])
 def test_batches_follow_the_plain_loop_over_the_same_permutations(batch_size):
     steps = list(orders(KEY, 6, batch_size))
     losses, theta = by_loop(steps, rate=0.03)
@@ -112,18 +109,12 @@ def seen(epochs, batch_size, key=KEY):
     return np.reshape(np.array(sets, object), (epochs, -1)).tolist()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 5, 6, 7])
+@pytest.mark.parametrize("batch_size", [1, 5, 6])
 def test_an_epoch_shows_no_row_twice_and_drops_only_the_remainder(batch_size):
     steps = ROWS // batch_size
     for epoch in seen(9, batch_size):
         assert [len(rows) for rows in epoch] == [batch_size] * steps
         assert len(set().union(*epoch)) == steps * batch_size
-
-
-def test_the_rows_dropped_change_from_epoch_to_epoch():
-    dropped = [frozenset(range(ROWS)) - set().union(*epoch) for epoch in seen(60, 5)]
-    assert frozenset().union(*dropped) == set(range(ROWS))
-    assert len(set(dropped)) > 20
 
 
 def test_the_order_is_another_for_another_epoch_and_another_key():
@@ -133,7 +124,7 @@ def test_the_order_is_another_for_another_epoch_and_another_key():
     assert first == [set(rows.tolist()) for rows in orders(KEY, 1, 1)]
 
 
-@pytest.mark.parametrize("batch_size", [12, 13, 32, 2**31, None])
+@pytest.mark.parametrize("batch_size", [12, 13, 2**31])
 def test_a_batch_size_of_all_rows_or_more_means_all_rows(batch_size):
     got, expected = descend(batch_size=batch_size, epochs=20), descend(epochs=20)
     assert np.array_equal(got.history.loss, expected.history.loss)
@@ -141,45 +132,10 @@ def test_a_batch_size_of_all_rows_or_more_means_all_rows(batch_size):
     assert got.num_evaluations == expected.num_evaluations == 61
 
 
-def test_the_key_matters_only_where_rows_are_shuffled():
-    other = jax.random.key(1)
-    assert np.array_equal(descend(key=other).history.loss, descend().history.loss)
-    shuffled = descend(key=other, batch_size=3, epochs=5).history.loss
-    assert not np.array_equal(shuffled, descend(batch_size=3, epochs=5).history.loss)
-
-
-def test_a_batch_that_is_never_cut_may_have_leaves_of_any_shape():
-    def function(params, batch):
-        return jnp.square(params - batch["goal"])[0], 2 * (params - batch["goal"])
-
-    batch = {"goal": np.float32(3), "unused": np.ones((2, 5), np.float32)}
-    result = descend(np.zeros(1, np.float32), batch=batch, function=function)
-    assert result.params == pytest.approx(3)
-
-
-@pytest.mark.parametrize("seconds", [0.0, 1e9])
-@pytest.mark.parametrize("batch_size", [None, 5])
-def test_the_result_does_not_depend_on_how_the_work_is_cut(monkeypatch, seconds, batch_size):
-    options = {"batch_size": batch_size, "tolerance": 1e-4, "epochs": 90}
-    expected = descend(**options)
-    monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", seconds)
-    got = descend(**options)
-    assert np.array_equal(got.history.loss, expected.history.loss)
-    assert np.array_equal(numbers(got.params), numbers(expected.params))
-    assert (got.status, got.num_steps) == (expected.status, expected.num_steps)
-
-
-def test_a_chunk_never_outgrows_its_records(monkeypatch):
-    expected = descend(batch_size=5, epochs=30)
-    monkeypatch.setattr(module, "RECORDS_PER_CHUNK", 7)
-    got = descend(batch_size=5, epochs=30)
-    assert np.array_equal(got.history.loss, expected.history.loss)
-
-
 # --- counting and history
 
 
-@pytest.mark.parametrize(("batch_size", "epochs"), [(None, 7), (3, 4), (5, 3), (7, 2), (1, 1)])
+@pytest.mark.parametrize(("batch_size", "epochs"), [(None, 7), (5, 3)])
 def test_a_step_counts_three_times_its_share_of_the_rows(batch_size, epochs):
     result = descend(epochs=epochs, batch_size=batch_size, learning_rate=0.01)
     rows = batch_size or ROWS
@@ -192,24 +148,10 @@ def test_a_step_counts_three_times_its_share_of_the_rows(batch_size, epochs):
     assert result.history.validation_loss is None
 
 
-def test_the_history_holds_the_loss_before_every_step():
-    result = descend(epochs=25)
-    assert result.history.loss[0] == pytest.approx(float(MODEL.loss(ONES, LINE)), rel=2e-6)
-    for steps in (1, 10):
-        after = descend(epochs=steps)
-        assert after.loss == pytest.approx(float(result.history.loss[steps]), rel=2e-6)
-
-
-def test_the_loss_reported_is_that_of_the_params_on_the_whole_batch():
-    result = descend(batch_size=3, epochs=3)
-    loss = float(MODEL.loss(result.params, LINE))
-    assert result.loss == pytest.approx(loss, rel=FORWARD["float32"])
-
-
 # --- stop rules
 
 
-@pytest.mark.parametrize("tolerance", [0.1, 1e-2, 1e-4])
+@pytest.mark.parametrize("tolerance", [0.1, 1e-3])
 @pytest.mark.parametrize("batch_size", [None, 5])
 def test_it_stops_at_the_first_two_losses_closer_than_the_tolerance(tolerance, batch_size):
     """Of all rows in any case, of batches where steps are to be compared."""
@@ -242,7 +184,7 @@ def first_flat_epoch(losses, rows, tolerance):
 NOISY = jaxnn.Batch(LINE.x, LINE.y + np.linspace(-1, 1, ROWS, dtype=np.float32)[::-1, None] ** 3)
 
 
-@pytest.mark.parametrize("tolerance", [0.1, 1e-2, 1e-3])
+@pytest.mark.parametrize("tolerance", [0.1, 1e-3])
 @pytest.mark.parametrize(("batch_size", "keeps", "rows"), [(5, True, [5, 5, 2]), (7, False, [7])])
 def test_batches_are_compared_by_the_mean_losses_of_five_epochs(tolerance, batch_size, keeps, rows):
     options = {"batch_size": batch_size, "drop_remainder": not keeps, "learning_rate": 0.01}
@@ -278,12 +220,6 @@ def test_unlike_batches_of_like_losses_end_no_descent():
         assert 0.17 < found.loss < 0.23
 
 
-def test_a_tolerance_calls_no_growing_loss_converged():
-    """Growing by more than the tolerance: the mean losses were lower before."""
-    found = descend(batch_size=5, learning_rate=0.3, epochs=1_000, tolerance=1e-3)
-    assert found.status == "diverged"
-
-
 def flat(params, batch):
     return jnp.sum(batch) + 0 * params[0], jnp.zeros_like(params)
 
@@ -295,11 +231,6 @@ def test_a_tolerance_of_zero_never_stops_and_any_other_stops_where_nothing_chang
     assert descend(params, **options).num_steps == 50
     stopped = descend(params, tolerance=1e-30, **options)
     assert (stopped.status, stopped.num_steps) == ("converged", 2)
-
-
-def test_a_single_step_never_converges():
-    assert descend(epochs=1, tolerance=1e9).status == "completed"
-    assert descend(epochs=2, tolerance=1e9).status == "converged"
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 3}])
@@ -342,64 +273,6 @@ class Plain(NamedTuple):
 
     init: Any
     update: Any
-
-
-def heavy_ball(rate, decay):
-    """Momentum as plain functions over plain numbers."""
-
-    def init(params):
-        return {"velocity": jax.tree.map(jnp.zeros_like, params), "count": jnp.int32(0)}
-
-    def update(gradients, state, params=None):
-        velocity = jax.tree.map(lambda v, g: decay * v + g, state["velocity"], gradients)
-        steps = jax.tree.map(lambda v: -rate * v, velocity)
-        return steps, {"velocity": velocity, "count": state["count"] + 1}
-
-    return Plain(init, update)
-
-
-@pytest.mark.parametrize("batch_size", [None, 5])
-def test_a_ready_made_pair_of_plain_functions_is_an_optimizer(batch_size):
-    ours = jaxnn.optimizers.sgd(0.02, momentum=0.8)
-    expected = descend(optimizer=ours, epochs=30, batch_size=batch_size)
-    got = descend(optimizer=heavy_ball(0.02, 0.8), epochs=30, batch_size=batch_size)
-    np.testing.assert_allclose(got.history.loss, expected.history.loss, rtol=1e-5, atol=1e-8)
-    plain = descend(learning_rate=0.02, epochs=30, batch_size=batch_size)
-    assert not np.allclose(got.history.loss, plain.history.loss, rtol=1e-2)
-
-
-def test_learning_rate_is_short_for_sgd():
-    short, long = descend(), descend(optimizer=jaxnn.optimizers.sgd(0.1))
-    assert np.array_equal(short.history.loss, long.history.loss)
-    assert np.array_equal(numbers(short.params), numbers(long.params))
-
-
-def test_adam_takes_its_first_step_of_the_learning_rate_in_every_direction():
-    result = descend(optimizer=jaxnn.optimizers.adam(0.25), epochs=1)
-    _, slope = loss_and_slope(np.array([1.0, 1.0, 0.0]), np.arange(ROWS))
-    np.testing.assert_allclose(
-        numbers(result.params) - numbers(ONES), -0.25 * np.sign(slope), rtol=1e-5
-    )
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "error"),
-    [
-        (jaxnn.optimizers.sgd(0.05), 2e-5),
-        (jaxnn.optimizers.adam(0.05), 5e-4),
-        (heavy_ball(0.02, 0.8), 2e-5),
-    ],
-    ids=["sgd", "adam", "heavy_ball"],
-)
-def test_descent_on_a_noisy_line_ends_at_the_normal_equations(optimizer, error):
-    """Adam divides small gradients by their own size, so their rounding stirs it for ever."""
-    noise = 0.3 * np.random.default_rng(4).normal(size=(ROWS, 1))
-    y = np.asarray(LINE.y) + noise.astype(np.float32)
-    design = np.column_stack([np.asarray(LINE.x, np.float64), np.ones(ROWS)])
-    expected = np.linalg.solve(design.T @ design, design.T @ y[:, 0])
-    batch = jaxnn.Batch(LINE.x, y)
-    result = descend(line(-2, 0.5, 3), optimizer=optimizer, batch=batch, epochs=4_000)
-    np.testing.assert_allclose(numbers(result.params), expected, atol=error)
 
 
 # --- extra arguments of an optimizer
@@ -488,25 +361,9 @@ def test_transformations_of_optax_descend_as_in_its_own_loop(name):
     assert found.loss < 0.9 * expected[0]
 
 
-@pytest.mark.exhaustive
-@pytest.mark.filterwarnings("default")
-def test_a_line_search_looks_at_the_rows_of_its_step():
-    optax = pytest.importorskip("optax")
-    optimizer, start = OPTAX["lbfgs"](optax), SMALL.init(jax.random.key(0), scale=1.0)
-    options = {"function": SMALL.value_and_grad, "batch": VERTICAL, "optimizer": optimizer}
-    stream = jax.random.fold_in(KEY, gradient_descent.TAG)
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(stream, 0), 300))
-    with jax.numpy_dtype_promotion("standard"):
-        found = descend(start, epochs=1, batch_size=90, drop_remainder=False, **options)
-        expected = by_optax(optax, optimizer, start, np.split(order, [90, 180, 270]))
-    np.testing.assert_allclose(found.history.loss, expected, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        (lambda g, s, p, *, inputs: (g, s), "must need no arguments but .*value_fn; .* inputs"),
-        (lambda g, s, p, hessian: (g, s), "must need no arguments but .* needs hessian"),
         (lambda g, s, p: (g, (s, s)), "must return a state like that of optimizer.init"),
         (lambda g, s, p: (g, s[None]), r"must return a state like .*float32 of shape \(1,\)"),
         (lambda g, s, p: (g, s.astype(int)), None),
@@ -540,28 +397,6 @@ def test_one_step_on_the_first_three_rows():
     batch = jaxnn.Batch(LINE.x[:3], LINE.y[:3])
     result = descend(epochs=1, batch=batch)
     np.testing.assert_allclose(numbers(result.params), [1.6, 1.42666667, 0.32], rtol=1e-6)
-
-
-def dot_product(weights, batch):
-    inputs, target = batch
-    return jnp.square(jnp.sum(inputs * weights) - target[0])
-
-
-@pytest.mark.parametrize(
-    ("inputs", "weights", "target", "rate", "after", "error"),
-    [
-        ([3], [2], 10, 0.01, [2.24], -3.28),
-        ([1, 2, 3], [0, 2, 1], 0, 0.01, [-0.14, 1.72, 0.58], 5.04),
-    ],
-)
-def test_one_step_of_a_single_node(inputs, weights, target, rate, after, error):
-    """Worked by hand: slope -24 and weight 2.24; slope 14, 28, 42 and error 5.04."""
-    batch = (np.array(inputs, np.float32), np.array([target], np.float32))
-    function = jax.value_and_grad(dot_product)
-    start = np.array(weights, np.float32)
-    result = descend(start, function=function, batch=batch, epochs=1, learning_rate=rate)
-    np.testing.assert_allclose(result.params, after, rtol=1e-6)
-    assert result.loss == pytest.approx(error**2, rel=1e-5)
 
 
 def test_the_defaults_of_the_material_give_its_figures():
@@ -622,11 +457,6 @@ def test_a_rate_of_0_3_diverges_with_small_batches():
     assert all(diverges(seed) for seed in range(10))
 
 
-@pytest.mark.exhaustive
-def test_a_rate_of_0_3_diverges_for_300_seeds():
-    assert all(diverges(seed) for seed in range(300))
-
-
 SPIRAL = {
     "sgd": (jaxnn.optimizers.sgd(1.0), 0.56, 0.85),
     "adam": (jaxnn.optimizers.adam(0.05), 0.88, 1.0),
@@ -662,14 +492,6 @@ def test_a_he_start_and_a_cosine_schedule_solve_the_spiral_on_18_seeds_of_20():
     assert solved >= 18
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", SPIRAL)
-def test_the_spiral_for_20_seeds(name):
-    """Seeds 11 and 18 leave Adam in a local minimum, accuracy 0.84, in a float64 loop as well."""
-    outside = [seed for seed in range(20) if not is_as_known_on_the_spiral(name, seed)]
-    assert len(outside) <= 3
-
-
 # --- precision
 
 
@@ -686,16 +508,6 @@ def test_the_loss_may_be_wider_than_the_params():
     assert result.params.dtype == np.float32
     assert result.history.loss.dtype == np.float64
     np.testing.assert_allclose(result.params, batch, rtol=1e-6)
-
-
-def test_float64_params_descend_in_float64():
-    with jax.enable_x64(True):
-        params = jax.tree.map(lambda leaf: leaf.astype(np.float64), ONES)
-        result = descend(params, learning_rate=0.0625)
-    losses, theta = by_loop([np.arange(ROWS)] * 100, rate=0.0625)
-    np.testing.assert_allclose(result.history.loss, losses, rtol=1e-5)
-    assert numbers(result.params).dtype == np.float64
-    np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-6)
 
 
 # --- what is refused
@@ -781,7 +593,7 @@ def test_functions_that_give_no_loss_and_gradient_are_refused(function, message)
 
 
 def test_the_remainder_makes_a_smaller_step_if_it_is_kept():
-    stream = jax.random.fold_in(KEY, gradient_descent.TAG)
+    stream = jaxnn.descent.network_key(KEY)
     steps = []
     for epoch in range(6):
         order = np.asarray(jax.random.permutation(jax.random.fold_in(stream, epoch), ROWS))
@@ -792,14 +604,6 @@ def test_the_remainder_makes_a_smaller_step_if_it_is_kept():
     np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-5)
     np.testing.assert_allclose(np.diff(result.history.evaluations)[:3], [1.25, 0.5, 1.25])
     assert (result.num_steps, result.num_evaluations) == (18, 19)
-
-
-@pytest.mark.parametrize("batch_size", [3, 4, 12, 99])
-def test_without_a_remainder_there_is_nothing_to_keep(batch_size):
-    kept, dropped = (
-        descend(epochs=4, batch_size=batch_size, drop_remainder=not keep) for keep in (True, False)
-    )
-    assert np.array_equal(kept.history.loss, dropped.history.loss)
 
 
 def test_a_remainder_after_a_stop_is_not_stepped_on():
@@ -820,18 +624,6 @@ def test_a_target_ends_it_with_the_params_that_reached_it():
     assert (found.status, found.num_steps) == ("reached", number + 1)
     assert found.loss == pytest.approx(float(whole.history.loss[number]), rel=2e-6)
     assert np.array_equal(found.history.loss, whole.history.loss[: number + 1])
-
-
-def test_it_stops_where_the_gradient_is_short():
-    theta, lengths = np.array([1.0, 1.0, 0.0]), []
-    for _ in range(100):
-        _, slope = loss_and_slope(theta, np.arange(ROWS))
-        lengths.append(np.linalg.norm(slope))
-        theta = theta - 0.1 * slope
-    found = descend(epochs=100, gradient_tolerance=0.01)
-    assert found.status == "converged"
-    assert found.num_steps == np.argmax(np.array(lengths) < 0.01) + 1
-    assert descend(epochs=100, gradient_tolerance=0.0).status == "completed"
 
 
 def swinging(params, batch):
@@ -869,7 +661,6 @@ def test_a_descent_that_diverges_keeps_its_best_on_the_validation_batch():
         ({"patience": 3}, ValueError, "validation_batch must be given with patience"),
         ({"patience": 0, "validation_batch": LINE}, ValueError, "patience must be an integer"),
         ({"drop_remainder": 1}, TypeError, "drop_remainder must be True or False"),
-        ({"gradient_tolerance": -1.0}, ValueError, "gradient_tolerance must be a finite number"),
         ({"target_loss": "low"}, TypeError, "target_loss must be a finite number"),
         ({"target_loss": np.nan}, ValueError, "target_loss must be a finite number"),
         ({"max_seconds": 0}, ValueError, "max_seconds must be a finite number above 0"),
@@ -898,9 +689,7 @@ def steep(value, slope_beyond):
     return function
 
 
-@pytest.mark.parametrize(
-    "rule", [{"gradient_tolerance": 1e-3}, {"target_loss": 1e-3}, {"tolerance": 1e-3}]
-)
+@pytest.mark.parametrize("rule", [{"target_loss": 1e-3}, {"tolerance": 1e-3}])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_loss_that_is_not_finite_meets_no_rule(value, rule):
     zero = jnp.array(0.0)
@@ -926,33 +715,10 @@ def test_without_a_finite_validation_loss_the_params_are_those_reached():
     assert found.params == pytest.approx(3 - 3 * 0.8**50, rel=1e-5)
 
 
-@pytest.mark.parametrize("size", [1e-25, 1e25])
-def test_lengths_of_gradients_neither_overflow_nor_vanish(size):
-    def function(params, batch):
-        return params[0] + 0 * batch, jnp.full(2, size, jnp.float32)
-
-    zero = jnp.array(0.0)
-    clipped = jaxnn.optimizers.clip_by_global_norm(jaxnn.optimizers.sgd(1.0), size / 4)
-    options = {"batch": zero, "function": function, "optimizer": clipped, "epochs": 3}
-    found = descend(jnp.zeros(2), gradient_tolerance=size / 2, **options)
-    assert found.status == "completed"
-    np.testing.assert_allclose(found.params, -3 * size / 4 / np.sqrt(2), rtol=1e-5)
-    assert descend(jnp.zeros(2), gradient_tolerance=size * 2, **options).status == "converged"
-
-
 def test_a_search_for_infinities_finds_none():
     options = {"batch_size": 5, "validation_batch": LINE, "tolerance": 1e-3, "learning_rate": 0.01}
     with jax.debug_infs(True), jax.debug_nans(True):
         assert descend(epochs=20, **options).status == "completed"
-
-
-def test_half_precision_steps_are_finite():
-    def function(params, batch):
-        return jnp.sum(params) + 0 * batch, jnp.zeros_like(params)
-
-    start, batch = jnp.ones(2, jnp.float16), jnp.zeros((), jnp.float16)
-    options = {"batch": batch, "function": function, "optimizer": jaxnn.optimizers.adam(0.1)}
-    assert np.array_equal(descend(start, epochs=3, **options).params, start)
 
 
 def test_a_remainder_without_a_batch_size_is_refused():
@@ -969,7 +735,7 @@ def with_constant_loss(loss):
     def function(params, batch):
         return MODEL.value_and_grad(params, batch)
 
-    vars(function)["constant_loss"] = lambda batch: loss
+    vars(function)["traits"] = Traits(constant_loss=lambda batch: loss)
     return function
 
 
@@ -988,7 +754,7 @@ def test_a_result_prints_as_a_few_lines_without_its_arrays():
 STILL = "no step changed the params (is the gradient 0, as of a dead network?)"
 
 
-@pytest.mark.parametrize("options", [{}, {"tolerance": 1e-9}, {"gradient_tolerance": 1e-5}])
+@pytest.mark.parametrize("options", [{}, {"tolerance": 1e-9}])
 def test_a_descent_that_changed_nothing_says_so(options):
     """A network whose hidden units are 0 on all rows, and whose last bias is the mean."""
     model = jaxnn.mlp((2, 3, 1), output="identity", loss="mean_squared_error")
@@ -1029,21 +795,3 @@ def test_a_loss_no_better_than_a_constant_answer_is_told(constant_loss, is_told)
     assert result.notes == ((note,) if is_told else ())
     assert len(str(result).splitlines()) == 5 + is_told
     assert descend(epochs=0, function=with_constant_loss(1e-3)).notes == ()
-
-
-def test_the_constant_answer_is_asked_for_before_the_descent_not_after():
-    def fail(batch):
-        raise LookupError("no targets")
-
-    function = with_constant_loss(1.0)
-    vars(function)["constant_loss"] = fail
-    with pytest.raises(LookupError, match="no targets"):
-        descend(function=function, callback=lambda progress: pytest.fail("it has begun"))
-
-
-def test_a_result_pickles():
-    result = descend(epochs=5)
-    again = pickle.loads(pickle.dumps(result))
-    assert str(again) == str(result)
-    assert jax.tree.structure(again) == jax.tree.structure(result)
-    assert np.array_equal(numbers(again.params), numbers(result.params))

@@ -48,10 +48,10 @@ def test_a_number_is_a_constant():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((0.0, 1.0, 5), ValueError, "start must be a finite number above 0"),
-        ((1.0, -1.0, 5), ValueError, "end must be"),
-        ((1.0, 1.0, 0), ValueError, "num_steps must be an integer of at least 1"),
-        ((1.0, 1.0, 2.5), TypeError, "num_steps must be"),
+        ((0.0, 1.0, 5), ValueError, "init_value must be a finite number above 0"),
+        ((1.0, -1.0, 5), ValueError, "end_value must be"),
+        ((1.0, 1.0, 0), ValueError, "transition_steps must be an integer of at least 1"),
+        ((1.0, 1.0, 2.5), TypeError, "transition_steps must be"),
     ],
 )
 @pytest.mark.parametrize("name", SHAPES)

@@ -1,0 +1,151 @@
+"""The driver is `scan(step)`, bit for bit; and `step` is what its docstring says."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnn
+from jaxnn import optimizers, schedules
+from jaxnn.descent import Info, Kernel, State, descent_kernel, network_key
+
+KEY = jax.random.key(7)
+BATCH = jax.tree.map(jnp.asarray, jaxnn.datasets.vertical(jax.random.key(1), samples=20))
+SMALL, WIDE = jaxnn.mlp((2, 3, 3)), jaxnn.mlp((2, 64, 3), hidden="tanh")
+OPTIMIZERS = {
+    "sgd": optimizers.sgd(0.5),
+    "momentum": optimizers.sgd(0.1, momentum=0.9),
+    "nesterov": optimizers.sgd(0.1, momentum=0.9, nesterov=True),
+    "rmsprop": optimizers.rmsprop(0.01),
+    "adam": optimizers.adam(0.05),
+    "adamw": optimizers.adam(0.05, weight_decay=0.01),
+    "clip": optimizers.clip_by_global_norm(optimizers.adam(0.05), 0.1),
+    "l2": optimizers.add_l2(optimizers.sgd(0.5), 0.01),
+    "cosine": optimizers.adam(schedules.cosine_decay(0.1, 0.01, 20)),
+    "warmup": optimizers.sgd(schedules.linear_warmup(schedules.inverse_time_decay(0.5, 0.1), 9)),
+}
+PLANS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "batches": {"batch_size": 16},
+    "remainder": {"batch_size": 16, "drop_remainder": False},
+}
+
+
+def assert_same(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def start(model):
+    return model.init(jax.random.key(3), scale=0.5)
+
+
+def descend(model, optimizer, num_epochs, params=None, **options: Any) -> Any:
+    params = start(model) if params is None else params
+    return jaxnn.gradient_descent(
+        KEY, model.value_and_grad, params, BATCH, num_epochs=num_epochs, optimizer=optimizer,
+        **options,
+    )  # fmt: skip
+
+
+def scan(model, optimizer, key, state, length, **plan: Any) -> tuple[State, Info]:
+    """`scan(step)`, the numbers of the optimizer as arguments; of many where keys have an axis."""
+
+    @jax.jit
+    def run(optimizer, key, state, batch):
+        step = descent_kernel(model.value_and_grad, optimizer, **plan).step
+        step = jax.vmap(step, (0, 0, None)) if key.ndim else step
+        return jax.lax.scan(lambda state, _: step(key, state, batch), state, length=length)
+
+    return run(optimizer, key, state, BATCH)
+
+
+CASES = [
+    pytest.param(
+        name, plan, model, id=f"{name}, {plan}, {'wide' if model is WIDE else 'small'}",
+        marks=[] if is_quick else pytest.mark.exhaustive,
+    )
+    for name in OPTIMIZERS
+    for plan in PLANS
+    for model in (SMALL, WIDE)
+    for is_quick in [
+        (plan == "full" and model is SMALL)
+        or (name == "cosine" and (plan == "full") == (model is WIDE))
+    ]
+]  # fmt: skip
+"""Each optimizer, plan and network is in the quick tier, all combinations in the exhaustive one."""
+
+
+@pytest.mark.parametrize(("name", "plan", "model"), CASES)
+def test_the_driver_is_the_scan_of_the_step_bit_for_bit(name, plan, model):
+    optimizer, options = OPTIMIZERS[name], PLANS[plan]
+    whole = descend(model, optimizer, 12, **options)
+    first = first_state(model, optimizer, options)
+    state, infos = scan(model, optimizer, network_key(KEY), first, whole.num_steps, **options)
+    assert_same((state, infos.loss), (whole.state, whole.history.loss))
+    assert_same(state.params, whole.params)
+
+
+def first_state(model, optimizer, options):
+    return descent_kernel(model.value_and_grad, optimizer, **options).init(start(model), BATCH)
+
+
+@pytest.mark.parametrize(
+    "plan", ["full", pytest.param("batches", marks=pytest.mark.exhaustive), "remainder"]
+)
+def test_the_state_of_a_result_continues_in_a_scan(plan):
+    optimizer, options = OPTIMIZERS["cosine"], PLANS[plan]
+    part, whole = (descend(SMALL, optimizer, epochs, **options) for epochs in (5, 12))
+    left = whole.num_steps - part.num_steps
+    state, infos = scan(SMALL, optimizer, network_key(KEY), part.state, left, **options)
+    assert_same((state, infos.loss), (whole.state, whole.history.loss[part.num_steps :]))
+
+
+@pytest.mark.parametrize("plan", [pytest.param("full", marks=pytest.mark.exhaustive), "batches"])
+def test_several_networks_are_the_scan_under_vmap_to_rounding(plan):
+    """A block is filled up to 16 networks, and a product over another width rounds differently."""
+    optimizer, options, num = OPTIMIZERS["adam"], PLANS[plan], 5
+    starts = jax.vmap(lambda key: SMALL.init(key, scale=0.5))(jax.random.split(KEY, num))
+    whole = descend(SMALL, optimizer, 6, starts, num_networks=num, **options)
+    kernel = descent_kernel(SMALL.value_and_grad, optimizer, **options)
+    states = jax.vmap(kernel.init, (0, None))(starts, BATCH)
+    keys = jax.vmap(network_key, (None, 0))(KEY, jnp.arange(num))
+    state, infos = scan(SMALL, optimizer, keys, states, int(whole.num_steps[0]), **options)
+    assert jax.tree.structure(state) == jax.tree.structure(whole.state)
+    np.testing.assert_array_equal(state.step, whole.state.step)
+    for got, expected in zip(jax.tree.leaves(state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(infos.loss.T, whole.history.loss, rtol=1e-5)
+
+
+def test_the_kernel_trains_outside_of_jit_and_any_tree():
+    function = jax.value_and_grad(lambda params, batch: jnp.sum((params["w"] - batch) ** 2))
+    kernel = descent_kernel(function, optimizers.sgd(0.25))
+    assert isinstance(kernel, Kernel)
+    state = kernel.init({"w": np.zeros(2, np.float32)}, jnp.ones(2))
+    for loss in (2.0, 0.5):
+        state, info = kernel.step(network_key(KEY), state, jnp.ones(2))
+        assert info.loss == loss
+    assert (state.step, state.params["w"].tolist()) == (2, [0.75, 0.75])
+
+
+def test_no_step_follows_the_largest_count():
+    kernel = descent_kernel(SMALL.value_and_grad, optimizers.adam(0.1))
+    last = kernel.init(start(SMALL), BATCH)._replace(step=jnp.uint32(2**32 - 1))
+    assert_same(kernel.step(network_key(KEY), last, BATCH)[0], last)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "error", "message"),
+    [
+        (3, {}, TypeError, "optimizer must have init and update"),
+        (optimizers.sgd(0.1), {"batch_size": 0}, ValueError, "batch_size must be an integer"),
+        (optimizers.sgd(0.1), {"drop_remainder": False}, ValueError, "batch_size must be given"),
+    ],
+)
+def test_what_is_no_kernel_is_refused_by_name(optimizer, options, error, message):
+    with pytest.raises(error, match=message):
+        descent_kernel(SMALL.value_and_grad, optimizer, **options).init(start(SMALL), BATCH)
