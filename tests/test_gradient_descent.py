@@ -365,17 +365,13 @@ def test_transformations_of_optax_descend_as_in_its_own_loop(name):
     ("update", "message"),
     [
         (lambda g, s, p: (g, (s, s)), "must return a state like that of optimizer.init"),
-        (lambda g, s, p: (g, s[None]), r"must return a state like .*float32 of shape \(1,\)"),
-        (lambda g, s, p: (g, s.astype(int)), None),
-        (lambda g, s, p: (g, s.astype(complex)), "must return a state like .* got complex64"),
+        (lambda g, s, p: (g, s[None]), r"must return a state like .* got .*shape=\(1,\)"),
+        (lambda g, s, p: (g, s.astype(int)), "must return a state like .* got .*dtype=int32"),
     ],
 )
 def test_updates_that_cannot_run_are_refused_by_name(update, message):
     with jax.numpy_dtype_promotion("standard"):
         optimizer = Plain(lambda params: jnp.float32(0), update)
-        if message is None:
-            descend(optimizer=optimizer, epochs=1)
-            return
         with pytest.raises(TypeError, match=f"optimizer.update {message}"):
             descend(optimizer=optimizer)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
+from jaxnn.descent import kernel, replicas
 from jaxnn.descent.history import (
     EVALUATIONS_PER_GRADIENT,
     Blocks,
@@ -26,64 +27,13 @@ from jaxnn.descent.history import (
     num_steps,
     run_descent,
 )
-from jaxnn.descent.kernel import (
-    CONVERGED,
-    DIVERGED,
-    REACHED,
-    BatchPlan,
-    Rules,
-    State,
-    as_plan,
-    finalize,
-    init,
-    network_key,
-    run_epochs,
-    update_of,
-)
-from jaxnn.descent.replicas import (
-    Networks,
-    join,
-    numbers,
-    per_network,
-    place,
-    run_blocks,
-    split,
-)
-from jaxnn.optim.optimizers import (
-    EXTRA_ARGUMENTS,
-    Each,
-    Optimizer,
-    check_optimizer,
-    check_results,
-    each,
-    sgd,
-)
+from jaxnn.descent.kernel import BatchPlan, Rules, State
+from jaxnn.descent.replicas import Networks
+from jaxnn.optim.optimizers import Each, Optimizer, check_optimizer, check_update, each, sgd
 from jaxnn.optim.schedules import Schedule
+from jaxnn.run import checks, loop
 from jaxnn.run.checkpoint import Checkpoint, check_saveable
-from jaxnn.run.checks import (
-    as_batch,
-    as_choice,
-    as_count,
-    as_devices,
-    as_flag,
-    as_key,
-    as_params,
-    as_partial,
-    as_real,
-    check_concrete,
-    check_value_and_grad,
-    shapes_of,
-)
 from jaxnn.run.fingerprint import as_metadata, fingerprint, run_metadata
-from jaxnn.run.loop import (
-    Callback,
-    Every,
-    as_limits,
-    as_target,
-    summary,
-    told,
-    watch_interrupts,
-)
 from jaxnn.run.programs import own_settings
 from jaxnn.typing import PyTree, Status, ValueAndGradFn, traits_of
 
@@ -147,7 +97,9 @@ class GradientDescentResult(NamedTuple):
         networks = f" of {len(self.loss):,} networks" if np.ndim(self.loss) else ""
         steps = {"steps": f"{np.sum(self.num_steps):,}"}
         measured = self.status, self.loss, self.num_evaluations
-        return summary(f"gradient descent{networks}", *measured, details=steps, notes=self.notes)
+        return loop.summary(
+            f"gradient descent{networks}", *measured, details=steps, notes=self.notes
+        )
 
 
 def gradient_descent(
@@ -168,7 +120,7 @@ def gradient_descent(
     validation_batch: PyTree = None,
     patience: int | None = None,
     max_seconds: float | None = None,
-    callback: Callback | Every | None = None,
+    callback: loop.Callback | loop.Every | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Any] | None = None,
     progress: bool = False,
@@ -242,43 +194,60 @@ def gradient_descent(
         >>> trained.params.round(4)
         Array([1., 1.], dtype=float32)
     """
-    key = as_key("key", key)
-    limits = as_limits(max_seconds, callback, progress)
-    params = as_params(params)
+    key = checks.as_key("key", key)
+    limits = loop.as_limits(max_seconds, callback, progress)
+    params = checks.as_params(params)
     networks = _as_networks(num_networks, devices, params)
     one = networks.first(params)
     chosen = _as_optimizer(learning_rate, optimizer, networks)
-    batch = as_batch(batch, one, value_and_grad_fn)
-    function = as_partial("value_and_grad_fn", value_and_grad_fn)
-    loss_dtype = check_value_and_grad(function, one, batch)
-    _check_update(networks.first(chosen), function, one, batch, loss_dtype)
+    batch = checks.as_batch(batch, one, value_and_grad_fn)
+    function = checks.as_partial("value_and_grad_fn", value_and_grad_fn)
+    loss_dtype = checks.check_value_and_grad(function, one, batch)
+    update = Partial(kernel.update_of, networks.first(chosen).update, function)
+    loss = jax.ShapeDtypeStruct((), loss_dtype)
+    check_update(networks.first(chosen), update, one, (batch, loss))
     constant_loss = traits_of(value_and_grad_fn).constant_loss(batch)
     constant_loss = None if constant_loss is None else float(constant_loss)
-    plan = as_plan(batch, batch_size, as_flag("drop_remainder", drop_remainder))
-    num_epochs = as_count("num_epochs", num_epochs, 0, (2**32 - 1) // plan.steps_per_epoch)
-    check_concrete("tolerance", tolerance)
-    least_change = as_real("tolerance", tolerance, inclusive=True)
-    unit = as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
+    plan = kernel.as_plan(batch, batch_size, checks.as_flag("drop_remainder", drop_remainder))
+    num_epochs = checks.as_count("num_epochs", num_epochs, 0, (2**32 - 1) // plan.steps_per_epoch)
+    checks.check_concrete("tolerance", tolerance)
+    least_change = checks.as_real("tolerance", tolerance, inclusive=True)
+    unit = checks.as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
     by_step = unit == "step" or plan.batch_size is None
     rules = Rules(
         tolerance=least_change if by_step else None,
         epoch_tolerance=None if by_step else least_change,
-        target_loss=None if target_loss is None else np.asarray(as_target(target_loss, loss_dtype)),
-        validation_batch=_as_validation(validation_batch, one, value_and_grad_fn, function),
-        patience=_as_patience(patience, validation_batch),
+        target_loss=None
+        if target_loss is None
+        else np.asarray(loop.as_target(target_loss, loss_dtype)),
     )
-    with own_settings(), watch_interrupts() as is_interrupted:
-        start = partial(init, rules, loss_dtype=loss_dtype)
-        keys = network_key(key)
+    if validation_batch is not None:
+        try:
+            validation_batch = checks.as_batch(validation_batch, one, value_and_grad_fn)
+            checks.check_value_and_grad(function, one, validation_batch)
+        except Exception as error:
+            error.add_note("This came from validation_batch.")
+            raise
+        rules = rules._replace(validation_batch=validation_batch)
+    if patience is not None:
+        if validation_batch is None:
+            raise ValueError("validation_batch must be given with patience; got None")
+        patience = checks.as_count("patience", patience, 1, 2**32 - 1)
+        rules = rules._replace(patience=np.uint32(patience))
+    with own_settings(), loop.watch_interrupts() as is_interrupted:
+        start = partial(kernel.init, rules, loss_dtype=loss_dtype)
+        keys = kernel.network_key(key)
         if networks.count is not None:
             start = jax.vmap(start)
-            keys = jax.vmap(network_key, (None, 0))(key, jnp.arange(networks.count))
-        fixed = place((function, batch, rules), (chosen, keys), networks)
-        blocks = tuple(split(start(chosen, params), networks))
+            keys = jax.vmap(kernel.network_key, (None, 0))(key, jnp.arange(networks.count))
+        fixed = replicas.place((function, batch, rules), (chosen, keys), networks)
+        blocks = tuple(replicas.split(start(chosen, params), networks))
 
         def advance(blocks: Blocks, *epochs: np.uint32, capacity: int) -> list[Any]:
             arguments = [(*own, run, *epochs) for own, run in zip(fixed, blocks, strict=True)]
-            return run_blocks(run_epochs, arguments, networks, plan=plan, capacity=capacity)
+            return replicas.run_blocks(
+                kernel.run_epochs, arguments, networks, plan=plan, capacity=capacity
+            )
 
         saved = None
         if checkpoint is not None:
@@ -290,10 +259,10 @@ def gradient_descent(
             advance, blocks, num_epochs, plan, networks, limits, saved
         )
         ends = [(*own[:2], run) for own, run in zip(fixed, blocks, strict=True)]
-        ends = run_blocks(finalize, ends, networks)
+        ends = replicas.run_blocks(kernel.finalize, ends, networks)
         result = _result(ends, blocks, history, status, plan, networks)
         notes = _notes(result, params, constant_loss)
-        return told(result._replace(notes=notes), is_interrupted)
+        return loop.told(result._replace(notes=notes), is_interrupted)
 
 
 def _as_networks(
@@ -304,14 +273,14 @@ def _as_networks(
         if devices is not None:
             raise ValueError("num_networks must be given with devices; got None")
         return Networks()
-    count = as_count("num_networks", num_networks, 1, 2**31 - 1)
+    count = checks.as_count("num_networks", num_networks, 1, 2**31 - 1)
     for path, leaf in tree_leaves_with_path(params):
         if leaf.shape[:1] != (count,):
             raise ValueError(
                 f"params must have a first axis of num_networks = {count} in every leaf; "
                 f"got shape {leaf.shape} at params{keystr(path)}"
             )
-    return Networks(count, tuple(as_devices(devices)))
+    return Networks(count, tuple(checks.as_devices(devices)))
 
 
 def _as_optimizer(
@@ -322,7 +291,7 @@ def _as_optimizer(
         given = "neither" if optimizer is None else "both"
         raise ValueError(f"give either learning_rate or optimizer; got {given}")
     if optimizer is None:
-        check_concrete("learning_rate", learning_rate)
+        checks.check_concrete("learning_rate", learning_rate)
         if networks.count is not None and np.ndim(learning_rate):
             if np.shape(learning_rate) != (networks.count,):
                 raise ValueError(
@@ -334,9 +303,9 @@ def _as_optimizer(
             optimizer = sgd(learning_rate)
     if not isinstance(optimizer, Each):
         check_optimizer(optimizer)
-        functions = as_partial("optimizer.init", optimizer.init), optimizer.update
-        optimizer = Optimizer(functions[0], as_partial("optimizer.update", functions[1]))
-        return per_network(optimizer, networks)
+        functions = checks.as_partial("optimizer.init", optimizer.init), optimizer.update
+        optimizer = Optimizer(functions[0], checks.as_partial("optimizer.update", functions[1]))
+        return replicas.per_network(optimizer, networks)
     length = jax.tree.leaves(optimizer.values)[0].shape[0]
     if networks.count is None:
         raise ValueError(
@@ -348,46 +317,7 @@ def _as_optimizer(
             f"optimizer must have values for each of the {networks.count} networks; "
             f"got each(...) of {length}"
         )
-    return per_network(optimizer, networks)
-
-
-def _check_update(
-    optimizer: Optimizer, function: Partial, params: PyTree, batch: PyTree, loss_dtype: Any
-) -> None:
-    """Refuses an optimizer, of one network, whose updates or state are not like those it got."""
-    state = shapes_of("optimizer.init", as_partial("", optimizer.init), params)
-    loss = jax.ShapeDtypeStruct((), loss_dtype)
-    update = Partial(update_of, optimizer.update, function)
-    try:
-        results = shapes_of("optimizer.update", update, batch, loss, params, state, params)
-    except Exception as error:
-        error.add_note(f"Its extra arguments can be {', '.join(EXTRA_ARGUMENTS)}.")
-        raise
-    check_results(results, params, state)
-
-
-def _as_validation(
-    validation_batch: PyTree, params: PyTree, value_and_grad_fn: Any, function: Partial
-) -> PyTree:
-    """The validation batch as arrays, once the function has taken it."""
-    if validation_batch is None:
-        return None
-    try:
-        arrays = as_batch(validation_batch, params, value_and_grad_fn)
-        check_value_and_grad(function, params, arrays)
-    except Exception as error:
-        error.add_note("This came from validation_batch.")
-        raise
-    return arrays
-
-
-def _as_patience(patience: int | None, validation_batch: PyTree) -> np.uint32 | None:
-    """Epochs to wait for a better loss on the validation batch."""
-    if patience is None:
-        return None
-    if validation_batch is None:
-        raise ValueError("validation_batch must be given with patience; got None")
-    return np.uint32(as_count("patience", patience, 1, 2**32 - 1))
+    return replicas.per_network(optimizer, networks)
 
 
 def _metadata(
@@ -402,10 +332,10 @@ def _metadata(
 ) -> dict[str, Any]:
     """What a descent that continues this one has to share."""
     one, first = networks.first(params), networks.first(optimizer)
-    init = as_partial("", first.init)
-    loss, _ = shapes_of("value_and_grad_fn", function, one, batch)
-    state = shapes_of("optimizer.init", init, one)
-    update = Partial(update_of, first.update, function)
+    init = Partial(first.init)
+    loss, _ = checks.shapes_of("value_and_grad_fn", function, one, batch)
+    state = checks.shapes_of("optimizer.init", init, one)
+    update = Partial(kernel.update_of, first.update, function)
     axes = None if networks.count is None else (0, None)
     return {
         "trainer": "gradient_descent",
@@ -438,20 +368,24 @@ def _result(
 ) -> GradientDescentResult:
     """What to return; `unstopped` is the status of a network that no rule has stopped."""
     params, losses, codes = zip(*ends, strict=True)
-    loss, code = numbers(losses, networks), numbers(codes, networks)
+    loss, code = replicas.numbers(losses, networks), replicas.numbers(codes, networks)
     steps = num_steps(blocks, networks)
-    lowest = numbers([block.lowest_loss for block in blocks], networks)
+    lowest = replicas.numbers([block.lowest_loss for block in blocks], networks)
     has_finite = np.isfinite(loss) | np.isfinite(lowest)
-    endings = {DIVERGED: "diverged", CONVERGED: "converged", REACHED: "reached"}
+    endings = {
+        kernel.DIVERGED: "diverged",
+        kernel.CONVERGED: "converged",
+        kernel.REACHED: "reached",
+    }
     validates = blocks[0].best is not None
     epochs = (history.epoch + 1) * plan.steps_per_epoch
     result = GradientDescentResult(
-        params=jax.tree.map(jnp.asarray, join(params, networks)),
+        params=jax.tree.map(jnp.asarray, replicas.join(params, networks)),
         loss=np.where(np.isfinite(loss), loss, np.inf).astype(np.float64),
         num_evaluations=1 - (-_work(plan, steps) // plan.num_rows),
         num_steps=steps,
         status=np.select(
-            [(code == DIVERGED) & ~has_finite, *(code == ending for ending in endings)],
+            [(code == kernel.DIVERGED) & ~has_finite, *(code == ending for ending in endings)],
             ["nonfinite", *endings.values()],
             unstopped,
         ),
@@ -461,7 +395,7 @@ def _result(
             np.ascontiguousarray(history.validation_loss.T) if validates else None,
             _work(plan, epochs) / plan.num_rows if validates else None,
         ),
-        state=jax.tree.map(jnp.asarray, join([block.state for block in blocks], networks)),
+        state=jax.tree.map(jnp.asarray, replicas.join([block.state for block in blocks], networks)),
     )
     return _of_one(result) if networks.count is None else result
 

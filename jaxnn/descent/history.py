@@ -26,19 +26,12 @@ Blocks = tuple[RunState, ...]
 
 
 class History(NamedTuple):
-    """What is kept of the steps, as a checkpoint holds it; networks in the second axis.
+    """What is kept of the steps, as a checkpoint holds it; networks in the second axis."""
 
-    Attributes:
-        step: which steps, from 0 on, `(records,)`, int64.
-        loss: before each of them, `(records, networks)`; nan where a network had stopped.
-        epoch: after which epochs the validation loss is kept, `(validations,)`, int64.
-        validation_loss: after each of them, `(validations, networks)`; empty without one.
-    """
-
-    step: np.ndarray
-    loss: np.ndarray
-    epoch: np.ndarray
-    validation_loss: np.ndarray
+    step: np.ndarray  # which steps, from 0 on, `(records,)`, int64
+    loss: np.ndarray  # before each of them, `(records, networks)`; nan once a network has stopped
+    epoch: np.ndarray  # after which epochs the validation loss is kept, `(validations,)`, int64
+    validation_loss: np.ndarray  # after each of them, `(validations, networks)`
 
 
 def run_descent(
@@ -52,18 +45,8 @@ def run_descent(
 ) -> tuple[Blocks, History, Status]:
     """Descend chunk after chunk, from the start or from the checkpoint.
 
-    Args:
-        advance_blocks: `advance_blocks(blocks, first_epoch, num_epochs, capacity=...)` -> of each
-            block what `run_epochs` returns.
-        blocks: before the first step, a state for each block of networks.
-        num_epochs: epochs in all.
-        plan: how an epoch is cut.
-        networks: how many there are.
-        limits: when to end.
-        checkpoint: where to save.
-
-    Returns:
-        Where it stands, its history, and why it ended; a network's own reason is in its state.
+    `advance_blocks(blocks, first_epoch, num_epochs, capacity=...)` returns of each block what
+    `run_epochs` returns. The status is that of the run; a network's own is in its state.
     """
     count, dtype = networks.count or 1, blocks[0].loss.dtype
     saved = checkpoint and checkpoint.begin(

@@ -87,9 +87,8 @@ def descent_kernel(
     bits are the same where the step is compiled with the numbers of the optimizer as arguments.
 
     Args:
-        value_and_grad_fn: `value_and_grad_fn(params, batch)` -> the loss, a float scalar, and its
-            gradient, a tree like `params`.
-        optimizer: as in `jaxnn.optimizers`, or an optax transformation.
+        value_and_grad_fn: as `jaxnn.gradient_descent` takes it, and so the others.
+        optimizer: as in `jaxnn.optimizers`, or an optax transformation; no `each`.
         batch_size: rows a step; None, or at least as many as there are, means all rows.
         drop_remainder: whether to drop the rows that are left after the last full batch of an
             epoch; otherwise they make a smaller step.

@@ -32,15 +32,10 @@ WIDTH, CPU_WIDTH = 1024, 16
 
 
 class Networks(NamedTuple):
-    """How many networks, and where they descend.
+    """How many networks, and where they descend."""
 
-    Attributes:
-        count: their number; None for a single one, a block of its own without an axis.
-        devices: block after block goes to one after the other.
-    """
-
-    count: int | None = None
-    devices: Sequence[Any] = ()
+    count: int | None = None  # None for a single one, a block of its own without an axis
+    devices: Sequence[Any] = ()  # blocks go to one after the other
 
     @property
     def width(self) -> int | None:

@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial, keystr, tree_leaves_with_path
+from jax.tree_util import Partial
 
 from jaxnn.optim.schedules import Schedule, as_rate
-from jaxnn.run.checks import as_arrays, as_flag, as_partial, as_real, check_like_params
+from jaxnn.run.checks import as_arrays, as_flag, as_partial, as_real, check_like_params, shapes_of
 from jaxnn.typing import PyTree
 
 __all__ = [
@@ -409,22 +409,13 @@ def call_update(
     try:
         parameters = inspect.signature(update).parameters.values()
     except ValueError:  # compiled code may have no signature
-        return update(gradients, state, params)
+        parameters = ()
     bound = getattr(update, "keywords", {})  # of a functools.partial
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     given = {*bound, *(p.name for p in positional[:3])}
-    free = [p for p in parameters if p.name not in given]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in free)
-    named = [p for p in free if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    needed = [p.name for p in named if p.default is p.empty and p.name not in EXTRA_ARGUMENTS]
-    if needed:
-        raise TypeError(
-            "optimizer.update must need no arguments but gradients, state, params, "
-            f"{', '.join(EXTRA_ARGUMENTS)}; got one that needs {', '.join(needed)}"
-        )
-    names = extra if takes_any else {p.name for p in named}
-    taken = {name: extra[name] for name in extra if name in names and name not in given}
-    return update(gradients, state, params, **taken)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    names = {*extra} if takes_any else {p.name for p in parameters}
+    return update(gradients, state, params, **{n: extra[n] for n in extra if n in names - given})
 
 
 def _as_array(value: Any) -> Any:
@@ -454,31 +445,30 @@ def check_optimizer(optimizer: Any, name: str = "optimizer") -> None:
         )
 
 
-def check_results(results: Any, params: PyTree, state: PyTree) -> None:
-    """Refuses updates unlike the params, and a state that cannot take the place of `state`."""
+def check_update(
+    optimizer: Optimizer, update: Partial, params: PyTree, told: tuple[PyTree, ...]
+) -> None:
+    """Refuses `update(*told, gradients, state, params)` whose results are not like the last two."""
+    state = shapes_of("optimizer.init", Partial(optimizer.init), params)
+    try:
+        results = shapes_of("optimizer.update", update, *told, params, state, params)
+    except Exception as error:
+        error.add_note(f"Its extra arguments can be {', '.join(EXTRA_ARGUMENTS)}.")
+        raise
     if not (isinstance(results, tuple) and len(results) == 2):
         raise TypeError(
             f"optimizer.update must return (updates, state); got a {type(results).__name__}"
         )
-    updates, after = results
-    check_like_params("optimizer.update", "updates", updates, params)
-    wanted = "optimizer.update must return a state like that of optimizer.init"
-    if jax.tree.structure(after) != jax.tree.structure(state):
-        raise TypeError(f"{wanted}, {jax.tree.structure(state)}; got {jax.tree.structure(after)}")
-    for (path, new), old in zip(tree_leaves_with_path(after), jax.tree.leaves(state), strict=True):
-        if new.shape != old.shape or not _fits(new.dtype, old.dtype):
-            raise TypeError(
-                f"{wanted}; got {new.dtype} of shape {new.shape} for state{keystr(path)}, "
-                f"{old.dtype} of shape {old.shape}"
-            )
-
-
-def _fits(dtype: Any, wanted: Any) -> bool:
-    """Whether numbers of a dtype can become the one wanted without loss of kind."""
-    if dtype == wanted or not (isinstance(dtype, np.dtype) and isinstance(wanted, np.dtype)):
-        return dtype == wanted  # keys are of no NumPy dtype
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(dtype, wanted) == wanted
+    check_like_params("optimizer.update", "updates", results[0], params)
+    types = [
+        (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
+        for tree in (results[1], state)
+    ]
+    if types[0] != types[1]:
+        raise TypeError(
+            f"optimizer.update must return a state like that of optimizer.init, {state}; "
+            f"got {results[1]}"
+        )
 
 
 def _check_single(*numbers: Any) -> None:
