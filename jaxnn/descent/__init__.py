@@ -1,6 +1,6 @@
-"""Gradient descent, one step at a time: `descent_kernel`, of which `gradient_descent` is fast form.
+"""Gradient descent, one step at a time: `descent_kernel` is for loops of your own.
 
-`jaxnn.gradient_descent` runs whole descents. What stands here is for loops of one's own.
+`jaxnn.gradient_descent` is its fast form: whole descents, with stop rules and checkpoints.
 """
 
 from jaxnn.descent.kernel import Info, Kernel, State, descent_kernel, network_key

@@ -1,10 +1,10 @@
 """Init and step of gradient descent, and the compiled loop that is their fast form.
 
 `descent_kernel` is the specification: one step at a time, pure, without stop rules. `run_epochs`
-takes the same steps. It shuffles once an epoch, looks at the stop rules before every step, and at
-the validation batch after every epoch. One network descends alone, or several side by side with a
-leading axis on all that is their own: optimizer, key, state and records. The loop runs until the
-last of them has stopped; those that have stopped before stay where they are.
+takes the same steps. It shuffles once an epoch, checks the stop rules at every step, and the
+validation batch after every epoch. It runs one network, or several side by side with a leading
+axis on all that is their own: optimizer, key, state and records. The loop ends when the last of
+them has stopped; a network that stopped earlier keeps its state.
 """
 
 from __future__ import annotations
@@ -76,15 +76,16 @@ def descent_kernel(
     batch_size: int | None = None,
     drop_remainder: bool = True,
 ) -> Kernel:
-    """Return the step of `jaxnn.gradient_descent`, for loops of one's own.
+    """Return init and step of `jaxnn.gradient_descent`, for loops of your own.
 
     Each step takes the loss and its gradient on its rows, then one step of the optimizer. With a
     batch size, each epoch permutes the rows by the key and the number of the epoch alone, and its
-    steps take them from first to last. A step on its own draws the whole permutation.
+    steps take them from first to last. Every step draws the whole permutation anew.
 
-    `jax.lax.scan` of the step from `init`, with the key `network_key(key)`, is
-    `gradient_descent(key, ...)` without stop rules; from `result.state`, it continues it. The
-    bits are the same where the step is compiled with the numbers of the optimizer as arguments.
+    `jax.lax.scan` over `step` from `init`, with the key `network_key(key)`, equals
+    `gradient_descent(key, ...)` without stop rules; from `result.state` it continues that run. The
+    bits are equal too if the optimizer is an argument of the compiled function: as constants, its
+    numbers may round differently. Several networks under `jax.vmap` are equal to rounding.
 
     Args:
         value_and_grad_fn: as `jaxnn.gradient_descent` takes it, and so the others.
@@ -211,7 +212,7 @@ class Rules(NamedTuple):
     epoch_tolerance: Any = None  # mean losses of `EPOCHS_COMPARED` epochs change by less an epoch
     target_loss: Any = None  # a loss is at or below
     validation_batch: PyTree = None  # on this the loss is taken after every epoch
-    patience: Any = None  # so many epochs without a lower loss on it, a uint32
+    patience: Any = None  # this number of epochs without a lower loss on it, a uint32
 
 
 class Best(NamedTuple):

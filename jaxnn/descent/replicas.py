@@ -1,10 +1,10 @@
-"""Many networks side by side: in blocks of one width, dealt to threads and devices.
+"""Many networks side by side, in blocks of one width, on threads and devices.
 
 A block is one compiled loop over networks that share a leading axis: 16 on a CPU, so that their
-small matrix products fill vectors while all they work on stays in the caches. A thread for each
-core takes block after block, since what XLA itself could split among cores is too small to gain
-from it. Because every block has the same width, a network comes to the same bits however many
-stand beside it, and on however many devices.
+small matrix products fill vectors and their data stay in the caches. A thread for each core takes
+block after block, since the work is too small for XLA to gain from splitting it among cores.
+Every block has the same width, so the bits of a network do not depend on the number of networks
+or of devices. A single network is a block without an axis.
 
 Measured on 2 cores with AVX-512 (jax 0.10.2, 300 rows, full batch, thousand gradients a second,
 2-3-3 and 2-64-3): blocks of 16 on two threads 1,000 and 105, of 64 910 and 75; one `vmap` over
@@ -50,15 +50,15 @@ class Networks(NamedTuple):
 
 
 def per_network(optimizer: Optimizer | Each, networks: Networks) -> Optimizer:
-    """The optimizer with the axis of networks on all that it holds."""
+    """The optimizer with the axis of networks, if any, on all that it holds."""
+    axes = () if networks.count is None else (networks.count,)
 
     def spread(tree: PyTree) -> PyTree:
-        axes = () if networks.count is None else (networks.count,)
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (*axes, *np.shape(leaf))), tree)
 
     if isinstance(optimizer, Each):
         return made_by(spread(optimizer.make), optimizer.values)
-    return optimizer if networks.count is None else spread(optimizer)
+    return spread(optimizer) if axes else optimizer
 
 
 def split(tree: PyTree, networks: Networks) -> list[PyTree]:
@@ -68,8 +68,8 @@ def split(tree: PyTree, networks: Networks) -> list[PyTree]:
     places = np.arange(-(-networks.count // networks.width) * networks.width)
     places = np.minimum(places, networks.count - 1).reshape(-1, networks.width)
     leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: leaf[places], tree))
-    rows = [[leaf[block] for leaf in leaves] for block in range(len(places))]
-    return [jax.tree.unflatten(structure, row) for row in rows]
+    blocks = zip(*map(list, leaves), strict=True)
+    return [jax.tree.unflatten(structure, block) for block in blocks]
 
 
 def join(blocks: Sequence[PyTree], networks: Networks) -> PyTree:
