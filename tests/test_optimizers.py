@@ -59,7 +59,7 @@ def sgd_step(rate, momentum=0.0, nesterov=False):
     def step(t, g, velocity):
         velocity = momentum * (0 if velocity is None else velocity) + g
         ahead = g + momentum * velocity if nesterov else velocity
-        return -(rate(t - 1) if callable(rate) else rate) * ahead, velocity
+        return -rate(t - 1) * ahead, velocity
 
     return step
 
@@ -87,10 +87,10 @@ def adam_step(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0):
 
 ADAM = {"b1": 0.5, "b2": 0.75, "eps": 0.125}
 FORMULAS = [
-    (optimizers.sgd(1.7), sgd_step(1.7)),
-    (optimizers.sgd(0.03, momentum=0.0), sgd_step(0.03)),
-    (optimizers.sgd(0.03, momentum=0.9), sgd_step(0.03, 0.9)),
-    (optimizers.sgd(0.03, momentum=0.9, nesterov=True), sgd_step(0.03, 0.9, True)),
+    (optimizers.sgd(1.7), sgd_step(lambda step: 1.7)),
+    (optimizers.sgd(0.03, momentum=0.0), sgd_step(lambda step: 0.03)),
+    (optimizers.sgd(0.03, momentum=0.9), sgd_step(lambda step: 0.03, 0.9)),
+    (optimizers.sgd(0.03, momentum=0.9, nesterov=True), sgd_step(lambda step: 0.03, 0.9, True)),
     (
         optimizers.sgd(schedules.inverse_time_decay(0.5, 0.25), momentum=0.5),
         sgd_step(lambda step: 0.5 / (1 + 0.25 * step), 0.5),
