@@ -10,9 +10,11 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxnn
-from jaxnn.chains import climbing, perturbation_search, proposals
-from jaxnn.chains import climbing as depths
 from jaxnn.chains import history as chain_history
+from jaxnn.chains import kernel as proposals
+from jaxnn.chains import lookahead as climbing
+from jaxnn.chains import lookahead as depths
+from jaxnn.chains import perturbation_search
 from jaxnn.run import checkpoint as checkpoints
 from jaxnn.run.random import normals
 

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from tolerances import FORWARD
 
 import jaxnn
-from jaxnn.chains import climbing
+from jaxnn.chains import lookahead as climbing
 from jaxnn.chains import perturbation_search as module
 from jaxnn.run import loop
 from jaxnn.run.random import normals

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxnn.chains.lookahead import Records, State
+from jaxnn.chains.kernel import Records, State
 
 MOST_ACCEPTED = 2**20
 """Accepted steps listed; chains that accept more are told of by the history alone."""

@@ -175,3 +175,59 @@ def score(problem: Problem, flats: jax.Array) -> jax.Array:
     unravel = ravel_pytree(problem.template)[1]
     losses = jax.vmap(lambda flat: problem.loss(unravel(flat), problem.batch))(flats)
     return jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+
+
+class Layout(NamedTuple):
+    """What the compiled loop is compiled for.
+
+    Attributes:
+        depth: steps that a window looks ahead.
+        num_proposals: proposals of a step, of which the best stands.
+        ties: whether an equal loss is accepted.
+        adapts: whether the one-fifth rule changes the step size.
+        block: losses to score side by side; None for all of a window.
+        capacity: most steps of a call.
+    """
+
+    depth: int
+    num_proposals: int
+    ties: bool
+    adapts: bool
+    block: int | None
+    capacity: int
+
+
+class State(NamedTuple):
+    """Where the chains stand, leading axis `(chains,)`; params as flat vectors.
+
+    Attributes:
+        step: steps taken, uint32.
+        flat, loss: where the chain is.
+        best_flat, best_loss: the best it has been.
+        best_since_restart: lowest loss since the last restart.
+        vain: steps since that fell, or since the restart, uint32.
+        exponent: fourth roots of 2 that the one-fifth rule multiplies the scale by, int32.
+        num_accepted: steps accepted so far, uint32.
+        metric: the state metric of where the chain is; None if there is none.
+    """
+
+    step: Any
+    flat: Any
+    loss: Any
+    best_flat: Any
+    best_loss: Any
+    best_since_restart: Any
+    vain: Any
+    exponent: Any
+    num_accepted: Any
+    metric: Any
+
+
+class Records(NamedTuple):
+    """What is kept of each step, `(chains, steps)`; a state metric counts where accepted."""
+
+    loss: Any
+    accepted: Any
+    scale: Any
+    metric: Any
+    state_metric: Any
