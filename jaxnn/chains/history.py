@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxnn.chains.kernel import Records, State
+from jaxnn.chains.kernel import Problem, State, initial_scale
+from jaxnn.optim.schedules import values_at
 
 MOST_ACCEPTED = 2**20
-"""Accepted steps listed; chains that accept more are told of by the history alone."""
+"""Accepted steps listed; of chains that accept more, the history tells alone."""
 
 
 class ChainHistory(NamedTuple):
-    """What happened at every step, or at every `record_every`-th; ready to plot.
+    """What happened at every step; ready to plot.
 
-    After a resumed search, steps whose history was not saved are missing.
+    Of long runs every second step is kept, or every fourth and so on, so that the history takes
+    at most 768 MiB. After a resumed search, steps whose history was not saved are missing.
 
     Shapes are `(records,)`, or `(num_chains, records)` if `num_chains` was given. A loss that is
-    not finite stands as inf.
+    not finite is recorded as inf.
 
     Attributes:
         evaluations: evaluations of a chain up to and with each step recorded, int64; `(records,)`.
         proposed_loss: loss of the proposal, the best one if there were several.
         current_loss: loss of the chain after the step.
         best_loss: lowest loss of the chain up to and with the step.
-        accepted: whether the proposal was taken, bool.
-        num_accepted: proposals taken up to and with the step, int64.
+        accepted: whether the proposal was accepted, bool.
+        num_accepted: proposals accepted up to and with the step, int64.
         scale: the step size of the proposal, float32.
-        temperature: the temperature, float32, `(records,)`; None if there is none.
+        temperature: the temperature, float32, `(records,)`; None if there is none above 0.
         proposed_metric: `metric_fn` of the proposal; None if there was no `metric_fn`.
-        current_metric: `state_metric_fn` of the chain after the step; None if there was none.
+        current_metric: `metric_fn` of the chain after the step; None if there was no `metric_fn`.
     """
 
     evaluations: np.ndarray
@@ -53,7 +55,7 @@ class AcceptedSteps(NamedTuple):
     Attributes:
         chain: the chain, int64.
         step: the step, from 0 on, int64.
-        loss: the loss of the proposal taken.
+        loss: the loss of the proposal accepted.
     """
 
     chain: np.ndarray
@@ -61,55 +63,51 @@ class AcceptedSteps(NamedTuple):
     loss: np.ndarray
 
 
-class Pieces(NamedTuple):
-    """The records of some steps, thinned: `(chains, records)`, and what was accepted.
+class Records(NamedTuple):
+    """What the compiled loop keeps of each step, `(chains, steps)`; None for what is not wanted."""
 
-    `step` says which steps these are, from 0 on, `(records,)`, int64.
-    """
-
-    step: np.ndarray
-    proposed_loss: Any
-    current_loss: Any
-    best_loss: Any
+    loss: Any
     accepted: Any
-    num_accepted: Any
     scale: Any
-    proposed_metric: Any
-    current_metric: Any
-    listed: AcceptedSteps
+    metric: Any
 
 
-def pieces_of(records: Records, before: State, first: int, every: int) -> Pieces:
-    """What to keep of `records`, `(chains, steps)` from step `first` on; `before` is at `first`."""
-    accepted, metric = records.accepted, records.state_metric
-    steps = np.arange(accepted.shape[1], dtype=np.int32)
-    kept = steps[(-first - 1) % every :: every]
-    last = _until(np.maximum, np.where(accepted, steps, np.int32(-1)), kept)
-    unmet = records.loss.dtype.type(np.inf)
-    lowest = _until(np.minimum, np.where(accepted, records.loss, unmet), kept)
+Piece = tuple[ChainHistory, AcceptedSteps]
+"""Of some steps: `evaluations` counts the steps and schedules are left out until `finalize`."""
 
-    def since(values: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """The value at the last accepted step, or that of the start."""
-        filled = np.take_along_axis(values, np.maximum(last, 0), axis=1)
-        return np.where(last < 0, start[:, None], filled)
 
-    counts = _until(np.add, accepted.astype(np.int32), kept)
+def record(records: Records, before: State, metric: Any, first: int, every: int) -> Piece:
+    """Return what to keep of the steps from `first` on; `before` and `metric` are from there."""
+    accepted, losses = records.accepted, records.loss
+    kept = np.arange(accepted.shape[1])[(-first - 1) % every :: every]
+    lowest = _until(np.minimum, np.where(accepted, losses, losses.dtype.type(np.inf)), kept)
+    count = _until(np.add, accepted.astype(np.int32), kept)
     is_full = np.sum(before.num_accepted, dtype=np.int64) >= MOST_ACCEPTED
     chain, step = np.nonzero(accepted[:, : 0 if is_full else None])
     order = np.argsort(step, kind="stable")
     chain, step = chain[order], step[order]
-    return Pieces(
-        first + kept.astype(np.int64),
-        np.take(records.loss, kept, axis=1),
-        since(records.loss, before.loss),
-        np.minimum(lowest, before.best_loss[:, None]),
-        np.take(accepted, kept, axis=1),
-        before.num_accepted[:, None].astype(np.int64) + counts,
-        None if records.scale is None else np.take(records.scale, kept, axis=1),
-        None if records.metric is None else np.take(records.metric, kept, axis=1),
-        None if metric is None else since(metric, before.metric),
-        AcceptedSteps(chain, first + step, records.loss[chain, step]),
+    at_kept: Any = jax.tree.map(lambda leaf: np.take(leaf, kept, axis=1), records)
+    history = ChainHistory(
+        evaluations=first + 1 + kept.astype(np.int64),
+        proposed_loss=at_kept.loss,
+        current_loss=latest(accepted, losses, before.loss, kept),
+        best_loss=np.minimum(lowest, before.best_loss[:, None]),
+        accepted=at_kept.accepted,
+        num_accepted=np.asarray(before.num_accepted, np.int64)[:, None] + count,
+        scale=at_kept.scale,
+        temperature=None,
+        proposed_metric=at_kept.metric,
+        current_metric=None if metric is None else latest(accepted, records.metric, metric, kept),
     )
+    return history, AcceptedSteps(chain, first + step, losses[chain, step])
+
+
+def latest(accepted: np.ndarray, values: np.ndarray, before: Any, kept: np.ndarray) -> Any:
+    """Return the value at the last step accepted up to each step of `kept`, or that of before."""
+    steps = np.arange(accepted.shape[1], dtype=np.int32)
+    last = _until(np.maximum, np.where(accepted, steps, np.int32(-1)), kept)
+    filled = np.take_along_axis(values, np.maximum(last, 0), axis=1)
+    return np.where(last < 0, before[:, None], filled)
 
 
 def _until(ufunc: np.ufunc, values: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -121,55 +119,36 @@ def _until(ufunc: np.ufunc, values: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return ufunc.accumulate(pieces, axis=1)
 
 
-def join_pieces(pieces: Sequence[Pieces]) -> Pieces:
-    """Pieces that follow each other as one."""
-    joined = jax.tree.map(
-        lambda *parts: np.concatenate(parts, axis=-1), *(p._replace(listed=None) for p in pieces)
-    )
-    listed = (np.concatenate(parts) for parts in zip(*(p.listed for p in pieces), strict=True))
-    return joined._replace(listed=AcceptedSteps(*(part[:MOST_ACCEPTED] for part in listed)))
+def join(pieces: Sequence[Piece]) -> Piece:
+    """Return pieces that follow each other as one."""
+    history, listed = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *pieces)
+    return history, AcceptedSteps(*(column[:MOST_ACCEPTED] for column in listed))
 
 
-def thinned(pieces: Pieces, end: int, every: int) -> Pieces:
-    """The records of every `every`-th step, before step `end`."""
-    kept = (pieces.step < end) & ((pieces.step + 1) % every == 0)
-    listed = AcceptedSteps(*(part[pieces.listed.step < end] for part in pieces.listed))
-    records = jax.tree.map(lambda leaf: leaf[..., kept], pieces._replace(listed=None))
-    return records._replace(listed=listed)
+def thinned(piece: Piece, end: int, every: int) -> Piece:
+    """Return the records of every `every`-th step, before step `end`."""
+    history, listed = piece
+    kept = (history.evaluations <= end) & (history.evaluations % every == 0)
+    history = jax.tree.map(lambda leaf: leaf[..., kept], history)
+    return history, AcceptedSteps(*(column[listed.step < end] for column in listed))
 
 
-def bytes_per_step(pieces: Pieces) -> int:
-    """What the record of a step takes, of all chains; the history has a step size in any case."""
-    kinds = jax.tree.leaves(pieces._replace(step=None, scale=None, listed=None))
-    return 8 + len(pieces.proposed_loss) * (sum(leaf.dtype.itemsize for leaf in kinds) + 4)
+def bytes_per_step(piece: Piece) -> int:
+    """Return what the record of a step takes, of all chains; a step size in any case."""
+    kinds = jax.tree.leaves(piece[0]._replace(evaluations=None, scale=None))
+    return 8 + len(piece[0].accepted) * (sum(leaf.dtype.itemsize for leaf in kinds) + 4)
 
 
-def as_history(
-    pieces: Pieces,
-    num_proposals: int,
-    scale: Callable[[np.ndarray], np.ndarray],
-    temperature: Callable[[np.ndarray], np.ndarray] | None,
-    *,
-    one_chain: bool,
-) -> ChainHistory:
-    """The history; `scale(steps)` and `temperature(steps)` are what the schedules say."""
-    steps = pieces.step
-    scales = pieces.scale
-    if scales is None:
-        scales = np.tile(scale(steps), (len(pieces.proposed_loss), 1))
-
-    def by_chain(values: np.ndarray | None) -> Any:
-        return values if values is None or not one_chain else values[0]
-
-    return ChainHistory(
-        evaluations=1 + num_proposals * (steps + 1),
-        proposed_loss=by_chain(pieces.proposed_loss),
-        current_loss=by_chain(pieces.current_loss),
-        best_loss=by_chain(pieces.best_loss),
-        accepted=by_chain(pieces.accepted),
-        num_accepted=by_chain(pieces.num_accepted),
-        scale=by_chain(scales),
-        temperature=None if temperature is None else temperature(steps),
-        proposed_metric=by_chain(pieces.proposed_metric),
-        current_metric=by_chain(pieces.current_metric),
+def finalize(history: ChainHistory, problem: Problem, *, one_chain: bool) -> ChainHistory:
+    """Return the history with evaluations and schedules, without the axis of a single chain."""
+    num_steps = history.evaluations
+    if history.scale is None:
+        scales = values_at(initial_scale(problem), num_steps - 1)
+        history = history._replace(scale=np.tile(scales, (len(history.accepted), 1)))
+    if one_chain:
+        history = jax.tree.map(lambda leaf: leaf[0] if leaf.ndim == 2 else leaf, history)
+    heat = problem.temperature
+    return history._replace(
+        evaluations=1 + problem.num_proposals * num_steps,
+        temperature=None if heat is None else values_at(heat, num_steps - 1),
     )

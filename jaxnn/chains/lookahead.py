@@ -1,376 +1,58 @@
-"""Exact perturbation chains, evaluated ahead: the compiled loop under perturbation search.
+"""The chains of `jaxnn.chains.kernel`, many steps scored ahead: the loop of perturbation search.
 
-Each step of a chain needs the verdict on the step before. But acceptance is rare, and until one
-is accepted all proposals have the same parent: so a *window* of them is scored at once and the
-first success taken, which is what the one-at-a-time loop takes. What follows it in the window is
-thrown away, and proposed again from the new parent. All randomness of step `t` comes from the
-chain's key and `t` alone, and a loss has the same bits in every window, so the chain is the same
-however far the windows look ahead.
+Each step of a chain needs to know whether the step before was accepted. But acceptance is rare,
+and until a proposal is accepted all proposals have the same parent. So a *window* of steps is
+scored at once, and the chain moves to the first proposal that is accepted, as it would one step
+at a time. What follows in the window is thrown away, and proposed again from the new parent.
 
-Rejections change nothing but counters (how far the step size has shrunk, how long nothing got
-better), so the state before each proposal of a window is known beforehand.
+This is exact. Step `t` draws from the chain's key and `t` alone, a rejection changes nothing but
+counters, and a loss has the same bits in every window; so the chain is the same however far the
+windows look ahead. How far pays is chosen between the chunks, by how rare acceptance is. Several
+devices share the chains.
 """
 
 from __future__ import annotations
 
+import operator
 import time
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxnn.chains.history import Pieces, bytes_per_step, join_pieces, pieces_of, thinned
-from jaxnn.chains.kernel import (
-    GROWTH,
-    LIMIT,
-    MIN_LANES,
-    Anchor,
-    Layout,
-    Problem,
+from jaxnn.chains.history import (
+    Piece,
     Records,
+    bytes_per_step,
+    join,
+    latest,
+    record,
+    thinned,
+)
+from jaxnn.chains.kernel import (
+    MIN_LANES,
+    OneFifth,
+    Problem,
     State,
-    StepContext,
-    measured,
-    propose,
-    score,
-    step_context,
+    accept,
+    after_rejections,
+    best_proposals,
+    in_blocks,
+    moved_to,
+    start,
+    step_contexts,
 )
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.loop import Limits, Progress, Work, record_interval, run
 from jaxnn.run.programs import COMPILER_OPTIONS, program
-from jaxnn.typing import Status
-
-
-@program(static_argnames=("num_chains", "block"))
-def start(problem: Problem, *, num_chains: int, block: int | None) -> State:
-    """Put all chains at the template; its loss is computed in a block, as those of proposals."""
-    flat = ravel_pytree(problem.template)[0]
-    loss = score(problem, jnp.tile(flat, (block or MIN_LANES, 1)))[0]
-    zero, metric = jnp.uint32(0), None
-    if problem.state_metric is not None:
-        metric = measured(problem, problem.state_metric, flat[None], block)[0]
-    state = State(zero, flat, loss, flat, loss, loss, zero, jnp.int32(0), zero, metric)
-    return jax.tree.map(lambda leaf: jnp.tile(leaf, (num_chains, *[1] * leaf.ndim)), state)
-
-
-@program(static_argnames="layout", compiler_options=COMPILER_OPTIONS)
-def climb(
-    problem: Problem,
-    keys: jax.Array,
-    state: State,
-    first: jax.Array,
-    size: jax.Array,
-    *,
-    layout: Layout,
-) -> tuple[State, Records]:
-    """Takes every chain from step `first` to step `first + size`.
-
-    Args:
-        problem: what to climb.
-        keys: a key a chain.
-        state: the chains, all at step `first`.
-        first: uint32.
-        size: uint32, at most the layout's capacity.
-        layout: static.
-
-    Returns:
-        The chains, and a record of each step; those from `size` on mean nothing.
-    """
-    end, num_chains = first + size, len(keys)
-    counts = num_chains, layout.depth, layout.num_proposals
-    lanes = jnp.arange(layout.depth, dtype=jnp.uint32)
-    at_lanes = jax.vmap(partial(step_context, problem, layout.adapts), (None, None, 0))
-
-    def window(state: State) -> tuple[State, Records]:
-        anchors = Anchor(state.step, state.flat, state.vain, state.exponent)
-        proposals, losses = _best_of_each_step(
-            *propose(problem, keys, anchors, counts, layout.block, layout.adapts)
-        )
-        under = jax.vmap(at_lanes, (0, 0, None))(keys, anchors, lanes)
-        ahead = jnp.minimum(end - state.step, jnp.uint32(layout.depth))
-        accepted = _judge(layout, state, losses, under)
-        accepted &= lanes[None] < ahead[:, None]
-        after = jax.vmap(partial(_advance, layout))(
-            state, proposals, losses, accepted, under.restarted, ahead
-        )
-        if problem.state_metric is not None:
-            reached = measured(problem, problem.state_metric, after.flat, layout.block)
-            after = after._replace(metric=reached)
-        return after, Records(
-            losses,
-            accepted,
-            under.scale if layout.adapts else None,
-            proposed_metrics(proposals),
-            after.metric if after.metric is None else jnp.tile(after.metric[:, None], layout.depth),
-        )
-
-    def proposed_metrics(proposals: jax.Array) -> jax.Array | None:
-        if problem.metric is None:
-            return None
-        flats = proposals.reshape(-1, proposals.shape[-1])
-        return measured(problem, problem.metric, flats, layout.block).reshape(proposals.shape[:2])
-
-    def look_ahead(carry: tuple[State, Records]) -> tuple[State, Records]:
-        state, records = carry
-        after, seen = window(state)
-        offset = (state.step - first).astype(jnp.int32)
-        return after, jax.tree.map(partial(_write, offset), records, seen)
-
-    def is_behind(carry: tuple[State, Records]) -> jax.Array:
-        return jnp.any(carry[0].step < end)
-
-    _, seen = jax.eval_shape(window, state)
-    capacity = layout.capacity + layout.depth
-    empty = jax.tree.map(lambda leaf: jnp.zeros((num_chains, capacity), leaf.dtype), seen)
-    return jax.lax.while_loop(is_behind, look_ahead, (state, empty))
-
-
-def _best_of_each_step(proposals: jax.Array, losses: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of `(chains, width, num_proposals)` the best along the last axis; ties to the first."""
-    if losses.shape[2] == 1:  # no gather of what is there already
-        return proposals[:, :, 0], losses[..., 0]
-    best = jnp.argmin(losses, axis=2, keepdims=True)
-    chosen = jnp.take_along_axis(proposals, best[..., None], axis=2)
-    return chosen[:, :, 0], jnp.take_along_axis(losses, best, axis=2)[..., 0]
-
-
-def _judge(layout: Layout, state: State, losses: jax.Array, under: StepContext) -> jax.Array:
-    """Which proposals of a window would be taken, `(chains, depth)`.
-
-    Metropolis accepts with probability `exp(-rise / temperature)`: if the rise is at most the
-    coin, `temperature` times a draw from the exponential distribution.
-    """
-    current = state.loss[:, None]
-    accepted = losses <= current if layout.ties else losses < current
-    if under.coin is not None:
-        accepted |= losses - current <= under.coin
-    if under.restarted is not None:
-        accepted |= under.restarted
-    return accepted & (losses < jnp.inf)
-
-
-def _advance(
-    layout: Layout,
-    state: State,
-    proposals: jax.Array,
-    losses: jax.Array,
-    accepted: jax.Array,
-    restarted: jax.Array | None,
-    ahead: jax.Array,
-) -> State:
-    """One chain after its window: at the first proposal accepted, or past them all."""
-    taken, place = jnp.any(accepted), jnp.argmax(accepted)
-    failures = jnp.where(taken, place.astype(jnp.uint32), ahead)
-    flat = jnp.where(taken, proposals[place], state.flat)
-    loss = jnp.where(taken, losses[place], state.loss)
-    renewed = jnp.array(False) if restarted is None else taken & restarted[place]
-    is_best = loss < state.best_loss
-    is_lower = renewed | (loss < state.best_since_restart)
-    count = failures + taken.astype(jnp.uint32)
-    exponent = state.exponent
-    if layout.adapts:
-        shrunk = jnp.maximum(exponent - failures.astype(jnp.int32), -LIMIT)
-        success = jnp.where(loss < state.loss, GROWTH, -1)
-        moved = jnp.clip(shrunk + success, -LIMIT, LIMIT)
-        exponent = jnp.where(renewed, 0, jnp.where(taken, moved, shrunk))
-    return State(
-        step=state.step + count,
-        flat=flat,
-        loss=loss,
-        best_flat=jnp.where(is_best, flat, state.best_flat),
-        best_loss=jnp.where(is_best, loss, state.best_loss),
-        best_since_restart=jnp.where(is_lower, loss, state.best_since_restart),
-        vain=jnp.where(is_lower, jnp.uint32(0), state.vain + count),
-        exponent=exponent,
-        num_accepted=state.num_accepted + taken.astype(jnp.uint32),
-        metric=state.metric,
-    )
-
-
-def _write(offset: jax.Array, kept: jax.Array, new: jax.Array) -> jax.Array:
-    """Each chain's window at its own place; what lies behind is overwritten by the next one."""
-    if len(kept) == 1:  # A scatter, which the general case becomes, takes longer.
-        return jax.lax.dynamic_update_slice(kept, new, (jnp.int32(0), offset[0]))
-    place = offset[:, None] + jnp.arange(new.shape[1], dtype=jnp.int32)[None]
-    return kept.at[jnp.arange(len(kept))[:, None], place].set(new)
-
+from jaxnn.typing import PyTree, Status
 
 RECORDS_PER_CHUNK, STEPS_PER_CHUNK = 2**20, 2**18
-
-
-class Climbed(NamedTuple):
-    """How far the chains came, what is kept of it, and why it ended."""
-
-    state: State
-    pieces: Pieces
-    num_steps: int
-    status: Status
-
-
-def walk_chains(
-    problem: Problem,
-    keys: jax.Array,
-    num_steps: int,
-    layout: Layout,
-    rules: ChainRules,
-    limits: Limits,
-    checkpoint: Checkpoint | None,
-    *,
-    depth: int | None,
-    record_every: int | None,
-) -> Climbed:
-    """Climbs from the start, or from the checkpoint, to the last step or to a stop rule.
-
-    Args:
-        problem: what to climb.
-        keys: a key a chain.
-        num_steps: steps of each chain.
-        layout: of the compiled loop; its depth is chosen here.
-        rules: when to end.
-        limits: when to end whatever was found.
-        checkpoint: where to save.
-        depth: steps to look ahead; None to choose by how rare acceptance is.
-        record_every: which steps to keep, every one or every second and so on; None to choose.
-
-    Returns:
-        A `Climbed`.
-    """
-    num_chains = len(keys)
-    width = num_chains * layout.num_proposals
-    depths = Depths(depth, width, layout.block)
-    layout = layout._replace(capacity=_capacity(num_chains))
-    state, pieces, done, every = _begin(problem, keys, layout, num_steps, record_every, checkpoint)
-    parts = [pieces]
-
-    def advance(climbed: Climbed, begin: int, end: int) -> tuple[Climbed, Status | None]:
-        nonlocal depths
-        ahead, size = best_depth(depths, num_steps - begin), end - begin
-        climb_on = partial(
-            _climb_on, problem, keys, layout._replace(depth=ahead), climbed.state, begin
-        )
-        began = time.perf_counter()
-        after, records = climb_on(size)
-        depths = learn(depths, ahead, np.mean(records.accepted), size, time.perf_counter() - began)
-        cut, status = first_stop(rules, records, climbed.state)
-        if cut < size:
-            after, records = climb_on(cut)
-        parts.append(pieces_of(records, climbed.state, begin, every))
-        return Climbed(after, parts[0], begin + cut, "completed"), status
-
-    def progress(climbed: Climbed) -> Progress:
-        evaluations = num_chains + width * climbed.num_steps
-        return Progress(evaluations, float(np.min(climbed.state.best_loss)))
-
-    def content(climbed: Climbed):
-        def history() -> dict[str, np.ndarray]:
-            parts[:] = [join_pieces(parts)]
-            return tree_to_arrays(parts[0])
-
-        facts = {"next": climbed.num_steps, "record_every": every}
-        return tree_to_arrays(climbed.state), facts, history
-
-    work = Work(
-        advance,
-        progress,
-        content,
-        total=num_steps,
-        largest=layout.capacity,
-        unit="steps",
-        shown=lambda steps: steps * num_chains,
-    )
-    climbed = Climbed(state, pieces, done, "completed")
-    climbed, status = run(work, climbed, done, status_before(rules, state), limits, checkpoint)
-    return climbed._replace(pieces=join_pieces(parts), status=status)
-
-
-def _climb_on(
-    problem: Problem, keys: jax.Array, layout: Layout, state: State, first: int, size: int
-) -> tuple[State, Records]:
-    """The chains and the records of `size` steps, as NumPy arrays."""
-    after, records = climb(problem, keys, state, np.uint32(first), np.uint32(size), layout=layout)
-    return jax.tree.map(np.asarray, after), jax.tree.map(
-        lambda leaf: np.asarray(leaf)[:, :size].copy(), records
-    )
-
-
-def _capacity(num_chains: int) -> int:
-    """Most steps of a chunk."""
-    return max(min(RECORDS_PER_CHUNK // num_chains, STEPS_PER_CHUNK), 1)
-
-
-def _begin(
-    problem: Problem,
-    keys: jax.Array,
-    layout: Layout,
-    num_steps: int,
-    record_every: int | None,
-    checkpoint: Checkpoint | None,
-) -> tuple[State, Pieces, int, int]:
-    """State, records and steps done, at the start or as saved; and which steps to record."""
-    state: State = jax.tree.map(
-        np.asarray, start(problem, num_chains=len(keys), block=layout.block)
-    )
-    zero = np.uint32(0)
-    _, seen = climb.eval_shape(problem, keys, state, zero, zero, layout=layout)
-    nothing = jax.tree.map(lambda leaf: np.zeros((len(keys), 0), leaf.dtype), seen)
-    pieces = pieces_of(nothing, state, 0, 1)
-    saved = checkpoint and checkpoint.begin(
-        tree_to_arrays(state), ("num_steps", num_steps), has_history=True
-    )
-    saved_every = saved.metadata["record_every"] if saved else None
-    every = record_every or record_interval(saved_every, bytes_per_step(pieces), num_steps)
-    if not saved:
-        return state, pieces, 0, every
-    state, done = arrays_to_tree(state, saved.arrays), saved.metadata["next"]
-    if saved.history is not None:
-        pieces = thinned(arrays_to_tree(pieces, saved.history), done, every)
-    return state, pieces, done, every
-
-
-class ChainRules(NamedTuple):
-    """When a search ends before its last step.
-
-    Attributes:
-        target_loss: with the first step, of any chain, at or below.
-        patience: with the first step after which no chain has got better for this many steps.
-    """
-
-    target_loss: float | None = None
-    patience: int | None = None
-
-
-def status_before(rules: ChainRules, state: State) -> Status | None:
-    """Why there is nothing left to do at all; None if there is."""
-    if rules.target_loss is not None and np.min(state.best_loss) <= rules.target_loss:
-        return "reached"
-    if rules.patience is not None and np.all(state.vain >= rules.patience):
-        return "converged"
-    return None
-
-
-def first_stop(rules: ChainRules, records: Records, before: State) -> tuple[int, Status | None]:
-    """How many of the steps are to be taken, and why no more."""
-    steps = np.arange(records.accepted.shape[1])
-    cut, status = len(steps), None
-    if rules.target_loss is not None:
-        hits = np.any(records.accepted & (records.loss <= rules.target_loss), axis=0)
-        if np.any(hits):
-            cut, status = int(np.argmax(hits)) + 1, "reached"
-    if rules.patience is not None:
-        losses = np.where(records.accepted, records.loss, np.inf)
-        best = np.minimum.accumulate(np.c_[before.best_loss, losses], axis=1)
-        last = np.maximum.accumulate(np.where(best[:, 1:] < best[:, :-1], steps, -1), axis=1)
-        earlier = before.vain[:, None].astype(np.int64) + steps + 1
-        over = np.all(np.where(last < 0, earlier, steps - last) >= rules.patience, axis=0)
-        if np.any(over[:cut]):
-            cut, status = int(np.argmax(over)) + 1, "converged"
-    return cut, status
-
-
-DEPTHS = (1, 4, 16, 64, 128)
+LOOKAHEADS = (1, 4, 16, 64, 128)
 FREE_LANES = 16
 """This many losses take no longer than one: fewer are never scored, unless in smaller blocks."""
 MOST_LANES = 2**12
@@ -378,52 +60,290 @@ PATIENT = 0.75
 """Look ahead this share of the expected number of steps to the next acceptance (tuned)."""
 
 
-class Depths(NamedTuple):
-    """What a search has learnt about its depths.
+@program(static_argnames="lookahead", compiler_options=COMPILER_OPTIONS)
+def advance_chains(
+    problem: Problem,
+    keys: jax.Array,
+    state: State,
+    first: jax.Array,
+    size: jax.Array,
+    *,
+    lookahead: int,
+) -> tuple[State, Records]:
+    """Take every chain from step `first` to `first + size`; records from there on mean nothing."""
+    end, num_chains = first + size, len(keys)
+    lanes = jnp.arange(lookahead, dtype=jnp.uint32)
+    every_lane = jax.vmap(jax.vmap(after_rejections, (None, 0)), (0, None))
 
-    Attributes:
-        fixed: the depth asked for; None to choose.
-        width: losses of a step, over all chains.
-        block: losses scored side by side; None for all of a window.
-        share: share of the steps that were accepted lately.
-        paces: steps a second at each depth compiled, as last measured; inf if it was not yet.
-        compile_seconds: what the last compilation took.
+    def window(state: State) -> tuple[State, Records]:
+        # Lane `l` is the step that follows if the `l` lanes before it are rejected. Until one is
+        # accepted that holds, and so all contexts are known, and all parents are the same.
+        ahead: State = jax.tree.map(_as_rows, every_lane(state, lanes))
+        contexts = step_contexts(problem, jnp.repeat(keys, lookahead, axis=0), ahead)
+        proposals, losses = best_proposals(problem, contexts, ahead.params)
+        accepted = jax.vmap(partial(accept, problem))(ahead, losses, contexts)
+        scales = contexts.scale if isinstance(problem.scale, OneFifth) else None
+        metrics = None if problem.metric is None else metrics_of(problem, proposals)
+        records, proposals, restarted = jax.tree.map(
+            lambda leaf: leaf.reshape(num_chains, lookahead, *leaf.shape[1:]),
+            (Records(losses, accepted, scales, metrics), proposals, contexts.restarted),
+        )
+        # The first lane accepted is the step that the chain takes, since its parent is the true
+        # one. Acceptance in later lanes means nothing: those steps are proposed again.
+        lanes_left = jnp.minimum(end - state.step, jnp.uint32(lookahead))
+        records = records._replace(accepted=records.accepted & (lanes[None] < lanes_left[:, None]))
+        after = jax.vmap(to_first_accepted)(state, proposals, records, restarted, lanes_left)
+        return after, records
+
+    def is_behind(carry: tuple[State, Records]) -> jax.Array:
+        return jnp.any(carry[0].step < end)
+
+    def look_ahead(carry: tuple[State, Records]) -> tuple[State, Records]:
+        state, records = carry
+        after, seen = window(state)
+        offset = (state.step - first).astype(jnp.int32)
+        return after, jax.tree.map(partial(_write, offset), records, seen)
+
+    _, seen = jax.eval_shape(window, state)
+    capacity = most_steps(num_chains) + lookahead
+    empty = jax.tree.map(lambda leaf: jnp.zeros((num_chains, capacity), leaf.dtype), seen)
+    return jax.lax.while_loop(is_behind, look_ahead, (state, empty))
+
+
+def to_first_accepted(
+    state: State,
+    proposals: jax.Array,
+    records: Records,
+    restarted: jax.Array | None,
+    lanes_left: jax.Array,
+) -> State:
+    """Return one chain after its window: at the first proposal accepted, or past them all."""
+    taken, lane = jnp.any(records.accepted), jnp.argmax(records.accepted)
+    rejected = after_rejections(state, jnp.where(taken, lane.astype(jnp.uint32), lanes_left))
+    renewed = None if restarted is None else restarted[lane]
+    moved = moved_to(rejected, proposals[lane], records.loss[lane], renewed)
+    return jax.tree.map(partial(jnp.where, taken), moved, rejected)
+
+
+def _as_rows(leaf: jax.Array) -> jax.Array:
+    return leaf.reshape(-1, *leaf.shape[2:])
+
+
+def metrics_of(problem: Problem, flats: jax.Array) -> jax.Array:
+    """Return the metric of every row of `(count, size)`."""
+    unravel, metric = ravel_pytree(problem.params)[1], problem.metric
+    assert metric is not None
+    of_block = jax.vmap(lambda flat: metric(unravel(flat), problem.batch))
+    return in_blocks(of_block, (flats,), problem.block or MIN_LANES)
+
+
+def _write(offset: jax.Array, kept: jax.Array, new: jax.Array) -> jax.Array:
+    """Each chain's window at its own place; the next window overwrites what was thrown away."""
+    if len(kept) == 1:  # A scatter, which the general case becomes, takes longer.
+        return jax.lax.dynamic_update_slice(kept, new, (jnp.int32(0), offset[0]))
+    place = offset[:, None] + jnp.arange(new.shape[1], dtype=jnp.int32)[None]
+    return kept.at[jnp.arange(len(kept))[:, None], place].set(new)
+
+
+@program()
+def start_chain(problem: Problem) -> tuple[State, jax.Array | None]:
+    """Return a chain's first state, and the metric there."""
+    state = start(problem)
+    has_metric = problem.metric is not None
+    return state, metrics_of(problem, state.params[None])[0] if has_metric else None
+
+
+class RunState(NamedTuple):
+    """What a search goes on from, as NumPy arrays."""
+
+    chains: State  # (num_chains, ...), params as flat vectors
+    metric: Any  # of where each chain is; None without a metric
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that every chain has taken."""
+        return int(self.chains.step[0])
+
+
+Shard = tuple[slice, Problem, jax.Array]
+"""Which chains, and the problem and their keys on the device that runs them."""
+
+
+def run_chains(
+    problem: Problem,
+    keys: jax.Array,
+    num_steps: int,
+    devices: Sequence[Any],
+    target_loss: float | None,
+    patience: int | None,
+    limits: Limits,
+    checkpoint: Checkpoint | None,
+) -> tuple[RunState, Status, Piece]:
+    """Run from the start, or from the checkpoint, to the last step or to a stop rule."""
+    num_chains, pace = len(keys), Pace()
+    parts = np.array_split(np.arange(num_chains), min(len(devices), num_chains))
+    slices = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+    shards: list[Shard] = [
+        (part, *jax.device_put((problem, keys[part]), device))
+        for part, device in zip(slices, devices, strict=False)
+    ]
+    width = len(parts[0]) * problem.num_proposals
+    first, piece, every = _begin(shards[0][1], keys, num_steps, checkpoint)
+    pieces = [piece]
+
+    def advance(before: RunState, begin: int, end: int) -> tuple[RunState, Status | None]:
+        nonlocal pace
+        lookahead, size = best_lookahead(pace, width, problem.block, num_steps - begin), end - begin
+        began = time.perf_counter()
+        chains, records = _advance_shards(shards, before.chains, begin, size, lookahead)
+        seconds = time.perf_counter() - began
+        pace = learn(pace, lookahead, np.mean(records.accepted), size, seconds)
+        cut, status = first_stop(records, before.chains, target_loss, patience)
+        if cut < size:
+            chains, records = _advance_shards(shards, before.chains, begin, cut, lookahead)
+        pieces.append(record(records, before.chains, before.metric, begin, every))
+        metric = before.metric
+        if metric is not None:
+            metric = latest(records.accepted, records.metric, metric, np.array([cut - 1]))[:, 0]
+        return RunState(chains, metric), status
+
+    def progress(now: RunState) -> Progress:
+        evaluations = num_chains * (1 + problem.num_proposals * now.num_steps)
+        best = partial(best_params, problem.params, now.chains)
+        return Progress(evaluations, float(np.min(now.chains.best_loss)), best)
+
+    def content(now: RunState):
+        def history() -> dict[str, np.ndarray]:
+            pieces[:] = [join(pieces)]
+            return tree_to_arrays(pieces[0])
+
+        metadata = {"next": now.num_steps, "record_every": every}
+        return tree_to_arrays(now), metadata, history
+
+    work = Work(
+        advance,
+        progress,
+        content,
+        total=num_steps,
+        largest=most_steps(num_chains),
+        unit="steps",
+        shown=lambda steps: steps * num_chains,
+    )
+    status = stop_before(first.chains, target_loss, patience)
+    last, status = run(work, first, first.num_steps, status, limits, checkpoint)
+    return last, status, join(pieces)
+
+
+def _begin(
+    problem: Problem, keys: jax.Array, num_steps: int, checkpoint: Checkpoint | None
+) -> tuple[RunState, Piece, int]:
+    """Return the state and the history at the start, or as saved, and which steps to record."""
+    num_chains, zero = len(keys), np.uint32(0)
+    first = RunState(*start_chain(problem))
+    first = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], num_chains, axis=0), first)
+    _, seen = advance_chains.eval_shape(problem, keys, first.chains, zero, zero, lookahead=1)
+    nothing = jax.tree.map(lambda leaf: np.zeros((num_chains, 0), leaf.dtype), seen)
+    piece = record(nothing, first.chains, first.metric, 0, 1)
+    saved = checkpoint and checkpoint.begin(
+        tree_to_arrays(first), ("num_steps", num_steps), has_history=True
+    )
+    saved_every = saved.metadata["record_every"] if saved else None
+    every = record_interval(saved_every, bytes_per_step(piece), num_steps)
+    if saved:
+        first = arrays_to_tree(first, saved.arrays)
+        if saved.history is not None:
+            piece = thinned(arrays_to_tree(piece, saved.history), first.num_steps, every)
+    return first, piece, every
+
+
+def _advance_shards(
+    shards: Sequence[Shard], state: State, first: int, size: int, lookahead: int
+) -> tuple[State, Records]:
+    """Run every shard on its device, all at once, and put the results together."""
+    running = []
+    for part, problem, keys in shards:
+        own = jax.tree.map(operator.itemgetter(part), state)
+        span = np.uint32(first), np.uint32(size)
+        running.append(advance_chains(problem, keys, own, *span, lookahead=lookahead))
+    states, records = zip(*running, strict=True)
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *states), jax.tree.map(
+        lambda *leaves: np.concatenate([np.asarray(leaf)[:, :size] for leaf in leaves]), *records
+    )
+
+
+def best_params(template: PyTree, chains: State) -> PyTree:
+    """Return the best params of all chains; None if no loss was finite."""
+    best = int(np.argmin(chains.best_loss))
+    if not np.isfinite(chains.best_loss[best]):
+        return None
+    return ravel_pytree(template)[1](jnp.asarray(chains.best_params[best]))
+
+
+def most_steps(num_chains: int) -> int:
+    """Return how many steps a chunk may have."""
+    return max(min(RECORDS_PER_CHUNK // num_chains, STEPS_PER_CHUNK), 1)
+
+
+def stop_before(state: State, target_loss: float | None, patience: int | None) -> Status | None:
+    """Return why there is nothing left to do, if there is not."""
+    if target_loss is not None and np.min(state.best_loss) <= target_loss:
+        return "reached"
+    if patience is not None and np.all(state.steps_since_improvement >= patience):
+        return "converged"
+    return None
+
+
+def first_stop(
+    records: Records, before: State, target_loss: float | None, patience: int | None
+) -> tuple[int, Status | None]:
+    """Return how many of the steps to take, and why no more."""
+    steps = np.arange(records.accepted.shape[1])
+    cut, status = len(steps), None
+    if target_loss is not None:
+        hits = np.any(records.accepted & (records.loss <= target_loss), axis=0)
+        if np.any(hits):
+            cut, status = int(np.argmax(hits)) + 1, "reached"
+    if patience is not None:
+        losses = np.where(records.accepted, records.loss, np.inf)
+        best = np.minimum.accumulate(np.c_[before.best_loss, losses], axis=1)
+        last = np.maximum.accumulate(np.where(best[:, 1:] < best[:, :-1], steps, -1), axis=1)
+        earlier = before.steps_since_improvement[:, None].astype(np.int64) + steps + 1
+        over = np.all(np.where(last < 0, earlier, steps - last) >= patience, axis=0)
+        if np.any(over[:cut]):
+            cut, status = int(np.argmax(over)) + 1, "converged"
+    return cut, status
+
+
+class Pace(NamedTuple):
+    """What a search has measured of itself."""
+
+    accepted: float = 1.0  # share of the steps of the last chunk
+    steps_per_second: dict[int, float] = {}  # noqa: RUF012  # by look-ahead; inf if only compiled
+    compile_seconds: float = 0.0  # of the last compilation
+
+
+def best_lookahead(pace: Pace, width: int, block: int | None, steps_left: int) -> int:
+    """Return how far to look ahead: somewhat less than it takes until a step is accepted.
+
+    A deep window is wasted where steps are often accepted, a shallow one where they hardly ever
+    are. A look-ahead that was not used yet has to be compiled, which must pay.
     """
-
-    fixed: int | None
-    width: int
-    block: int | None
-    share: float = 1.0
-    paces: dict[int, float] = {}  # noqa: RUF012
-    compile_seconds: float = 0.0
-
-
-def best_depth(known: Depths, steps_left: int) -> int:
-    """Somewhat fewer steps than it takes until one is accepted; compiled only if that pays.
-
-    Args:
-        known: what was learnt so far.
-        steps_left: steps that are still to be taken.
-
-    Returns:
-        A depth of `DEPTHS`, or the one asked for.
-    """
-    if known.fixed is not None:
-        return known.fixed
-    least, most = (known.block or FREE_LANES) / known.width, MOST_LANES / known.width
-    wanted = max(min(max(PATIENT / known.share, least), most), 1)
-    depth = max(depth for depth in DEPTHS if depth <= wanted)
-    if depth in known.paces or not known.paces:
-        return depth
-    nearest = min(known.paces, key=lambda used: abs(used - depth))
-    return depth if steps_left / known.paces[nearest] > 2 * known.compile_seconds else nearest
+    least, most = (block or FREE_LANES) / width, MOST_LANES / width
+    wanted = max(min(max(PATIENT / pace.accepted, least), most), 1)
+    lookahead = max((each for each in LOOKAHEADS if each <= wanted), default=LOOKAHEADS[0])
+    known = pace.steps_per_second
+    if lookahead in known or not known:
+        return lookahead
+    nearest = min(known, key=lambda used: abs(used - lookahead))
+    return lookahead if steps_left / known[nearest] > 2 * pace.compile_seconds else nearest
 
 
-def learn(known: Depths, depth: int, share: float, steps: int, seconds: float) -> Depths:
-    """What is known after `steps` steps at a depth, of which that share was accepted."""
-    pace = steps / seconds if depth in known.paces else float("inf")
-    return known._replace(
-        share=max(share, PATIENT / DEPTHS[-1]),
-        paces={**known.paces, depth: pace},
-        compile_seconds=known.compile_seconds if depth in known.paces else seconds,
+def learn(pace: Pace, lookahead: int, accepted: Any, steps: int, seconds: float) -> Pace:
+    """Return what is known after a chunk; one that had to compile says nothing about speed."""
+    is_known = lookahead in pace.steps_per_second
+    speed = {lookahead: steps / seconds if is_known else float("inf")}
+    return Pace(
+        max(float(accepted), PATIENT / LOOKAHEADS[-1]),
+        pace.steps_per_second | speed,
+        pace.compile_seconds if is_known else seconds,
     )

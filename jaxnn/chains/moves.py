@@ -1,4 +1,4 @@
-"""Moves other than normal noise, and the temperature at which annealing starts."""
+"""How chains move other than by normal noise of a given scale, and where annealing starts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from scipy.optimize import brentq
 
+from jaxnn.chains.kernel import OneFifth, Restart
+from jaxnn.optim.schedules import Schedule, as_rate
 from jaxnn.run.checks import (
     as_batch,
     as_count,
@@ -24,24 +26,50 @@ from jaxnn.run.checks import (
 )
 from jaxnn.run.programs import own_settings, program
 from jaxnn.run.random import normals
-from jaxnn.typing import LossFn
+from jaxnn.typing import LossFn, PyTree, SampleFn
 
 __all__ = [
     "calibrated_temperature",
     "one_coordinate",
+    "one_fifth",
+    "restart",
 ]
 
 
-def one_coordinate(key: jax.Array, params: Any, scale: jax.Array) -> Any:
-    """Moves one number, chosen at random, up or down by `scale`: the move of mlrose.
+def one_fifth(initial: float | Schedule) -> OneFifth:
+    """Return a scale that follows the success of the steps: the one-fifth rule.
+
+    Each step that lowers the loss multiplies the scale by 2, each other step divides it by
+    2^(1/4), which holds one step in five successful. The scale stays within a factor of 2^50 of
+    `initial`. Reference: Rechenberg, "Evolutionsstrategie", 1973.
 
     Args:
-        key: a typed key.
-        params: any pytree of floats.
-        scale: the step.
+        initial: the first scale, above 0, or a schedule that the rule multiplies.
 
-    Returns:
-        Params like `params`, which differ in one number.
+    Example:
+        >>> float(one_fifth(0.5).initial(0))
+        0.5
+    """
+    return OneFifth(as_rate("initial", initial))
+
+
+def restart(sample_fn: SampleFn, patience: int) -> Restart:
+    """Return a rule by which a chain starts anew: the `patience` of a search.
+
+    Args:
+        sample_fn: `sample_fn(key)` -> params, such as `model.sampler(scale=1.0)`.
+        patience: steps without a lower loss, since the last restart, after which a chain does.
+
+    Example:
+        >>> int(restart(lambda key: jax.random.normal(key, (2,)), 100).patience)
+        100
+    """
+    count = as_count("patience", patience, 1, 2**32 - 1)
+    return Restart(as_partial("sample_fn", sample_fn), np.uint32(count))
+
+
+def one_coordinate(key: jax.Array, params: PyTree, scale: jax.Array) -> PyTree:
+    """Move one number, chosen at random, up or down by `scale`: a `propose_fn`, mlrose's move.
 
     Example:
         >>> moved = one_coordinate(jax.random.key(0), jnp.zeros(4), 0.5)
@@ -61,17 +89,17 @@ TAG = 0x54454D50
 def calibrated_temperature(
     key: jax.Array,
     loss_fn: LossFn,
-    params: Any,
-    batch: Any,
+    params: PyTree,
+    batch: PyTree,
     *,
     scale: float,
     acceptance: float = 0.5,
     num_proposals: int = 1_000,
 ) -> float:
-    """The temperature at which Metropolis accepts this share of the worse proposals, on average.
+    """Return the temperature at which this share of the worse proposals is accepted, on average.
 
-    Of the rises `d > 0` that proposals from `params` mean, it solves `mean(exp(-d / T)) =
-    acceptance` for `T`, as Kirkpatrick, Gelatt and Vecchi (1983) proposed.
+    Solves `mean(exp(-rise / T)) = acceptance` for `T`, over the proposals from `params` whose
+    loss is higher, as Kirkpatrick, Gelatt and Vecchi (1983) proposed.
 
     Args:
         key: a typed key.
@@ -86,11 +114,9 @@ def calibrated_temperature(
         The temperature, above 0.
 
     Raises:
-        TypeError: if an argument is of the wrong kind.
         ValueError: if a number is out of range, or no proposal is worse than the start.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> def loss_fn(params, batch):
         ...     return jnp.sum(params**2) + batch
         >>> t = calibrated_temperature(jax.random.key(0), loss_fn, jnp.zeros(3), 0.0, scale=0.1)
@@ -123,7 +149,7 @@ def calibrated_temperature(
 
 
 @program()
-def _losses(loss: Partial, params: Any, batch: Any, scale: jax.Array, keys: jax.Array):
+def _losses(loss: Partial, params: PyTree, batch: PyTree, scale: jax.Array, keys: jax.Array):
     """The loss at `params`, and those of the proposals: side by side, so that all round alike."""
     flat, unravel = ravel_pytree(params)
     noise = jax.vmap(lambda key: normals(key, flat.size))(keys).astype(flat.dtype)

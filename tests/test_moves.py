@@ -1,0 +1,74 @@
+"""Moves, scales and restarts of chains, and the temperature at which annealing starts."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chain_setups import KEY, SHIFT, START, stairs
+from jax.flatten_util import ravel_pytree
+
+import jaxnn
+from jaxnn import moves
+from jaxnn.run.random import normals
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: moves.one_fifth(0.0), ValueError, "initial must be a finite number above 0"),
+        (lambda: moves.one_fifth(moves), TypeError, "initial must be"),
+        (lambda: moves.restart(3, 5), TypeError, "sample_fn must be callable; got a int"),
+        (lambda: moves.restart(stairs, 0), ValueError, "patience must be an integer of at least 1"),
+        (lambda: moves.restart(stairs, 2**32), ValueError, "patience must be at most 4294967295"),
+    ],
+)
+def test_bad_options_are_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+class TestTemperature:
+    def test_it_accepts_the_share_asked_for(self):
+        key, scale = jax.random.key(3), 0.3
+        flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, START))
+        keys = jax.random.split(jax.random.key(9), 4_000)
+        moved = jax.vmap(lambda k: stairs(unravel(flat + scale * normals(k, 6)), SHIFT))(keys)
+        rises = np.asarray(moved - stairs(START, SHIFT), np.float64)
+        rises = rises[rises > 0]
+        for share in (0.2, 0.8):
+            heat = jaxnn.calibrated_temperature(
+                key, stairs, START, SHIFT, scale=scale, acceptance=share, num_proposals=4_000
+            )
+            accepted = np.exp(-rises / heat)
+            error = np.std(accepted) / np.sqrt(len(rises))
+            assert abs(np.mean(accepted) - share) < 8 * error  # two samples, five errors each
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"acceptance": 1.0}, "acceptance must be below 1"),
+            ({"scale": 0}, "scale must be"),
+            ({"loss_fn": lambda p, b: jnp.nan * b}, "params must have a finite loss"),
+            ({"loss_fn": lambda p, b: 0 * (p["b"][0] - b)}, "room to get worse"),
+        ],
+    )
+    def test_what_makes_no_sense_is_refused(self, options, message):
+        options = {"loss_fn": stairs, "scale": 0.3, **options}
+        with pytest.raises(ValueError, match=message):
+            jaxnn.calibrated_temperature(KEY, options.pop("loss_fn"), START, SHIFT, **options)
+
+
+def test_one_coordinate_moves_one_number_by_the_scale_either_way_everywhere():
+    keys = jax.random.split(KEY, 3_000)
+    start = jax.tree.map(jnp.asarray, START)
+    moved = jax.vmap(lambda key: moves.one_coordinate(key, start, jnp.float32(0.5)))(keys)
+    steps = jax.tree.map(lambda a, b: np.reshape(a - b[None], (3_000, -1)), moved, start)
+    flat = np.concatenate([steps["w"], steps["b"]], axis=1)
+    assert np.all(np.count_nonzero(flat, axis=1) == 1)
+    assert set(np.unique(np.abs(flat))) == {0.0, 0.5}
+    expected = 3_000 / 12
+    for place, sign in itertools.product(range(6), (-1, 1)):
+        count = np.sum(flat[:, place] * sign > 0)
+        assert abs(count - expected) < 5 * np.sqrt(expected)
