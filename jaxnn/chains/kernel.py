@@ -155,17 +155,10 @@ def perturbation_kernel(
         >>> bool(state.loss < 0.01), int(state.num_accepted) == int(info.accepted.sum())
         (True, True)
     """
+
     def problem_of(params: PyTree, batch: PyTree) -> Problem:
-        problem = as_problem(
-            loss_fn,
-            params,
-            batch,
-            scale=scale,
-            num_proposals=num_proposals,
-            propose_fn=propose_fn,
-            temperature=temperature,
-            restart=restart,
-        )
+        options = scale, num_proposals, propose_fn, temperature, restart
+        problem = as_problem(loss_fn, params, batch, *options)
         # Numbers that the compiler knows are folded in and round otherwise than arguments do.
         return jax.lax.optimization_barrier(problem)
 
@@ -384,7 +377,6 @@ def as_problem(
     loss_fn: LossFn,
     params: PyTree,
     batch: PyTree,
-    *,
     scale: float | Schedule | OneFifth,
     num_proposals: int,
     propose_fn: ProposeFn | None,

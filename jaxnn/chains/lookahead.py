@@ -78,7 +78,9 @@ def advance_chains(
     def window(state: State) -> tuple[State, Records]:
         # Lane `l` is the step that follows if the `l` lanes before it are rejected. Until one is
         # accepted that holds, and so all contexts are known, and all parents are the same.
-        ahead: State = jax.tree.map(_as_rows, every_lane(state, lanes))
+        ahead: State = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), every_lane(state, lanes)
+        )
         contexts = step_contexts(problem, jnp.repeat(keys, lookahead, axis=0), ahead)
         proposals, losses = best_proposals(problem, contexts, ahead.params)
         accepted = jax.vmap(partial(accept, problem))(ahead, losses, contexts)
@@ -123,10 +125,6 @@ def to_first_accepted(
     renewed = None if restarted is None else restarted[lane]
     moved = moved_to(rejected, proposals[lane], records.loss[lane], renewed)
     return jax.tree.map(partial(jnp.where, taken), moved, rejected)
-
-
-def _as_rows(leaf: jax.Array) -> jax.Array:
-    return leaf.reshape(-1, *leaf.shape[2:])
 
 
 def metrics_of(problem: Problem, flats: jax.Array) -> jax.Array:
@@ -221,14 +219,9 @@ def run_chains(
         return tree_to_arrays(now), metadata, history
 
     work = Work(
-        advance,
-        progress,
-        content,
-        total=num_steps,
-        largest=most_steps(num_chains),
-        unit="steps",
-        shown=lambda steps: steps * num_chains,
-    )
+        advance, progress, content, num_steps, most_steps(num_chains), "steps",
+        lambda steps: steps * num_chains,
+    )  # fmt: skip
     status = stop_before(first.chains, target_loss, patience)
     last, status = run(work, first, first.num_steps, status, limits, checkpoint)
     return last, status, join(pieces)

@@ -172,17 +172,8 @@ def perturbation_search(
         patience = as_count("patience", patience, 1, 2**32 - 1)
     start = as_params(params)
     batch = as_batch(batch, params, *(f for f in (loss_fn, metric_fn) if f is not None))
-    problem = as_problem(
-        loss_fn,
-        start,
-        batch,
-        scale=scale,
-        num_proposals=num_proposals,
-        propose_fn=propose_fn,
-        temperature=temperature,
-        restart=restart,
-        metric_fn=metric_fn,
-    )
+    options = scale, num_proposals, propose_fn, temperature, restart, metric_fn
+    problem = as_problem(loss_fn, start, batch, *options)
     loss = shapes_of("loss_fn", problem.loss, start, batch)
     target_loss = as_target(target_loss, loss.dtype)
     limits, devices = as_limits(max_seconds, callback, progress), as_devices(devices)
