@@ -70,7 +70,9 @@ FAMILY: dict[str, dict[str, Any]] = {
 }
 
 
-def search(loss_fn=stairs, *, key=KEY, params=START, batch=SHIFT, num_steps=250, **options) -> Any:
+def search(
+    loss_fn=stairs, *, key=KEY, params=START, batch: Any = SHIFT, num_steps=250, **options
+) -> Any:
     """`perturbation_search` with the options of a kernel, or with its own."""
     options = {"scale": 0.3, **options}
     if "restart" in options:

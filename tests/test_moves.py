@@ -1,6 +1,7 @@
 """Moves, scales and restarts of chains, and the temperature at which annealing starts."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,21 @@ from jaxnn import moves
 from jaxnn.run.random import normals
 
 
+def draw(key: jax.Array) -> Any:
+    return jax.random.normal(key, (2,))
+
+
+WRONG: Any = 3
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: moves.one_fifth(0.0), ValueError, "initial must be a finite number above 0"),
-        (lambda: moves.one_fifth(moves), TypeError, "initial must be"),
-        (lambda: moves.restart(3, 5), TypeError, "sample_fn must be callable; got a int"),
-        (lambda: moves.restart(stairs, 0), ValueError, "patience must be an integer of at least 1"),
-        (lambda: moves.restart(stairs, 2**32), ValueError, "patience must be at most 4294967295"),
+        (lambda: moves.one_fifth(float("nan")), ValueError, "initial must be"),
+        (lambda: moves.restart(WRONG, 5), TypeError, "sample_fn must be callable; got a int"),
+        (lambda: moves.restart(draw, 0), ValueError, "patience must be an integer of at least 1"),
+        (lambda: moves.restart(draw, 2**32), ValueError, "patience must be at most 4294967295"),
     ],
 )
 def test_bad_options_are_refused_by_name(call, error, message):
