@@ -33,7 +33,7 @@ from jaxnn.search.engine import candidate_params
 from jaxnn.search.merge import merge_searches
 from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
 from jaxnn.search.random_search import random_search
-from jaxnn.search.report import RandomSearchResult, expected_best
+from jaxnn.search.result import RandomSearchResult, expected_best
 from jaxnn.search.statistics import Collect
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from jaxnn.run import checkpoint, loop
 from jaxnn.search import engine as folding
 from jaxnn.search import engine as tiles
 from jaxnn.search import searching
-from jaxnn.search.report import Histogram
+from jaxnn.search.result import Histogram
 
 KEY = jax.random.key(11)
 BATCH = jnp.array([0.3, -1.2])

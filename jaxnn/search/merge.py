@@ -23,7 +23,7 @@ from jaxnn.run.checks import as_partial
 from jaxnn.run.fingerprint import check_same_run, function_metadata
 from jaxnn.run.programs import own_settings
 from jaxnn.search.engine import candidate_params, merge_all
-from jaxnn.search.report import RandomSearchResult, report
+from jaxnn.search.result import RandomSearchResult, report
 from jaxnn.search.searching import Reached, restored
 from jaxnn.search.statistics import from_facts, statistics_of
 from jaxnn.typing import SampleFn, Status

@@ -41,7 +41,7 @@ from jaxnn.search.engine import (
     tile_size,
 )
 from jaxnn.search.merge import Saved, gather, merge_saved, own_path
-from jaxnn.search.report import RandomSearchResult, report
+from jaxnn.search.result import RandomSearchResult, report
 from jaxnn.search.searching import (
     Span,
     StopRules,
