@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import jaxnn
-from jaxnn.search import searching
+from jaxnn.search import engine as searching
 
 NETWORKS = [jaxnn.mlp((2, 3, 3)), jaxnn.mlp((3, 12, 8, 2)), jaxnn.mlp((2, 4, 1), output="sigmoid",
             loss="binary_crossentropy")]  # fmt: skip

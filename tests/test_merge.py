@@ -14,7 +14,7 @@ from search_setups import digest, set_up, whole
 
 import jaxnn
 from jaxnn.run import checkpoint as checkpoints
-from jaxnn.search import searching
+from jaxnn.search import engine as searching
 
 ALL = range(200)
 
@@ -178,7 +178,7 @@ def test_killed_at_50_moments_and_resumed(tmp_path):
     program = f"""
 import jaxnn, search_setups as here
 from jaxnn.run import checkpoint as checkpoints, loop
-from jaxnn.search import searching
+from jaxnn.search import engine as searching
 searching.LARGEST_CHUNK, loop.SECONDS_BETWEEN_SAVES = 1, 0.0
 given, options = here.set_up(1)
 options["num_candidates"] = 3_000_000

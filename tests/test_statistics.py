@@ -15,8 +15,8 @@ from scipy import stats
 import jaxnn
 from jaxnn.run import checkpoint, loop
 from jaxnn.search import engine as folding
+from jaxnn.search import engine as searching
 from jaxnn.search import engine as tiles
-from jaxnn.search import searching
 from jaxnn.search.result import Histogram
 
 KEY = jax.random.key(11)

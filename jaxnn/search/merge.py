@@ -22,9 +22,8 @@ from jaxnn.run import checkpoint as checkpoints
 from jaxnn.run.checks import as_partial
 from jaxnn.run.fingerprint import check_same_run, function_metadata
 from jaxnn.run.programs import own_settings
-from jaxnn.search.engine import candidate_params, merge_all
+from jaxnn.search.engine import Reached, candidate_params, merge_all, restored
 from jaxnn.search.result import RandomSearchResult, report
-from jaxnn.search.searching import Reached, restored
 from jaxnn.search.statistics import from_facts, statistics_of
 from jaxnn.typing import SampleFn, Status
 

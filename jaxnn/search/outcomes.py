@@ -28,8 +28,15 @@ from jaxnn.run.checks import as_batch, as_count, as_key, as_partial, drawn_shape
 from jaxnn.run.loop import Limits, Progress, Work, as_limits, run, told, watch_interrupts
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
 from jaxnn.run.random import add, fold_index, words
-from jaxnn.search.engine import SearchProblem, as_range, candidates_stream, check_draws, tile_size
-from jaxnn.search.searching import Span, facts_of
+from jaxnn.search.engine import (
+    SearchProblem,
+    Span,
+    as_range,
+    candidates_stream,
+    check_draws,
+    facts_of,
+    tile_size,
+)
 from jaxnn.typing import SampleFn, Status
 
 WORD = 64

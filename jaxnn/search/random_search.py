@@ -33,22 +33,20 @@ from jaxnn.run.loop import Progress, as_limits, as_target, told, watch_interrupt
 from jaxnn.run.programs import own_settings
 from jaxnn.search.engine import (
     SearchProblem,
+    Span,
+    StopRules,
     as_range,
+    as_saved,
     candidate_params,
     candidates_stream,
     check_draws,
+    facts_of,
     shares,
     tile_size,
+    walk,
 )
 from jaxnn.search.merge import Saved, gather, merge_saved, own_path
 from jaxnn.search.result import RandomSearchResult, report
-from jaxnn.search.searching import (
-    Span,
-    StopRules,
-    as_saved,
-    facts_of,
-    walk,
-)
 from jaxnn.search.statistics import Collect, Kept, as_facts, as_kept, statistics_of
 from jaxnn.typing import LossFn, SampleFn
 

@@ -12,7 +12,7 @@ from scipy.special import betaincinv
 from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import summary
 from jaxnn.run.random import join
-from jaxnn.search.searching import Reached
+from jaxnn.search.engine import Reached
 from jaxnn.search.statistics import CandidateTable, Kept, bin_edges
 from jaxnn.typing import Status
 
