@@ -7,56 +7,57 @@ JAX's runtime is all that is needed: one gather.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnn.run import checkpoint as checkpoints
+from jaxnn.run.checkpoint import Saved, arrays_to_tree, dumps, load, loads
 from jaxnn.run.checks import as_partial
 from jaxnn.run.fingerprint import check_same_run, function_metadata
 from jaxnn.run.programs import own_settings
-from jaxnn.search.engine import Reached, candidate_params, merge_all, restored
-from jaxnn.search.result import RandomSearchResult, report
-from jaxnn.search.statistics import from_facts, statistics_of
-from jaxnn.typing import SampleFn, Status
+from jaxnn.search.engine import (
+    RunState,
+    Span,
+    candidate_params,
+    merge_states,
+    run_content,
+    shards,
+    start_totals,
+)
+from jaxnn.search.result import RandomSearchResult, make_result
+from jaxnn.search.statistics import StatisticsConfig, statistics_of
+from jaxnn.typing import PyTree, SampleFn, Status
 
 BY_URGENCY: tuple[Status, ...] = ("running", "interrupted", "stopped", "reached", "completed")
-OWN_FACTS = {"start", "next", "status"}
-
-
-class Saved(NamedTuple):
-    """A search as a checkpoint holds it, with a name for messages."""
-
-    name: str
-    arrays: Mapping[str, np.ndarray]
-    facts: Mapping[str, Any]
+OF_ONE_PART = {"start", "next", "status", "stop_threshold"}
+"""Metadata in which the parts of a search may differ."""
 
 
 def merge_searches(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], sample_fn: SampleFn
 ) -> RandomSearchResult:
-    """One result from the checkpoints of searches that differ in nothing but their range.
+    """Return one result from the checkpoints of searches that differ in nothing but their range.
 
-    The result is that of one search over all the ranges, whichever machine walked each. Ranges
-    may be unfinished and there may be gaps between them.
+    It is the result of one search over all the ranges, whichever machines made them. Ranges may
+    be unfinished, and there may be gaps between them.
 
     Args:
         paths: the checkpoints, in any order; a path alone is one.
-        sample_fn: the sampler of the searches; it gives the best candidate's weights back.
+        sample_fn: the sampler of the searches, which the best candidate is drawn from.
 
     Returns:
         A `RandomSearchResult`.
 
     Raises:
-        TypeError: if the sampler is not callable.
-        ValueError: if there is no file, one is damaged, of another search, or overlaps another.
+        ValueError: if there is no path, or a file is damaged, of another search, or overlaps
+            another.
         FileNotFoundError: if a file is missing.
 
     Example:
@@ -69,48 +70,70 @@ def merge_searches(
     if not paths:
         raise ValueError("paths must name at least one checkpoint; got none")
     sample = as_partial("sample_fn", sample_fn)
-    saves = [Saved(os.fspath(path), *checkpoints.load(path)) for path in paths]
-    name, _, metadata = saves[0]
+    parts = [(os.fspath(path), Saved(*load(path))) for path in paths]
+    name, (_, metadata, _) = parts[0]
     check_same_run(name, metadata, {"trainer": "random_search", "jax": jax.__version__})
     words = jnp.array(metadata["key"], jnp.uint32)
     key = jax.random.wrap_key_data(words, impl=metadata["key_implementation"])
     with own_settings():
         same = function_metadata("sample_fn", sample, key, axes=(0,))
         check_same_run(name, metadata, {"sample_fn": same})
-    return merge_saved(saves, partial(candidate_params, key, sample_fn))
+    return _merge(parts, partial(candidate_params, key, sample_fn))
 
 
-def merge_saved(saves: Sequence[Saved], params_of: Callable[[int], Any]) -> RandomSearchResult:
-    """The result of all the saved searches together; `params_of(index)` gives a candidate."""
-    shared = {name: fact for name, fact in saves[0].facts.items() if name not in OWN_FACTS}
-    for saved in saves[1:]:
-        check_same_run(saved.name, saved.facts, shared)
-    statistics = statistics_of(kept := from_facts(shared))
-    walked = [saved for saved in saves if saved.facts["start"] < saved.facts["next"]]
-    walked.sort(key=lambda saved: saved.facts["start"])
-    spans = [(saved.facts["start"], saved.facts["next"]) for saved in walked]
-    for (first, second), (one, other) in zip(pairwise(spans), pairwise(walked), strict=True):
-        if first[1] > second[0]:
-            raise ValueError(
-                f"searches must not overlap; got {one.name} up to index {first[1] - 1} and "
-                f"{other.name} from {second[0]}"
-            )
-    parts = [restored(saved.arrays, statistics) for saved in walked]
-    status = min((saved.facts["status"] for saved in saves), key=BY_URGENCY.index)
-    reached = Reached(merge_all(statistics, *parts), spans[-1][1] if spans else 0, status)
-    return report(params_of, spans, reached, kept)
+def merge_processes(
+    state: RunState, metadata: dict[str, Any], params_of: Callable[[int], PyTree]
+) -> RandomSearchResult:
+    """Return the result of all processes together; each has to call this."""
+    arrays, own, _ = run_content(state)
+    messages = _gather(dumps(arrays, {**metadata, **own, "status": state.status}))
+    parts = [(f"process {i}", Saved(*loads(message))) for i, message in enumerate(messages)]
+    return _merge(parts, params_of)
+
+
+def own_span(span: Span) -> Span:
+    """Return this process's part of a range: whole tiles, and perhaps none."""
+    ranges = dict(enumerate(shards(span, jax.process_count())))
+    return Span(*ranges.get(jax.process_index(), (span.stop, span.stop)), span.tile)
 
 
 def own_path(path: Path) -> Path:
-    """This process's own file beside those of the others; `path` itself if it is alone."""
+    """Return this process's file beside those of the others; `path` itself if it is alone."""
     if jax.process_count() == 1:
         return path
     part = f"{jax.process_index()}-of-{jax.process_count()}"
     return path.with_name(f"{path.stem}.{part}{path.suffix}")
 
 
-def gather(message: bytes) -> list[bytes]:
-    """Every process's message, in the order of the processes; all have to call this."""
+def _merge(
+    parts: Sequence[tuple[str, Saved]], params_of: Callable[[int], PyTree]
+) -> RandomSearchResult:
+    """The result of all the parts, which have names for messages."""
+    shared = {k: v for k, v in parts[0][1].metadata.items() if k not in OF_ONE_PART}
+    for name, part in parts:
+        check_same_run(name, part.metadata, shared)
+    config = StatisticsConfig(*(shared[field] for field in StatisticsConfig._fields))
+    statistics = statistics_of(config)
+    begun = [each for each in parts if each[1].metadata["start"] < each[1].metadata["next"]]
+    begun.sort(key=lambda each: each[1].metadata["start"])
+    spans = [(part.metadata["start"], part.metadata["next"]) for _, part in begun]
+    for (first, second), (one, other) in zip(pairwise(spans), pairwise(begun), strict=True):
+        if first[1] > second[0]:
+            raise ValueError(
+                f"searches must not overlap; got {one[0]} up to index {first[1] - 1} and "
+                f"{other[0]} from {second[0]}"
+            )
+    fresh = start_totals(statistics)
+    totals = merge_states(statistics, *(arrays_to_tree(fresh, part.arrays) for _, part in begun))
+    status = min((part.metadata["status"] for _, part in parts), key=BY_URGENCY.index)
+    thresholds = {part.metadata["stop_threshold"] for _, part in begun}
+    stop_threshold = thresholds.pop() if len(thresholds) == 1 else None
+    state = RunState(totals, spans[-1][1] if spans else 0, status, stop_threshold)
+    return make_result(params_of, spans, state, config)
+
+
+def _gather(message: bytes) -> list[bytes]:
+    """Every process's message, in the order of the processes."""
     sizes = _exchange(np.array([len(message)], np.int32))[:, 0]
     padded = np.zeros(max(sizes), np.uint8)
     padded[: len(message)] = np.frombuffer(message, np.uint8)

@@ -1,8 +1,8 @@
-"""Counting what random weight sets do: how many of them give the same outputs.
+"""Counting what random candidates compute: how many of them give the same outputs.
 
 An outcome is a row of bits, such as the answers of a network to all its inputs; candidates with
-the same bits compute the same function there. Candidates are those of random search: candidate
-`i` is a function of the key and of `i` alone, so `candidate_params` gives its weights back.
+the same bits compute the same function there. The candidates are those of random search, so
+`candidate_params` returns their params.
 
 Memory is bounded. When there are more outcomes than may be kept, the count of the first that is
 one too many is taken off all counts, and outcomes that have nothing left are dropped: a count is
@@ -14,78 +14,82 @@ plus 1 (Misra and Gries, "Finding repeated elements", 1982; Agarwal et al., "Mer
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
-from jaxnn.run import checkpoint as checkpoints
-from jaxnn.run.checkpoint import Checkpoint
-from jaxnn.run.checks import as_batch, as_count, as_key, as_partial, drawn_shapes, shapes_of
-from jaxnn.run.loop import Limits, Progress, Work, as_limits, run, told, watch_interrupts
-from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
-from jaxnn.run.random import add, fold_index, words
-from jaxnn.search.engine import (
-    SearchProblem,
-    Span,
-    as_range,
-    candidates_stream,
-    check_draws,
-    facts_of,
-    tile_size,
-)
-from jaxnn.typing import SampleFn, Status
+from jaxnn.run.checkpoint import MAX_BYTES, Checkpoint
+from jaxnn.run.checks import as_count, as_devices
+from jaxnn.run.loop import Every, Progress, as_limits, told, watch_interrupts
+from jaxnn.run.programs import own_settings
+from jaxnn.search.engine import RunState, run_search, search_metadata, set_up
+from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
+from jaxnn.typing import PyTree, SampleFn, Status
 
 WORD = 64
 """Bits that are compared at once; outcomes are padded to whole words."""
 LARGEST_CHUNK = 2**24
 """Bytes drawn in one go at most."""
+SMALLEST_MERGE = 2**22
+"""Bytes that are taken into the counts in one go at least."""
 
 
 class OutcomeCounts(NamedTuple):
     """Outcomes and how many candidates had them, the most frequent first.
 
-    `error <= num_evaluations / (max_outcomes + 1)`, and 0 while there is room (Misra and Gries,
-    "Finding repeated elements", 1982; Agarwal et al., "Mergeable summaries", 2012).
+    `error <= num_evaluations / (max_outcomes + 1)`, and 0 while there is room.
 
     Attributes:
-        packed: `(outcomes, bytes)`, uint8; `np.unpackbits(packed, axis=1, count=num_bits)` are
-            the bits.
-        count: candidates with that outcome, `(outcomes,)`, int64; too low by at most `error`.
-        error: 0 if all counts are exact and no outcome is missing; else an outcome that is not
-            listed was seen at most so often.
+        packed: `(outcomes, bytes)`, uint8; `np.unpackbits(packed, axis=1, count=num_bits)`
+            returns the bits.
+        counts: candidates with that outcome, `(outcomes,)`, int64; too low by at most `error`.
+        error: 0 if all counts are exact and no outcome is missing; else the most candidates that
+            an outcome which is not listed can have.
         num_bits: bits of an outcome.
         num_evaluations: candidates drawn.
         status: "completed", "interrupted" or "stopped".
     """
 
     packed: np.ndarray
-    count: np.ndarray
+    counts: np.ndarray
     error: int
     num_bits: int
     num_evaluations: int
     status: Status
 
 
+class HeavyHitters(NamedTuple):
+    """Counts so far, outcomes in the order of their bits."""
+
+    packed: Any  # (outcomes, bytes), uint8, whole words
+    counts: Any  # (outcomes,), int64, too low by at most `error`
+    error: Any
+    waiting: Rows  # packed outcomes that are not counted yet, in the order of their candidates
+
+
 def count_outcomes(
     key: jax.Array,
-    outcome_fn: Callable[[Any, Any], jax.Array],
+    outcome_fn: Callable[[PyTree, PyTree], jax.Array],
     sample_fn: SampleFn,
-    batch: Any,
+    batch: PyTree,
     *,
     num_candidates: int,
     start: int = 0,
     max_outcomes: int = 2**22,
     max_seconds: float | None = None,
-    callback: Callable[[Progress], None] | None = None,
+    callback: Callable[[Progress], None] | Every | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    devices: Sequence[Any] | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> OutcomeCounts:
-    """Draws `num_candidates` weight sets and counts how many have each outcome.
+    """Draw `num_candidates` candidates and count how many have each outcome.
 
     The counts depend on the key, the functions, the batch, the range of indices and
     `max_outcomes` alone: not on how the work was cut, nor on whether it was resumed.
@@ -94,27 +98,26 @@ def count_outcomes(
         key: a typed key, `jax.random.key(seed)`.
         outcome_fn: `outcome_fn(params, batch)` -> bools of any shape, as
             `lambda params, x: model.apply(params, x) > 0`.
-        sample_fn: `sample_fn(key)` -> params, any pytree; as `model.sampler(scale=...)`.
+        sample_fn: `sample_fn(key)` -> params, any pytree, such as `model.sampler(scale=4.0)`.
         batch: any pytree that the outcome takes.
         num_candidates: how many to draw, at least 1.
         start: index of the first.
         max_outcomes: how many different outcomes to keep, 24 bytes each for up to 128 bits; the
             work takes some seven times that memory. A checkpoint holds at most 1 GiB of them.
         max_seconds: the counting ends when these are over, status "stopped".
-        callback: called with a `Progress` some four times a second, whose loss is nan; a
-            `StopIteration` that it raises ends the counting, status "stopped".
+        callback: as in `random_search`; the loss of its `Progress` is nan.
         checkpoint: a file to save to every half minute and at the end; the same call goes on
             from it, also for more candidates.
-        memory_budget: as in `random_search`; a checkpoint goes on with the same alone, since
-            outcomes may hang on rounding.
+        devices: where to work; by default all local devices.
+        memory_budget: as in `random_search`. A checkpoint goes on with the same alone, since
+            outcomes may depend on rounding.
         progress: whether to show a progress bar.
 
     Returns:
         An `OutcomeCounts`.
 
     Raises:
-        TypeError: if an argument is of the wrong kind, the sampler draws no array, or the outcome
-            is not an array of bools.
+        TypeError: if the outcome is not an array of bools.
         ValueError: if a number is out of range, the outcomes would not fit into a checkpoint, or
             the checkpoint is of another count or damaged.
         OSError: if the checkpoint cannot be written.
@@ -124,46 +127,44 @@ def count_outcomes(
         ...     jax.random.key(0), lambda params, batch: params > batch,
         ...     lambda key: jax.random.normal(key, (2,)), jnp.zeros(2), num_candidates=1_000,
         ... )
-        >>> len(counted.count), int(counted.count.sum())
+        >>> len(counted.counts), int(counted.counts.sum())
         (4, 1000)
     """
-    key = as_key("key", key)
-    start, stop = as_range(start, num_candidates)
     max_outcomes = as_count("max_outcomes", max_outcomes, 1, 2**31)
-    outcome, sample = as_partial("outcome_fn", outcome_fn), as_partial("sample_fn", sample_fn)
-    shapes = drawn_shapes(sample, key)
-    batch = as_batch(batch, shapes, outcome_fn)
-    num_bits = _num_bits(shapes_of("outcome_fn", outcome, shapes, batch))
+    devices = as_devices(devices)
+    given = key, "outcome_fn", outcome_fn, sample_fn, batch, start, num_candidates, memory_budget
+    problem, span, outcome = set_up(*given, devices)
+    if getattr(outcome, "dtype", None) != np.dtype(bool) or not outcome.size:
+        raise TypeError(f"outcome_fn must return an array of bools; got {outcome}")
+    width = -(-outcome.size // WORD) * WORD // 8
     limits = as_limits(max_seconds, callback, progress)
-    tile = tile_size(outcome_fn, shapes, batch, memory_budget, jax.default_backend())
-    span = Span(start, stop, tile)
+    tiles = max(LARGEST_CHUNK // (span.tile * width), 1)
+    statistics = {"outcomes": _heavy_hitters(max_outcomes, tiles * span.tile, width)}
+
+    def progress_of(state: RunState) -> Progress:
+        return Progress(state.end - span.start, np.nan)
+
     with own_settings(), watch_interrupts() as is_interrupted:
-        engine = SearchProblem(outcome, sample, batch, candidates_stream(key))
-        check_draws(key, sample, start)
         saved = None
         if checkpoint is not None:
-            _check_fits(max_outcomes, num_bits)
-            facts = facts_of("count_outcomes", key, engine, span, "outcome_fn")
-            facts |= {"num_bits": num_bits, "max_outcomes": max_outcomes}
-            saved = Checkpoint(Path(checkpoint), facts)
-        counted = _resumed(saved, span, num_bits)
+            _check_fits(max_outcomes, outcome.size, width)
+            metadata = search_metadata("count_outcomes", key, "outcome_fn", problem, span)
+            metadata |= {"num_bits": outcome.size, "max_outcomes": max_outcomes}
+            saved = Checkpoint(Path(checkpoint), metadata)
         limits = limits._replace(is_interrupted=is_interrupted)
-        counted, status = _walk(engine, span, counted, max_outcomes, limits, saved)
-        packed, count, error, _, end = merge(counted, len(counted.waiting), max_outcomes)
-        order = np.argsort(-count, kind="stable")
-        result = OutcomeCounts(packed[order], count[order], error, num_bits, end - start, status)
-        return told(result, is_interrupted)
+        given = problem, statistics, span, devices, limits, saved, progress_of
+        state = run_search(*given, largest_chunk=tiles * span.tile)
+        hitters = state.totals["outcomes"]
+        hitters = _count(hitters, len(hitters.waiting.values), max_outcomes)
+        order = np.argsort(-hitters.counts, kind="stable")
+        listed = hitters.packed[order], hitters.counts[order], int(hitters.error)
+        done = state.end - span.start
+        return told(OutcomeCounts(*listed, outcome.size, done, state.status), is_interrupted)
 
 
-def _width(num_bits: int) -> int:
-    """Bytes of a packed outcome."""
-    return -(-num_bits // WORD) * WORD // 8
-
-
-def _check_fits(max_outcomes: int, num_bits: int) -> None:
-    """Refuses more outcomes than a checkpoint can hold, with those that wait to be counted."""
-    width = _width(num_bits)
-    most = (checkpoints.MAX_BYTES - 2 * LARGEST_CHUNK) // (2 * width + 8)
+def _check_fits(max_outcomes: int, num_bits: int, width: int) -> None:
+    """Refuse more outcomes than a checkpoint can hold, with those that wait to be counted."""
+    most = (MAX_BYTES - 2 * LARGEST_CHUNK) // (2 * width + 8)
     if max_outcomes > most:
         raise ValueError(
             f"max_outcomes must be at most {most} with a checkpoint, for {num_bits} bits; "
@@ -171,134 +172,43 @@ def _check_fits(max_outcomes: int, num_bits: int) -> None:
         )
 
 
-def _num_bits(outcome: Any) -> int:
-    if not isinstance(outcome, jax.ShapeDtypeStruct) or outcome.dtype != bool or not outcome.size:
-        raise TypeError(f"outcome_fn must return an array of bools; got {outcome}")
-    return outcome.size
+def _heavy_hitters(max_outcomes: int, room: int, width: int) -> Statistic:
+    """Counts of packed outcomes. The device lists them in order, and the host counts them."""
+    rows = Rows(np.zeros((room, width), np.uint8), np.uint32(0))
+    start = HeavyHitters(np.zeros((0, width), np.uint8), np.zeros(0, np.int64), np.int64(0), rows)
+    return Statistic(start, Partial(_append_packed), partial(_take, max_outcomes))
 
 
-def _walk(
-    engine: SearchProblem,
-    span: Span,
-    tally: Tally,
-    max_outcomes: int,
-    limits: Limits,
-    checkpoint: Checkpoint | None,
-) -> tuple[Tally, Status]:
-    """Draws and counts on, to the end of the span or until stopped."""
-    begin, tile = tally.end, span.tile
-    left, width = span.stop - begin, tally.packed.shape[1]
-    largest = max(LARGEST_CHUNK // (tile * width), 1)
-
-    def advance(tally: Tally, first: int, end: int) -> tuple[Tally, None]:
-        wanted = min(begin + end * tile, span.stop) - tally.end
-        number = np.uint32(end - first)
-        drawn = _draw(engine, words(tally.end), number, tile=tile, most=largest)
-        return take(tally, np.asarray(drawn)[:wanted], max_outcomes), None
-
-    work = Work(
-        advance,
-        progress=lambda tally: Progress(tally.end - span.start, np.nan),
-        content=_content,
-        total=-(-left // tile),
-        largest=largest,
-        unit="candidates",
-        shown=lambda tiles: min(tiles * tile, left),
-    )
-    return run(work, tally, 0, None, limits, checkpoint)
+def _append_packed(hitters: HeavyHitters, tile: Tile) -> HeavyHitters:
+    bits = tile.value.reshape(tile.value.shape[0], -1)
+    packed = jnp.packbits(jnp.pad(bits, ((0, 0), (0, -bits.shape[1] % WORD))), axis=1)
+    return hitters._replace(waiting=append_rows(hitters.waiting, tile._replace(value=packed)))
 
 
-@program(static_argnames=("tile", "most"), compiler_options=COMPILER_OPTIONS)
-def _draw(
-    engine: SearchProblem,
-    begin: tuple[jax.Array, jax.Array],
-    num_tiles: jax.Array,
-    *,
-    tile: int,
-    most: int,
-) -> jax.Array:
-    """The packed outcomes of `num_tiles` tiles, in the first rows of `(most * tile, bytes)`."""
-
-    def outcome(high: jax.Array, low: jax.Array) -> jax.Array:
-        params = engine.sample(fold_index(engine.stream, high, low))
-        bits = jnp.ravel(engine.value(params, engine.batch))
-        return jnp.packbits(jnp.pad(bits, (0, -bits.size % WORD)))
-
-    def draw_tile(number: jax.Array, rows: jax.Array) -> jax.Array:
-        offset = number * jnp.uint32(tile) + jnp.arange(tile, dtype=jnp.uint32)
-        drawn = jax.vmap(outcome)(*add(*begin, offset))
-        return jax.lax.dynamic_update_slice(rows, drawn, (number * jnp.uint32(tile), jnp.uint32(0)))
-
-    row = jax.eval_shape(outcome, *begin)
-    rows = jnp.zeros((most * tile, *row.shape), row.dtype)
-    return jax.lax.fori_loop(jnp.uint32(0), num_tiles, draw_tile, rows)
+def _take(max_outcomes: int, first: HeavyHitters, second: HeavyHitters) -> HeavyHitters:
+    """Let the second's outcomes wait with the first's; count where their number alone says so."""
+    hitters = first._replace(waiting=concatenate_rows(first.waiting, second.waiting))
+    least = max(SMALLEST_MERGE // first.packed.shape[1], 1)
+    while len(hitters.waiting.values) >= (size := max(least, len(hitters.counts) // 2)):
+        hitters = _count(hitters, size, max_outcomes)
+    return hitters
 
 
-def _resumed(checkpoint: Checkpoint | None, span: Span, num_bits: int) -> Tally:
-    """Where to go on: at the start, or where the checkpoint ends."""
-    none = np.zeros((0, _width(num_bits)), np.uint8)
-    fresh = Tally(none, np.zeros(0, np.int64), 0, none, span.start)
-    asked = "num_candidates", span.stop - span.start
-    saved = checkpoint and checkpoint.begin(_content(fresh)[0], asked, origin=span.start)
-    if not saved:
-        return fresh
-    arrays, facts, _ = saved
-    parts = arrays["packed"], arrays["count"], facts["error"], arrays["waiting"]
-    return Tally(*parts, facts["next"])
-
-
-def _content(tally: Tally) -> tuple[dict[str, np.ndarray], dict[str, Any], None]:
-    """A tally as arrays and facts."""
-    arrays = {"packed": tally.packed, "count": tally.count, "waiting": tally.waiting}
-    return arrays, {"error": tally.error, "next": tally.end}, None
-
-
-SMALLEST_MERGE = 2**22
-"""Bytes that are taken into the counts in one go at least."""
-
-
-class Tally(NamedTuple):
-    """Counts so far, outcomes in the order of their bits.
-
-    Attributes:
-        packed: `(outcomes, bytes)`, uint8, whole words of 8 bytes.
-        count: how often each came up, `(outcomes,)`, int64; too low by at most `error`.
-        error: what was taken off all counts.
-        waiting: packed outcomes that are not counted yet, in the order of their indices.
-        end: one past the last index taken in.
-    """
-
-    packed: np.ndarray
-    count: np.ndarray
-    error: int
-    waiting: np.ndarray
-    end: int
-
-
-def take(tally: Tally, drawn: np.ndarray, max_outcomes: int) -> Tally:
-    """Adds outcomes in the order of their indices; merges where their number alone says so."""
-    waiting = np.concatenate([tally.waiting, drawn])
-    tally = tally._replace(waiting=waiting, end=tally.end + len(drawn))
-    least = max(SMALLEST_MERGE // tally.packed.shape[1], 1)
-    while len(tally.waiting) >= (size := max(least, len(tally.count) // 2)):
-        tally = merge(tally, size, max_outcomes)
-    return tally
-
-
-def merge(tally: Tally, size: int, max_outcomes: int) -> Tally:
-    """Counts the first `size` of those that wait."""
-    first, waiting = tally.waiting[:size], tally.waiting[size:]
-    packed = np.concatenate([tally.packed, first])
-    count = np.concatenate([tally.count, np.ones(len(first), np.int64)])
+def _count(hitters: HeavyHitters, size: int, max_outcomes: int) -> HeavyHitters:
+    """Count the first `size` outcomes of those that wait."""
+    packed, counts, error, (waiting, _) = hitters
+    waiting, rest = waiting[:size], waiting[size:]
+    packed = np.concatenate([packed, waiting])
+    counts = np.concatenate([counts, np.ones(len(waiting), np.int64)])
     by_word = packed.view(">u8")
     order = np.lexsort(by_word.T[::-1])
-    packed, count, by_word = packed[order], count[order], by_word[order]
-    is_new = np.append(True, np.any(by_word[1:] != by_word[:-1], axis=1))[: len(count)]
+    packed, counts, by_word = packed[order], counts[order], by_word[order]
+    is_new = np.append(True, np.any(by_word[1:] != by_word[:-1], axis=1))[: len(counts)]
     begins = np.flatnonzero(is_new)
-    packed, count = packed[begins], np.add.reduceat(count, begins) if len(begins) else count
-    excess = len(count) - max_outcomes
-    if excess <= 0:
-        return Tally(packed, count, tally.error, waiting, tally.end)
-    cut = np.partition(count, excess - 1)[excess - 1]
-    kept = count > cut
-    return Tally(packed[kept], count[kept] - cut, tally.error + int(cut), waiting, tally.end)
+    packed, counts = packed[begins], np.add.reduceat(counts, begins) if len(begins) else counts
+    excess = len(counts) - max_outcomes
+    if excess > 0:
+        cut = np.partition(counts, excess - 1)[excess - 1]
+        kept = counts > cut
+        packed, counts, error = packed[kept], counts[kept] - cut, error + cut
+    return HeavyHitters(packed, counts, np.asarray(error), Rows(rest, np.asarray(len(rest))))

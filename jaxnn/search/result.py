@@ -1,9 +1,13 @@
-"""What a random search reports: the best, the trail to it, and how the losses are spread."""
+"""What a random search reports: the best, the trail to it, and how the losses are spread.
+
+Reference for the intervals: Clopper and Pearson, "The use of confidence or fiducial limits
+illustrated in the case of the binomial", Biometrika 1934.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,9 +16,9 @@ from scipy.special import betaincinv
 from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import summary
 from jaxnn.run.random import join
-from jaxnn.search.engine import Reached
-from jaxnn.search.statistics import CandidateTable, Kept, bin_edges
-from jaxnn.typing import Status
+from jaxnn.search.engine import RunState
+from jaxnn.search.statistics import CandidateTable, StatisticsConfig, bin_edges
+from jaxnn.typing import PyTree, Status
 
 CONFIDENCE = 0.95
 
@@ -23,11 +27,12 @@ class Candidates(NamedTuple):
     """Candidates and their losses.
 
     Attributes:
-        index: their indices, `(count,)`, int64; `candidate_params` turns one into weights.
-        loss: their losses, `(count,)`.
+        candidate: their indices, `(candidates,)`, int64; `candidate_params` turns them into
+            params.
+        loss: their losses, `(candidates,)`.
     """
 
-    index: np.ndarray
+    candidate: np.ndarray
     loss: np.ndarray
 
 
@@ -46,19 +51,27 @@ class Histogram(NamedTuple):
 class ThresholdCounts(NamedTuple):
     """How many losses are at most each threshold, and how likely that makes one.
 
-    The intervals are those of a count fixed beforehand; of a search that a target or a full
-    collection ended they are approximate.
+    `low` and `high` bound the probability that a candidate's loss is at most the threshold, with
+    at least 95 % confidence (Clopper and Pearson, 1934). With `k` of `n` candidates they are
+    quantiles of beta distributions: 2.5 % of `beta(k, n - k + 1)` and 97.5 % of
+    `beta(k + 1, n - k)`. Where a stop rule at this very threshold ended the search, as
+    `target_loss` and `collect.stop` do, the last candidate is a hit for certain, and the upper
+    end is 97.5 % of `beta(k, n - k)`.
+
+    Both are exact for a search that goes through all its candidates, and for the threshold of
+    its only stop rule. They are approximate for other thresholds of a search that a stop rule
+    ended, for a search with two stop rules, and for a merged one of which some parts ended so.
 
     Attributes:
         threshold: the thresholds, `(thresholds,)`.
-        count: losses at or below, int64.
-        share: `count` of all candidates evaluated.
-        low: lower end of the 95 % interval of Clopper and Pearson (1934) for the probability.
-        high: upper end; for a count of 0 of n about 3.7 / n.
+        num_below: how many losses are at most the threshold, int64.
+        share: `num_below` over the number of candidates evaluated.
+        low: lower end of the interval; 0 for no hit.
+        high: upper end; for no hit among n about 3.7 / n.
     """
 
     threshold: np.ndarray
-    count: np.ndarray
+    num_below: np.ndarray
     share: np.ndarray
     low: np.ndarray
     high: np.ndarray
@@ -69,12 +82,12 @@ class Improvements(NamedTuple):
 
     Attributes:
         evaluations: evaluations made up to and with each improvement, int64.
-        index: index of the candidate, int64.
+        candidate: index of the candidate, int64.
         loss: its loss.
     """
 
     evaluations: np.ndarray
-    index: np.ndarray
+    candidate: np.ndarray
     loss: np.ndarray
 
 
@@ -82,9 +95,9 @@ class RandomSearchResult(NamedTuple):
     """What a random search found; printed, it is a summary of a few lines.
 
     Attributes:
-        params: the best candidate; None if no loss was finite, or none was evaluated.
+        params: the best candidate's; None if no loss was finite, or none was evaluated.
         loss: its loss; inf if none was finite.
-        index: its index; None if none was finite. Ties go to the lowest index.
+        candidate: its index; None if none was finite. Ties go to the lowest index.
         num_evaluations: candidates evaluated.
         num_nonfinite: how many of them had a loss of NaN or +-inf; those never win.
         status: "completed", "interrupted", "reached", "stopped" or "nonfinite".
@@ -95,9 +108,9 @@ class RandomSearchResult(NamedTuple):
         collected: the candidates that `collect` asked for, by rising index.
     """
 
-    params: Any
+    params: PyTree
     loss: float
-    index: int | None
+    candidate: int | None
     num_evaluations: int
     num_nonfinite: int
     status: Status
@@ -109,24 +122,26 @@ class RandomSearchResult(NamedTuple):
 
     def __str__(self) -> str:
         """The summary."""
-        details = {} if self.index is None else {"candidate": f"{self.index:,}"}
+        details = {} if self.candidate is None else {"candidate": f"{self.candidate:,}"}
         if self.num_nonfinite:
             details["not finite"] = f"{self.num_nonfinite:,} losses"
-        for threshold, count in zip(self.counts.threshold[:3], self.counts.count, strict=False):
-            details[f"<= {threshold:g}"] = f"{count:,} candidates"
+        for threshold, number in zip(
+            self.counts.threshold[:3], self.counts.num_below, strict=False
+        ):
+            details[f"<= {threshold:g}"] = f"{number:,} candidates"
         return summary(
             "random search", self.status, self.loss, self.num_evaluations, details=details
         )
 
 
 def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:
-    """Expected lowest loss among `n` candidates drawn from the histogram, with replacement.
+    """Return the expected lowest loss among `n` draws from a histogram, with replacement.
 
     With bins in rising order, middles `x_b` and `S_b` the share of losses in bin `b` or above,
     `E[min of n] = sum_b x_b (S_b^n - S_{b+1}^n)`.
 
     Args:
-        histogram: of a search; bins with an infinite edge count as at their finite one.
+        histogram: of a search. A bin with an infinite edge counts as its finite one.
         num_draws: `n`, any shape, each at least 1.
 
     Returns:
@@ -153,16 +168,49 @@ def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:
     return np.sum((low + high) / 2 * chance, axis=-1)
 
 
-def as_candidates(listed: CandidateTable) -> Candidates:
-    """Indices and losses of a list, without its empty places."""
-    here = np.isfinite(listed.loss)
-    return Candidates(join(listed.high[here], listed.low[here]).astype(np.int64), listed.loss[here])
+def make_result(
+    params_of: Callable[[int], PyTree],
+    spans: Sequence[tuple[int, int]],
+    state: RunState,
+    config: StatisticsConfig,
+) -> RandomSearchResult:
+    """Return the result of a search over these ranges, in order."""
+    totals, num_evaluations = state.totals, sum(end - start for start, end in spans)
+    candidate, loss = best_of(totals)
+    trail = as_candidates(totals["improvements"])
+    no_table = CandidateTable(*np.zeros((3, 0), config.loss_dtype))
+    is_nonfinite = candidate is None and state.status == "completed"
+    return RandomSearchResult(
+        params=None if candidate is None else params_of(candidate),
+        loss=loss,
+        candidate=candidate,
+        num_evaluations=num_evaluations,
+        num_nonfinite=num_evaluations - int(totals["histogram"].sum()),
+        status="nonfinite" if is_nonfinite else state.status,
+        history=Improvements(_evaluations(spans, trail.candidate), *trail),
+        top=as_candidates(totals["best"]),
+        histogram=_as_histogram(totals["histogram"], config),
+        counts=_threshold_counts(totals["num_below"], num_evaluations, state, config),
+        collected=as_candidates(totals.get("collected", no_table)),
+    )
 
 
-def as_histogram(counts: np.ndarray, chosen: np.ndarray | None) -> Histogram:
+def best_of(totals: dict[str, PyTree]) -> tuple[int | None, float]:
+    """Return the best candidate and its loss; None and inf if no loss was finite."""
+    top = as_candidates(totals["best"])
+    return (int(top.candidate[0]), float(top.loss[0])) if top.candidate.size else (None, np.inf)
+
+
+def as_candidates(table: CandidateTable) -> Candidates:
+    """Return indices and losses of a table, without its empty places."""
+    here = np.isfinite(table.loss)
+    return Candidates(join(table.high[here], table.low[here]).astype(np.int64), table.loss[here])
+
+
+def _as_histogram(counts: np.ndarray, config: StatisticsConfig) -> Histogram:
     """The bins chosen with one below and one above, or the automatic ones that are in use."""
-    if chosen is not None:
-        return Histogram(np.array([-np.inf, *chosen, np.inf]), counts)
+    if config.bins is not None:
+        return Histogram(np.array([-np.inf, *config.bins, np.inf]), counts)
     used = np.flatnonzero(counts)
     if not used.size:
         return Histogram(np.zeros(1), np.zeros(0, np.int64))
@@ -170,48 +218,25 @@ def as_histogram(counts: np.ndarray, chosen: np.ndarray | None) -> Histogram:
     return Histogram(bin_edges(first, last).astype(np.float64), counts[first : last + 1])
 
 
-def as_threshold_counts(
-    thresholds: np.ndarray, count: np.ndarray, num_candidates: int
+def _threshold_counts(
+    num_below: np.ndarray, num_evaluations: int, state: RunState, config: StatisticsConfig
 ) -> ThresholdCounts:
-    """Shares and their intervals."""
-    tail = (1 - CONFIDENCE) / 2
-    num_candidates = max(num_candidates, 1)
-    misses = num_candidates - count
+    """Shares and their intervals; see `ThresholdCounts`."""
+    tail, num_evaluations = (1 - CONFIDENCE) / 2, max(num_evaluations, 1)
+    misses = num_evaluations - num_below
+    is_fixed = [threshold != state.stop_threshold for threshold in config.thresholds]
     with np.errstate(invalid="ignore"):
-        low = np.where(count == 0, 0.0, betaincinv(count, misses + 1, tail))
-        high = np.where(misses == 0, 1.0, betaincinv(count + 1, misses, 1 - tail))
-    return ThresholdCounts(thresholds, count, count / num_candidates, low, high)
+        low = np.where(num_below == 0, 0.0, betaincinv(num_below, misses + 1, tail))
+        high = betaincinv(num_below + np.array(is_fixed, int), misses, 1 - tail)
+        high = np.where(misses == 0, 1.0, high)
+    thresholds = np.array(config.thresholds, config.loss_dtype)
+    return ThresholdCounts(thresholds, num_below, num_below / num_evaluations, low, high)
 
 
-def report(
-    params_of: Callable[[int], Any],
-    spans: Sequence[tuple[int, int]],
-    reached: Reached,
-    kept: Kept,
-) -> RandomSearchResult:
-    """The result of a search over these ranges, in order; `params_of(index)` gives a candidate."""
-    totals, done = reached.totals, sum(end - start for start, end in spans)
-    top, trail = as_candidates(totals["best"]), as_candidates(totals["improvements"])
-    index = int(top.index[0]) if top.index.size else None
-    nothing = Candidates(np.zeros(0, np.int64), np.zeros(0, kept.dtype))
-    return RandomSearchResult(
-        params=None if index is None else params_of(index),
-        loss=np.inf if index is None else float(top.loss[0]),
-        index=index,
-        num_evaluations=done,
-        num_nonfinite=int(totals["nonfinite"]),
-        status="nonfinite" if index is None and reached.status == "completed" else reached.status,
-        history=Improvements(_evaluations(spans, trail.index), *trail),
-        top=top,
-        histogram=as_histogram(totals["histogram"], kept.bins),
-        counts=as_threshold_counts(kept.thresholds, totals["below"], done),
-        collected=as_candidates(totals["collected"]) if kept.collect else nothing,
-    )
-
-
-def _evaluations(spans: Sequence[tuple[int, int]], index: np.ndarray) -> np.ndarray:
+def _evaluations(spans: Sequence[tuple[int, int]], candidates: np.ndarray) -> np.ndarray:
     """How many candidates of the ranges have an index up to each of these."""
     starts, ends = np.array(spans, np.uint64).reshape(-1, 2).T
     before = np.append(np.uint64(0), np.cumsum(ends - starts))
-    span = np.searchsorted(starts, index.astype(np.uint64), side="right") - 1
-    return (before[span] + index.astype(np.uint64) - starts[span] + np.uint64(1)).astype(np.int64)
+    span = np.searchsorted(starts, candidates.astype(np.uint64), side="right") - 1
+    offset = candidates.astype(np.uint64) - starts[span] + np.uint64(1)
+    return (before[span] + offset).astype(np.int64)

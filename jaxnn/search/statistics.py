@@ -1,14 +1,16 @@
-"""What a search over many candidates learns: statistics that merge.
+"""What a search learns about its candidates: statistics that merge.
 
-Each function below returns a `Statistic`: its state is a monoid over disjoint ranges of indices.
-A loss that is NaN or infinite is no loss: it is counted apart and appears nowhere else.
+A `Statistic` is a monoid over disjoint ranges of candidates, so a range may be cut into chunks,
+devices and processes in any way. The functions below return the statistics of random search,
+whose states are the same bits for every cut. They leave out losses that are NaN or infinite.
 
-`Kept` holds what a user asks of a search, and `statistics_of` the statistics that answer.
+`StatisticsConfig` holds what a user asks of a search, and `statistics_of` returns the statistics
+that answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,12 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.run.checks import as_count, as_numpy, as_real
-from jaxnn.search import statistics
-from jaxnn.search.engine import Statistic, Tile
+from jaxnn.run.checks import as_count, as_numpy
+from jaxnn.typing import PyTree
 
-MAX_RECORDS = 256
+MAX_IMPROVEMENTS = 256
 """Improvements kept of one call. Among n independent draws there are about ln n, at most 44."""
+MOST_LISTED = 2**24
+"""Candidates that a table may hold."""
+MOST_EDGES = 2**12
 
 MANTISSA_BITS = 9
 SHIFT = 23 - MANTISSA_BITS
@@ -30,57 +34,160 @@ NUM_BINS = 1 << (32 - SHIFT)
 """Automatic bins: 512 to each power of two, over all of float32; each is 0.2 % wide or less."""
 
 
-class CandidateTable(NamedTuple):
-    """Candidates with their losses, best or first ones in front; inf marks an empty place.
+class Tile(NamedTuple):
+    """Candidates side by side, as a statistic gets them.
 
     Attributes:
-        high: high words of their indices, `(size,)`, uint32.
-        low: low words, `(size,)`, uint32.
-        loss: their losses, `(size,)`.
+        high: high words of their indices, `(width,)`, uint32; an index is `high * 2**32 + low`.
+        low: low words, `(width,)`, uint32.
+        inside: which of them belong to the range, `(width,)`, bool: the last tile is padded.
+        value: what the value function returned for each, leaves `(width, ...)`.
     """
+
+    high: jax.Array
+    low: jax.Array
+    inside: jax.Array
+    value: PyTree
+
+
+class Statistic(NamedTuple):
+    """Something to learn about a range of candidates; `jaxnn.search.reduce` takes any.
+
+    `merge` has to be associative, and `merge(start, state)` has to be `state`.
+
+    Attributes:
+        start: the state of no candidates, a pytree of NumPy arrays or numbers.
+        update: `update(state, tile)` -> the state with the candidates of a `Tile` taken in, by
+            JAX code, in the same shapes and dtypes.
+        merge: `merge(first, second)` -> the state of two ranges, by NumPy code on the host.
+            `first` has the lower indices. Shapes and dtypes may grow.
+
+    Example:
+        Count candidates with a positive value, in 64 bits on the host:
+
+        >>> positive = Statistic(
+        ...     start=np.uint32(0),
+        ...     update=lambda count, tile: count
+        ...     + jnp.sum(tile.inside & (tile.value > 0), dtype=jnp.uint32),
+        ...     merge=lambda first, second: np.int64(first) + np.int64(second),
+        ... )
+        >>> positive.merge(positive.start, np.uint32(7))
+        np.int64(7)
+    """
+
+    start: PyTree
+    update: Callable[[PyTree, Tile], PyTree]
+    merge: Callable[[PyTree, PyTree], PyTree]
+
+
+class Collect(NamedTuple):
+    """Which candidates a search collects: those with a loss of at most `threshold`.
+
+    Attributes:
+        threshold: the highest loss.
+        limit: how many candidates to keep, the first ones.
+        stop: whether the search ends with the candidate that reaches the limit.
+
+    Example:
+        >>> Collect(threshold=0.5, limit=10)
+        Collect(threshold=0.5, limit=10, stop=False)
+    """
+
+    threshold: float
+    limit: int = 1_000
+    stop: bool = False
+
+
+class StatisticsConfig(NamedTuple):
+    """What a search keeps, as JSON keeps it; numbers are rounded to the dtype of the losses.
+
+    Attributes:
+        loss_dtype: the dtype's name.
+        top_k: how many of the best.
+        thresholds: rising losses, to count those at or below.
+        bins: the histogram's rising edges; None for those of the float's own bits.
+        collect: threshold and limit of a collection, or None.
+    """
+
+    loss_dtype: str
+    top_k: int
+    thresholds: list[float]
+    bins: list[float] | None
+    collect: list[Any] | None
+
+
+class CandidateTable(NamedTuple):
+    """Candidates with their losses, each field `(size,)`; a loss of inf marks an empty place."""
 
     high: Any
     low: Any
     loss: Any
 
 
-def nonfinite() -> Statistic:
-    """How many losses are NaN or infinite: an integer."""
-    return Statistic(np.uint32(0), Partial(_count_nonfinite), _add_counts)
+class Rows(NamedTuple):
+    """Values of candidates in order: `values[:used]`. The rest is room."""
+
+    values: Any
+    used: Any
 
 
-def best(count: int, dtype: Any) -> Statistic:
-    """The `count` lowest losses, in order; ties go to the lowest index: a `CandidateTable`."""
-    return Statistic(_nothing(count, dtype), Partial(_keep_best), partial(_merge_best, count))
-
-
-def improvements(dtype: Any) -> Statistic:
-    """Every candidate with a lower loss than all before it, in order: a `CandidateTable`."""
-    return Statistic(_nothing(MAX_RECORDS, dtype), Partial(_add_records), _merge_records)
-
-
-def first_below(threshold: np.ndarray, count: int, dtype: Any) -> Statistic:
-    """The first `count` candidates with a loss of at most the threshold: a `CandidateTable`."""
-    return Statistic(
-        _nothing(count, dtype), Partial(_add_hits, threshold), partial(_merge_hits, count)
+def as_config(
+    dtype: np.dtype,
+    top_k: int,
+    thresholds: Sequence[float],
+    bins: Sequence[float] | None,
+    collect: Collect | None,
+) -> StatisticsConfig:
+    """Return what a user asks of a search, checked."""
+    edges = None if bins is None else _as_rising("bins", bins, dtype)
+    if edges is not None and not edges:
+        raise ValueError("bins must hold at least one edge; got none")
+    if collect is not None and not isinstance(collect, Collect):
+        raise TypeError(f"collect must be a jaxnn.Collect; got a {type(collect).__name__}")
+    return StatisticsConfig(
+        loss_dtype=str(dtype),
+        top_k=as_count("top_k", top_k, 1, MOST_LISTED),
+        thresholds=_as_rising("thresholds", thresholds, dtype),
+        bins=edges,
+        collect=collect
+        and [
+            *_as_rising("collect.threshold", [collect.threshold], dtype),
+            as_count("collect.limit", collect.limit, 1, MOST_LISTED),
+        ],
     )
 
 
-def count_at_most(thresholds: np.ndarray) -> Statistic:
-    """How many losses are at most each threshold, `(thresholds,)`: integers."""
-    zeros = np.zeros(len(thresholds), np.uint32)
-    return Statistic(zeros, Partial(_count_below, thresholds), _add_counts)
-
-
-def loss_histogram(edges: np.ndarray | None) -> Statistic:
-    """How many losses fall between edges, and below and above them: integers.
-
-    Bin `b` of `len(edges) + 1` holds `edges[b - 1] <= loss < edges[b]`. Without edges the bins
-    are those of `bin_edges`.
-    """
-    if edges is None:
-        return Statistic(np.zeros(NUM_BINS, np.uint32), Partial(_count_bits), _add_counts)
-    return Statistic(np.zeros(len(edges) + 1, np.uint32), Partial(_count_bins, edges), _add_counts)
+def statistics_of(config: StatisticsConfig) -> dict[str, Statistic]:
+    """Return the statistics that a search keeps, by name."""
+    dtype, top_k = jnp.dtype(config.loss_dtype), config.top_k
+    edges = None if config.bins is None else np.array(config.bins, dtype)
+    counts = np.zeros(NUM_BINS if edges is None else len(edges) + 1, np.uint32)
+    thresholds = np.array(config.thresholds, dtype)
+    chosen = {
+        # The lowest losses, in order; ties go to the lowest index.
+        "best": Statistic(
+            _empty_table(top_k, dtype), Partial(_keep_best), partial(_merge_best, top_k)
+        ),
+        # Every candidate with a lower loss than all before it, in order.
+        "improvements": Statistic(
+            _empty_table(MAX_IMPROVEMENTS, dtype),
+            Partial(_append_improvements),
+            _merge_improvements,
+        ),
+        # How many losses fall between edges, and below and above them.
+        "histogram": Statistic(counts, Partial(_count_in_bins, edges), _add_counts),
+        # How many losses are at most each threshold.
+        "num_below": Statistic(
+            np.zeros(len(thresholds), np.uint32), Partial(_count_at_most, thresholds), _add_counts
+        ),
+    }
+    if config.collect is not None:
+        # The first candidates with a loss of at most the threshold.
+        threshold, limit = config.collect
+        update = Partial(_append_hits, np.array(threshold, dtype))
+        table = _empty_table(limit, dtype)
+        chosen["collected"] = Statistic(table, update, partial(_concatenate, limit))
+    return chosen
 
 
 def bin_edges(first: int, last: int) -> np.ndarray:
@@ -90,61 +197,73 @@ def bin_edges(first: int, last: int) -> np.ndarray:
     return (ordered ^ (ordered >> 31 & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-def _nothing(size: int, dtype: Any) -> CandidateTable:
+def every_value(room: int, value: jax.ShapeDtypeStruct) -> Statistic:
+    """The values of all candidates, in order: `Rows`. `room` is a multiple of the tile's width."""
+    start = Rows(np.zeros((room, *value.shape), value.dtype), np.uint32(0))
+    return Statistic(start, Partial(append_rows), concatenate_rows)
+
+
+def append_rows(rows: Rows, tile: Tile) -> Rows:
+    """Write a tile's values behind the others. Padding comes last, and does not count."""
+    start = (rows.used, *(jnp.uint32(0) for _ in tile.value.shape[1:]))
+    values = jax.lax.dynamic_update_slice(rows.values, tile.value, start)
+    return Rows(values, rows.used + jnp.sum(tile.inside, dtype=jnp.uint32))
+
+
+def concatenate_rows(first: Rows, second: Rows) -> Rows:
+    """Both, without room, on the host."""
+    values = np.concatenate([first.values[: first.used], second.values[: second.used]])
+    return Rows(values, np.asarray(len(values)))
+
+
+def _empty_table(size: int, dtype: np.dtype) -> CandidateTable:
     empty = np.zeros(size, np.uint32)
     return CandidateTable(empty, empty, np.full(size, np.inf, dtype))
 
 
-def _add_counts(first: Any, second: Any) -> np.ndarray:
+def _add_counts(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(first, np.int64) + np.asarray(second, np.int64)
 
 
-def _counted(tile: Tile) -> jax.Array:
-    """Which candidates have a loss at all."""
+def _is_loss(tile: Tile) -> jax.Array:
+    """Which candidates belong to the range and have a finite loss."""
     return tile.inside & jnp.isfinite(tile.value)
 
 
 def _ranked(tile: Tile) -> jax.Array:
-    """The losses, with inf, which never wins, for what is no loss; -0.0 ties with 0.0."""
+    """The losses; inf, which never wins, where there is none. -0.0 ties with 0.0."""
     losses = jnp.where(tile.value == 0, jnp.zeros_like(tile.value), tile.value)
-    return jnp.where(_counted(tile), losses, jnp.inf)
+    return jnp.where(_is_loss(tile), losses, jnp.inf)
 
 
-def _count_nonfinite(count: jax.Array, tile: Tile) -> jax.Array:
-    return count + jnp.sum(tile.inside & ~jnp.isfinite(tile.value), dtype=count.dtype)
-
-
-def _count_below(thresholds: jax.Array, counts: jax.Array, tile: Tile) -> jax.Array:
+def _count_at_most(thresholds: jax.Array, counts: jax.Array, tile: Tile) -> jax.Array:
     below = _ranked(tile)[None, :] <= thresholds[:, None]
     return counts + jnp.sum(below, axis=1, dtype=counts.dtype)
 
 
-def _count_bins(edges: jax.Array, counts: jax.Array, tile: Tile) -> jax.Array:
-    bins = jnp.searchsorted(edges, tile.value, side="right")
-    return counts.at[bins].add(_counted(tile).astype(counts.dtype))
+def _count_in_bins(edges: jax.Array | None, counts: jax.Array, tile: Tile) -> jax.Array:
+    if edges is None:
+        # The bits of floats order as integers, once those of the negative ones are turned.
+        bits = jax.lax.bitcast_convert_type(_ranked(tile).astype(jnp.float32), jnp.int32)
+        ordered = bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
+        bins = (ordered >> SHIFT) + jnp.int32(NUM_BINS // 2)
+    else:
+        bins = jnp.searchsorted(edges, tile.value, side="right")
+    return counts.at[bins].add(_is_loss(tile).astype(counts.dtype))
 
 
-def _count_bits(counts: jax.Array, tile: Tile) -> jax.Array:
-    """Bins by the float's own bits, which order as integers once the negative ones are turned."""
-    bits = jax.lax.bitcast_convert_type(_ranked(tile).astype(jnp.float32), jnp.int32)
-    ordered = bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
-    bins = (ordered >> SHIFT) + jnp.int32(NUM_BINS // 2)
-    return counts.at[bins].add(_counted(tile).astype(counts.dtype))
+def _keep_best(table: CandidateTable, tile: Tile) -> CandidateTable:
+    losses, size = _ranked(tile), table.loss.shape[0]
 
-
-def _keep_best(kept: CandidateTable, tile: Tile) -> CandidateTable:
-    losses = _ranked(tile)
-
-    def merge(kept: CandidateTable) -> CandidateTable:
+    def merge(table: CandidateTable) -> CandidateTable:
         # top_k puts the first of equal losses first, which is the one of the lowest index.
-        lowest, place = jax.lax.top_k(-losses, min(kept.loss.shape[0], losses.shape[0]))
-        pairs = zip(kept, (tile.high[place], tile.low[place], -lowest), strict=True)
+        lowest, place = jax.lax.top_k(-losses, min(size, losses.shape[0]))
+        pairs = zip(table, (tile.high[place], tile.low[place], -lowest), strict=True)
         high, low, loss = (jnp.concatenate(pair) for pair in pairs)
         loss, high, low = jax.lax.sort((loss, high, low), num_keys=3)
-        size = kept.loss.shape[0]
         return CandidateTable(high[:size], low[:size], loss[:size])
 
-    return jax.lax.cond(jnp.min(losses) < kept.loss[-1], merge, lambda kept: kept, kept)
+    return jax.lax.cond(jnp.min(losses) < table.loss[-1], merge, lambda table: table, table)
 
 
 def _merge_best(count: int, first: CandidateTable, second: CandidateTable) -> CandidateTable:
@@ -153,157 +272,59 @@ def _merge_best(count: int, first: CandidateTable, second: CandidateTable) -> Ca
     return CandidateTable(high[order], low[order], loss[order])
 
 
-def _append(
-    listed: CandidateTable, tile: Tile, losses: jax.Array, chosen: jax.Array
-) -> CandidateTable:
-    """Writes the chosen candidates behind those listed, as many as there is room for."""
-    used = jnp.sum(jnp.isfinite(listed.loss), dtype=jnp.int32)
-    place = used + jnp.cumsum(chosen, dtype=jnp.int32) - 1
-    place = jnp.where(chosen, place, listed.loss.shape[0])
-    return CandidateTable(
-        listed.high.at[place].set(tile.high, mode="drop"),
-        listed.low.at[place].set(tile.low, mode="drop"),
-        listed.loss.at[place].set(losses, mode="drop"),
-    )
+def _append_improvements(table: CandidateTable, tile: Tile) -> CandidateTable:
+    losses, best_before = _ranked(tile), jnp.min(table.loss)
 
-
-def _add_records(listed: CandidateTable, tile: Tile) -> CandidateTable:
-    losses = _ranked(tile)
-    best_before = jnp.min(listed.loss)
-
-    def add(listed: CandidateTable) -> CandidateTable:
+    def append(table: CandidateTable) -> CandidateTable:
         lowest = jnp.minimum(jax.lax.cummin(losses), best_before)
         before = jnp.concatenate([best_before[None], lowest[:-1]])
-        return _append(listed, tile, losses, losses < before)
+        return _append(table, tile, losses, losses < before)
 
-    return jax.lax.cond(jnp.min(losses) < best_before, add, lambda listed: listed, listed)
+    return jax.lax.cond(jnp.min(losses) < best_before, append, lambda table: table, table)
 
 
-def _merge_records(first: CandidateTable, second: CandidateTable) -> CandidateTable:
+def _merge_improvements(first: CandidateTable, second: CandidateTable) -> CandidateTable:
     better = second.loss < np.min(first.loss, initial=np.inf)
-    return _join(first, CandidateTable(*(leaf[better] for leaf in second)))
+    return _concatenate(None, first, CandidateTable(*(column[better] for column in second)))
 
 
-def _add_hits(threshold: jax.Array, listed: CandidateTable, tile: Tile) -> CandidateTable:
+def _append_hits(threshold: jax.Array, table: CandidateTable, tile: Tile) -> CandidateTable:
     losses = _ranked(tile)
     chosen = losses <= threshold
 
-    def add(listed: CandidateTable) -> CandidateTable:
-        return _append(listed, tile, losses, chosen)
+    def append(table: CandidateTable) -> CandidateTable:
+        return _append(table, tile, losses, chosen)
 
-    room = ~jnp.isfinite(listed.loss[-1])
-    return jax.lax.cond(room & jnp.any(chosen), add, lambda listed: listed, listed)
-
-
-def _merge_hits(count: int, first: CandidateTable, second: CandidateTable) -> CandidateTable:
-    return CandidateTable(*(leaf[:count] for leaf in _join(first, second)))
+    has_room = ~jnp.isfinite(table.loss[-1])
+    return jax.lax.cond(has_room & jnp.any(chosen), append, lambda table: table, table)
 
 
-def _join(first: CandidateTable, second: CandidateTable) -> CandidateTable:
-    """One list behind the other, without empty places."""
+def _append(
+    table: CandidateTable, tile: Tile, losses: jax.Array, chosen: jax.Array
+) -> CandidateTable:
+    """Write the chosen candidates behind the others, as far as there is room."""
+    used = jnp.sum(jnp.isfinite(table.loss), dtype=jnp.int32)
+    place = used + jnp.cumsum(chosen, dtype=jnp.int32) - 1
+    place = jnp.where(chosen, place, table.loss.shape[0])
+    columns = zip(table, (tile.high, tile.low, losses), strict=True)
+    return CandidateTable(*(old.at[place].set(new, mode="drop") for old, new in columns))
+
+
+def _concatenate(
+    count: int | None, first: CandidateTable, second: CandidateTable
+) -> CandidateTable:
+    """The first `count` candidates of both, without empty places."""
     here, there = np.isfinite(first.loss), np.isfinite(second.loss)
     pairs = zip(first, second, strict=True)
-    return CandidateTable(*(np.concatenate([a[here], b[there]]) for a, b in pairs))
+    return CandidateTable(*(np.concatenate([a[here], b[there]])[:count] for a, b in pairs))
 
 
-MOST_LISTED = 2**24
-"""Candidates that a list of the best, or of those collected, may hold."""
-MOST_EDGES = 2**12
-
-
-class Collect(NamedTuple):
-    """Which candidates to collect: all with a loss of at most `threshold`, up to a limit.
-
-    Attributes:
-        threshold: the loss.
-        limit: most candidates to keep, the first ones.
-        stop: whether the search ends with the candidate that reaches the limit.
-    """
-
-    threshold: float
-    limit: int = 1_000
-    stop: bool = False
-
-
-class Kept(NamedTuple):
-    """What is kept; numbers are of the losses' dtype, and checked.
-
-    Attributes:
-        dtype: that of the losses.
-        top_k: how many of the best.
-        thresholds: losses to count at or below of, rising.
-        bins: the histogram's edges, rising; None for those of the float's own bits.
-        collect: threshold and limit of a collection, or None.
-    """
-
-    dtype: np.dtype
-    top_k: int
-    thresholds: np.ndarray
-    bins: np.ndarray | None
-    collect: tuple[np.ndarray, int] | None
-
-
-def as_kept(
-    dtype: Any,
-    top_k: int,
-    thresholds: Sequence[float],
-    bins: Sequence[float] | None,
-    collect: Collect | None,
-) -> Kept:
-    """The user's questions, checked."""
-    edges = None if bins is None else _as_rising("bins", bins, dtype)
-    if edges is not None and not edges.size:
-        raise ValueError("bins must hold at least one edge; got none")
-    collected = None
-    if collect is not None:
-        if not isinstance(collect, Collect):
-            raise TypeError(f"collect must be a jaxnn.Collect; got a {type(collect).__name__}")
-        threshold = as_real("collect.threshold", collect.threshold, minimum=-np.inf)
-        limit = as_count("collect.limit", collect.limit, 1, MOST_LISTED)
-        collected = np.asarray(threshold, dtype), limit
-    top_k = as_count("top_k", top_k, 1, MOST_LISTED)
-    limits = _as_rising("thresholds", thresholds, dtype)
-    return Kept(np.dtype(dtype), top_k, limits, edges, collected)
-
-
-def statistics_of(kept: Kept) -> dict[str, Statistic]:
-    """The statistics that answer, by name."""
-    chosen = {
-        "nonfinite": statistics.nonfinite(),
-        "best": statistics.best(kept.top_k, kept.dtype),
-        "improvements": statistics.improvements(kept.dtype),
-        "histogram": statistics.loss_histogram(kept.bins),
-        "below": statistics.count_at_most(kept.thresholds),
-    }
-    if kept.collect is not None:
-        chosen["collected"] = statistics.first_below(*kept.collect, kept.dtype)
-    return chosen
-
-
-def as_facts(kept: Kept) -> dict[str, Any]:
-    """The same as JSON."""
-    return {
-        "loss_dtype": str(kept.dtype),
-        "top_k": kept.top_k,
-        "thresholds": kept.thresholds.tolist(),
-        "bins": None if kept.bins is None else kept.bins.tolist(),
-        "collect": None if kept.collect is None else [kept.collect[0].item(), kept.collect[1]],
-    }
-
-
-def from_facts(facts: dict[str, Any]) -> Kept:
-    """What `as_facts` wrote down."""
-    collect = None if facts["collect"] is None else Collect(*facts["collect"])
-    thresholds, bins = facts["thresholds"], facts["bins"]
-    return as_kept(np.dtype(facts["loss_dtype"]), facts["top_k"], thresholds, bins, collect)
-
-
-def _as_rising(name: str, values: Sequence[float], dtype: Any) -> np.ndarray:
-    """Finite numbers in strictly rising order, of the loss's dtype."""
+def _as_rising(name: str, values: Sequence[float], dtype: np.dtype) -> list[float]:
+    """Finite numbers in strictly rising order, rounded to the dtype of the losses."""
     with np.errstate(over="ignore"):
-        numbers = as_numpy(name, values).astype(dtype)
+        numbers = as_numpy(name, values).astype(dtype).astype(np.float64)
     if numbers.ndim != 1 or not np.all(np.isfinite(numbers)) or np.any(np.diff(numbers) <= 0):
         raise ValueError(f"{name} must be finite numbers in rising order; got {values}")
     if numbers.size > MOST_EDGES:
         raise ValueError(f"{name} must be at most {MOST_EDGES} numbers; got {numbers.size}")
-    return numbers
+    return numbers.tolist()
