@@ -1,4 +1,4 @@
-"""Random searches to be cut in every way, in this process and in others; results as digests.
+"""Random searches that tests share: one small problem, and set-ups to be cut in every way.
 
 Run as `python -m search_setups PROCESS NUMBER...`, it is one of two processes, on a port given
 by the environment, and prints the digests of these set-ups, whole and resumed.
@@ -9,12 +9,64 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxnn
-from jaxnn.search import engine as searching
+from jaxnn.search import engine
+
+KEY = jax.random.key(11)
+BATCH = jnp.array([0.3, -1.2])
+COUNT, TILE = 5_000, 256
+BUDGET = 4 * 2 * 2 * TILE
+"""The budget at which this loss has tiles of 256."""
+OPTIONS = {
+    "num_candidates": COUNT,
+    "memory_budget": BUDGET,
+    "top_k": 40,
+    "thresholds": [-4.5, -1.0, 0.25],
+    "collect": jaxnn.Collect(-1.0, 30),
+}
+"""The same shapes wherever a test allows it, so that little is compiled."""
+
+
+def loss_fn(params, batch):
+    """Negative, not finite and tied losses are all among these, and rounding is not."""
+    loss = jnp.sum(params * batch) + jnp.abs(params[0])
+    loss = jnp.where(params[1] > 2.0, jnp.nan, jnp.where(params[1] < -2.2, -jnp.inf, loss))
+    return jnp.round(loss * 64) / 64
+
+
+def sample_fn(key):
+    return jax.random.normal(key, (2,), jnp.float32)
+
+
+def search(**options) -> Any:
+    return jaxnn.random_search(KEY, loss_fn, sample_fn, BATCH, **{**OPTIONS, **options})
+
+
+def same(one, other):
+    """Whether two results agree in every bit."""
+    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
+    return len(leaves) == len(others) and all(
+        np.array_equal(a, b, equal_nan=True) if not isinstance(a, str) else a == b
+        for a, b in zip(leaves, others, strict=True)
+    )
+
+
+def stop_after(chunks, seen):
+    """A callback that lists what it sees, and ends a run with its chunk of this number."""
+
+    def callback(progress):
+        seen.append(progress)
+        if len(seen) == chunks:
+            raise StopIteration
+
+    return callback
+
 
 NETWORKS = [jaxnn.mlp((2, 3, 3)), jaxnn.mlp((3, 12, 8, 2)), jaxnn.mlp((2, 4, 1), output="sigmoid",
             loss="binary_crossentropy")]  # fmt: skip
@@ -29,8 +81,8 @@ def set_up(number):
     features, classes = model.settings.sizes[0], model.settings.sizes[-1]
     y = rng.integers(0, 2, (24, 1)) if classes == 1 else rng.integers(0, classes, 24)
     batch = jaxnn.Batch(rng.normal(size=(24, features)).astype(np.float32), y)
-    sample_fn = model.sampler(scale=float(rng.uniform(0.1, 8)))
-    given = jax.random.key(int(rng.integers(2**32))), model.loss, sample_fn, batch
+    sampler = model.sampler(scale=float(rng.uniform(0.1, 8)))
+    given = jax.random.key(int(rng.integers(2**32))), model.loss, sampler, batch
     options = {
         "num_candidates": int(rng.integers(2, 6_000)),
         "start": int(rng.choice(STARTS)),
@@ -49,24 +101,12 @@ def whole(number, **more):
 
 
 def resumed(number, folder, **more):
-    """The same, stopped somewhere and gone on with."""
+    """The same, ended somewhere and gone on with."""
     given, options = set_up(number)
     path = Path(folder) / f"{number}.npz"
     first = int(np.random.default_rng(number).integers(1, options["num_candidates"]))
-    jaxnn.random_search(*given, **{**options, "num_candidates": first}, checkpoint=path, **more)
-    return digest(jaxnn.random_search(*given, **options, checkpoint=path, **more))
-
-
-def stopped(number, folder):
-    """The same, each process stopped after its first chunk and gone on with."""
-    given, options = set_up(number)
-    path = Path(folder) / f"{number}.npz"
-
-    def stop(_):
-        raise StopIteration
-
-    jaxnn.random_search(*given, **options, checkpoint=path, callback=stop)
-    return digest(jaxnn.random_search(*given, **options, checkpoint=path))
+    jaxnn.random_search(*given, **{**options, "num_candidates": first}, checkpoint=path)
+    return digest(jaxnn.random_search(*given, **{**options, **more}, checkpoint=path))
 
 
 def digest(result):
@@ -81,10 +121,14 @@ def main(process, *numbers):
     address = f"localhost:{os.environ['PORT']}"
     jax.distributed.initialize(address, num_processes=2, process_id=int(process))
     assert jax.process_count() == 2
-    searching.LARGEST_CHUNK = 1  # a tile a chunk, so that stopping after the first leaves some
+    engine.LARGEST_CHUNK = 1  # a tile a chunk, so that stopping after the first leaves some
     with tempfile.TemporaryDirectory() as folder:
         for number in map(int, numbers):
-            sys.stdout.write(f"{number} {whole(number)} {stopped(number, folder)}\n")
+            given, options = set_up(number)
+            options["checkpoint"] = Path(folder) / f"{number}.npz"
+            jaxnn.random_search(*given, **options, callback=stop_after(1, []))
+            gone_on = digest(jaxnn.random_search(*given, **options))
+            sys.stdout.write(f"{number} {whole(number)} {gone_on}\n")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def evaluate(
         sample_fn: `sample_fn(key)` -> params.
         batch: what the loss takes.
         start: index of the first candidate.
-        count: how many, from 1 to 2^30. Each count compiles a program of its own.
+        count: how many, from 1 to 2^30.
         memory_budget: bytes for a tile of candidates.
 
     Returns:
@@ -159,9 +159,12 @@ def evaluate(
     given = key, "loss_fn", loss_fn, sample_fn, batch, start, count, memory_budget, devices
     problem, span, loss = set_up(*given)
     check_scalar("loss_fn", loss)
-    statistics = {"losses": every_value(-(-count // span.tile) * span.tile, loss)}
+    # A power of two of tiles, so that few programs serve all counts.
+    room = span.tile << (-(-count // span.tile) - 1).bit_length()
+    statistics = {"losses": every_value(room, loss)}
     with own_settings():
-        return reduce_range(problem, statistics, span, devices)["losses"].values
+        totals = reduce_range(problem, statistics, span, devices, start_totals(statistics))
+    return totals["losses"].values
 
 
 def reduce(
@@ -230,8 +233,7 @@ def reduce(
         check_draws(problem, span.start)
         for first in range(span.start, span.stop, width):
             chunk = span._replace(start=first, stop=min(first + width, span.stop))
-            states = reduce_range(problem, statistics, chunk, devices)
-            totals = merge_states(statistics, totals, states)
+            totals = reduce_range(problem, statistics, chunk, devices, totals)
     return totals
 
 
@@ -318,8 +320,7 @@ def run_search(
 
     def take(state: RunState, end: int) -> dict[str, Any]:
         chunk = span._replace(start=state.end, stop=end)
-        states = reduce_range(problem, statistics, chunk, devices)
-        return merge_states(statistics, state.totals, states)
+        return reduce_range(problem, statistics, chunk, devices, state.totals)
 
     def advance(state: RunState, _: int, tiles: int) -> tuple[RunState, Status | None]:
         end = min(begin + tiles * span.tile, span.stop)
@@ -379,19 +380,23 @@ def start_totals(statistics: Mapping[str, Statistic]) -> dict[str, PyTree]:
 
 
 def merge_states(
-    statistics: Mapping[str, Statistic], *parts: Mapping[str, PyTree]
+    statistics: Mapping[str, Statistic], first: Mapping[str, PyTree], *others: Mapping[str, PyTree]
 ) -> dict[str, PyTree]:
     """Join the states of disjoint ranges, given in the order of their indices."""
     return {
-        name: functools.reduce(each.merge, (part[name] for part in parts), each.start)
+        name: functools.reduce(each.merge, (part[name] for part in others), first[name])
         for name, each in statistics.items()
     }
 
 
 def reduce_range(
-    problem: SearchProblem, statistics: Mapping[str, Statistic], span: Span, devices: Sequence[Any]
-) -> dict[str, Any]:
-    """Return the states of at most 2^30 candidates; each device reduces its shard of the tiles."""
+    problem: SearchProblem,
+    statistics: Mapping[str, Statistic],
+    span: Span,
+    devices: Sequence[Any],
+    totals: dict[str, PyTree],
+) -> dict[str, PyTree]:
+    """Take at most 2^30 candidates into the totals; each device reduces its shard of the tiles."""
     states = {name: statistic.start for name, statistic in statistics.items()}
     updates = {name: statistic.update for name, statistic in statistics.items()}
     running = []
@@ -408,7 +413,7 @@ def reduce_range(
         raise MemoryError(
             f"a tile of {span.tile} candidates does not fit: give a lower memory_budget"
         ) from error
-    return merge_states(statistics, *parts)
+    return merge_states(statistics, totals, *parts)
 
 
 def shards(span: Span, workers: int) -> Iterator[tuple[int, int]]:

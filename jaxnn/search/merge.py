@@ -124,7 +124,8 @@ def _merge(
                 f"{other[0]} from {second[0]}"
             )
     fresh = start_totals(statistics)
-    totals = merge_states(statistics, *(arrays_to_tree(fresh, part.arrays) for _, part in begun))
+    totals = (arrays_to_tree(fresh, part.arrays) for _, part in begun)
+    totals = merge_states(statistics, fresh, *totals)
     status = min((part.metadata["status"] for _, part in parts), key=BY_URGENCY.index)
     thresholds = {part.metadata["stop_threshold"] for _, part in begun}
     stop_threshold = thresholds.pop() if len(thresholds) == 1 else None
