@@ -88,22 +88,6 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(monkeypatch, seconds,
     assert len(ends) == number
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
-        ({"devices": []}, ValueError, "devices"),
-        ({"target_loss": np.nan}, ValueError, "target_loss"),
-        ({"max_seconds": 0}, ValueError, "max_seconds"),
-        ({"callback": 3}, TypeError, "callback"),
-        ({"memory_budget": 0}, ValueError, "memory_budget"),
-        ({"memory_budget": 1e9 + 0.5}, TypeError, "memory_budget"),
-    ],
-)
-def test_bad_options_are_refused_by_name(options, error, match):
-    with pytest.raises(error, match=match):
-        search(**options)
-
-
 # --- how it goes on
 
 
@@ -166,34 +150,28 @@ def scaled_loss(params, batch, a):
 RELU, TANH = (jaxnn.mlp((2, 3, 2), hidden=name) for name in ("relu", "tanh"))
 ROWS = jaxnn.Batch(np.ones((4, 2)), np.zeros(4, np.int32))
 OWN = (KEY, loss_fn, sample_fn, BATCH)
-ONCE, TWICE = (functools.partial(scaled_loss, a=a) for a in (1, 2))
+NETWORK = (KEY, RELU.loss, RELU.sampler(), ROWS)
+SCALED = (KEY, functools.partial(scaled_loss, a=1), sample_fn, BATCH)
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "field"),
+    ("given", "place", "other", "message"),
     [
-        (OWN, (*OWN[:3], BATCH + 1), "batch"),
-        (OWN, (jax.random.key(12), *OWN[1:]), "key"),
-        (OWN, (KEY, lambda p, b: jnp.sum(p * b), *OWN[2:]), "loss_fn"),
-        (OWN, (*OWN[:2], lambda key: jax.random.uniform(key, (2,)), BATCH), "sample_fn"),
-        ((KEY, ONCE, *OWN[2:]), (KEY, TWICE, *OWN[2:]), "a of loss_fn was 1, is 2"),
-        (
-            (KEY, RELU.loss, RELU.sampler(), ROWS),
-            (KEY, TANH.loss, RELU.sampler(), ROWS),
-            "loss_fn .*relu.*tanh",
-        ),
-        (
-            (KEY, RELU.loss, RELU.sampler(), ROWS),
-            (KEY, RELU.loss, RELU.sampler(distribution="uniform"), ROWS),
-            "sample_fn .*normal.*uniform",
-        ),
+        (OWN, 0, jax.random.key(12), "key"),
+        (OWN, 1, lambda p, b: jnp.sum(p * b), "loss_fn computes something else"),
+        (OWN, 2, lambda key: jax.random.uniform(key, (2,)), "sample_fn computes something else"),
+        (OWN, 3, BATCH + 1, "batch"),
+        (SCALED, 1, functools.partial(scaled_loss, a=2), "a of loss_fn was 1, is 2"),
+        (NETWORK, 1, TANH.loss, "loss_fn .*relu.*tanh"),
+        (NETWORK, 2, RELU.sampler(distribution="uniform"), "sample_fn .*normal.*uniform"),
     ],
 )
-def test_other_data_keys_and_functions_are_refused_by_name(first, second, field, tmp_path):
+def test_other_data_keys_and_functions_are_refused_by_name(given, place, other, message, tmp_path):
     options: dict[str, Any] = {"num_candidates": 50, "checkpoint": tmp_path / "search.npz"}
-    jaxnn.random_search(*first, **options)
-    with pytest.raises(ValueError, match=field):
-        jaxnn.random_search(*second, **options)
+    jaxnn.random_search(*given, **options)
+    changed: Any = (*given[:place], other, *given[place + 1 :])
+    with pytest.raises(ValueError, match=message):
+        jaxnn.random_search(*changed, **options)
 
 
 def test_losses_that_numpy_lacks_are_refused_with_a_checkpoint(tmp_path):
@@ -211,48 +189,36 @@ def test_losses_that_numpy_lacks_are_refused_with_a_checkpoint(tmp_path):
 MODEL = jaxnn.mlp((2, 3, 3))
 
 
-def search_network(seed, scale, count, start=0) -> tuple[Any, Any]:
-    """Fresh data and a fresh search for each seed."""
-    data_key, search_key = jax.random.split(jax.random.key(seed))
-    batch = jaxnn.datasets.vertical(data_key)
-    given = search_key, MODEL.loss, MODEL.sampler(scale=scale), batch
-    return batch, jaxnn.random_search(*given, num_candidates=count, start=start)
-
-
 @pytest.mark.parametrize(
-    ("scale", "count", "low", "high"), [(0.05, 10_000, 1.0945, 1.0970), (4, 20_000, 0.20, 0.46)]
+    "seeds", [range(2), pytest.param(range(1_000, 1_300), marks=pytest.mark.exhaustive)]
 )
-def test_the_scale_decides_whether_a_classifier_is_found(scale, count, low, high):
-    """Measured before: 1.0945 to 1.0970 over 72 seeds, 0.20 to 0.46 over 40; ln 3 is 1.0986."""
-    for seed in range(2):
-        batch, result = search_network(seed, scale, count)
-        assert low <= result.loss <= high
-        assert float(MODEL.loss(result.params, batch)) == pytest.approx(result.loss, rel=2e-6)
-        assert (float(MODEL.accuracy(result.params, batch)) > 0.7) == (scale == 4)
-
-
-@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("scale", "low", "high", "loss", "accuracy", "close"),
     [
+        (0.05, 1.0945, 1.0970, 1.0962, 1 / 3, 0.001),
         (1, 0.54, 0.72, 0.65, 0.72, 0.03),
         (2, 0.32, 0.52, 0.41, 0.85, 0.05),
         (4, 0.20, 0.46, 0.31, 0.89, 0.05),
-        (8, 0.24, 0.65, 0.41, 0.87, 0.07),
-        (0.05, 1.0945, 1.0970, 1.0962, 1 / 3, 0.001),
+        pytest.param(8, 0.24, 0.65, 0.41, 0.87, 0.07, marks=pytest.mark.exhaustive),
     ],
 )
-def test_the_scale_matters_more_than_the_count(scale, low, high, loss, accuracy, close):
+def test_the_scale_matters_more_than_the_count(scale, low, high, loss, accuracy, close, seeds):
     """Measured before: ranges and medians of 40 seeds, 20,000 candidates (72 and 10,000 of 0.05).
 
     2 in 41 new seeds are expected outside such a range; `close` is three standard errors of the
     difference between a median of 40 and one of 300.
     """
     found = []
-    for seed in range(1_000, 1_300):
-        batch, result = search_network(seed, scale, 10_000 if scale == 0.05 else 20_000)
+    for seed in seeds:
+        data_key, search_key = jax.random.split(jax.random.key(seed))
+        batch = jaxnn.datasets.vertical(data_key)
+        given: Any = (search_key, MODEL.loss, MODEL.sampler(scale=scale), batch)
+        count = 10_000 if scale == 0.05 else 20_000
+        result = jaxnn.random_search(*given, num_candidates=count)
+        assert float(MODEL.loss(result.params, batch)) == pytest.approx(result.loss, rel=2e-6)
         found.append((result.loss, float(MODEL.accuracy(result.params, batch))))
     losses, accuracies = np.transpose(found)
     assert np.mean((losses >= low) & (losses <= high)) > (0.95 if scale == 0.05 else 0.85)
-    assert np.median(losses) == pytest.approx(loss, abs=close)
-    assert np.median(accuracies) == pytest.approx(accuracy, abs=0.04)
+    if len(seeds) == 300:
+        assert np.median(losses) == pytest.approx(loss, abs=close)
+        assert np.median(accuracies) == pytest.approx(accuracy, abs=0.04)

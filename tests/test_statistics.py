@@ -124,9 +124,10 @@ def test_losses_of_half_precision_count_no_padding(dtype):
     found = jaxnn.random_search(*given, num_candidates=10, thresholds=[0.0])
     assert (found.candidate, found.counts.num_below.tolist()) == (0, [10])
     if dtype == jnp.float16:
-        for name, value in (("thresholds", [1e5]), ("collect", jaxnn.Collect(1e5))):
-            with pytest.raises(ValueError, match=f"{name}.* must be finite"):
-                jaxnn.random_search(*given, num_candidates=10, **{name: value})
+        with pytest.raises(ValueError, match="thresholds must be finite"):
+            jaxnn.random_search(*given, num_candidates=10, thresholds=[1e5])
+        with pytest.raises(ValueError, match=r"collect.threshold must be finite"):
+            jaxnn.random_search(*given, num_candidates=10, collect=jaxnn.Collect(1e5))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,10 @@ def test_losses_of_half_precision_count_no_padding(dtype):
         ({"bins": [0.0, np.nan]}, ValueError, "bins"),
         ({"collect": jaxnn.Collect(np.nan)}, ValueError, r"collect\.threshold"),
         ({"collect": jaxnn.Collect(0.0, 0)}, ValueError, r"collect\.limit"),
+        ({"devices": []}, ValueError, "devices"),
+        ({"target_loss": np.nan}, ValueError, "target_loss"),
+        ({"callback": 3}, TypeError, "callback"),
+        ({"memory_budget": 0}, ValueError, "memory_budget"),
     ],
 )
 def test_bad_questions_are_refused_by_name(options, error, match):

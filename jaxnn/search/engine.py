@@ -38,7 +38,7 @@ from jaxnn.run.fingerprint import run_metadata
 from jaxnn.run.loop import Limits, Progress, Work, run
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
 from jaxnn.run.random import add, fold_index, join, words
-from jaxnn.search.statistics import Statistic, Tile, every_value
+from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
 from jaxnn.typing import LossFn, PyTree, SampleFn, Status, traits_of
 
 TAG = 0x52414E44
@@ -161,7 +161,8 @@ def evaluate(
     check_scalar("loss_fn", loss)
     # A power of two of tiles, so that few programs serve all counts.
     room = span.tile << (-(-count // span.tile) - 1).bit_length()
-    statistics = {"losses": every_value(room, loss)}
+    rows = Rows(np.zeros(room, loss.dtype), np.uint32(0))
+    statistics = {"losses": Statistic(rows, Partial(append_rows), concatenate_rows)}
     with own_settings():
         totals = reduce_range(problem, statistics, span, devices, start_totals(statistics))
     return totals["losses"].values

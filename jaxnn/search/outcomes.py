@@ -147,7 +147,12 @@ def count_outcomes(
     with own_settings(), watch_interrupts() as is_interrupted:
         saved = None
         if checkpoint is not None:
-            _check_fits(max_outcomes, outcome.size, width)
+            most = (MAX_BYTES - 2 * LARGEST_CHUNK) // (2 * width + 8)
+            if max_outcomes > most:  # with those that wait to be counted
+                raise ValueError(
+                    f"max_outcomes must be at most {most} with a checkpoint, for {outcome.size} "
+                    f"bits; got {max_outcomes}"
+                )
             metadata = search_metadata("count_outcomes", key, "outcome_fn", problem, span)
             metadata |= {"num_bits": outcome.size, "max_outcomes": max_outcomes}
             saved = Checkpoint(Path(checkpoint), metadata)
@@ -160,16 +165,6 @@ def count_outcomes(
         listed = hitters.packed[order], hitters.counts[order], int(hitters.error)
         done = state.end - span.start
         return told(OutcomeCounts(*listed, outcome.size, done, state.status), is_interrupted)
-
-
-def _check_fits(max_outcomes: int, num_bits: int, width: int) -> None:
-    """Refuse more outcomes than a checkpoint can hold, with those that wait to be counted."""
-    most = (MAX_BYTES - 2 * LARGEST_CHUNK) // (2 * width + 8)
-    if max_outcomes > most:
-        raise ValueError(
-            f"max_outcomes must be at most {most} with a checkpoint, for {num_bits} bits; "
-            f"got {max_outcomes}"
-        )
 
 
 def _heavy_hitters(max_outcomes: int, room: int, width: int) -> Statistic:

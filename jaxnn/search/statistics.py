@@ -99,21 +99,13 @@ class Collect(NamedTuple):
 
 
 class StatisticsConfig(NamedTuple):
-    """What a search keeps, as JSON keeps it; numbers are rounded to the dtype of the losses.
-
-    Attributes:
-        loss_dtype: the dtype's name.
-        top_k: how many of the best.
-        thresholds: rising losses, to count those at or below.
-        bins: the histogram's rising edges; None for those of the float's own bits.
-        collect: threshold and limit of a collection, or None.
-    """
+    """What a search keeps, as JSON keeps it; numbers are rounded to the dtype of the losses."""
 
     loss_dtype: str
     top_k: int
     thresholds: list[float]
-    bins: list[float] | None
-    collect: list[Any] | None
+    bins: list[float] | None  # None for those of the float's own bits
+    collect: list[Any] | None  # threshold and limit
 
 
 class CandidateTable(NamedTuple):
@@ -125,7 +117,7 @@ class CandidateTable(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Values of candidates in order: `values[:used]`. The rest is room."""
+    """Values of candidates in order, `values[:used]`; the rest is room, in whole tiles."""
 
     values: Any
     used: Any
@@ -195,12 +187,6 @@ def bin_edges(first: int, last: int) -> np.ndarray:
     ordered = (np.arange(first, last + 2, dtype=np.int64) - NUM_BINS // 2) << SHIFT
     ordered = ordered.astype(np.int32)
     return (ordered ^ (ordered >> 31 & np.int32(0x7FFFFFFF))).view(np.float32)
-
-
-def every_value(room: int, value: jax.ShapeDtypeStruct) -> Statistic:
-    """The values of all candidates, in order: `Rows`. `room` is a multiple of the tile's width."""
-    start = Rows(np.zeros((room, *value.shape), value.dtype), np.uint32(0))
-    return Statistic(start, Partial(append_rows), concatenate_rows)
 
 
 def append_rows(rows: Rows, tile: Tile) -> Rows:
