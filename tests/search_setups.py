@@ -18,6 +18,10 @@ import numpy as np
 import jaxnn
 from jaxnn.search import engine
 
+if __name__ == "__main__":  # before any array is made
+    address = f"localhost:{os.environ['PORT']}"
+    jax.distributed.initialize(address, num_processes=2, process_id=int(sys.argv[1]))
+
 KEY = jax.random.key(11)
 BATCH = jnp.array([0.3, -1.2])
 COUNT, TILE = 5_000, 256
@@ -117,9 +121,7 @@ def digest(result):
     return words.hexdigest()
 
 
-def main(process, *numbers):
-    address = f"localhost:{os.environ['PORT']}"
-    jax.distributed.initialize(address, num_processes=2, process_id=int(process))
+def main(*numbers):
     assert jax.process_count() == 2
     engine.LARGEST_CHUNK = 1  # a tile a chunk, so that stopping after the first leaves some
     with tempfile.TemporaryDirectory() as folder:
@@ -132,4 +134,4 @@ def main(process, *numbers):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[2:])

@@ -51,7 +51,7 @@ MEMORY_BUDGET, LARGEST_TILE = 2**28, 2**20
 LARGEST_CHUNK = 2**30
 """Candidates in one call of the compiled loop, whose counts are of 32 bits."""
 TILES_PER_CHUNK = 64
-"""For each device, in `reduce`: a fixed number, so that sums of floats do not hang on the time."""
+"""For each device, in `reduce`: a fixed number, so that sums of floats are the same each time."""
 
 
 class SearchProblem(NamedTuple):
@@ -179,7 +179,7 @@ def reduce(
     start: int = 0,
     devices: Sequence[Any] | None = None,
     memory_budget: int | None = None,
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """Return what statistics of your own learn about the candidates of a random search.
 
     Memory does not grow with the count. The same call returns the same bits. A state that adds
@@ -266,7 +266,11 @@ def set_up(
 
 
 def tile_size(
-    value_fn: Callable[..., Any], params: Any, batch: Any, memory_budget: int | None, platform: str
+    value_fn: Callable[..., PyTree],
+    params: PyTree,
+    batch: PyTree,
+    memory_budget: int | None,
+    platform: str,
 ) -> int:
     """Candidates a tile: a power of two, a function of shapes, budget and platform alone.
 
@@ -319,7 +323,7 @@ def run_search(
     state = _restored(checkpoint, statistics, span)
     begin = state.end
 
-    def take(state: RunState, end: int) -> dict[str, Any]:
+    def take(state: RunState, end: int) -> dict[str, PyTree]:
         chunk = span._replace(start=state.end, stop=end)
         return reduce_range(problem, statistics, chunk, devices, state.totals)
 
@@ -364,7 +368,9 @@ def _restored(
     return RunState(arrays_to_tree(fresh, saved.arrays), end, stop_threshold=threshold)
 
 
-def _stopping_hit(rules: Sequence[StopRule], totals: Mapping[str, Any]) -> tuple[int, float] | None:
+def _stopping_hit(
+    rules: Sequence[StopRule], totals: Mapping[str, PyTree]
+) -> tuple[int, float] | None:
     """The candidate with which a search ends, if it was met, and the threshold of its rule."""
     hits = []
     for table, threshold, num_hits in rules:
@@ -429,12 +435,12 @@ def shards(span: Span, workers: int) -> Iterator[tuple[int, int]]:
 def _reduce_shard(
     problem: SearchProblem,
     updates: Mapping[str, Partial],
-    states: Mapping[str, Any],
+    states: Mapping[str, PyTree],
     begin: tuple[jax.Array, jax.Array],
     size: jax.Array,
     *,
     tile: int,
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """Take `size` candidates from index `begin` on into the states, tile after tile."""
     lanes = jnp.arange(tile, dtype=jnp.uint32)
 
@@ -443,7 +449,7 @@ def _reduce_shard(
         params = problem.sample(fold_index(problem.stream, high, low))
         return problem.value(params, problem.batch)
 
-    def take_tile(number: jax.Array, states: Mapping[str, Any]) -> dict[str, Any]:
+    def take_tile(number: jax.Array, states: Mapping[str, PyTree]) -> dict[str, PyTree]:
         # Lanes past the end are evaluated as well, since all tiles have one width.
         offset = number * jnp.uint32(tile) + lanes
         high, low = add(*begin, offset)

@@ -67,9 +67,9 @@ class OutcomeCounts(NamedTuple):
 class HeavyHitters(NamedTuple):
     """Counts so far, outcomes in the order of their bits."""
 
-    packed: Any  # (outcomes, bytes), uint8, whole words
-    counts: Any  # (outcomes,), int64, too low by at most `error`
-    error: Any
+    packed: PyTree  # (outcomes, bytes), uint8, whole words
+    counts: PyTree  # (outcomes,), int64, too low by at most `error`
+    error: PyTree
     waiting: Rows  # packed outcomes that are not counted yet, in the order of their candidates
 
 

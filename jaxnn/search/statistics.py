@@ -111,16 +111,16 @@ class StatisticsConfig(NamedTuple):
 class CandidateTable(NamedTuple):
     """Candidates with their losses, each field `(size,)`; a loss of inf marks an empty place."""
 
-    high: Any
-    low: Any
-    loss: Any
+    high: PyTree
+    low: PyTree
+    loss: PyTree
 
 
 class Rows(NamedTuple):
     """Values of candidates in order, `values[:used]`; the rest is room, in whole tiles."""
 
-    values: Any
-    used: Any
+    values: PyTree
+    used: PyTree
 
 
 def as_config(
