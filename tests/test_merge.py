@@ -159,7 +159,7 @@ print("ready", flush=True)
 jaxnn.random_search(*given, **options, checkpoint={str(path)!r})
 """
     given, options = set_up(1)
-    end_at_random_moments(program, path, 4.0)
+    end_at_random_moments(program, path, 8.0)
     done = jaxnn.merge_searches(path, given[2])
     assert done.status in ("running", "stopped", "interrupted")
     more = {**options, "num_candidates": done.num_evaluations + 500}
