@@ -134,19 +134,15 @@ def as_config(
     edges = None if bins is None else _as_rising("bins", bins, dtype)
     if edges is not None and not edges:
         raise ValueError("bins must hold at least one edge; got none")
-    if collect is not None and not isinstance(collect, Collect):
-        raise TypeError(f"collect must be a jaxnn.Collect; got a {type(collect).__name__}")
-    return StatisticsConfig(
-        loss_dtype=str(dtype),
-        top_k=as_count("top_k", top_k, 1, MOST_LISTED),
-        thresholds=_as_rising("thresholds", thresholds, dtype),
-        bins=edges,
-        collect=collect
-        and [
-            *_as_rising("collect.threshold", [collect.threshold], dtype),
-            as_count("collect.limit", collect.limit, 1, MOST_LISTED),
-        ],
-    )
+    collected = None
+    if collect is not None:
+        if not isinstance(collect, Collect):
+            raise TypeError(f"collect must be a jaxnn.Collect; got a {type(collect).__name__}")
+        threshold = _as_rising("collect.threshold", [collect.threshold], dtype)[0]
+        collected = [threshold, as_count("collect.limit", collect.limit, 1, MOST_LISTED)]
+    top_k = as_count("top_k", top_k, 1, MOST_LISTED)
+    limits = _as_rising("thresholds", thresholds, dtype)
+    return StatisticsConfig(str(dtype), top_k, limits, edges, collected)
 
 
 def statistics_of(config: StatisticsConfig) -> dict[str, Statistic]:
