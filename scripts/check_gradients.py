@@ -1,16 +1,14 @@
-r"""Checks gradients against `jax.grad` and finite differences: all of the library's, or your own.
+r"""Check gradients against `jax.grad` and finite differences: the library's, or your own.
 
-Exits with status 1 if any gradient is wrong, and with 2 after an error. Your own functions are
-named as `module:function` or `file.py:function`; params and batch as well, where a function of no
-argument is called, and one of a key, `sample_fn(key)`, draws params.
+Exits with status 1 if any gradient is wrong, and with 2 after an error. Name your own functions as
+`module:function` or `file.py:function`. Params and batch are named the same way: a function without
+arguments is called, and a function of a key, `sample_fn(key)`, draws params.
 
     python scripts/check_gradients.py
     python scripts/check_gradients.py --depths 1 2 3 4 5 --samples 100 --json gradients.json
     python scripts/check_gradients.py --loss my.py:loss --gradient my.py:value_and_grad \
         --params my.py:sample --batch my.py:batch --samples 10000 --plot gradients.png
 """
-
-from __future__ import annotations
 
 import argparse
 import inspect
@@ -26,33 +24,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
-from command_line import command, count, new_file, parser_for, write_json
+from shared import cli
+from shared.figures import plt, save
 from tqdm import tqdm
 
 import jaxnn
-from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.losses import OUTPUT_LOSSES
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 FEATURES, OUTPUTS, ROWS = 3, 2, 7
 WIDTHS = (5, 4, 6, 3)
+HIDDEN = ("identity", "relu", "sigmoid", "tanh")
+OUTPUT_LOSSES = (
+    *((output, "mean_squared_error") for output in (*HIDDEN, "softmax")),
+    ("sigmoid", "binary_crossentropy"),
+    ("softmax", "categorical_crossentropy"),
+)
 
 
 def networks(depths: Sequence[int]) -> Iterator[jaxnn.Model]:
-    """Every network of the product; a single layer has no hidden activation to vary."""
+    """Yield every network of the library; one layer has no hidden activation to vary."""
     for output, loss in OUTPUT_LOSSES:
         for depth in depths:
             sizes = (FEATURES, *WIDTHS[: depth - 1], OUTPUTS)
-            for hidden in HIDDEN_ACTIVATIONS if depth > 1 else HIDDEN_ACTIVATIONS[:1]:
+            for hidden in HIDDEN if depth > 1 else HIDDEN[:1]:
                 yield jaxnn.mlp(sizes, hidden=hidden, output=output, loss=loss)
 
 
 def random_batch(loss: str, seed: int) -> jaxnn.Batch:
-    """Rows with targets that the loss can mean."""
+    """Draw rows with targets that the loss allows."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(ROWS, FEATURES)).astype(np.float32)
     if loss == "categorical_crossentropy":
@@ -63,7 +62,7 @@ def random_batch(loss: str, seed: int) -> jaxnn.Batch:
 
 
 def check(model: jaxnn.Model, arguments: argparse.Namespace) -> jaxnn.GradientReport:
-    """The report of one network."""
+    """Check one network."""
     return jaxnn.check_gradients(
         jax.random.key(arguments.seed),
         model.loss_reference,
@@ -75,8 +74,8 @@ def check(model: jaxnn.Model, arguments: argparse.Namespace) -> jaxnn.GradientRe
     )
 
 
-def facts(report: jaxnn.GradientReport) -> dict[str, Any]:
-    """What the JSON file says of a report."""
+def as_dict(report: jaxnn.GradientReport) -> dict[str, Any]:
+    """Return what the JSON file says of a report."""
     worst_key = report.worst_key
     return report._asdict() | {
         "leaves": [leaf._asdict() for leaf in report.leaves],
@@ -87,7 +86,7 @@ def facts(report: jaxnn.GradientReport) -> dict[str, Any]:
 
 @cache
 def scope_of(place: str) -> dict[str, Any]:
-    """The names of a file, or of a module, also of one in the working folder."""
+    """Return the names in a file, or in a module, which may be in the working folder."""
     if place.endswith(".py"):
         sys.path.append(str(Path(place).resolve().parent))
         return runpy.run_path(place)
@@ -96,7 +95,7 @@ def scope_of(place: str) -> dict[str, Any]:
 
 
 def file_of(place: str) -> Path | None:
-    """The file that a place is in, if there is one."""
+    """Return the file that a place is in, if there is one."""
     spec = None if place.endswith(".py") else find_spec(place)
     name = place if place.endswith(".py") else spec and spec.origin
     return Path(name).resolve() if name else None
@@ -104,7 +103,7 @@ def file_of(place: str) -> Path | None:
 
 @contextmanager
 def blamed(*places: str) -> Iterator[None]:
-    """Makes an error in the user's own files a `ValueError` that says where it came from."""
+    """Turn an error in the user's own files into a `ValueError` that says where it arose."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -120,7 +119,7 @@ def blamed(*places: str) -> Iterator[None]:
 
 
 def named(text: str, called: bool) -> Any:
-    """What `module:name` or `file.py:name` names; its result, if that is wanted and it can be."""
+    """Return what `module:name` or `file.py:name` names, called if asked for and possible."""
     place, _, name = text.partition(":")
     if not name:
         raise argparse.ArgumentTypeError(f"must be module:name or file.py:name; got {text}")
@@ -134,14 +133,14 @@ def named(text: str, called: bool) -> Any:
 
 
 def needs(function: Callable[..., Any]) -> bool:
-    """Whether a function has to be given anything."""
+    """Tell whether a function needs arguments."""
     parameters = inspect.signature(function).parameters.values()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return any(p.default is p.empty and p.kind in positional for p in parameters)
 
 
 def refuse_other_arguments(function: Any) -> None:
-    """Refuses a function that does not take params and batch, with its place."""
+    """Refuse a function that does not take params and batch, and say where it is."""
     try:
         inspect.signature(function).bind("params", "batch")
     except TypeError as error:
@@ -153,26 +152,27 @@ def refuse_other_arguments(function: Any) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = parser_for(__doc__)
+    """Parse the command line."""
+    parser = cli.parser_for(__doc__)
     add, most = parser.add_argument, len(WIDTHS) + 1
     add("--depths", type=int, nargs="+", default=[1, 2, 3], choices=range(1, most + 1),
-        help="numbers of layers of the library's networks")  # fmt: skip
-    add("--samples", type=count, default=20, help="parameter sets a network, as 1e4")
-    add("--seed", type=int, default=0, help="of the data and the parameter sets")
-    add("--tolerance", type=float, default=1e-9, help="against jax.grad, relative")
-    add("--verbose", action="store_true", help="print every network's table")
-    add("--json", type=new_file, metavar="FILE", help="write the reports here")
+        help="Check networks of these numbers of layers.")  # fmt: skip
+    add("--samples", type=cli.at_least(0), default=20, help="Draw this many params a network.")
+    cli.add_seed(parser)
+    add("--tolerance", type=float, default=1e-9, help="The relative tolerance against jax.grad.")
+    add("--verbose", action="store_true", help="Print the table of every network.")
+    add("--json", type=cli.new_file, metavar="FILE", help="Write the reports to this file.")
     own = parser.add_argument_group("your own gradient")
     names = {
-        "loss": "loss(params, batch), differentiable by JAX",
-        "gradient": "(params, batch) -> loss and gradient: what is checked",
-        "params": "a tree of arrays, or sample_fn(key)",
-        "batch": "what both functions take as batch; None if not given",
+        "loss": "loss(params, batch), which JAX can differentiate.",
+        "gradient": "gradient(params, batch) -> (loss, gradient): what is checked.",
+        "params": "A tree of arrays, or sample_fn(key).",
+        "batch": "What both functions take as their batch; None if absent.",
     }
     for name, meaning in names.items():
         own.add_argument(f"--{name}", metavar="PLACE:NAME", help=meaning)
-    own.add_argument("--plot", type=new_file, metavar="FILE", help="error against difference step")
+    own.add_argument("--plot", type=cli.new_file, metavar="FILE",
+        help="Draw the error against the step of the differences.")  # fmt: skip
     arguments = parser.parse_args(argv)
     given = [name for name in names if getattr(arguments, name) is not None]
     if given and not {"loss", "gradient", "params"} <= set(given):
@@ -189,7 +189,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check_own(arguments: argparse.Namespace) -> int:
-    """The report on the user's own functions; returns the exit status."""
+    """Check the user's own functions; return the exit status."""
     functions = arguments.loss, arguments.gradient
     for function in filter(callable, functions):
         refuse_other_arguments(function)
@@ -203,18 +203,18 @@ def check_own(arguments: argparse.Namespace) -> int:
             tolerance=arguments.tolerance,
         )
     print(report)
-    write_json(arguments.json, facts(report))
+    cli.write_json(arguments.json, as_dict(report))
     if arguments.plot:
         params = arguments.params
         if report.worst_key is not None:
             params = params(report.worst_key)
-        draw(jaxnn.difference_errors(*functions, params, arguments.batch), report, arguments.plot)
-        print(arguments.plot)
+        errors = jaxnn.difference_errors(*functions, params, arguments.batch)
+        draw(errors, report, arguments.plot)
     return 0 if report.passed else 1
 
 
 def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Path) -> None:
-    """The V: which side is wrong, the gradient or the differences."""
+    """Draw the errors: a V for a right gradient, a flat line for a wrong one."""
     curves = {"gradient checked": errors.gradient, "jax.grad": errors.by_jax}
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     jaxnn.plotting.loss_curves(
@@ -226,14 +226,12 @@ def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Pat
     )
     ax.set_ylabel("largest distance from the difference, relative")
     word = "right" if report.passed else "wrong: a flat line never meets the differences"
-    ax.set_title(f"parameter set {report.worst.sample}: {word}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    ax.set_title(f"params {report.worst.sample}: {word}")
+    save(figure, path, 120)
 
 
 def check_all(arguments: argparse.Namespace) -> int:
-    """The reports on the library's own gradients; returns the exit status."""
+    """Check the library's gradients; return the exit status."""
     models = list(networks(arguments.depths))
     reports = []
     for model in tqdm(models, unit=" networks"):
@@ -241,9 +239,9 @@ def check_all(arguments: argparse.Namespace) -> int:
         if arguments.verbose or not reports[-1].passed:
             tqdm.write(f"\n{model}\n{reports[-1]}")
     pairs = zip(models, reports, strict=True)
-    write_json(
+    cli.write_json(
         arguments.json,
-        [{"network": model.settings._asdict()} | facts(report) for model, report in pairs],
+        [{"network": model.settings._asdict()} | as_dict(report) for model, report in pairs],
     )
     failed = sum(not report.passed for report in reports)
     leaves = [leaf for report in reports for leaf in report.leaves]
@@ -255,9 +253,9 @@ def check_all(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-@command
+@cli.command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the checks; returns the exit status."""
+    """Run the checks; return the exit status."""
     arguments = parse(argv)
     return check_all(arguments) if arguments.loss is None else check_own(arguments)
 

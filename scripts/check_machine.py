@@ -7,11 +7,7 @@ check passes, 1 if one fails, and 2 if nothing could be checked.
     python scripts/check_machine.py --json machine.json
 """
 
-from __future__ import annotations
-
 import argparse
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,8 +18,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command_line import Sizes, command, count, new_file, parser_for, write_json
 from jax.typing import ArrayLike
+from shared import cli
+from shared.timing import machine
 from tqdm import tqdm
 
 import jaxnn
@@ -35,7 +32,7 @@ KNOWN_FAULTS = {
 """The versions of jax and jaxlib that `pyproject.toml` excludes, and why."""
 LENGTHS = (2**14, 2**14 + 1, 2**15 + 1, 2**16 + 1)
 """XLA splits long loops between cores, and the remainder has been wrong before."""
-NETWORKS: tuple[Sizes, ...] = ((2, 3, 3), (2, 16, 16, 3), (2, 64, 64, 3))
+NETWORKS: tuple[cli.Sizes, ...] = ((2, 3, 3), (2, 16, 16, 3), (2, 64, 64, 3))
 FEW, MANY = 3, 16
 """Networks side by side; from 16 on, `model.loss` uses the layouts made for many."""
 STEPS, FACTOR = 10_000, 4
@@ -64,7 +61,7 @@ def check_versions(versions: Sequence[str]) -> Check:
     return Check("known faults of this version", len(faults), 0, "; ".join(faults))
 
 
-def check_network(kind: str, sizes: Sizes, networks: int, lengths: Sequence[int]) -> Check:
+def check_network(kind: str, sizes: cli.Sizes, networks: int, lengths: Sequence[int]) -> Check:
     """Compare the loss, or loss and gradient, of one network or of several at once."""
     hidden, _ = WITNESSES[kind]
     model = jaxnn.mlp(sizes, hidden=hidden)
@@ -80,17 +77,17 @@ def check_network(kind: str, sizes: Sizes, networks: int, lengths: Sequence[int]
         expected = join([expected_of(kind, sizes, seed, rows) for seed in range(networks)])
         got = function(arguments, draw_batch(rows, sizes, hidden))
         errors[rows] = relative_error(got, expected)
-    return worst(f"{kind}, {name_of(sizes)}, {networks} at once", errors, "rows")
+    return worst(f"{kind}, {cli.join_sizes(sizes)}, {networks} at once", errors, "rows")
 
 
-def check_lanes(sizes: Sizes, lengths: Sequence[int]) -> Check:
+def check_lanes(sizes: cli.Sizes, lengths: Sequence[int]) -> Check:
     """Compare the losses of very many networks on a few rows."""
     losses_of = jax.jit(jax.vmap(jaxnn.mlp(sizes).loss, in_axes=(0, None)))
     batch, errors = draw_batch(20, sizes), {}
     for networks in lengths:
         params = draw_params(sizes, 0, networks)
         errors[networks] = relative_error(losses_of(params, batch), loss_of(params, batch))
-    return worst(f"loss, {name_of(sizes)}, very many at once", errors, "networks")
+    return worst(f"loss, {cli.join_sizes(sizes)}, very many at once", errors, "networks")
 
 
 def sums_by_row(matrix: jax.Array, x: jax.Array) -> jax.Array:
@@ -157,7 +154,7 @@ def seconds_of(function: Callable[[], Any], repeats: int = 5) -> float:
     return min(seconds[1:])
 
 
-def check_repeats(sizes: Sizes, repeats: int) -> Check:
+def check_repeats(sizes: cli.Sizes, repeats: int) -> Check:
     """Count the calls of loss and gradient whose bits differ from those of the first call."""
     model = jaxnn.mlp(sizes)
     arguments = jax.device_put((draw_params(sizes, 0), draw_batch(300, sizes)))
@@ -168,11 +165,11 @@ def check_repeats(sizes: Sizes, repeats: int) -> Check:
 
     first = bits()
     differing = sum(bits() != first for _ in range(repeats))
-    return Check(f"calls that differ, {name_of(sizes)}", differing, 0, f"of {repeats:,}")
+    return Check(f"calls that differ, {cli.join_sizes(sizes)}", differing, 0, f"of {repeats:,}")
 
 
 @cache
-def draw_batch(rows: int, sizes: Sizes, hidden: str = "relu") -> jaxnn.Batch:
+def draw_batch(rows: int, sizes: cli.Sizes, hidden: str = "relu") -> jaxnn.Batch:
     """Return rows of two features and a class, the last 16 of them with losses far above the mean.
 
     They are the ones where the logits of the first network differ most, made 32 times as long, and
@@ -189,7 +186,7 @@ def draw_batch(rows: int, sizes: Sizes, hidden: str = "relu") -> jaxnn.Batch:
     return jaxnn.Batch(x, y)
 
 
-def draw_params(sizes: Sizes, seed: int, *networks: int) -> Tree:
+def draw_params(sizes: cli.Sizes, seed: int, *networks: int) -> Tree:
     """Return the params of a network, or of several along a first axis, as NumPy arrays."""
     generator = np.random.default_rng(seed)
 
@@ -230,7 +227,7 @@ WITNESSES: dict[str, tuple[str, Callable[..., Any]]] = {
 
 
 @cache
-def expected_of(kind: str, sizes: Sizes, seed: int, rows: int) -> Tree:
+def expected_of(kind: str, sizes: cli.Sizes, seed: int, rows: int) -> Tree:
     """Return what the witness says of a network and a batch that are drawn here."""
     hidden, witness = WITNESSES[kind]
     return witness(draw_params(sizes, seed), draw_batch(rows, sizes, hidden))
@@ -266,11 +263,6 @@ def worst(name: str, errors: dict[int, float], unit: str, dtype: str = "float32"
     return Check(name, errors[length], allowed[dtype], f"at {length:,} {unit}")
 
 
-def name_of(sizes: Sizes) -> str:
-    """Return the sizes as 2-3-3."""
-    return "-".join(map(str, sizes))
-
-
 def plan(lengths: Sequence[int], repeats: int) -> list[partial[Check]]:
     """Return every check, ready to be called."""
     ways = [("loss", 1), ("loss", FEW), ("loss", MANY)]
@@ -286,48 +278,39 @@ def plan(lengths: Sequence[int], repeats: int) -> list[partial[Check]]:
     ]
 
 
-def table(checks: Sequence[Check]) -> str:
-    """Return a line a check, under a head."""
-    lines = [f"{'check':46}{'measured':>9}{'allowed':>9}"]
-    for check in checks:
-        verdict = "ok" if check.passed else "WRONG"
-        line = f"{check.name:46}{check.measured:9.2g}{check.allowed:9.2g}  {verdict:6}{check.note}"
-        lines.append(line.rstrip())
-    return "\n".join(lines)
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line."""
-    parser = parser_for(__doc__)
-    add = parser.add_argument
-    add("--lengths", type=count, nargs="+", default=LENGTHS, help="rows, and numbers of networks")
-    add("--repeats", type=count, default=10_000, help="calls whose bits are compared")
-    add("--json", type=new_file, metavar="FILE", help="write the facts here")
-    arguments = parser.parse_args(argv)
-    if min(*arguments.lengths, arguments.repeats) < 1:
-        parser.error("--lengths and --repeats must be at least 1")
-    return arguments
+    """Parse the command line."""
+    parser = cli.parser_for(__doc__)
+    add, some = parser.add_argument, cli.at_least(1)
+    add("--lengths", type=some, nargs="+", default=LENGTHS,
+        help="Check these numbers of rows, and of networks.")  # fmt: skip
+    add("--repeats", type=some, default=10_000, help="Compare the bits of this many calls.")
+    add("--json", type=cli.new_file, metavar="FILE", help="Write the results to this file.")
+    return parser.parse_args(argv)
 
 
-@command
+def row_of(check: Check) -> dict[str, str]:
+    """Return a check as a row of the table."""
+    numbers = {"measured": f"{check.measured:.2g}", "allowed": f"{check.allowed:.2g}"}
+    verdict = "ok" if check.passed else "WRONG"
+    return {"check": check.name, **numbers, "": verdict, "note": check.note}
+
+
+@cli.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks; return the exit status."""
     arguments = parse(argv)
     began = time.perf_counter()
     checks = [run() for run in tqdm(plan(arguments.lengths, arguments.repeats), unit=" checks")]
     seconds = time.perf_counter() - began
-    machine = {name: version(name) for name in ("jax", "jaxlib", "numpy")} | {
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(table(checks))
+    here = machine()
+    print(", ".join(f"{name} {value}" for name, value in here.items()))
+    cli.print_table([row_of(check) for check in checks])
     failed = sum(not check.passed for check in checks)
     print(f"{len(checks) - failed} of {len(checks)} checks passed, {seconds:.0f} seconds")
-    facts = [check._asdict() | {"passed": check.passed} for check in checks]
-    outcome = {"machine": machine, "passed": not failed, "seconds": seconds, "checks": facts}
-    write_json(arguments.json, outcome)
+    results = [check._asdict() | {"passed": check.passed} for check in checks]
+    outcome = {"machine": here, "passed": not failed, "seconds": seconds, "checks": results}
+    cli.write_json(arguments.json, outcome)
     return 1 if failed else 0
 
 

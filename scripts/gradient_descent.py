@@ -1,4 +1,4 @@
-"""Gradient descent on a small network, or on many, with any of the optimizers and schedules.
+"""Train a small network, or many, by gradient descent, with any optimizer and schedule.
 
 python scripts/gradient_descent.py --data spiral --hidden 64 --epochs 1e4 --plot
 python scripts/gradient_descent.py --data spiral --hidden 64 --networks 20 --start small
@@ -6,83 +6,64 @@ python scripts/gradient_descent.py --optimizer momentum --learning-rate 0.5 --ba
 python scripts/gradient_descent.py --validation 1000 --patience 200 --animate descent.gif
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
-from command_line import (
-    add_limits,
-    add_output,
-    add_problem,
-    command,
-    count,
-    film_file,
-    parser_for,
-    write_json,
-)
-from films import film_regions
-from problems import DATA
-from resuming import finished
+from shared import cli
+from shared.figures import Figure, film_regions, plt, save
+from shared.problems import DATA
+from shared.runs import finished, timed
 
 import jaxnn
-from jaxnn.run import checkpoint as checkpoints
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-OPTIMIZERS: dict[str, Callable[..., jaxnn.optimizers.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "sgd": jaxnn.optimizers.sgd,
     "momentum": partial(jaxnn.optimizers.sgd, momentum=0.9),
     "nesterov": partial(jaxnn.optimizers.sgd, momentum=0.9, nesterov=True),
     "rmsprop": jaxnn.optimizers.rmsprop,
     "adam": jaxnn.optimizers.adam,
 }
-
-
 STARTS: dict[str, dict[str, Any]] = {"he": {"scale": 1.0, "distribution": "he"}, "small": {}}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = parser_for(__doc__)
-    add_problem(parser)
-    add = parser.add_argument
-    add("--epochs", type=count, default=10_000, help="passes over the rows, as 1e4")
+    """Parse the command line."""
+    parser = cli.parser_for(__doc__)
+    cli.add_problem(parser)
+    add, number = parser.add_argument, cli.at_least(0)
+    add("--epochs", type=number, default=10_000, help="The passes over the rows, such as 1e4.")
     add(
         "--networks",
-        type=count,
-        help="train this many networks, each from a start of its own; one by default",
+        type=cli.at_least(1),
+        help="Train this many networks, each from its own start.",
     )
-    add("--start", choices=STARTS, default="he", help="small: 0.01 times normals")
-    add("--optimizer", choices=OPTIMIZERS, default="adam")
-    add("--learning-rate", type=float, default=0.05)
-    add("--schedule", choices=("cosine", "constant", "inverse-time"), default="cosine")
-    add("--decay", type=float, default=1e-3, help="of the inverse-time schedule")
-    add("--warm-up", type=count, default=0, help="steps of rising learning rate")
-    add("--batch-size", type=int, help="rows a step; all if not given")
-    add("--keep-remainder", action="store_true", help="step on what is left of an epoch")
-    add("--weight-decay", type=float, default=0.0, help="of Adam, decoupled")
-    add("--l2", type=float, default=0.0, help="strength of an L2 penalty")
-    add("--max-norm", type=float, help="clip longer gradients to this")
-    add("--tolerance", type=float, default=0.0, help="stop when losses differ by less")
-    add("--validation", type=count, default=0, help="rows a class to validate on")
-    add("--patience", type=count, help="epochs without a better loss on them")
-    add_limits(parser, "step")
-    add("--plot", action="store_true", help="draw the loss and the decision regions")
-    add("--animate", type=film_file, metavar="FILE.gif", help="draw the regions while it trains")
-    add_output(parser)
+    add("--start", choices=STARTS, default="he", help='"small" is 0.01 times normals.')
+    add("--optimizer", choices=OPTIMIZERS, default="adam", help="The optimizer.")
+    add("--learning-rate", type=float, default=0.05, help="The learning rate at the start.")
+    add("--schedule", choices=("cosine", "constant", "inverse-time"), default="cosine",
+        help="How the learning rate falls.")  # fmt: skip
+    add("--decay", type=float, default=1e-3, help="The decay rate of the inverse-time schedule.")
+    add("--warmup", type=number, default=0, help="Raise the learning rate over so many steps.")
+    add("--batch-size", type=int, help="Take this many rows a step; all if absent.")
+    add("--keep-remainder", action="store_true", help="Step on the rows left over in an epoch.")
+    add("--weight-decay", type=float, default=0.0, help="The decoupled weight decay of Adam.")
+    add("--l2", type=float, default=0.0, help="The strength of an L2 penalty.")
+    add("--max-norm", type=float, help="Clip gradients to this norm.")
+    add("--tolerance", type=float, default=0.0, help="Stop when losses differ by less than this.")
+    add("--validation", type=number, default=0, help="Validate on this many fresh rows a class.")
+    add("--patience", type=number, help="Stop after this many epochs without a lower loss there.")
+    cli.add_limits(parser)
+    add("--plot", action="store_true", help="Draw the loss and the decision regions.")
+    add("--animate", type=cli.gif_file, metavar="FILE.gif", help="Film the decision regions.")
+    cli.add_output(parser)
     arguments = parser.parse_args(argv)
-    if arguments.networks is not None and (arguments.networks < 1 or arguments.animate):
-        parser.error("--networks must be at least 1, and --animate films one network alone")
+    if arguments.networks is not None and arguments.animate:
+        parser.error("--animate films one network: leave out --networks")
     if arguments.patience and not arguments.validation:
         parser.error("--patience needs rows to validate on: give --validation")
     if arguments.keep_remainder and arguments.batch_size is None:
@@ -92,16 +73,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def optimizer_of(arguments: argparse.Namespace, steps: int) -> jaxnn.optimizers.Optimizer:
-    """The optimizer that the options describe, for that number of steps."""
+def optimizer_of(arguments: argparse.Namespace, steps: int) -> Any:
+    """Return the optimizer that the options describe, for that number of steps."""
     rate, schedules = arguments.learning_rate, jaxnn.schedules
     schedule = {
         "constant": schedules.constant(rate),
         "cosine": schedules.cosine_decay(rate, rate / 1_000, max(steps, 1)),
         "inverse-time": schedules.inverse_time_decay(rate, arguments.decay),
     }[arguments.schedule]
-    if arguments.linear_warmup:
-        schedule = schedules.linear_warmup(schedule, arguments.linear_warmup)
+    if arguments.warmup:
+        schedule = schedules.linear_warmup(schedule, arguments.warmup)
     decay = {"weight_decay": arguments.weight_decay} if arguments.weight_decay else {}
     optimizer = OPTIMIZERS[arguments.optimizer](schedule, **decay)
     if arguments.max_norm is not None:
@@ -109,62 +90,25 @@ def optimizer_of(arguments: argparse.Namespace, steps: int) -> jaxnn.optimizers.
     return jaxnn.optimizers.add_l2(optimizer, arguments.l2) if arguments.l2 else optimizer
 
 
-def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str, path: Path) -> None:
-    """The loss at every step and after every epoch, and the best network's regions at the end."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
-    history, losses = result.history, np.atleast_1d(result.loss)
-    curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
-    if history.validation_loss is not None:
-        rows = np.atleast_2d(history.validation_loss)
-        curves["validation"] = [(history.validation_evaluations, row) for row in rows]
-    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
-    best = params_of_best(result)
-    jaxnn.plotting.decision_regions(partial(model.apply, best), batch, ax=right)
-    right.set_title(f"loss {losses.min():.3f}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-
-
-def params_of_best(result: Any) -> Any:
-    """The params of the network, or of that with the lowest loss."""
-    if np.ndim(result.loss) == 0:
-        return result.params
-    return jax.tree.map(lambda leaf: leaf[np.argmin(result.loss)], result.params)
-
-
-def timed(train: Callable[..., Any], arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
-    """Runs the descent; returns its result and its pace."""
-    saved: Path | None = arguments.checkpoint
-    before = 0
-    if saved and saved.exists():
-        before = int(np.sum(checkpoints.load(saved)[0].get("num_steps", 0)))
-    finished(train(num_epochs=1))  # compiles, so that the seconds below are the descent's own
-    started = time.perf_counter()
-    result = train(
-        num_epochs=arguments.epochs,
-        max_seconds=arguments.max_seconds,
-        checkpoint=saved,
-        progress=True,
-    )
-    seconds = time.perf_counter() - started
-    steps = int(np.sum(result.num_steps)) - before
-    return result, {"seconds": seconds, "steps_per_second": steps / seconds}
+def steps_of(arguments: argparse.Namespace, rows: int) -> int:
+    """Return the steps of an epoch."""
+    full, rest = divmod(rows, min(arguments.batch_size or rows, rows))
+    return full + (arguments.keep_remainder and rest > 0)
 
 
 def problem_of(arguments: argparse.Namespace) -> tuple[jaxnn.Model, jaxnn.Batch, partial]:
-    """The network, its batch, and the descent but for its length."""
+    """Return the network, its batch, and the descent except for its length."""
     data_key, init_key, key, validation_key = jax.random.split(jax.random.key(arguments.seed), 4)
-    batch = DATA[arguments.data](data_key, samples=arguments.samples)
+    draw_rows, networks = DATA[arguments.data], arguments.networks
+    batch, validation = draw_rows(data_key, samples=arguments.samples), None
+    if arguments.validation:
+        validation = draw_rows(validation_key, samples=arguments.validation)
     model = jaxnn.mlp((2, *arguments.hidden, 3))
     init = partial(model.init, **STARTS[arguments.start])
-    networks = arguments.networks
-    start = init(init_key)
-    if networks is not None:
+    if networks is None:
+        start = init(init_key)
+    else:
         start = jax.vmap(init)(jax.random.split(init_key, networks))
-    validation = None
-    if arguments.validation:
-        validation = DATA[arguments.data](validation_key, samples=arguments.validation)
     train = partial(
         jaxnn.gradient_descent,
         key,
@@ -183,15 +127,26 @@ def problem_of(arguments: argparse.Namespace) -> tuple[jaxnn.Model, jaxnn.Batch,
     return model, batch, train
 
 
-def steps_of(arguments: argparse.Namespace, rows: int) -> int:
-    """Steps of an epoch."""
-    full, rest = divmod(rows, min(arguments.batch_size or rows, rows))
-    return full + (arguments.keep_remainder and rest > 0)
+def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str) -> Figure:
+    """Draw the losses, and the decision regions of the best network at the end."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
+    history, losses = result.history, np.atleast_1d(result.loss)
+    curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
+    if history.validation_loss is not None:
+        rows = np.atleast_2d(history.validation_loss)
+        curves["validation"] = [(history.validation_evaluations, row) for row in rows]
+    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
+    best = result.params
+    if np.ndim(result.loss):
+        best = jax.tree.map(lambda leaf: leaf[np.argmin(losses)], best)
+    jaxnn.plotting.decision_regions(partial(model.apply, best), batch, ax=right)
+    right.set_title(f"loss {losses.min():.3f}")
+    return figure
 
 
-def told(result: Any, accuracy: Any, pace: dict[str, float]) -> str:
-    """The outcome in a line, or in one for each measure of many networks."""
-    end = f"{np.sum(result.num_steps):,} steps, {pace['steps_per_second']:,.0f} a second"
+def outcome(result: Any, accuracy: np.ndarray, seconds: float) -> str:
+    """Return what came out: a line, or for many networks a line a measure."""
+    end = f"{np.sum(result.num_steps):,} steps, {seconds:.2f} seconds"
     if np.ndim(result.loss) == 0:
         return f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; {end}"
     words, counts = np.unique(result.status, return_counts=True)
@@ -202,37 +157,39 @@ def told(result: Any, accuracy: Any, pace: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Trains and reports; returns the exit status."""
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train and report."""
     arguments = parse(argv)
     model, batch, train = problem_of(arguments)
-    result, pace = timed(train, arguments)
-    accuracy: Any = np.asarray(
-        model.accuracy(result.params, batch)
-        if arguments.networks is None
-        else jax.vmap(model.accuracy, (0, None))(result.params, batch)
+    resumes = arguments.checkpoint is not None and arguments.checkpoint.exists()
+    result, seconds = timed(
+        train,
+        "num_epochs",
+        arguments.epochs,
+        max_seconds=arguments.max_seconds,
+        checkpoint=arguments.checkpoint,
+        progress=True,
     )
-    print(told(result, accuracy, pace))
-    sizes = "-".join(map(str, model.settings.sizes))
+    accuracy_of = model.accuracy
+    if arguments.networks is not None:
+        accuracy_of = jax.vmap(accuracy_of, in_axes=(0, None))
+    accuracy = np.asarray(accuracy_of(result.params, batch))
+    print(outcome(result, accuracy, seconds))
+    sizes = cli.join_sizes(model.settings.sizes)
     if arguments.plot and np.any(result.num_steps):
-        path = arguments.output / f"gradient-descent-{arguments.data}-{sizes}.png"
-        draw(result, model, batch, f"{arguments.data}, {sizes}, {arguments.optimizer}", path)
-        print(path)
-    facts = {
-        "loss": np.asarray(result.loss).tolist(),
-        "accuracy": accuracy.tolist(),
-        "num_steps": np.asarray(result.num_steps).tolist(),
-        "num_evaluations": np.asarray(result.num_evaluations).tolist(),
-        "status": np.asarray(result.status).tolist(),
-    }
-    write_json(arguments.json, facts | pace)
+        figure = draw(result, model, batch, f"{arguments.data}, {sizes}, {arguments.optimizer}")
+        save(figure, arguments.output / f"gradient-descent-{arguments.data}-{sizes}.png", 100)
+    names = ("loss", "num_steps", "num_evaluations", "status")
+    report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
+    report |= {"accuracy": accuracy.tolist(), "seconds": seconds}
+    if not resumes:
+        report["steps_per_second"] = int(np.sum(result.num_steps)) / seconds
+    cli.write_json(arguments.json, report)
     finished(result)
     if arguments.animate:
-        done = -(-result.num_steps // steps_of(arguments, len(batch.x)))  # if it stopped before
-        film_regions(lambda epochs: train(num_epochs=epochs), model, batch, done, arguments.animate)
-        print(arguments.animate)
-    return 0
+        epochs = -(-result.num_steps // steps_of(arguments, len(batch.x)))
+        film_regions(lambda n: train(num_epochs=n), model, batch, epochs, arguments.animate)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,18 @@
-"""Measures the three methods beside other ways to do the same work.
+"""Measure the pace of the three methods beside other ways to do the same work.
 
-Random search: everybody draws whole weight sets (0.05 times normals), takes the cross-entropy of
-all 300 rows and keeps the best; a peer with a choice of tile runs at its best one. Perturbation
-search: a step is one proposal, every weight moved by 0.05 times a normal, and its verdict.
-Gradient descent: a step is the gradient of all 300 rows, or of 32 of them for 64-32-10, and SGD;
-of several networks every network's step counts. Last, all three at equal evaluations: what loss
-does each library come to, and when?
+Random search: everybody draws whole candidates (0.05 times normals), takes the cross-entropy of all
+300 rows and keeps the best; a peer with a choice of tile runs at its best one. Perturbation search:
+a step is one proposal that moves every weight by 0.05 times a normal. Gradient descent: a step is
+the gradient of all 300 rows, or of 32 of them for 64-32-10, and plain SGD; many networks count the
+steps of all.
 
-All take turns, so that a change of the machine's pace hits them alike; ratios are medians over
+All take turns, so that a change of the machine's pace affects all alike; ratios are medians over
 rounds of the ratio within a round.
 
-    python scripts/benchmark.py
-    python scripts/benchmark.py --only search --nets 2-3-3 --counts 1e5 1e6 1e7 1e8
-    python scripts/benchmark.py --only chains --nets 2-3-3 --json benchmark.json
-    python scripts/benchmark.py --only losses --markdown --output output
+    python scripts/benchmarks/benchmark.py
+    python scripts/benchmarks/benchmark.py --only search --nets 2-3-3 --counts 1e5 1e6 1e7 1e8
+    python scripts/benchmarks/benchmark.py --only chains --nets 2-3-3 --json benchmark.json
 """
-
-from __future__ import annotations
 
 import argparse
 import math
@@ -27,94 +23,97 @@ from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chain_peers import CHAINS, WAYS
-from command_line import Sizes, command, count, layer_sizes, new_file, new_folder, write_json
-from descent_peers import DESCENTS, NETWORKS, ONE
-from equal_evaluations import TILE, compared, draw_rows, faster, pieces_of
-from problems import DATA
-from resuming import run_pieces
-from search_peers import PEERS, ROWS, jaxnn_search, random_batch
 from tqdm import tqdm
-from turns import MISSING, Search, machine, table, take_turns, timed
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from peers.chains import CHAINS, CLIMBERS
+from peers.descent import DESCENTS, NETWORKS, ONE
+from peers.search import ROWS, SEARCHES, best_tile, jaxnn_search, random_batch
+from shared import cli
+from shared.problems import DATA
+from shared.timing import MISSING, Search, machine, seconds_of, take_turns
 
 import jaxnn
 
 SGEMM_SIDE = 2048
-SEARCH_NETS = ((2, 3, 3), (2, 16, 16, 3), (2, 64, 64, 3), (64, 32, 10))
-CHAIN_NETS = ((2, 3, 3), (2, 16, 3), (2, 64, 3))
-DESCENT_NETS = ((2, 3, 3), (2, 64, 3), (64, 32, 10))
+NETS: dict[str, Sequence[cli.Sizes]] = {
+    "search": ((2, 3, 3), (2, 16, 16, 3), (2, 64, 64, 3), (64, 32, 10)),
+    "chains": ((2, 3, 3), (2, 16, 3), (2, 64, 3)),
+    "descent": ((2, 3, 3), (2, 64, 3), (64, 32, 10)),
+}
+Rows = list[dict[str, Any]]
 
 
-class Entry(NamedTuple):
-    """A peer at one tile, warmed up, and a count that lasts about as long as wanted."""
+def measure(
+    sizes: cli.Sizes,
+    unit: str,
+    searches: Mapping[str, tuple[Callable[[], Search], int]],
+    against: Mapping[str, str],
+    repeats: int,
+) -> Rows:
+    """Return a row a library, also for those that are not installed.
 
-    search: Search
-    tile: int
-    count: int
-    rate: float
-    compile_seconds: float
-
-
-def try_tile(search: Search, tile: int, seconds: float) -> Entry:
-    """Compiles, and doubles the count until it lasts so long; rate is the best of three."""
-    first, count = timed(search, tile), tile
-    steady = fastest = min(timed(search, tile) for _ in range(3))
-    while fastest < seconds:
-        count *= 2
-        fastest = min(timed(search, count) for _ in range(3))
-    return Entry(search, tile, count, count / fastest, max(first - steady, 0.0))
-
-
-def choose(name: str, sizes: Sizes, seconds: float) -> Entry | None:
-    """A peer at its best tile, by trials that last `seconds` in all; None if not installed."""
-    prepare, tiles = PEERS[name]
-    batch = random_batch(sizes)
-    try:
-        tried = [
-            try_tile(prepare(sizes, batch, tile), tile, seconds / len(tiles)) for tile in tiles
-        ]
-    except ImportError:
-        return None
-    best = max(tried, key=lambda entry: entry.rate)
-    return best._replace(count=max(2 ** round(math.log2(best.rate * seconds)), best.tile))
-
-
-def measure_search(
-    sizes: Sizes, arguments: argparse.Namespace, peak: float
-) -> list[dict[str, Any]]:
-    """The rows of one network, a dict a library."""
-    entries = {name: choose(name, sizes, arguments.seconds) for name in PEERS}
-    present = {name: entry for name, entry in entries.items() if entry}
-    searches = {name: (entry.search, entry.count) for name, entry in present.items()}
-    rates = take_turns(searches, arguments.repeats)
-    fastest = max(rates.keys() - {"jaxnn"}, key=lambda name: np.median(rates[name]))
-    gflop = 2 * ROWS * sum(i * o for i, o in pairwise(sizes)) / 1e9
-    rows: list[dict[str, Any]] = []
-    for name, entry in entries.items():
-        rows.append({"net": "-".join(map(str, sizes)), "library": name, "candidates/s": MISSING})
-        if entry is None:
-            continue
-        rate = float(np.median(rates[name]))
-        rows[-1] |= {
-            "candidates/s": rate,
-            "spread %": 100 * float(np.ptp(rates[name])) / rate,
-            "x NumPy": float(np.median(rates[name] / rates["NumPy loop"])),
-            "x fastest peer": float(np.median(rates[name] / rates[fastest])),
-            "GFLOP/s": gflop * rate,
-            "% of sgemm": 100 * gflop * rate / peak,
-            "compile s": entry.compile_seconds,
-            "tile": entry.tile if len(PEERS[name][1]) > 1 else "",
-        }
+    Args:
+        sizes: of the network.
+        unit: what is counted: candidates or steps.
+        searches: what prepares each library, and how many units it makes a turn.
+        against: columns, and the library that each compares with.
+        repeats: rounds.
+    """
+    ready, seconds = {}, {}
+    for name, (prepare, count) in searches.items():
+        with suppress(ImportError):
+            ready[name] = prepare(), count
+            seconds[name] = seconds_of(*ready[name])
+    rates = take_turns(ready, repeats)
+    peers = [name for name in rates if not name.startswith("jaxnn")]
+    fastest = max(peers, key=lambda name: np.median(rates[name]))
+    against = {**against, "x fastest peer": fastest}
+    rows: Rows = []
+    for name in searches:
+        rows.append({"net": cli.join_sizes(sizes), "library": name, f"{unit}/s": MISSING})
+        if name in rates:
+            middle = float(np.median(rates[name]))
+            rows[-1] |= {
+                f"{unit}/s": middle,
+                "spread %": 100 * float(np.ptp(rates[name])) / middle,
+                **{
+                    column: float(np.median(rates[name] / rates[peer]))
+                    for column, peer in against.items()
+                    if peer in rates
+                },
+                "first call s": seconds[name],
+            }
     return rows
 
 
-def measure_counts(counts: Sequence[int], repeats: int) -> tuple[list[dict[str, Any]], float]:
-    """Rates of jaxnn by count, and that at the largest as a share of that at a tenth of it."""
+def measure_search(sizes: cli.Sizes, arguments: argparse.Namespace, peak: float) -> Rows:
+    """Measure random search with one network."""
+    searches, tiles = {}, {}
+    for name, (prepare, _) in SEARCHES.items():
+        searches[name] = partial(prepare, sizes, random_batch(sizes), 1), 1  # if not installed
+        with suppress(ImportError):
+            tile, rate = best_tile(name, sizes, arguments.seconds / 8)
+            count = max(2 ** round(math.log2(rate * arguments.seconds)), tile)
+            searches[name] = partial(prepare, sizes, random_batch(sizes), tile), count
+            tiles[name] = tile
+    rows = measure(sizes, "candidates", searches, {"x NumPy": "NumPy loop"}, arguments.repeats)
+    gflop = 2 * ROWS * sum(i * o for i, o in pairwise(sizes)) / 1e9
+    for row in rows:
+        if row["library"] in tiles:
+            speed = gflop * row["candidates/s"]
+            row |= {"GFLOP/s": speed, "% of sgemm": 100 * speed / peak}
+            row["tile"] = tiles[row["library"]]
+    return rows
+
+
+def measure_counts(counts: Sequence[int], repeats: int) -> tuple[Rows, float]:
+    """Return jaxnn's rates by count, and that at the largest as a share of that at a tenth."""
     sizes, tenth = (2, 3, 3), max(counts) // 10
     search = jaxnn_search(sizes, random_batch(sizes))
     search(2**15)
@@ -125,7 +124,7 @@ def measure_counts(counts: Sequence[int], repeats: int) -> tuple[list[dict[str, 
 
 
 def sgemm_peaks(repeats: int) -> dict[str, float]:
-    """Highest GFLOP/s of a large float32 matrix product, by library."""
+    """Return the highest GFLOP/s of a large float32 matrix product, by library."""
     square = np.random.default_rng(0).normal(size=(SGEMM_SIDE, SGEMM_SIDE)).astype(np.float32)
     matmul, array = jax.jit(jnp.matmul), jnp.asarray(square)
     products: dict[str, Search] = {"jax": lambda _: jax.block_until_ready(matmul(array, array))}
@@ -136,180 +135,88 @@ def sgemm_peaks(repeats: int) -> dict[str, float]:
     return {name: 2 * SGEMM_SIDE**3 * float(rate.max()) / 1e9 for name, rate in rates.items()}
 
 
-def measure_chains(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one network, a dict a way; vertical data for 2-3-3, else spiral."""
-    model, data = jaxnn.mlp(sizes), "vertical" if sizes == (2, 3, 3) else "spiral"
-    batch = DATA[data](jax.random.key(0), samples=ROWS // 3)
+def measure_chains(sizes: cli.Sizes, arguments: argparse.Namespace) -> Rows:
+    """Measure perturbation search with one network: vertical data for 2-3-3, else the spiral."""
+    is_small = sizes == (2, 3, 3)
+    data = DATA["vertical" if is_small else "spiral"]
+    batch = data(jax.random.key(0), samples=ROWS // 3)
     if (sizes[0], sizes[-1]) != (2, 3):
         batch = random_batch(sizes)
-    share = 1.0 if sizes == (2, 3, 3) else 0.1
     searches = {}
-    for name, (prepare, times) in WAYS.items():
+    for name, (prepare, times) in CLIMBERS.items():
         unit = CHAINS if times > 1 else 2  # whole steps of all chains; whole generations
-        steps = max(int(arguments.steps * times * share) // unit, 1) * unit
-        searches[name] = partial(prepare, model, batch), steps
+        steps = max(int(arguments.steps * times * (1 if is_small else 0.1)) // unit, 1) * unit
+        searches[name] = partial(prepare, jaxnn.mlp(sizes), batch), steps
     against = {
         "x NumPy": "NumPy loop",
         "x scan": "lax.scan, one at a time",
         "x random search": "jaxnn, random search",
     }
-    return rows_of(sizes, searches, against, arguments.repeats)
+    return measure(sizes, "steps", searches, against, arguments.repeats)
 
 
-def measure_descent(sizes: Sizes, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one network, a dict a way; mini-batches where there are more than 2 features."""
-    model, batch = jaxnn.mlp(sizes), random_batch(sizes)
-    batch_size = None if sizes[0] == 2 else 32
+def measure_descent(sizes: cli.Sizes, arguments: argparse.Namespace) -> Rows:
+    """Measure descent with one network, in mini-batches where there are more than 2 features."""
+    batch, batch_size = random_batch(sizes), None if sizes[0] == 2 else 32
     searches = {}
     for name, (prepare, times) in DESCENTS.items():
         unit = 9 * (NETWORKS if "networks" in name else 1)  # whole epochs of all networks
         steps = max(int(arguments.steps * times) // 10 // unit, 1) * unit
-        searches[name] = partial(prepare, model, batch, batch_size), steps
+        searches[name] = partial(prepare, jaxnn.mlp(sizes), batch, batch_size), steps
     against = {
         "x torch eager": "torch eager",
         "x value_and_grad": "jaxnn, jax.value_and_grad",
         "x one network": ONE,
     }
-    return rows_of(sizes, searches, against, arguments.repeats)
-
-
-def rows_of(
-    sizes: Sizes,
-    searches: Mapping[str, tuple[Callable[[], Search], int]],
-    against: Mapping[str, str],
-    repeats: int,
-) -> list[dict[str, Any]]:
-    """A row a way, also for those that are missing.
-
-    Args:
-        sizes: of the network.
-        searches: what prepares each way, and its steps.
-        against: columns, and the way that each compares with.
-        repeats: rounds.
-    """
-    ready, seconds = {}, {}
-    for name, (prepare, steps) in searches.items():
-        with suppress(ImportError):
-            ready[name] = prepare(), steps
-            seconds[name] = timed(*ready[name])
-    rates = take_turns(ready, repeats)
-    rows: list[dict[str, Any]] = []
-    for name in searches:
-        rows.append({"net": "-".join(map(str, sizes)), "library": name, "steps/s": MISSING})
-        if name not in rates:
-            continue
-        rows[-1] |= {
-            "steps/s": float(np.median(rates[name])),
-            "spread %": 100 * float(np.ptp(rates[name]) / np.median(rates[name])),
-            **{
-                column: float(np.median(rates[name] / rates[peer]))
-                for column, peer in against.items()
-                if peer in rates
-            },
-            "first call s": seconds[name],
-        }
-    return rows
+    return measure(sizes, "steps", searches, against, arguments.repeats)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Parse the command line."""
+    parser = cli.parser_for(__doc__)
     add = parser.add_argument
-    add("--only", choices=("search", "chains", "descent", "losses"), help="one of the parts")
-    add("--nets", type=layer_sizes, nargs="+", help="such as 2-3-3; by default those of the README")
-    add("--seconds", type=float, default=1.0, help="of one timing of random search, about")
-    add("--steps", type=count, default=100_000, help="of one chain on 2-3-3; a tenth elsewhere")
-    add("--repeats", type=int, default=5, help="rounds; medians are over them")
-    add("--counts", type=count, nargs="*", default=[10**5, 10**6, 10**7],
-        help="of candidates of jaxnn on 2-3-3; none skips this part")  # fmt: skip
-    add("--evaluations", type=count, default=5 * TILE, help="of each library, for its loss")
-    add("--seeds", type=count, default=3, help="of each library, for its loss")
-    add(
-        "--output",
-        type=new_folder,
-        default=Path("output"),
-        help="folder for losses and their figure",
-    )
-    add("--json", type=new_file, metavar="FILE", help="write all figures here")
-    add("--markdown", action="store_true", help="print tables as Markdown")
+    add("--only", choices=NETS, help="Measure this method only.")
+    add("--nets", type=cli.layer_sizes, nargs="+", help="Measure these networks, such as 2-3-3.")
+    add("--seconds", type=float, default=1.0, help="Let a timing of random search last so long.")
+    add("--steps", type=cli.at_least(100), default=100_000,
+        help="The steps of one chain on 2-3-3; elsewhere a tenth.")  # fmt: skip
+    add("--repeats", type=cli.at_least(1), default=5, help="Take this many rounds.")
+    add("--counts", type=cli.at_least(10), nargs="*", default=[10**5, 10**6, 10**7],
+        help="Measure jaxnn's random search on 2-3-3 at these counts.")  # fmt: skip
+    add("--json", type=cli.new_file, metavar="FILE", help="Write the results to this file.")
+    add("--markdown", action="store_true", help="Print tables as Markdown.")
     arguments = parser.parse_args(argv)
-    if (
-        not 0 < arguments.seconds < math.inf
-        or arguments.repeats < 1
-        or min(arguments.counts, default=10) < 10
-    ):
-        parser.error("--seconds must be above 0, --repeats at least 1 and --counts at least 10")
-    if arguments.steps < 100:
-        parser.error(f"--steps must be at least 100; got {arguments.steps}")
-    if arguments.evaluations < TILE or arguments.seeds < 1:
-        parser.error(f"--evaluations must be at least {TILE} and --seeds at least 1")
+    if not 0 < arguments.seconds < math.inf:
+        parser.error(f"--seconds must be above 0; got {arguments.seconds}")
     return arguments
 
 
-def report_search(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures and prints random search."""
-    peaks = sgemm_peaks(arguments.repeats)
-    nets = tqdm(arguments.nets or SEARCH_NETS, unit=" networks")
-    rows = [row for net in nets for row in measure_search(net, arguments, max(peaks.values()))]
-    print("sgemm:", ", ".join(f"{name} {peak:.1f} GFLOP/s" for name, peak in peaks.items()))
-    print(f"\n{table(rows, arguments.markdown)}\n")
-    report: dict[str, Any] = {"sgemm_gflops": peaks, "rates": rows}
-    if arguments.counts:
-        report["counts"], share = measure_counts(arguments.counts, arguments.repeats)
-        report["share_of_rate_at_a_tenth"] = share
-        print(table(report["counts"], arguments.markdown))
-        print(f"\nThe rate at the largest count is {share:.3f} of that at a tenth of it.\n")
-    return report
-
-
-def report_rows(
-    measure: Callable[[Sizes, argparse.Namespace], list[dict[str, Any]]],
-    default: Sequence[Sizes],
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    """Measures and prints one of the other methods."""
-    nets = tqdm(arguments.nets or default, unit=" networks")
-    rows = [row for net in nets for row in measure(net, arguments)]
-    print(f"{table(rows, arguments.markdown)}\n")
-    return {"rates": rows}
-
-
-def report_losses(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures, prints and draws what libraries come to at equal evaluations."""
-    evaluations = arguments.evaluations // TILE * TILE
-    facts = {name: fact for name, fact in machine().items() if name != "date"}
-    settings = {"evaluations": evaluations, "seeds": arguments.seeds, "machine": facts}
-    pieces = pieces_of(evaluations, arguments.seeds)
-    found = run_pieces(arguments.output / "equal-evaluations.json", settings, pieces)
-    rows = compared(found, arguments.seeds)
-    print(f"{evaluations:,} evaluations each, {arguments.seeds} seeds: medians, ranges of losses")
-    print(f"{table(rows, arguments.markdown)}\n")
-    print("\n".join(faster(rows)) or "nobody is faster than jaxnn")
-    path = arguments.output / "equal-evaluations.png"
-    draw_rows(rows, evaluations).savefig(path, dpi=110)
-    print(path)
-    return {"evaluations": evaluations, "rows": rows}
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
     arguments = parse(argv)
-    facts = machine()
-    print(", ".join(f"{name} {fact}" for name, fact in facts.items()))
-    parts = {
-        "search": report_search,
-        "chains": partial(report_rows, measure_chains, CHAIN_NETS),
-        "descent": partial(report_rows, measure_descent, DESCENT_NETS),
-        "losses": report_losses,
-    }
-    chosen = [arguments.only] if arguments.only else list(parts)
-    settings = {"seconds": arguments.seconds, "steps": arguments.steps}
-    report = {"machine": facts, "settings": {**settings, "repeats": arguments.repeats}}
-    for name in chosen:
-        report[name] = parts[name](arguments)
-        write_json(arguments.json, report)
-    return 0
+    here = machine()
+    print(", ".join(f"{name} {value}" for name, value in here.items()))
+    settings = {name: getattr(arguments, name) for name in ("seconds", "steps", "repeats")}
+    report: dict[str, Any] = {"machine": here, "settings": settings}
+    measures = {"chains": measure_chains, "descent": measure_descent}
+    for name in [arguments.only] if arguments.only else NETS:
+        report[name] = results = {}
+        if name == "search":
+            results["sgemm_gflops"] = peaks = sgemm_peaks(arguments.repeats)
+            print("sgemm:", ", ".join(f"{key} {peak:.1f} GFLOP/s" for key, peak in peaks.items()))
+            measures[name] = partial(measure_search, peak=max(peaks.values()))
+        nets = tqdm(arguments.nets or NETS[name], unit=" networks")
+        results["rates"] = [row for net in nets for row in measures[name](net, arguments)]
+        print()
+        cli.print_table(results["rates"], arguments.markdown)
+        if name == "search" and arguments.counts:
+            results["counts"], share = measure_counts(arguments.counts, arguments.repeats)
+            results["share_of_rate_at_a_tenth"] = share
+            print()
+            cli.print_table(results["counts"], arguments.markdown)
+            print(f"\nThe rate at the largest count is {share:.3f} of that at a tenth of it.")
+        cli.write_json(arguments.json, report)
 
 
 if __name__ == "__main__":

@@ -1,104 +1,92 @@
-"""What each library comes to with the same number of losses, and how long it takes.
+"""Compare the losses that libraries reach with the same number of evaluations, and their pace.
 
-An evaluation is one loss on all rows; a gradient step counts as three. Everybody has the same
-data, and within a method the same distribution of starts, draws and steps, over several seeds;
-where a library cannot do the same, it is said here: mlrose-ky moves one weight a step and has
-biases at the inputs alone, nevergrad starts at 0 and adapts its step, pyperch keeps ties as well,
-evosax climbs by two proposals a generation, and scikit-learn draws its own start. Compiled torch
-is slower than eager torch on networks of this size, and left out.
+An evaluation is one loss on all rows; a gradient step counts as three. Everybody has the same data,
+and within a method the same distribution of starts, draws and steps, over several seeds. Where a
+library cannot do the same: mlrose-ky moves one weight a step and has biases at the inputs alone,
+nevergrad starts at 0 and adapts its step, pyperch keeps ties as well, evosax makes two proposals a
+generation, and scikit-learn draws its own start. Compiled torch is slower than eager torch on
+networks of this size, and left out.
 
-A library is called twice, and for a second, before it is timed; then all libraries of a method take
-turns, a call each for every seed. mlrose-ky, which compiles nothing and takes a quarter of a minute
-a call, is called once.
-Searches with a choice of tile run at their best one.
+Each library is called twice, and for a second, before it is timed; then all libraries of a method
+take turns, one call each for every seed. mlrose-ky, which compiles nothing and takes a quarter of a
+minute a call, is called once. Searches with a choice of tile run at their best one.
+
+    python scripts/benchmarks/equal_evaluations.py --markdown
 """
 
-from __future__ import annotations
-
+import argparse
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
-from chain_peers import WAYS
-from command_line import Sizes
-from descent_peers import DESCENTS
-from problems import DATA
-from search_peers import PEERS, random_batch
-from turns import MISSING, Search, take_turns, timed
+from matplotlib.patches import Rectangle
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from peers.chains import CLIMBERS
+from peers.descent import DESCENTS
+from peers.search import SEARCHES, best_tile
+from shared import cli
+from shared.figures import BLUE, GREEN, ORANGE, Figure, plt, save
+from shared.problems import DATA
+from shared.resuming import run_pieces
+from shared.timing import MISSING, Search, machine, take_turns
 
 import jaxnn
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-
 TILE = 2_048
 """The largest tile of a peer; evaluations are a multiple of it."""
-PROBLEMS: dict[str, Sizes] = {"vertical": (2, 3, 3), "spiral": (2, 16, 3)}
+PROBLEMS: dict[str, cli.Sizes] = {"vertical": (2, 3, 3), "spiral": (2, 16, 3)}
 WARM = 1.0
 """Seconds for which libraries are called before the timing."""
 SLOW = ("mlrose-ky",)
-"""Libraries whose first call stands for itself."""
-COLORS = {
-    "random search": "#0072B2",
-    "perturbation search": "#D55E00",
-    "gradient descent": "#009E73",
-}
+"""Libraries whose first call is the one timed."""
+COLORS = {"random search": BLUE, "perturbation search": ORANGE, "gradient descent": GREEN}
 
 
-def draw(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
-    """Random search by a peer at its best tile."""
-    sizes = model.settings.sizes
-    return PEERS[peer][0](sizes, batch, best_tile(peer, sizes), seed=seed)
-
-
-@cache
-def best_tile(peer: str, sizes: Sizes) -> int:
-    """The tile at which a peer draws fastest."""
-    prepare, tiles = PEERS[peer]
-    if len(tiles) == 1:
-        return tiles[0]
-
-    def seconds(tile: int) -> float:
-        search = prepare(sizes, random_batch(sizes), tile)
-        return min(timed(search, 4 * TILE) for _ in range(3))
-
-    return min(tiles, key=seconds)
+def draw_candidates(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
+    """Prepare random search by a peer at its best tile."""
+    sizes, (prepare, tiles) = model.settings.sizes, SEARCHES[peer]
+    tile = tiles[0] if len(tiles) == 1 else best_tile(peer, sizes, 0.05)[0]
+    return prepare(sizes, batch, tile, seed=seed)
 
 
 def climb(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
-    """Perturbation search by a peer."""
-    return WAYS[peer][0](model, batch, seed=seed)
+    """Prepare perturbation search by a peer."""
+    return CLIMBERS[peer][0](model, batch, seed=seed)
 
 
 def descend(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
-    """Descent on all rows by a peer."""
+    """Prepare descent on all rows by a peer."""
     return DESCENTS[peer][0](model, batch, None, seed=seed)
 
 
+def without(peers: Iterable[str]) -> list[str]:
+    """Return the peers but for those that do other work, or are slow for networks this small."""
+    left_out = ("chains", "random", "networks", "compiled")
+    return [peer for peer in peers if not any(word in peer for word in left_out)]
+
+
 Prepare = Callable[[jaxnn.Model, jaxnn.Batch, int], Search]
-CLIMBERS = [peer for peer in WAYS if "chains" not in peer and "random" not in peer]
-DESCENDERS = [peer for peer in DESCENTS if "networks" not in peer and "compiled" not in peer]
 METHODS: dict[str, tuple[dict[str, Prepare], int]] = {
-    "random search": ({peer: partial(draw, peer) for peer in PEERS}, 1),
-    "perturbation search": ({peer: partial(climb, peer) for peer in CLIMBERS}, 1),
-    "gradient descent": ({peer: partial(descend, peer) for peer in DESCENDERS}, 3),
+    "random search": ({peer: partial(draw_candidates, peer) for peer in SEARCHES}, 1),
+    "perturbation search": ({peer: partial(climb, peer) for peer in without(CLIMBERS)}, 1),
+    "gradient descent": ({peer: partial(descend, peer) for peer in without(DESCENTS)}, 3),
 }
 """For each method its libraries, and how many losses a step of it counts as."""
 
 
 def loss_of(found: Any) -> float:
-    """The loss that a search returned."""
+    """Return the loss that a search found."""
     return float(found[0] if isinstance(found, tuple) else found)
 
 
 def measure(problem: str, method: str, evaluations: int, seed: int) -> dict[str, Any]:
-    """Loss and evaluations a second of each library; None for those that are not installed."""
+    """Return loss and evaluations a second of each library; None for one not installed."""
     libraries, cost = METHODS[method]
     model, steps = jaxnn.mlp(PROBLEMS[problem]), evaluations // cost
     batch = DATA[problem](jax.random.key(seed), samples=100)
@@ -124,7 +112,7 @@ def measure(problem: str, method: str, evaluations: int, seed: int) -> dict[str,
 
 
 def pieces_of(evaluations: int, seeds: int) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What measures, by name: data, method and seed."""
+    """Return what measures, by name: data, method and seed."""
     return {
         f"{problem} | {method} | {seed}": partial(measure, problem, method, evaluations, seed)
         for problem in PROBLEMS
@@ -134,14 +122,14 @@ def pieces_of(evaluations: int, seeds: int) -> dict[str, Callable[[], dict[str, 
 
 
 def compared(found: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[str, Any]]:
-    """A row a library, with its pace beside that of jaxnn's fastest in the same turn."""
+    """Return a row a library, with its pace beside that of jaxnn's fastest in the same turn."""
     rows = []
     for problem, sizes in PROBLEMS.items():
         for method, (libraries, _) in METHODS.items():
             turns = [found[f"{problem} | {method} | {seed}"] for seed in range(seeds)]
             best = [max(t[name]["pace"] for name in t if is_ours(name)) for t in turns]
             for library in libraries:
-                row = {"data": problem, "net": "-".join(map(str, sizes)), "method": method}
+                row = {"data": problem, "net": cli.join_sizes(sizes), "method": method}
                 row |= {"library": library, "evaluations/s": MISSING}
                 rows.append(row)
                 if turns[0][library] is None:
@@ -162,12 +150,12 @@ def compared(found: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[st
 
 
 def is_ours(library: str) -> bool:
-    """Whether a row is jaxnn's."""
+    """Tell whether a row is jaxnn's."""
     return library.startswith("jaxnn")
 
 
 def faster(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for each library that makes more evaluations a second than jaxnn."""
+    """Return a sentence for each library that makes more evaluations a second than jaxnn."""
     return [
         f"faster than jaxnn: {row['library']}, {row['method']} on {row['data']}, "
         f"{row['x jaxnn']:.2f} times its pace"
@@ -176,8 +164,8 @@ def faster(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def draw_rows(rows: Sequence[dict[str, Any]], evaluations: int) -> Figure:
-    """Pace and loss of every library: medians over the seeds, with error bars for their ranges."""
+def draw(rows: Sequence[dict[str, Any]], evaluations: int) -> Figure:
+    """Draw pace and loss of every library: medians over the seeds; bars are ranges."""
     known = [row for row in rows if "loss" in row]
     problems = list(dict.fromkeys(row["data"] for row in known))
     figure, axes = plt.subplots(
@@ -208,3 +196,40 @@ def draw_rows(rows: Sequence[dict[str, Any]], evaluations: int) -> Figure:
     figure.legend(handles, list(COLORS), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"{evaluations:,} evaluations each")
     return figure
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = cli.parser_for(__doc__)
+    add = parser.add_argument
+    add(
+        "--evaluations",
+        type=cli.at_least(TILE),
+        default=5 * TILE,
+        help="The losses of each library.",
+    )
+    add("--seeds", type=cli.at_least(1), default=3, help="Call each library on this many seeds.")
+    add("--markdown", action="store_true", help="Print the table as Markdown.")
+    cli.add_output(parser)
+    return parser.parse_args(argv)
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what is not measured yet; print the table and draw the figure."""
+    arguments = parse(argv)
+    evaluations = arguments.evaluations // TILE * TILE
+    here = {name: value for name, value in machine().items() if name != "date"}
+    settings = {"evaluations": evaluations, "seeds": arguments.seeds, "machine": here}
+    pieces = pieces_of(evaluations, arguments.seeds)
+    found = run_pieces(arguments.output / "equal-evaluations.json", settings, pieces)
+    rows = compared(found, arguments.seeds)
+    print(f"{evaluations:,} evaluations each, {arguments.seeds} seeds: medians, ranges of losses")
+    cli.print_table(rows, arguments.markdown)
+    print("\n".join(faster(rows)) or "nobody is faster than jaxnn")
+    save(draw(rows, evaluations), arguments.output / "equal-evaluations.png")
+    cli.write_json(arguments.json, rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,16 +1,14 @@
-"""Which member of the family of perturbation search climbs best, at equal evaluations.
+"""Compare the kinds of perturbation search at equal evaluations.
 
-Every member runs on every problem over several seeds; a seed draws its own data (on iris, which
-has no more rows than are used, their order alone) and its own start (0.01 times normals), the same
-for all members, and a member is held against the chapter's hill climbing seed by seed. Members
-differ in more than one thing at a time, and their numbers were chosen by hand: a margin tells what
-a member does, not why. Iris and digits need scikit-learn, from the `bench` extra.
+Every kind runs on every problem over several seeds. A seed draws its own data (on iris, of which
+all rows are used, their order) and its own start (0.01 times normals), the same for all kinds. A
+kind is compared with the book's hill climbing seed by seed. Kinds differ in more than one thing,
+and their numbers were chosen by hand: a margin tells what a kind does, not why.
+Iris and digits need scikit-learn, from the `bench` extra.
 
-    python scripts/compare_climbers.py
-    python scripts/compare_climbers.py --problems spiral --evaluations 1e5 --json climbers.json
+    python scripts/experiments/compare_climbers.py
+    python scripts/experiments/compare_climbers.py --problems spiral --evaluations 1e5
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
@@ -20,19 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib
 import numpy as np
-from command_line import add_output, command, count, parser_for, write_json
-from problems import DATA, measured
-from resuming import finished
 from scipy.stats import quantile_test
 from tqdm import tqdm
-from turns import MISSING, table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import cli
+from shared.figures import Figure, plt, save
+from shared.problems import DATA, from_sklearn
+from shared.runs import finished
 
 import jaxnn
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 PLAIN = "hill climbing"
 POINTS = 100
@@ -42,42 +38,42 @@ class Problem(NamedTuple):
     """Data, drawn by a key, the network that learns them, and its share of the evaluations."""
 
     draw: Callable[[jax.Array], jaxnn.Batch]
-    sizes: tuple[int, ...]
+    sizes: cli.Sizes
     share: float = 1.0
 
 
 PROBLEMS = {
     "vertical": Problem(partial(DATA["vertical"], samples=100), (2, 3, 3)),
     "spiral": Problem(partial(DATA["spiral"], samples=100), (2, 16, 3)),
-    "iris": Problem(lambda key: measured("iris", key, 150), (4, 8, 3)),
-    "digits": Problem(lambda key: measured("digits", key, 300), (64, 16, 10), 0.1),
+    "iris": Problem(lambda key: from_sklearn("iris", key, 150), (4, 8, 3)),
+    "digits": Problem(lambda key: from_sklearn("digits", key, 300), (64, 16, 10), 0.1),
 }
 
 
-def members(model: jaxnn.Model, evaluations: int) -> dict[str, dict[str, Any]]:
-    """The options of each member; every schedule ends with the last step."""
-    geometric = jaxnn.schedules.exponential_decay
-    cooling = geometric(0.01, 1e-5, evaluations)
-    falling = geometric(0.5, 0.01, evaluations)
-    nudging = {"propose_fn": jaxnn.moves.one_coordinate}
-    nudging["scale"] = geometric(1.0, 0.05, evaluations)
-    restarts = {"patience": 2_000, "restart_fn": model.sampler(distribution="he")}
+def kinds(model: jaxnn.Model, evaluations: int) -> dict[str, dict[str, Any]]:
+    """Return the options of each kind; every schedule ends with the last step."""
+    moves, decay = jaxnn.moves, jaxnn.schedules.exponential_decay
+    cooling = decay(0.01, 1e-5, evaluations)
+    falling = decay(0.5, 0.01, evaluations)
+    one_weight = {"propose_fn": moves.one_coordinate, "scale": decay(1.0, 0.05, evaluations)}
+    one_fifth = {"scale": moves.one_fifth(0.05)}
+    restarts = {"patience": moves.restart(model.sampler(distribution="he"), 2_000)}
     return {
         PLAIN: {"scale": 0.05},
-        "ties accepted": {"scale": 0.05, "accept_ties": True},
+        "ties accepted": {"scale": 0.05, "temperature": 0.0},
         "falling scale": {"scale": falling},
-        "one-fifth rule": {"scale": 0.05, "adapt_scale": True},
-        "one-fifth rule, restarts": {"scale": 0.05, "adapt_scale": True, **restarts},
+        "one-fifth rule": one_fifth,
+        "one-fifth rule, restarts": one_fifth | restarts,
         "best of 8": {"scale": 0.05, "num_proposals": 8},
         "annealing": {"scale": 0.05, "temperature": cooling},
         "annealing, falling scale": {"scale": falling, "temperature": cooling},
-        "one weight": nudging,
-        "one weight, annealing": {**nudging, "temperature": cooling},
+        "one weight": one_weight,
+        "one weight, annealing": one_weight | {"temperature": cooling},
     }
 
 
 class Climb(NamedTuple):
-    """What one member reached on one seed, and the way there."""
+    """What one kind reached on one seed, and the way there."""
 
     loss: float
     accuracy: float
@@ -85,35 +81,30 @@ class Climb(NamedTuple):
     best_loss: np.ndarray
 
 
-def climb(problem: Problem, member: str, seed: int, most: int) -> Climb:
-    """One search; data, start and draws depend on the seed alone."""
+def climb(problem: Problem, kind: str, seed: int, most: int) -> Climb:
+    """Search once; data, start and draws depend on the seed alone."""
     evaluations = int(problem.share * most)
     data_key, init_key, key = jax.random.split(jax.random.key(seed), 3)
     model, batch = jaxnn.mlp(problem.sizes), problem.draw(data_key)
-    options = members(model, evaluations)[member]
+    options = kinds(model, evaluations)[kind]
     steps = evaluations // options.get("num_proposals", 1)
-    found = jaxnn.perturbation_search(
-        key,
-        model.loss,
-        model.init(init_key),
-        batch,
-        num_steps=steps,
-        record_every=max(steps // POINTS, 1),
-        **options,
-    )
+    params = model.init(init_key)
+    found = jaxnn.perturbation_search(key, model.loss, params, batch, num_steps=steps, **options)
     accuracy = float(model.accuracy(finished(found).params, batch))
-    return Climb(found.loss, accuracy, found.history.evaluations, found.history.best_loss)
+    every, history = max(len(found.history.evaluations) // POINTS, 1), found.history
+    thinned = (part[every - 1 :: every] for part in (history.evaluations, history.best_loss))
+    return Climb(found.loss, accuracy, *thinned)
 
 
-def row_of(name: str, member: str, runs: Sequence[Climb], plain: Sequence[Climb]) -> dict[str, Any]:
-    """What the table says of a member: quartiles, and its margin over plain hill climbing."""
+def row_of(name: str, kind: str, runs: Sequence[Climb], plain: Sequence[Climb]) -> dict[str, Any]:
+    """Return a row of the table: quartiles, and the margin over plain hill climbing."""
     losses = np.array([run.loss for run in runs])
     low, median, high = np.quantile(losses, (0.25, 0.5, 0.75))
     margins = np.array([run.loss for run in plain]) - losses
     interval = quantile_test(margins, p=0.5).confidence_interval()
     return {
         "data": name,
-        "member": member,
+        "kind": kind,
         "loss": float(median),
         "quartile": float(low),
         "third": float(high),
@@ -125,77 +116,69 @@ def row_of(name: str, member: str, runs: Sequence[Climb], plain: Sequence[Climb]
     }
 
 
-def draw(climbs: dict[str, dict[str, list[Climb]]], path: Path) -> None:
-    """The median of the best loss so far over evaluations, a panel a problem."""
+def draw(climbs: dict[str, dict[str, list[Climb]]]) -> Figure:
+    """Draw the median of the best loss so far over evaluations, a panel a problem."""
     figure, panels = plt.subplots(
         1, len(climbs), figsize=(5 * len(climbs) + 2, 4.6), layout="constrained", squeeze=False
     )
-    for axes, (name, by_member) in zip(panels[0], climbs.items(), strict=True):
+    for axes, (name, by_kind) in zip(panels[0], climbs.items(), strict=True):
         curves = {
-            member: (runs[0].evaluations, np.median([run.best_loss for run in runs], axis=0))
-            for member, runs in by_member.items()
+            kind: (runs[0].evaluations, np.median([run.best_loss for run in runs], axis=0))
+            for kind, runs in by_kind.items()
         }
         jaxnn.plotting.loss_curves(curves, axes, log_x=True, log_y=True)
-        axes.set_title(f"{name}, {'-'.join(map(str, PROBLEMS[name].sizes))}")
+        axes.set_title(f"{name}, {cli.join_sizes(PROBLEMS[name].sizes)}")
         axes.set_ylabel("best loss so far, median")
         if axes is not panels[0, -1]:
             axes.get_legend().remove()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = parser_for(__doc__)
+    """Parse the command line."""
+    parser = cli.parser_for(__doc__)
     add = parser.add_argument
-    add("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
-    add(
-        "--evaluations",
-        type=count,
-        default=50_000,
-        help="losses that each may evaluate; a tenth on digits",
-    )
-    add("--seeds", type=int, default=20, help="at least 6, or there is no interval")
-    add("--markdown", action="store_true", help="print the table as Markdown")
-    add_output(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.evaluations < 10_000 or arguments.seeds < 6:
-        parser.error("--evaluations must be at least 10000 and --seeds at least 6")
-    return arguments
+    add("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="Run on these.")
+    add("--evaluations", type=cli.at_least(10_000), default=50_000,
+        help="Give each search this many losses, and a tenth of it on digits.")  # fmt: skip
+    add("--seeds", type=cli.at_least(6), default=20, help="Run each kind on this many seeds.")
+    add("--markdown", action="store_true", help="Print the table as Markdown.")
+    cli.add_output(parser)
+    return parser.parse_args(argv)
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the comparison; returns the exit status."""
+def available(names: Sequence[str]) -> list[str]:
+    """Return the problems whose data can be loaded, and say which cannot."""
+    found = []
+    for name in names:
+        try:
+            PROBLEMS[name].draw(jax.random.key(0))
+            found.append(name)
+        except ImportError:
+            print(f"{name}: scikit-learn not installed", file=sys.stderr)
+    return found
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the comparison."""
     arguments = parse(argv)
-    climbs: dict[str, dict[str, list[Climb]]] = {}
-    names = list(members(jaxnn.mlp((2, 3, 3)), arguments.evaluations))
-    total = len(arguments.problems) * len(names) * arguments.seeds
-    with tqdm(total=total, unit=" searches") as bar:
-        for name in arguments.problems:
-            try:
-                PROBLEMS[name].draw(jax.random.key(0))
-            except ImportError:
-                print(f"{name}: scikit-learn {MISSING}", file=sys.stderr)
-                continue
-            climbs[name] = {member: [] for member in names}
-            for member, runs in climbs[name].items():
-                for seed in range(arguments.seeds):
-                    runs.append(climb(PROBLEMS[name], member, seed, arguments.evaluations))
-                    bar.update()
+    problems = available(arguments.problems)
+    names = list(kinds(jaxnn.mlp((2, 3, 3)), arguments.evaluations))
+    climbs: dict[str, dict[str, list[Climb]]] = {p: {k: [] for k in names} for p in problems}
+    work = [(p, k, seed) for p in problems for k in names for seed in range(arguments.seeds)]
+    for problem, kind, seed in tqdm(work, unit=" searches"):
+        found = climb(PROBLEMS[problem], kind, seed, arguments.evaluations)
+        climbs[problem][kind].append(found)
     rows = [
-        row_of(name, member, runs, by_member[PLAIN])
-        for name, by_member in climbs.items()
-        for member, runs in by_member.items()
+        row_of(name, kind, runs, by_kind[PLAIN])
+        for name, by_kind in climbs.items()
+        for kind, runs in by_kind.items()
     ]
     if rows:
-        print(table(rows, arguments.markdown))
-        path = arguments.output / "climbers.png"
-        draw(climbs, path)
-        print(path)
-    write_json(arguments.json, rows)
-    return 0
+        cli.print_table(rows, arguments.markdown)
+        save(draw(climbs), arguments.output / "climbers.png")
+    cli.write_json(arguments.json, rows)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
-"""Guess and check: networks that are right by chance, beside networks that were trained.
+"""Compare networks that are right by chance with networks that were trained: guess and check.
 
-Networks 2-u-2 (relu, no hidden biases) are drawn from U(-1, 1) until enough of them get all 11
-rows of the kink data right; as many start there and descend (SGD, rate 0.1, 3 rows a step, 200
-epochs). How rare are hits, and what do both get right of 30 fresh rows? After Chiang et al.,
-"Loss Landscapes are All You Need", ICLR 2023, figure 2.
+Networks 2-u-2 (relu, no hidden biases) are drawn from U(-1, 1) until enough of them get all 11 rows
+of the kink data right. Others start there and descend (SGD, rate 0.1, 3 rows a step, 200 epochs).
+How rare are hits, and how many of 30 fresh rows do both get right? After figure 2 of Chiang et al.,
+"Loss Landscapes are All You Need", ICLR 2023.
 
-    python scripts/guess_and_check.py
-    python scripts/guess_and_check.py --full
+    python scripts/experiments/guess_and_check.py
+    python scripts/experiments/guess_and_check.py --full
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
@@ -20,56 +18,52 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from command_line import command, count, new_folder, parser_for
-from intervals import of_mean, of_share
-from problems import kink
-from resuming import finished, run_pieces
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import cli
+from shared.figures import BLUE, ORANGE, Figure, plt, save
+from shared.intervals import of_mean, of_share
+from shared.problems import kink
+from shared.resuming import run_pieces
+from shared.runs import finished
 
 import jaxnn
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 
 TRAIN, TEST = kink(16)[0], kink(100)[1]
 RATE, BATCH_SIZE, EPOCHS = 0.1, 3, 200
 MOST_GUESSES = 1_000_000
-"""Guesses that a hit may take on the average before the search gives up."""
+"""Guesses that a hit may take on average before the search gives up."""
 SIDE = 60
-"""Points of the maps along x and along y."""
-PALE = ListedColormap(plt.get_cmap("PuOr")(np.linspace(0.2, 0.8, 256)))
-METHODS = {"guess and check": "#0072B2", "gradient descent": "#D55E00"}
+"""Points of the maps along each axis."""
+METHODS = {"guess and check": BLUE, "gradient descent": ORANGE}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = parser_for(__doc__)
-    add = parser.add_argument
-    add("--widths", type=int, nargs="+", default=[2, 4, 6, 8, 10, 15, 20], help="of the layer")
-    add("--hits", type=count, default=10_000, help="to find at each width")
-    add("--networks", type=count, default=5_000, help="to train at each width")
-    add("--full", action="store_true", help="the paper's counts: 500,000 hits, 50,000 networks")
-    add("--seed", type=int, default=0)
-    add("--output", type=new_folder, default=Path("output"), help="folder for facts and figures")
+    """Parse the command line."""
+    parser = cli.parser_for(__doc__)
+    add, some = parser.add_argument, cli.at_least(2)
+    add("--widths", type=some, nargs="+", default=[2, 4, 6, 8, 10, 15, 20],
+        help="The hidden units of the networks.")  # fmt: skip
+    add("--hits", type=some, default=10_000, help="Find this many hits at each width.")
+    add("--networks", type=some, default=5_000, help="Train this many networks at each width.")
+    add("--full", action="store_true", help="Find 500,000 and train 50,000, as the paper does.")
+    cli.add_seed(parser)
+    cli.add_output(parser, json_file=False)
     arguments = parser.parse_args(argv)
     if arguments.full:
         arguments.hits, arguments.networks = 500_000, 50_000
-    if min(*arguments.widths, arguments.hits, arguments.networks) < 2:
-        parser.error("--widths, --hits and --networks must be at least 2")
     return arguments
 
 
-def network(width: int) -> tuple[jaxnn.Model, jax.tree_util.Partial]:
-    """The network and the distribution that guesses and starts are drawn from."""
+def network(width: int) -> tuple[jaxnn.Model, Any]:
+    """Return the network and the distribution of guesses and starts."""
     model = jaxnn.mlp((2, width, 2), hidden_biases=False)
     return model, model.sampler(distribution="uniform")
 
 
 def guess(width: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Draws until there are enough hits."""
+    """Draw networks until there are enough hits."""
     model, sample_fn = network(width)
     key = jax.random.fold_in(jax.random.key(arguments.seed), width)
 
@@ -82,21 +76,21 @@ def guess(width: int, arguments: argparse.Namespace) -> dict[str, Any]:
         sample_fn,
         TRAIN,
         num_candidates=arguments.hits * MOST_GUESSES,
+        thresholds=[0.0],
         collect=jaxnn.Collect(threshold=0.0, limit=arguments.hits, stop=True),
         checkpoint=arguments.output / f"guesses-{width}-{arguments.hits}-{arguments.seed}.npz",
     )
-    hits = finished(found).collected.index
-    low, high = of_share(len(hits), found.num_evaluations, until=found.status == "reached")
+    hits, counts = finished(found).collected.candidate, found.counts
     return {
         "guesses": found.num_evaluations,
         "acceptance": len(hits) / found.num_evaluations,
-        "acceptance_interval": [low, high],
+        "acceptance_interval": [float(counts.low[0]), float(counts.high[0])],
         **solutions(model, jaxnn.candidate_params(key, sample_fn, hits)),
     }
 
 
 def descend(width: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains as many networks from the same distribution; those that get all rows right count."""
+    """Train networks from the same distribution, and keep those that get all rows right."""
     model, sample_fn = network(width)
     start_key, key = jax.random.split(jax.random.fold_in(jax.random.key(arguments.seed), width))
     trained = jaxnn.gradient_descent(
@@ -110,19 +104,17 @@ def descend(width: int, arguments: argparse.Namespace) -> dict[str, Any]:
         batch_size=BATCH_SIZE,
         drop_remainder=False,
     )
-    finished(trained)
-    right = np.asarray(jax.vmap(model.accuracy, in_axes=(0, None))(trained.params, TRAIN)) == 1
-    solved = jax.tree.map(lambda leaf: leaf[right], trained.params)
-    interval = of_share(int(right.sum()), len(right))
+    params = finished(trained).params
+    right = np.asarray(jax.vmap(model.accuracy, in_axes=(0, None))(params, TRAIN)) == 1
     return {
         "solved": float(right.mean()),
-        "solved_interval": list(interval),
-        **solutions(model, solved),
+        "solved_interval": list(of_share(int(right.sum()), len(right))),
+        **solutions(model, jax.tree.map(lambda leaf: leaf[right], params)),
     }
 
 
 def solutions(model: jaxnn.Model, params: Any) -> dict[str, Any]:
-    """What networks that get all rows right make of fresh rows, and of the plane."""
+    """Measure networks that get all rows right on fresh rows and on the plane."""
     number = len(params[0].weights)
     if not number:
         return {"solutions": 0}
@@ -139,7 +131,7 @@ def solutions(model: jaxnn.Model, params: Any) -> dict[str, Any]:
 
 
 def share_of_class_0(model: jaxnn.Model, params: Any) -> np.ndarray:
-    """At each point of the plane, the share of networks that answer class 0: `(SIDE, SIDE)`."""
+    """Return, at each point of the plane, the share of networks that answer class 0."""
     axis = np.linspace(-1, 1, SIDE, dtype=np.float32)
     plane = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
 
@@ -155,48 +147,39 @@ def share_of_class_0(model: jaxnn.Model, params: Any) -> np.ndarray:
     return (sums / len(params[0].weights)).reshape(SIDE, SIDE)
 
 
-def rows_of(facts: dict[str, Any], widths: Sequence[int]) -> list[list[str]]:
-    """A row a width."""
+def row_of(width: int, guessed: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the table."""
 
-    def share(fact: dict[str, Any], name: str, form: str) -> str:
-        if fact.get(name) is None:
+    def share(piece: dict[str, Any], name: str, form: str) -> str:
+        if piece.get(name) is None:
             return "none"
-        low, high = fact.get(f"{name}_interval") or (np.nan, np.nan)
-        return f"{fact[name]:{form}} ({low:{form}} to {high:{form}})"
+        low, high = piece.get(f"{name}_interval") or (np.nan, np.nan)
+        return f"{piece[name]:{form}} ({low:{form}} to {high:{form}})"
 
-    rows = [["width", "guesses", "hits", "acceptance", "test, hits", "test, trained", "solved"]]
-    for width in widths:
-        guessed, trained = (facts[f"{method}, width {width}"] for method in METHODS)
-        rows.append([
-            str(width),
-            f"{guessed['guesses']:,}",
-            f"{guessed['solutions']:,}",
-            share(guessed, "acceptance", ".3g"),
-            share(guessed, "test_accuracy", ".4f"),
-            share(trained, "test_accuracy", ".4f"),
-            share(trained, "solved", ".3f"),
-        ])  # fmt: skip
-    return rows
+    return {
+        "width": width,
+        "guesses": guessed["guesses"],
+        "hits": guessed["solutions"],
+        "acceptance": share(guessed, "acceptance", ".3g"),
+        "test, hits": share(guessed, "test_accuracy", ".4f"),
+        "test, trained": share(trained, "test_accuracy", ".4f"),
+        "solved": share(trained, "solved", ".3f"),
+    }
 
 
-def draw_curves(facts: dict[str, Any], widths: Sequence[int]) -> Figure:
-    """Acceptance, and accuracy on fresh rows, against the width; bars are 95 % intervals."""
+def draw_curves(found: dict[str, Any], widths: Sequence[int]) -> Figure:
+    """Draw acceptance and fresh accuracy against the width; bars are 95 % intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    panels = (
-        ("acceptance", "share of guesses that get all rows right"),
-        ("test_accuracy", "mean accuracy on 30 fresh rows"),
-    )
-    for ax, (name, label) in zip(axes, panels, strict=True):
-        for number, (method, color) in enumerate(METHODS.items()):
-            known = [w for w in widths if facts[f"{method}, width {w}"].get(f"{name}_interval")]
-            if not known:
-                continue
-            each = [facts[f"{method}, width {w}"] for w in known]
-            middle = np.array([fact[name] for fact in each])
-            ends = np.array([fact[f"{name}_interval"] for fact in each])
-            bars = np.abs(ends.T - middle)
-            style = {"marker": "os"[number], "capsize": 3, "markersize": 5}
-            ax.errorbar(known, middle, bars, label=method, color=color, **style)
+    labels = ("share of guesses that get all rows right", "mean accuracy on 30 fresh rows")
+    for ax, name, label in zip(axes, ("acceptance", "test_accuracy"), labels, strict=True):
+        for marker, (method, color) in zip("os", METHODS.items(), strict=True):
+            pieces = {width: found[f"{method}, width {width}"] for width in widths}
+            known = {w: piece for w, piece in pieces.items() if piece.get(f"{name}_interval")}
+            if known:
+                middle = np.array([piece[name] for piece in known.values()])
+                ends = np.array([piece[f"{name}_interval"] for piece in known.values()])
+                style = {"marker": marker, "capsize": 3, "markersize": 5, "color": color}
+                ax.errorbar(list(known), middle, np.abs(ends.T - middle), label=method, **style)
         ax.set(xlabel="hidden units", ylabel=label, xticks=widths)
         ax.grid(alpha=0.3)
     axes[0].set_ylim(bottom=0)
@@ -206,32 +189,33 @@ def draw_curves(facts: dict[str, Any], widths: Sequence[int]) -> Figure:
     return figure
 
 
-def draw_maps(facts: dict[str, Any], widths: Sequence[int]) -> Figure:
-    """What all solutions together answer, a row a method and a column a width."""
+def draw_maps(found: dict[str, Any], widths: Sequence[int]) -> Figure:
+    """Draw what all solutions together answer, a row a method and a column a width."""
     size = (2.0 * len(widths) + 1.2, 4.6)
     figure, axes = plt.subplots(2, len(widths), figsize=size, layout="constrained", squeeze=False)
+    style = {"cmap": "PuOr", "vmin": -1 / 3, "vmax": 4 / 3, "origin": "lower"}
     image = None
     for row, method in zip(axes, METHODS, strict=True):
         for ax, width in zip(row, widths, strict=True):
-            fact = facts[f"{method}, width {width}"]
+            piece = found[f"{method}, width {width}"]
             ax.set(xticks=[], yticks=[], xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
-            if fact["solutions"]:
-                image = ax.imshow(
-                    fact["map"], cmap=PALE, vmin=0, vmax=1, origin="lower", extent=(-1, 1, -1, 1)
-                )
+            if piece["solutions"]:
+                image = ax.imshow(piece["map"], extent=(-1, 1, -1, 1), **style)
             for label, marker in ((0, "^"), (1, "o")):
                 points = TRAIN.x[TRAIN.y == label]
                 ax.scatter(*points.T, s=18, marker=marker, color="black", linewidths=0)
-            ax.set_title(f"{width} units\n{fact['solutions']:,} solutions", fontsize=8)
+            ax.set_title(f"{width} units\n{piece['solutions']:,} solutions", fontsize=8)
         row[0].set_ylabel(method)
     if image is not None:
-        figure.colorbar(image, ax=axes, label="share that answer class 0 (triangles)", shrink=0.8)
+        bar = figure.colorbar(image, ax=axes, shrink=0.8)
+        bar.set_label("share that answer class 0 (triangles)")
+        bar.ax.set_ylim(0, 1)
     return figure
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs what is not done yet; prints the table and draws the figures."""
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is not done yet; print the table and draw the figures."""
     arguments = parse(argv)
     settings = {name: getattr(arguments, name) for name in ("hits", "networks", "seed")}
     find = dict(zip(METHODS, (guess, descend), strict=True))
@@ -240,17 +224,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for width in arguments.widths
         for method in METHODS
     }
-    facts = run_pieces(arguments.output / "guess-and-check.json", settings, pieces)
-    rows = rows_of(facts, arguments.widths)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(map(str.rjust, row, widths)))
-    draws = {"curves": draw_curves, "maps": draw_maps}
-    for name, draw in draws.items():
-        path = arguments.output / f"guess-and-check-{name}.png"
-        draw(facts, arguments.widths).savefig(path, dpi=110)
-        print(path)
-    return 0
+    found = run_pieces(arguments.output / "guess-and-check.json", settings, pieces)
+    cli.print_table([
+        row_of(width, *(found[f"{method}, width {width}"] for method in METHODS))
+        for width in arguments.widths
+    ])  # fmt: skip
+    for name, draw in {"curves": draw_curves, "maps": draw_maps}.items():
+        save(draw(found, arguments.widths), arguments.output / f"guess-and-check-{name}.png")
 
 
 if __name__ == "__main__":

@@ -1,62 +1,55 @@
-"""A gradient from losses alone beside the exact one: how alike, for how many perturbations?
+"""Compare gradients estimated from losses alone with exact ones.
 
-The cosine between both, for a linear loss and for the network at its start and after a descent,
-against the number of perturbations, in root mean square over many estimates. A linear loss in d
-dimensions has sqrt(n / (n + d - 1)) exactly, and so has a quadratic one.
+Prints the cosine between both, in root mean square over many estimates, against the number of
+perturbations: for a linear loss, for a network at its start and after a descent. A linear or
+quadratic loss in d dimensions has sqrt(n / (n + d - 1)) exactly.
 
-    python scripts/perturbation_gradients.py
-    python scripts/perturbation_gradients.py --hidden 64 --data spiral --scale 0.1
+    python scripts/experiments/perturbation_gradients.py
+    python scripts/experiments/perturbation_gradients.py --hidden 64 --data spiral --scale 0.1
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
-from command_line import add_output, add_problem, command, count, parser_for, write_json
-from intervals import of_mean
 from jax.flatten_util import ravel_pytree
-from problems import DATA
-from resuming import finished, run_pieces
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from shared import cli
+from shared.figures import BLUE, GREEN, ORANGE, Figure, plt, save
+from shared.intervals import of_mean
+from shared.problems import DATA
+from shared.resuming import run_pieces
+from shared.runs import finished
 
 import jaxnn
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-
-COLORS, MARKERS = ("#0072B2", "#D55E00", "#009E73"), "os^"
+Problem = tuple[Callable[..., jax.Array], Any, Any]
+"""A loss, params and a batch."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = parser_for(__doc__)
-    add_problem(parser)
+    """Parse the command line."""
+    parser = cli.parser_for(__doc__)
+    cli.add_problem(parser)
     add = parser.add_argument
-    add("--pairs", type=count, nargs="+", default=[4**power for power in range(7)])
-    add("--estimates", type=count, default=1_000, help="of each number of pairs")
-    add("--scale", type=float, default=0.01, help="of the perturbations")
-    add("--epochs", type=count, default=200, help="of the descent")
-    add_output(parser)
-    arguments = parser.parse_args(argv)
-    if min(arguments.pairs) < 1 or arguments.estimates < 2:
-        parser.error("--pairs must be at least 1 and --estimates at least 2")
-    return arguments
-
-
-Problem = tuple[Callable[..., jax.Array], Any, Any]
-"""A loss, params, and a batch."""
+    add("--pairs", type=cli.at_least(1), nargs="+", default=[4**power for power in range(7)],
+        help="Estimate from these numbers of pairs.")  # fmt: skip
+    add("--estimates", type=cli.at_least(2), default=1_000, help="Estimate this many times.")
+    add("--scale", type=float, default=0.01, help="Perturb by this times a normal.")
+    add("--epochs", type=cli.at_least(0), default=200, help="Descend for this many epochs.")
+    cli.add_output(parser, json_file=False)
+    return parser.parse_args(argv)
 
 
 def problems(arguments: argparse.Namespace) -> dict[str, Problem]:
-    """Where gradients are taken."""
+    """Return the losses and the params at which gradients are taken."""
     data_key, init_key, key = jax.random.split(jax.random.key(arguments.seed), 3)
     batch = DATA[arguments.data](data_key, samples=arguments.samples)
     model = jaxnn.mlp((2, *arguments.hidden, 3))
@@ -78,7 +71,7 @@ def problems(arguments: argparse.Namespace) -> dict[str, Problem]:
 
 
 def cosines(problem: Problem, num_pairs: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Cosines between estimates and the exact gradient, and how long both are."""
+    """Return the cosines between estimates and the exact gradient, and the ratio of lengths."""
     loss_fn, params, batch = problem
     exact = ravel_pytree(jax.grad(loss_fn)(params, batch))[0]
     found, lengths = [], []
@@ -90,31 +83,29 @@ def cosines(problem: Problem, num_pairs: int, arguments: argparse.Namespace) -> 
         lengths.append(float(jnp.linalg.norm(flat)))
         found.append(float(jnp.vdot(flat, exact)) / (lengths[-1] * float(jnp.linalg.norm(exact))))
     squares = np.square(found)
-    ends = np.sqrt(np.clip(of_mean(squares), 0, 1))
     return {
         "pairs": num_pairs,
         "dimensions": len(exact),
         "root_mean_square": float(np.sqrt(np.mean(squares))),
-        "interval": ends.tolist(),
+        "interval": np.sqrt(np.clip(of_mean(squares), 0, 1)).tolist(),
         "length_ratio": float(np.median(lengths)) / float(jnp.linalg.norm(exact)),
     }
 
 
 def predicted(num_pairs: Any, dimensions: int) -> Any:
-    """Root mean square of the cosine on a linear loss."""
+    """Return the root mean square of the cosine on a linear loss."""
     return np.sqrt(num_pairs / (num_pairs + dimensions - 1))
 
 
-def draw(facts: dict[str, list[dict[str, Any]]], title: str) -> Figure:
-    """Root mean square against the number of pairs; bars are 95 % intervals."""
+def draw(found: dict[str, list[dict[str, Any]]], title: str) -> Figure:
+    """Draw root mean squares against the number of pairs; bars are 95 % intervals."""
     figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
-    first = next(iter(facts.values()))
+    first = next(iter(found.values()))
     pairs = np.geomspace(first[0]["pairs"], first[-1]["pairs"], 200)
     law = predicted(pairs, first[0]["dimensions"])
     axes.plot(pairs, law, "k--", label=r"$\sqrt{n / (n + d - 1)}$")
-    for (name, rows), color, marker, shift in zip(
-        facts.items(), COLORS, MARKERS, (0.93, 1, 1.07), strict=True
-    ):
+    styles = zip((BLUE, ORANGE, GREEN), "os^", (0.93, 1, 1.07), strict=True)
+    for (name, rows), (color, marker, shift) in zip(found.items(), styles, strict=True):
         middle = np.array([row["root_mean_square"] for row in rows])
         bars = np.abs(np.transpose([row["interval"] for row in rows]) - middle)
         at = shift * np.array([row["pairs"] for row in rows])
@@ -127,41 +118,36 @@ def draw(facts: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     return figure
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Estimates what is not there yet; prints the table and draws the figure."""
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Estimate what is not there yet; print the table and draw the figure."""
     arguments = parse(argv)
     known = problems(arguments)
-    facts = {}
-    settings = {
-        name: value
-        for name, value in vars(arguments).items()
-        if name not in ("pairs", "output", "json")
-    }
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("pairs", "output")}
     pieces = {
         f"{name}, {num_pairs} pairs": partial(cosines, problem, num_pairs, arguments)
         for name, problem in known.items()
         for num_pairs in arguments.pairs
     }
-    found = run_pieces(arguments.output / "perturbation-gradients.json", settings, pieces)
-    print(f"{'loss':28} {'pairs':>7} {'cosine':>8}  {'95 % interval':16} {'predicted':>9}")
-    for name in known:
-        facts[name] = [found[f"{name}, {num_pairs} pairs"] for num_pairs in arguments.pairs]
-        for row in facts[name]:
-            law = predicted(row["pairs"], row["dimensions"])
-            low, high = row["interval"]
-            print(
-                f"{name:28} {row['pairs']:>7,} {row['root_mean_square']:>8.4f}  "
-                f"{low:.4f} to {high:.4f} {law:>9.4f}"
-            )
-    sizes = "-".join(map(str, (2, *arguments.hidden, 3)))
-    dimensions = facts["linear loss"][0]["dimensions"]
+    pieces = run_pieces(arguments.output / "perturbation-gradients.json", settings, pieces)
+    found = {name: [pieces[f"{name}, {n} pairs"] for n in arguments.pairs] for name in known}
+    cli.print_table([
+        {
+            "loss": name,
+            "pairs": piece["pairs"],
+            "cosine": f"{piece['root_mean_square']:.4f}",
+            "95 % interval": "{:.4f} to {:.4f}".format(*piece["interval"]),
+            "predicted": f"{predicted(piece['pairs'], piece['dimensions']):.4f}",
+        }
+        for name, pieces_of in found.items()
+        for piece in pieces_of
+    ])  # fmt: skip
+    sizes, dimensions = (
+        cli.join_sizes((2, *arguments.hidden, 3)),
+        found["linear loss"][0]["dimensions"],
+    )
     title = f"Perturbation gradients, {sizes} on {arguments.data}: {dimensions} weights"
-    path = arguments.output / "perturbation-gradients.png"
-    draw(facts, title).savefig(path, dpi=110)
-    print(path)
-    write_json(arguments.json, facts)
-    return 0
+    save(draw(found, title), arguments.output / "perturbation-gradients.png")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,45 @@
-"""Animations of training, as GIFs."""
-
-from __future__ import annotations
+"""Figures and films, written to files: matplotlib without a display."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
-from matplotlib.animation import FuncAnimation, PillowWriter
-from resuming import finished
 
 import jaxnn
+from shared.runs import finished
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.figure import Figure
 
 FRAMES = 24
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+"""Colours that colour-blind readers tell apart (Okabe and Ito)."""
+
+
+def save(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Write a figure to a file, close it and print the file's name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)
+    print(path)
+
+
+def save_film(film: FuncAnimation, path: Path) -> None:
+    """Write a film as a GIF of five frames a second, and print the file's name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    film.save(path, PillowWriter(fps=5))
+    print(path)
 
 
 def film_regions(
     train: Callable[[int], Any], model: jaxnn.Model, batch: jaxnn.Batch, steps: int, path: Path
 ) -> None:
-    """The decision regions after more and more steps; `train(steps)` -> a result."""
+    """Film the decision regions after ever more steps; `train(steps)` returns a result."""
     counts = np.unique(np.geomspace(1, steps + 1, FRAMES).astype(int)) - 1
     figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
 
@@ -31,11 +50,5 @@ def film_regions(
         axes.set_title(f"step {counts[number]:,}: loss {found.loss:.3f}")
         return []
 
-    write(FuncAnimation(figure, frame, frames=len(counts)), path)
+    save_film(FuncAnimation(figure, frame, frames=len(counts)), path)
     plt.close(figure)
-
-
-def write(film: FuncAnimation, path: Path) -> None:
-    """Writes a GIF, five frames a second, into a folder made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    film.save(path, PillowWriter(fps=5))

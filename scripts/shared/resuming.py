@@ -1,6 +1,4 @@
-"""Long work in pieces: each is done once, and what a file holds already is not done again."""
-
-from __future__ import annotations
+"""Long work in pieces: each piece is done once, and its results are read from a file after that."""
 
 import hashlib
 import json
@@ -11,76 +9,59 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
-from turns import machine
 
 import jaxnn
+from shared.timing import machine
 
 
 def run_pieces(
-    path: Path, settings: Mapping[str, Any], pieces: Mapping[str, Callable[[], Any]]
+    path: Path, settings: Mapping[str, Any], pieces: Mapping[str, Callable[[], dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Facts of every piece: read from the file, or found and added to it.
+    """Return the results of every piece, from the file or found now and added to it.
 
     Args:
         path: a JSON file, written anew after each piece.
-        settings: what the facts depend on; a file of other settings, or of another version of
-            the package, is refused.
-        pieces: functions that find the facts, by name; each returns what JSON can hold.
+        settings: what the results depend on.
+        pieces: functions that find the results, by name; each returns what JSON can hold.
 
     Returns:
-        `{name: facts}`, in the order of the pieces, each with the `seconds` that it took.
+        `{name: results}`, in the order of the pieces, each with the `seconds` that it took.
 
     Raises:
-        ValueError: if the file was written with other settings, or by another version.
+        ValueError: if the file holds other settings, or results of another version of jaxnn.
         SystemExit: with 130, after Ctrl-C.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps({**settings, "package": checksum()}))
-    kept: dict[str, Any] = {"settings": settings, "machine": machine(), "pieces": {}}
+    saved: dict[str, Any] = {"settings": settings, "machine": machine(), "pieces": {}}
     if path.exists():
-        kept = json.loads(path.read_text())
-        if not isinstance(kept, dict) or kept.get("settings") != settings:
+        saved = json.loads(path.read_text())
+        if not isinstance(saved, dict) or saved.get("settings") != settings:
             raise ValueError(
-                f"{path} is of other settings, or of another version of the package: "
+                f"{path} holds other settings, or results of another version of jaxnn: "
                 "name another --output"
             )
     for name, find in (bar := tqdm(pieces.items(), unit=" pieces")):
-        if name not in kept["pieces"]:
+        if name not in saved["pieces"]:
             bar.set_postfix_str(name)
             started = time.perf_counter()
             try:
-                facts = find()
+                results = find()
             except KeyboardInterrupt:
                 bar.close()
                 print(f"interrupted: the same command goes on from {path.parent}", file=sys.stderr)
                 raise SystemExit(130) from None
-            kept["pieces"][name] = {**facts, "seconds": time.perf_counter() - started}
-            _write(path, kept)
-    return {name: kept["pieces"][name] for name in pieces}
+            saved["pieces"][name] = {**results, "seconds": time.perf_counter() - started}
+            part = path.with_name(path.name + ".part")
+            part.write_text(json.dumps(saved, indent=1, allow_nan=False))
+            os.replace(part, path)
+    return {name: saved["pieces"][name] for name in pieces}
 
 
 def checksum() -> str:
-    """Of the source of the package."""
+    """Return a checksum of the package's source."""
     source = hashlib.sha256()
     for path in sorted(Path(jaxnn.__file__).parent.rglob("*.py")):
         source.update(path.read_bytes())
     return source.hexdigest()[:16]
-
-
-def finished(result: Any) -> Any:
-    """A trainer's result, of one network or of many, unless Ctrl-C cut it short.
-
-    Raises:
-        KeyboardInterrupt: if it did.
-    """
-    if np.any(np.asarray(result.status) == "interrupted"):
-        raise KeyboardInterrupt
-    return result
-
-
-def _write(path: Path, facts: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(facts, indent=1, allow_nan=False))
-    os.replace(part, path)

@@ -1,9 +1,7 @@
-"""Other ways to walk the chain of perturbation search: a step is one proposal and its verdict.
+"""Other ways to run the chain of perturbation search: a step proposes, and accepts or not.
 
 `seed` says where a chain starts and what it draws.
 """
-
-from __future__ import annotations
 
 import copy
 import math
@@ -16,26 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from resuming import finished
-from search_peers import jax_loss, numpy_loss, torch_network
-from turns import Search
+from shared.runs import finished
+from shared.timing import Search
 
 import jaxnn
+from peers.search import evosax_run, jax_loss, jaxnn_search, numpy_loss, start_of, torch_network
 
 STEP, CHAINS = 0.05, 1_024
 
-Way = Callable[..., Search]
-"""`prepare(model, batch, seed=0)`."""
-
-
-def start_of(model: jaxnn.Model, seed: int) -> Any:
-    """Where every chain starts."""
-    return model.init(jax.random.key(seed + 1))
-
 
 def numpy_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
-    """The chapter's loop: nudge, score, keep or revert; float64."""
+    """Climb by the book's loop, in float64: nudge, score, keep or revert."""
     x, y = np.asarray(batch.x, float), np.asarray(batch.y)
     start = [(np.asarray(w, float), np.asarray(b, float)) for w, b in start_of(model, seed)]
 
@@ -53,7 +42,7 @@ def numpy_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search
 
 
 def scanned_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
-    """One step after the other in a compiled `lax.scan`, as anyone would write it."""
+    """Climb one step after the other in a compiled `lax.scan`, as anyone would write it."""
     start = start_of(model, seed)
 
     def step(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
@@ -76,30 +65,16 @@ def scanned_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Sear
 
 
 def evosax_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
-    """`HillClimbing` of evosax, two proposals a generation (its least), compiled as a scan."""
+    """Climb by evosax's `HillClimbing`, two proposals a generation (its least), in a scan."""
     evosax: Any = import_module("evosax.algorithms")
     start = start_of(model, seed)
     strategy = evosax.HillClimbing(2, start, std_schedule=lambda _: STEP)
-    settings = strategy.default_params
-
-    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
-        ask_key, tell_key = jax.random.split(key)
-        params, state = strategy.ask(ask_key, state, settings)
-        losses = jax.vmap(partial(jax_loss, batch=batch))(params)
-        return strategy.tell(tell_key, params, losses, state, settings)[0], None
-
-    @partial(jax.jit, static_argnums=0)
-    def run(steps: int) -> Any:
-        init_key, key = jax.random.split(jax.random.key(seed))
-        state = strategy.init(init_key, start, settings)
-        state = state.replace(mean=ravel_pytree(start)[0])  # which evosax leaves to its user
-        return jax.lax.scan(step, state, jax.random.split(key, steps // 2))[0].best_fitness
-
-    return lambda steps: jax.block_until_ready(run(steps))
+    run = evosax_run(strategy, jax.vmap(partial(jax_loss, batch=batch)), start, seed)
+    return lambda steps: run(steps // 2)
 
 
 def nevergrad_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
-    """`OnePlusOne` of nevergrad, which adapts its step, from zeros; the loss is the NumPy one."""
+    """Climb by nevergrad's `OnePlusOne`, which adapts its step, from zeros; the loss is NumPy's."""
     nevergrad: Any = import_module("nevergrad")
     x, y = np.asarray(batch.x, float), np.asarray(batch.y)
     shapes = [shape for i, o in pairwise(model.settings.sizes) for shape in ((i, o), (o,))]
@@ -120,7 +95,7 @@ def nevergrad_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Se
 
 
 def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
-    """`RHC` of pyperch on a torch network, one thread; it keeps ties as well."""
+    """Climb by pyperch's `RHC` on a torch network, one thread; it keeps ties as well."""
     torch, optim = import_module("torch"), import_module("pyperch.optim")
     network, x = torch_network(start_of(model, seed)), torch.tensor(np.array(batch.x))
     y = torch.tensor(np.array(batch.y), dtype=torch.int64)
@@ -139,7 +114,7 @@ def pyperch_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Sear
 
 
 def mlrose_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
-    """`random_hill_climb` of mlrose-ky: it moves one weight a step, and only inputs have biases."""
+    """Climb by mlrose-ky's `random_hill_climb`: one weight a step, and only inputs have biases."""
     mlrose: Any = import_module("mlrose_ky")
     fitness_of: Any = import_module("mlrose_ky.neural.fitness.network_weights").NetworkWeights
     features, *others = model.settings.sizes
@@ -161,25 +136,23 @@ def mlrose_chain(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Searc
 def jaxnn_chains(
     num_chains: int | None, model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0
 ) -> Search:
-    """`jaxnn.perturbation_search` as users call it; many chains keep every hundredth step."""
+    """Climb by `jaxnn.perturbation_search` as users call it."""
     given = jax.random.key(seed), model.loss, start_of(model, seed), batch
-    options = {"scale": STEP, "num_chains": num_chains, "record_every": 100 if num_chains else 1}
-    width = num_chains or 1
+    options = {"scale": STEP, "num_chains": num_chains}
 
     def search(steps: int) -> Any:
-        num_steps = max(steps // width, 1)
+        num_steps = max(steps // (num_chains or 1), 1)
         return finished(jaxnn.perturbation_search(*given, num_steps=num_steps, **options)).loss
 
     return search
 
 
-def jaxnn_search(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
-    """Random search: what many chains are held against."""
-    given = jax.random.key(seed), model.loss, model.sampler(scale=STEP), batch
-    return lambda steps: finished(jaxnn.random_search(*given, num_candidates=steps)).loss
+def at_random(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
+    """Search at random, which many chains are compared with."""
+    return jaxnn_search(model.settings.sizes, batch, seed=seed)
 
 
-WAYS: dict[str, tuple[Way, float]] = {
+CLIMBERS: dict[str, tuple[Callable[..., Search], float]] = {
     "NumPy loop": (numpy_chain, 0.1),
     "mlrose-ky": (mlrose_chain, 0.001),
     "pyperch RHC": (pyperch_chain, 0.01),
@@ -188,6 +161,6 @@ WAYS: dict[str, tuple[Way, float]] = {
     "evosax HillClimbing": (evosax_chain, 1),
     "jaxnn, one chain": (partial(jaxnn_chains, None), 1),
     f"jaxnn, {CHAINS:,} chains": (partial(jaxnn_chains, CHAINS), 400),
-    "jaxnn, random search": (jaxnn_search, 200),
+    "jaxnn, random search": (at_random, 200),
 }
-"""Ways to search, and how many times `--steps` each takes; slow ones take fewer."""
+"""`prepare(model, batch, seed=0)` and how many times `--steps` it takes; slow ones take fewer."""

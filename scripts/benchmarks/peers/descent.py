@@ -1,6 +1,4 @@
-"""Other ways to descend: a step is a gradient of all rows, or of a batch of them, and plain SGD."""
-
-from __future__ import annotations
+"""Other ways to descend by plain SGD: a step is a gradient of all rows, or of a batch of them."""
 
 import copy
 from collections.abc import Callable
@@ -11,36 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from resuming import finished
-from search_peers import jax_loss, torch_network
-from turns import Search
+from shared.runs import finished
+from shared.timing import Search
 
 import jaxnn
+from peers.search import jax_loss, start_of, torch_network
 
 RATE = 0.1
 
-Way = Callable[..., Search]
-"""`prepare(model, batch, batch_size, seed=0)`; no batch size means all rows."""
-
-
-def start_of(model: jaxnn.Model, seed: int) -> Any:
-    """Where every descent starts."""
-    return model.init(jax.random.key(seed + 1))
-
 
 def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: int | None) -> int:
-    """Count the passes over the rows that a number of steps takes."""
+    """Return the epochs that a number of steps takes."""
     return max(steps // (1 if batch_size is None else len(batch.x) // batch_size), 1)
 
 
 def torch_descent(
-    compiles: bool,
-    model: jaxnn.Model,
-    batch: jaxnn.Batch,
-    batch_size: int | None,
-    seed: int = 0,
+    compiles: bool, model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None, seed: int = 0
 ) -> Search:
-    """A `Sequential` of `Linear` and `ReLU`, `optim.SGD`, one thread."""
+    """Descend by torch's `optim.SGD` on `Linear` and `ReLU`, one thread."""
     torch: Any = import_module("torch")
     network, measure = torch_network(start_of(model, seed)), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE)
@@ -76,7 +62,7 @@ def torch_descent(
 def optax_descent(
     model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None, seed: int = 0
 ) -> Search:
-    """`optax.sgd` and `jax.value_and_grad` of matrix products, in a compiled loop."""
+    """Descend by `optax.sgd` and `jax.value_and_grad` of matrix products, in a compiled loop."""
     optimizer = import_module("optax").sgd(RATE)
     start, loss_and_gradient = start_of(model, seed), jax.value_and_grad(jax_loss)
     x, y = jnp.asarray(batch.x), jnp.asarray(batch.y)
@@ -109,9 +95,9 @@ def optax_descent(
 def sklearn_descent(
     model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None, seed: int = 0
 ) -> Search:
-    """`MLPClassifier` of scikit-learn, solver "sgd", no momentum, no stop rule.
+    """Descend by scikit-learn's `MLPClassifier`, solver "sgd", no momentum, no stop rule.
 
-    It steps on what is left of an epoch as well, which is not counted.
+    It steps on the remainder of an epoch as well, which is not counted.
     """
     network: Any = import_module("sklearn.neural_network").MLPClassifier
     x, y = np.asarray(batch.x), np.asarray(batch.y)
@@ -136,7 +122,7 @@ def jaxnn_descent(
     batch_size: int | None,
     seed: int = 0,
 ) -> Search:
-    """`jaxnn.gradient_descent` as users call it, with either gradient; steps of all networks."""
+    """Descend by `jaxnn.gradient_descent` as users call it, with either gradient."""
     function = model.value_and_grad if by_hand else jax.value_and_grad(model.loss_reference)
     start = start_of(model, seed)
     if networks is not None:
@@ -157,18 +143,16 @@ def jaxnn_descent(
 
 
 NETWORKS = 1_000
-ONE = "jaxnn, by hand"
-DESCENTS: dict[str, tuple[Way, float]] = {
+PLAIN, ONE = "jaxnn, jax.value_and_grad", "jaxnn, by hand"
+DESCENTS: dict[str, tuple[Callable[..., Search], float]] = {
     "torch eager": (partial(torch_descent, False), 0.1),
     "torch compiled": (partial(torch_descent, True), 0.1),
     "scikit-learn": (sklearn_descent, 0.1),
     "optax, jax.value_and_grad": (optax_descent, 1),
-    "jaxnn, jax.value_and_grad": (partial(jaxnn_descent, False, None), 1),
+    PLAIN: (partial(jaxnn_descent, False, None), 1),
     ONE: (partial(jaxnn_descent, True, None), 1),
-    f"jaxnn, jax.value_and_grad, {NETWORKS:,} networks": (
-        partial(jaxnn_descent, False, NETWORKS),
-        20,
-    ),
+    f"{PLAIN}, {NETWORKS:,} networks": (partial(jaxnn_descent, False, NETWORKS), 20),
     f"{ONE}, {NETWORKS:,} networks": (partial(jaxnn_descent, True, NETWORKS), 50),
 }
-"""Ways to descend, and how many times a tenth of `--steps` each takes; slow ones take fewer."""
+"""`prepare(model, batch, batch_size, seed=0)`, where no batch size means all rows, and how many
+times a tenth of `--steps` it takes; slow ones take fewer."""

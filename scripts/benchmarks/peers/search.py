@@ -1,14 +1,13 @@
-"""Other ways to do random search: each draws whole weight sets and keeps the best.
+"""Other ways to search at random: each draws whole candidates and keeps the best.
 
-A search draws as many candidates as asked, a multiple of its tile; `seed` says which.
+A search draws as many candidates as asked, a multiple of its tile. Losses and networks that the
+other methods' peers use stand here as well.
 """
-
-from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -16,24 +15,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from command_line import Sizes
-from resuming import finished
-from turns import Search
+from jax.flatten_util import ravel_pytree
+from shared import cli
+from shared.runs import finished
+from shared.timing import Search, seconds_of
 
 import jaxnn
 
 ROWS, SCALE = 300, 0.05
 
 
-def random_batch(sizes: Sizes) -> jaxnn.Batch:
-    """Rows and labels without a meaning."""
+def random_batch(sizes: cli.Sizes) -> jaxnn.Batch:
+    """Draw rows and labels without a meaning."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(ROWS, sizes[0])).astype(np.float32)
     return jaxnn.Batch(x, generator.integers(0, sizes[-1], ROWS, dtype=np.int32))
 
 
 def repeated(step: Callable[[Any, int], Any], start: Any, tile: int) -> Search:
-    """A search of steps `step(best, number)` -> best, each of which draws one more tile."""
+    """Return a search of steps `step(best, number)` -> best, each of one more tile."""
 
     def search(count: int) -> Any:
         best = start
@@ -45,7 +45,7 @@ def repeated(step: Callable[[Any, int], Any], start: Any, tile: int) -> Search:
 
 
 def forward(params: Any, x: Any, relu: Callable[[Any], Any]) -> Any:
-    """Logits of one weight set as anyone would write them: matrix products."""
+    """Return the logits of one network as anyone would write them: matrix products."""
     *hidden, last = params
     for weights, biases in hidden:
         x = relu(x @ weights + biases.reshape(1, -1))
@@ -53,7 +53,7 @@ def forward(params: Any, x: Any, relu: Callable[[Any], Any]) -> Any:
 
 
 def numpy_loss(params: Any, x: np.ndarray, y: np.ndarray) -> float:
-    """Clipped cross-entropy of one weight set, step by step as in the chapter."""
+    """Return the clipped cross-entropy of one network, step by step as in the book."""
     logits = forward(params, x, partial(np.maximum, 0))
     exponentials = np.exp(logits - np.max(logits, axis=1, keepdims=True))
     probabilities = exponentials / np.sum(exponentials, axis=1, keepdims=True)
@@ -61,8 +61,8 @@ def numpy_loss(params: Any, x: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(-np.log(picked)))
 
 
-def numpy_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
-    """One candidate after the other, float64."""
+def numpy_search(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
+    """Search one candidate after the other in NumPy, in float64."""
     del tile
     x, y = np.asarray(batch.x, float), np.asarray(batch.y)
 
@@ -78,13 +78,13 @@ def numpy_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> 
 
 
 def jax_loss(params: Any, batch: jaxnn.Batch) -> jax.Array:
-    """Cross-entropy of one weight set."""
+    """Return the cross-entropy of one network."""
     logs = jax.nn.log_softmax(forward(params, batch.x, jax.nn.relu))
     return -jnp.mean(jnp.take_along_axis(logs, batch.y[:, None], axis=1))
 
 
-def vmap_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
-    """`jax.vmap` of drawing and loss, one compiled step a tile."""
+def vmap_search(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
+    """Search by `jax.vmap` of drawing and loss, one compiled step a tile."""
     sample_fn = jaxnn.mlp(sizes).sampler(scale=SCALE)
 
     def step(best: Any, number: int) -> Any:
@@ -98,8 +98,8 @@ def vmap_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> S
     return repeated(jax.jit(step), (jnp.float32(jnp.inf), sample_fn(jax.random.key(0))), tile)
 
 
-def evosax_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
-    """`RandomSearch` of evosax with that loss, one compiled step a population."""
+def evosax_search(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
+    """Search by evosax's `RandomSearch`, one compiled step a population."""
     evosax: Any = import_module("evosax.algorithms")
     key, sample_fn = jax.random.key(seed), jaxnn.mlp(sizes).sampler(scale=SCALE)
     strategy = evosax.RandomSearch(tile, sample_fn(key), sampling_fn=sample_fn)
@@ -115,8 +115,32 @@ def evosax_search(sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) ->
     return lambda count: run(count).best_fitness
 
 
+def start_of(model: jaxnn.Model, seed: int) -> Any:
+    """Return where every chain and every descent starts."""
+    return model.init(jax.random.key(seed + 1))
+
+
+def evosax_run(strategy: Any, losses_of: Callable[[Any], Any], start: Any, seed: int = 0) -> Search:
+    """Return what runs a strategy of evosax from `start`, compiled as a scan of generations."""
+    settings = strategy.default_params
+
+    def step(state: Any, key: jax.Array) -> tuple[Any, None]:
+        ask_key, tell_key = jax.random.split(key)
+        params, state = strategy.ask(ask_key, state, settings)
+        return strategy.tell(tell_key, params, losses_of(params), state, settings)[0], None
+
+    @partial(jax.jit, static_argnums=0)
+    def run(generations: int) -> Any:
+        init_key, key = jax.random.split(jax.random.key(seed))
+        state = strategy.init(init_key, start, settings)
+        state = state.replace(mean=ravel_pytree(start)[0])  # evosax leaves this to its user
+        return jax.lax.scan(step, state, jax.random.split(key, generations))[0].best_fitness
+
+    return lambda generations: jax.block_until_ready(run(generations))
+
+
 def torch_network(params: Any) -> Any:
-    """A `Sequential` of `Linear` and `ReLU` with these weights."""
+    """Return a `Sequential` of `Linear` and `ReLU` with these weights."""
     torch: Any = import_module("torch")
     layers: list[Any] = []
     for weights, biases in params:
@@ -129,7 +153,7 @@ def torch_network(params: Any) -> Any:
 
 
 def torch_losses(params: Any, x: Any, y: Any) -> Any:
-    """Cross-entropies of many weight sets; rows in the last axis, also of `x`, are fastest."""
+    """Return the cross-entropies of many networks; rows in the last axis are fastest."""
     torch: Any = import_module("torch")
     *hidden, last = params
     x, y = x.expand(len(last[0]), *x.shape), y.expand(len(last[0]), -1)
@@ -140,9 +164,9 @@ def torch_losses(params: Any, x: Any, y: Any) -> Any:
 
 
 def torch_search(
-    sizes: Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0, *, threads: int | None
+    sizes: cli.Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0, *, threads: int | None
 ) -> Search:
-    """`baddbmm` over a tile of weight sets, drawn by `randn`, without gradients."""
+    """Search by `baddbmm` over a tile of networks, drawn by `randn`."""
     torch: Any = import_module("torch")
     x, y = torch.tensor(batch.x.T.copy()), torch.tensor(batch.y, dtype=torch.int64)
     shapes = [((tile, i, o), (tile, 1, o)) for i, o in pairwise(sizes)]
@@ -164,8 +188,8 @@ def torch_search(
     return search
 
 
-def jaxnn_search(sizes: Sizes, batch: jaxnn.Batch, tile: int = 1, seed: int = 0) -> Search:
-    """`jaxnn.random_search` as users call it: it chooses its tile and keeps all statistics."""
+def jaxnn_search(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int = 1, seed: int = 0) -> Search:
+    """Search by `jaxnn.random_search` as users call it: it chooses its tile."""
     del tile
     model = jaxnn.mlp(sizes)
     given = jax.random.key(seed), model.loss, model.sampler(scale=SCALE), batch
@@ -173,7 +197,7 @@ def jaxnn_search(sizes: Sizes, batch: jaxnn.Batch, tile: int = 1, seed: int = 0)
 
 
 JAX_TILES, TORCH_TILES = (32, 128, 512, 2048), tuple(2**n for n in range(4, 12))
-PEERS: dict[str, tuple[Callable[..., Search], Sequence[int]]] = {
+SEARCHES: dict[str, tuple[Callable[..., Search], Sequence[int]]] = {
     "NumPy loop": (numpy_search, [1]),
     "jax.vmap": (vmap_search, JAX_TILES),
     "evosax RandomSearch": (evosax_search, JAX_TILES),
@@ -181,4 +205,25 @@ PEERS: dict[str, tuple[Callable[..., Search], Sequence[int]]] = {
     "torch, 1 thread": (partial(torch_search, threads=1), TORCH_TILES),
     "jaxnn": (jaxnn_search, [2**11]),
 }
-"""Ways to search and the tiles to try: powers of two, as all counts, so that no tile is padded."""
+"""Libraries, and the tiles to try: powers of two, as all counts, so that no tile is padded."""
+
+
+@cache
+def best_tile(name: str, sizes: cli.Sizes, seconds: float) -> tuple[int, float]:
+    """Return the tile at which a library draws fastest, and its candidates a second there.
+
+    A trial doubles its count until it lasts `seconds`; the shortest of three counts.
+    """
+    prepare, tiles = SEARCHES[name]
+
+    def rate(tile: int) -> float:
+        search, count, shortest = prepare(sizes, random_batch(sizes), tile), tile, 0.0
+        search(tile)  # compiles
+        while shortest < seconds:
+            count *= 2
+            shortest = min(seconds_of(search, count) for _ in range(3))
+        return count / shortest
+
+    rates = {tile: rate(tile) for tile in tiles}
+    tile = max(rates, key=lambda tile: rates[tile])
+    return tile, rates[tile]
