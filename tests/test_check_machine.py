@@ -21,9 +21,7 @@ SMALL, ROWS = (2, 3, 3), (33, 64)
 @pytest.mark.exhaustive
 def test_this_machine_passes(tmp_path, capsys):
     assert check_machine.main(["--json", str(tmp_path / "machine.json")]) == 0
-    facts = json.loads((tmp_path / "machine.json").read_text())
-    assert facts["passed"]
-    assert facts["machine"]["jax"] == jax.__version__
+    assert json.loads((tmp_path / "machine.json").read_text())["passed"]
     assert "WRONG" not in capsys.readouterr().out
 
 
@@ -41,14 +39,6 @@ def test_the_witness_is_right(hidden):
         assert loss == pytest.approx(float(expected), 1e-12)
         pairs = zip(jax.tree.leaves(by_hand), jax.tree.leaves(gradient), strict=True)
         assert max(leaf_error(*pair) for pair in pairs) < GRADIENT["float64"]
-
-
-def test_the_witness_takes_several_networks_at_once():
-    stacked = check_machine.draw_params(SMALL, 0, 4)
-    batch = check_machine.draw_batch(23, SMALL)
-    losses = check_machine.loss_of(stacked, batch)
-    each = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(4)]
-    np.testing.assert_allclose(losses, [check_machine.loss_of(one, batch) for one in each], 1e-12)
 
 
 @pytest.mark.parametrize(("kind", "networks"), [("loss", 1), ("loss", 3), ("loss and gradient", 1)])
@@ -87,31 +77,23 @@ def broken_model(monkeypatch, **functions):
     monkeypatch.setattr(check_machine.jaxnn, "mlp", wrong)
 
 
-def without_the_last_row(batch):
-    return jaxnn.Batch(batch.x[:-1], batch.y[:-1])
+def without_the_last_row(model):
+    def loss_fn(params, batch):
+        return model.loss(params, jaxnn.Batch(batch.x[:-1], batch.y[:-1]))
+
+    return loss_fn
 
 
-@pytest.mark.parametrize("networks", [1, 3])
-def test_a_loss_that_misses_one_row_of_many_fails(networks, monkeypatch):
-    broken_model(
-        monkeypatch,
-        loss=lambda model: lambda params, batch: model.loss(params, without_the_last_row(batch)),
-    )
-    check = check_machine.check_network("loss", SMALL, networks, [2**16 + 1])
+@pytest.mark.parametrize(("kind", "networks"), [("loss", 1), ("loss", 3), ("loss and gradient", 1)])
+def test_one_row_of_many_that_is_missed_is_found(kind, networks, monkeypatch):
+    def with_gradient(model):
+        gradient_fn = jax.grad(without_the_last_row(model))
+        return lambda params, batch: (model.loss(params, batch), gradient_fn(params, batch))
+
+    broken_model(monkeypatch, loss=without_the_last_row, value_and_grad=with_gradient)
+    check = check_machine.check_network(kind, SMALL, networks, [2**16 + 1])
     assert not check.passed
     assert check.note == "at 65,537 rows"
-
-
-def test_a_gradient_that_misses_one_row_of_many_fails(monkeypatch):
-    def make(model):
-        def value_and_grad(params, batch):
-            _, gradient = model.value_and_grad(params, without_the_last_row(batch))
-            return model.loss(params, batch), gradient
-
-        return value_and_grad
-
-    broken_model(monkeypatch, value_and_grad=make)
-    assert not check_machine.check_network("loss and gradient", SMALL, 1, [2**16 + 1]).passed
 
 
 def test_sums_of_which_the_last_row_is_another_fail(monkeypatch):
@@ -160,29 +142,31 @@ def test_the_versions_with_known_faults_are_those_that_the_project_excludes():
         assert set(re.findall(r"!=([\d.]+)", requirement)) == set(check_machine.KNOWN_FAULTS)
 
 
-def test_a_version_with_a_known_fault_fails():
-    assert check_machine.check_versions(["0.10.1", "0.10.1"]).passed
-    assert check_machine.check_versions(["0.12.0.1", "0.12.0.1"]).passed
-    for versions in (["0.10.2", "0.10.2"], ["0.12.0.1", "0.10.2"]):
-        check = check_machine.check_versions(versions)
-        assert not check.passed
-        assert check.note == "0.10.2 computes wrong numbers on CPUs: jax-ml/jax issue 39103"
+@pytest.mark.parametrize(
+    ("versions", "passed"),
+    [(["0.10.1", "0.10.1"], True), (["0.10.2", "0.10.2"], False), (["0.12.0.1", "0.10.2"], False)],
+)
+def test_a_version_with_a_known_fault_fails(versions, passed):
+    check = check_machine.check_versions(versions)
+    assert check.passed == passed
+    fault = "0.10.2 computes wrong numbers on CPUs: jax-ml/jax issue 39103"
+    assert check.note == ("" if passed else fault)
 
 
 @pytest.mark.parametrize("measured", [0.5, 2.0, np.nan])
-def test_the_table_the_facts_and_the_status_agree(measured, monkeypatch, tmp_path, capsys):
+def test_the_table_the_results_and_the_status_agree(measured, monkeypatch, tmp_path, capsys):
     checks = [Check("sums", 1e-8, 2e-5, "at 7 rows"), Check("scan", measured, 1.0)]
     monkeypatch.setattr(check_machine, "plan", lambda *_: [lambda c=c: c for c in checks])
     path = tmp_path / "new" / "machine.json"
     passed = measured == 0.5
     assert check_machine.main(["--json", str(path)]) == (0 if passed else 1)
-    facts = json.loads(path.read_text())
-    assert facts["passed"] == passed
-    assert [check["passed"] for check in facts["checks"]] == [True, passed]
+    results = json.loads(path.read_text())
+    assert results["passed"] == passed
+    assert results["machine"]["jax"] == jax.__version__
+    assert [check["passed"] for check in results["checks"]] == [True, passed]
     lines = capsys.readouterr().out.split("\n")
-    assert f"jax {jax.__version__}, " in lines[0]
-    assert re.fullmatch(r"sums +1e-08 +2e-05  ok    at 7 rows", lines[2])
-    assert re.fullmatch(rf"scan .* 1  {'ok' if passed else 'WRONG'}", lines[3])
+    assert re.fullmatch(r"sums +1e-08 +2e-05 +ok +at 7 rows", lines[2])
+    assert re.fullmatch(rf"scan +{measured:.2g} +1 +{'ok' if passed else 'WRONG'}", lines[3])
     assert lines[4].startswith(f"{1 + passed} of 2 checks passed")
 
 
@@ -197,11 +181,3 @@ def test_every_layout_length_and_type_is_in_the_plan():
     for name in check_machine.SUMS:
         for dtype in ("float32", "float64"):
             assert ("check_sums", name, dtype, check_machine.LENGTHS) in named
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--lengths", "0"], ["--lengths", "x"], ["--repeats", "0"], ["--rows", "3"]]
-)
-def test_bad_arguments_exit_with_2(arguments):
-    with pytest.raises(SystemExit, match="2"):
-        check_machine.main(arguments)
