@@ -292,8 +292,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def row_of(check: Check) -> dict[str, str]:
     """Return a check as a row of the table."""
     numbers = {"measured": f"{check.measured:.2g}", "allowed": f"{check.allowed:.2g}"}
-    verdict = "ok" if check.passed else "WRONG"
-    return {"check": check.name, **numbers, "": verdict, "note": check.note}
+    outcome = "ok" if check.passed else "WRONG"
+    return {"check": check.name, **numbers, "": outcome, "note": check.note}
 
 
 @cli.command

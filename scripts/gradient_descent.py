@@ -48,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--schedule", choices=("cosine", "constant", "inverse-time"), default="cosine",
         help="How the learning rate falls.")  # fmt: skip
     add("--decay", type=float, default=1e-3, help="The decay rate of the inverse-time schedule.")
-    add("--warmup", type=number, default=0, help="Raise the learning rate over so many steps.")
+    add("--warmup", type=number, default=0, help="Raise the rate over this many steps.")
     add("--batch-size", type=int, help="Take this many rows a step; all if absent.")
     add("--keep-remainder", action="store_true", help="Step on the rows left over in an epoch.")
     add("--weight-decay", type=float, default=0.0, help="The decoupled weight decay of Adam.")

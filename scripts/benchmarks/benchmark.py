@@ -177,7 +177,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--only", choices=NETS, help="Measure this method only.")
     add("--nets", type=cli.layer_sizes, nargs="+", help="Measure these networks, such as 2-3-3.")
-    add("--seconds", type=float, default=1.0, help="Let a timing of random search last so long.")
+    add("--seconds", type=float, default=1.0, help="The seconds of one timing of random search.")
     add("--steps", type=cli.at_least(100), default=100_000,
         help="The steps of one chain on 2-3-3; elsewhere a tenth.")  # fmt: skip
     add("--repeats", type=cli.at_least(1), default=5, help="Take this many rounds.")
