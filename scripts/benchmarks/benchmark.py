@@ -72,8 +72,9 @@ def measure(
             seconds[name] = seconds_of(*ready[name])
     rates = take_turns(ready, repeats)
     peers = [name for name in rates if not name.startswith("jaxnn")]
-    fastest = max(peers, key=lambda name: np.median(rates[name]))
-    against = {**against, "x fastest peer": fastest}
+    if peers:
+        fastest = max(peers, key=lambda name: np.median(rates[name]))
+        against = {**against, "x fastest peer": fastest}
     rows: Rows = []
     for name in searches:
         rows.append({"net": cli.join_sizes(sizes), "library": name, f"{unit}/s": MISSING})
