@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from jaxnn import datasets, metrics
+from jaxnn import chains, datasets, descent, metrics, search, typing
 from jaxnn.batch import Batch
 from jaxnn.chains import moves
 from jaxnn.chains.moves import calibrated_temperature
@@ -57,9 +57,11 @@ __all__ = [
     "activations",
     "calibrated_temperature",
     "candidate_params",
+    "chains",
     "check_gradients",
     "count_outcomes",
     "datasets",
+    "descent",
     "difference_errors",
     "expected_best",
     "forward",
@@ -76,6 +78,8 @@ __all__ = [
     "random_search",
     "saved_progress",
     "schedules",
+    "search",
+    "typing",
 ]
 
 

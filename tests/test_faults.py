@@ -12,11 +12,12 @@ import pytest
 from programs import end_at_random_moments
 
 import jaxnn
-from jaxnn.chains import climbing, perturbation_search
-from jaxnn.descent import epochs, gradient_descent
+from jaxnn.chains import lookahead, perturbation_search
+from jaxnn.descent import gradient_descent
+from jaxnn.descent import history as descent_history
 from jaxnn.run import checkpoint as checkpoints
 from jaxnn.run import loop
-from jaxnn.search import random_search, searching
+from jaxnn.search import engine, random_search
 
 KEY = jax.random.key(8)
 MODEL = jaxnn.mlp((2, 4, 3))
@@ -33,7 +34,7 @@ def search(count, **options) -> Any:
 
 def climb(count, **options) -> Any:
     options = {"scale": 0.1, "temperature": 0.01, "num_chains": 3, "metric_fn": MODEL.accuracy,
-               "record_every": 10, **options}  # fmt: skip
+               **options}  # fmt: skip
     return jaxnn.perturbation_search(KEY, MODEL.loss, START, BATCH, num_steps=count, **options)
 
 
@@ -102,7 +103,11 @@ here.RUNS[{name!r}](10**6, checkpoint={path!r})
 
 def save_all_the_time():
     """Small chunks, and a save after each."""
-    searching.LARGEST_CHUNK, climbing.STEPS_PER_CHUNK, epochs.RECORDS_PER_CHUNK = 2**16, 256, 64
+    engine.LARGEST_CHUNK, lookahead.STEPS_PER_CHUNK, descent_history.RECORDS_PER_CHUNK = (
+        2**16,
+        256,
+        64,
+    )
     loop.SECONDS_PER_CHUNK, loop.SECONDS_BETWEEN_SAVES = 0.01, 0.0
 
 
@@ -142,9 +147,9 @@ def test_a_history_that_cannot_be_saved_keeps_no_state_from_being_saved(tmp_path
     resumed, whole = climb(300, checkpoint=path), climb(300)
     assert same(resumed._replace(history=None, accepted_steps=None),
                 whole._replace(history=None, accepted_steps=None))  # fmt: skip
-    late = jax.tree.map(lambda leaf: leaf[..., 10:], whole.history)
+    late = jax.tree.map(lambda leaf: leaf[..., 100:], whole.history)
     assert same(resumed.history, late)
-    assert same(resumed.history.evaluations, whole.history.evaluations[10:])
+    assert same(resumed.history.evaluations, whole.history.evaluations[100:])
 
 
 def test_a_history_that_is_ahead_of_its_state_is_cut(tmp_path, monkeypatch):
@@ -160,7 +165,7 @@ def test_a_history_that_is_ahead_of_its_state_is_cut(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["search", "climb", "descend"])
 def test_a_signal_with_the_last_chunk_or_after_it_is_told(name, monkeypatch):
-    run, ends = RUNS[name], {"search": "report", "climb": "_result", "descend": "report"}
+    run, ends = RUNS[name], {"search": "make_result", "climb": "finalize", "descend": "_result"}
     module = {"search": random_search, "climb": perturbation_search, "descend": gradient_descent}
     report = getattr(module[name], ends[name])
 
@@ -192,7 +197,7 @@ def test_a_damaged_history_is_told_and_the_state_goes_on(tmp_path):
     with pytest.warns(RuntimeWarning, match="goes on without its history: cannot load"):
         resumed = climb(300, checkpoint=path)
     assert same(resumed.params, climb(300).params)
-    assert len(resumed.history.evaluations) == 20
+    assert len(resumed.history.evaluations) == 200
 
 
 def test_warnings_that_are_errors_lose_no_result(tmp_path, monkeypatch):
@@ -210,24 +215,22 @@ def test_a_history_of_another_run_is_refused(tmp_path):
         climb(20, checkpoint=tmp_path / "a.npz")
 
 
-def test_a_history_that_would_be_too_long_is_thinned_or_refused(tmp_path, monkeypatch):
-    full = climb(400, record_every=1)
+def test_a_history_that_would_be_too_long_is_thinned(tmp_path, monkeypatch):
+    full = climb(400)
     monkeypatch.setattr(loop, "HISTORY_BYTES", 150 * (8 + 3 * 29))
-    thin = climb(400, record_every=None)
+    thin = climb(400)
     every = jax.tree.map(lambda leaf: leaf[..., 3::4], full.history)
     assert same(thin.history, every)
     assert same(thin.params, full.params)
-    with pytest.raises(ValueError, match="record_every must be at least 3, or None, for a history"):
-        climb(400, record_every=2)
     # A longer run thins what the checkpoint holds.
     path = tmp_path / "run.npz"
-    climb(100, record_every=None, checkpoint=path)
-    climb(200, record_every=None, checkpoint=path)
-    assert same(climb(400, record_every=None, checkpoint=path), thin)
+    climb(100, checkpoint=path)
+    climb(200, checkpoint=path)
+    assert same(climb(400, checkpoint=path), thin)
 
 
-def test_a_long_history_of_a_descent_is_thinned_or_refused(tmp_path, monkeypatch):
-    full = descend(60, record_every=1)
+def test_a_long_history_of_a_descent_is_thinned(tmp_path, monkeypatch):
+    full = descend(60)
     monkeypatch.setattr(loop, "HISTORY_BYTES", 100 * (8 + 2 * 4))
     thin = descend(60)  # 240 steps, of which every fourth is recorded: one an epoch
     assert same(thin.params, full.params)
@@ -236,14 +239,10 @@ def test_a_long_history_of_a_descent_is_thinned_or_refused(tmp_path, monkeypatch
     assert same(thin.history.evaluations, full.history.evaluations[3::4])
     assert same(thin.history.validation_loss, full.history.validation_loss)
     assert same(thin.history.validation_evaluations, full.history.evaluations[3::4])
-    with pytest.raises(ValueError, match="record_every must be at least 3, or None, for a history"):
-        descend(60, record_every=2)
     path = tmp_path / "run.npz"
     descend(10, checkpoint=path)
     descend(20, checkpoint=path)
     assert same(descend(60, checkpoint=path), thin)
-    every = descend(60, record_every=12)
-    assert same(every.history.validation_loss, full.history.validation_loss[2::3])
 
 
 def test_the_longest_settings_fit_a_checkpoint(tmp_path):
@@ -272,7 +271,7 @@ def test_a_loss_with_penalty_resumes_and_an_edited_one_does_not(tmp_path):
     def run(strength, num_steps):
         jaxnn.perturbation_search(
             KEY, make(strength), jnp.zeros(2), jnp.ones(2),
-            num_steps=num_steps, scale=0.1, look_ahead=4, checkpoint=tmp_path / "run.npz",
+            num_steps=num_steps, scale=0.1, checkpoint=tmp_path / "run.npz",
         )  # fmt: skip
 
     run(0.1, 10)

@@ -25,9 +25,9 @@ from keys import needs_philox
 from tolerances import FORWARD
 
 import jaxnn
+from jaxnn.chains import kernel as chain_kernel
 from jaxnn.chains import moves as annealing
-from jaxnn.chains import perturbation_search
-from jaxnn.descent import gradient_descent
+from jaxnn.descent import kernel as descent_kernel
 from jaxnn.gradients import check as gradient_check
 from jaxnn.search import engine as drawing
 from jaxnn.typing import Traits
@@ -316,7 +316,7 @@ def test_candidates_and_proposals_of_one_key_are_unrelated():
 
 
 def test_every_consumer_of_keys_has_a_tag_of_its_own():
-    modules = (drawing, perturbation_search, annealing, gradient_descent, gradient_check)
+    modules = (drawing, chain_kernel, annealing, descent_kernel, gradient_check)
     assert len({module.TAG for module in modules}) == 5
 
 

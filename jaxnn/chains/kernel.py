@@ -226,8 +226,8 @@ class StepContext(NamedTuple):
 def step_contexts(problem: Problem, keys: jax.Array, states: State) -> StepContext:
     """Return the context of the next step from each state, `(count,)`, of these chains' keys."""
 
-    def context_of(key: jax.Array, step: jax.Array, since: jax.Array, exponent: jax.Array):
-        time = step.astype(jnp.float32)
+    def context_of(words: jax.Array, step: jax.Array, since: jax.Array, exponent: jax.Array):
+        key, time = wrap(words), step.astype(jnp.float32)
         scale = jnp.asarray(initial_scale(problem)(time))
         if isinstance(problem.scale, OneFifth):
             scale = scale * 2 ** (exponent / GROWTH).astype(scale.dtype)
@@ -239,10 +239,13 @@ def step_contexts(problem: Problem, keys: jax.Array, states: State) -> StepConte
             threshold = jnp.asarray(problem.temperature(time)) * draw
         if problem.restart is not None:
             restarted = since >= problem.restart.patience
-        return StepContext(step_key, scale, restarted, threshold)
+        return StepContext(jax.random.key_data(step_key), scale, restarted, threshold)
 
+    wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(keys))
     counters = states.step, states.steps_since_improvement, states.exponent
-    return in_blocks(jax.vmap(context_of), (keys, *counters), None)
+    rows = jax.random.key_data(keys), *counters
+    contexts = in_blocks(jax.vmap(context_of), rows, None)
+    return contexts._replace(key=wrap(contexts.key))
 
 
 def best_proposals(
@@ -256,7 +259,11 @@ def best_proposals(
         numbers = jnp.tile(jnp.arange(num_proposals, dtype=jnp.uint32), num_steps)
         contexts = contexts._replace(key=jax.vmap(jax.random.fold_in)(contexts.key, numbers))
 
+    impl = jax.random.key_impl(contexts.key)
+    contexts = contexts._replace(key=jax.random.key_data(contexts.key))
+
     def propose_block(contexts: StepContext, flats: jax.Array) -> tuple[jax.Array, jax.Array]:
+        contexts = contexts._replace(key=jax.random.wrap_key_data(contexts.key, impl=impl))
         # Without the barrier XLA draws every proposal twice, once for its loss.
         moved = jax.lax.optimization_barrier(jax.vmap(partial(propose, problem))(contexts, flats))
         return moved, score(problem, moved)
@@ -334,6 +341,7 @@ def in_blocks(function: Callable[..., Any], rows: tuple[Any, ...], width: int | 
     """Apply a function of `width` rows to any number of rows; the first one fills up the last.
 
     Without a width all are one block, of a multiple of 16, since numbers round otherwise alone.
+    Keys come as their words: JAX's check of their reuse would take the filling for one.
     """
     count = jax.tree.leaves(rows)[0].shape[0]
     width = width or count + -count % MIN_LANES

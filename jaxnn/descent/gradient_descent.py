@@ -201,6 +201,12 @@ def gradient_descent(
     one = networks.first(params)
     chosen = _as_optimizer(learning_rate, optimizer, networks)
     batch = checks.as_batch(batch, one, value_and_grad_fn)
+    plan = kernel.as_plan(batch, batch_size, checks.as_flag("drop_remainder", drop_remainder))
+    num_epochs = checks.as_count("num_epochs", num_epochs, 0, (2**32 - 1) // plan.steps_per_epoch)
+    checks.check_concrete("tolerance", tolerance)
+    least_change = checks.as_real("tolerance", tolerance, inclusive=True)
+    unit = checks.as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
+    by_step = unit == "step" or plan.batch_size is None
     function = checks.as_partial("value_and_grad_fn", value_and_grad_fn)
     loss_dtype = checks.check_value_and_grad(function, one, batch)
     update = Partial(kernel.update_of, networks.first(chosen).update, function)
@@ -208,12 +214,6 @@ def gradient_descent(
     check_update(networks.first(chosen), update, one, (batch, loss))
     constant_loss = traits_of(value_and_grad_fn).constant_loss(batch)
     constant_loss = None if constant_loss is None else float(constant_loss)
-    plan = kernel.as_plan(batch, batch_size, checks.as_flag("drop_remainder", drop_remainder))
-    num_epochs = checks.as_count("num_epochs", num_epochs, 0, (2**32 - 1) // plan.steps_per_epoch)
-    checks.check_concrete("tolerance", tolerance)
-    least_change = checks.as_real("tolerance", tolerance, inclusive=True)
-    unit = checks.as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
-    by_step = unit == "step" or plan.batch_size is None
     rules = Rules(
         tolerance=least_change if by_step else None,
         epoch_tolerance=None if by_step else least_change,

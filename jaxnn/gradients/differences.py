@@ -56,6 +56,9 @@ def difference_errors(
         batch: any pytree that both functions take.
         steps: relative steps, each above 0, in float64.
 
+    Returns:
+        A `DifferenceErrors`.
+
     Raises:
         ValueError: if a step is not above 0.
 

@@ -40,7 +40,12 @@ __all__ = [
 
 
 class Activation(NamedTuple):
-    """An activation, and its derivative as a function of `(outputs, upstream)`."""
+    """An activation and its derivative.
+
+    Attributes:
+        forward: pre-activations to outputs, same shape.
+        backward: `(outputs, upstream)` to the gradient at the pre-activations, same shape.
+    """
 
     forward: Callable[[jax.Array], jax.Array]
     backward: Callable[[jax.Array, jax.Array], jax.Array]

@@ -77,11 +77,11 @@ class StepState(NamedTuple):
     """What the optimizers below remember.
 
     Attributes:
-        count: steps made, int32; it stops at the largest one.
+        step: steps made, int32; it stops at the largest one.
         moments: running means of the gradient, each a flat vector; `()` if there are none.
     """
 
-    count: jax.Array
+    step: jax.Array
     moments: PyTree
 
 
@@ -338,7 +338,7 @@ def _advance(
 ):
     """On flat vectors: one loop over all numbers takes less than a loop for each leaf."""
     whole, unravel = ravel_pytree(params)
-    step = jnp.minimum(state.count, jnp.iinfo(jnp.int32).max - 1) + 1
+    step = jnp.minimum(state.step, jnp.iinfo(jnp.int32).max - 1) + 1
     time = step.astype(jnp.float32)
     rate = jnp.asarray(learning_rate(time - 1))
     _check_single(rate, direction)
