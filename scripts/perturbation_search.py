@@ -17,7 +17,7 @@ import numpy as np
 from shared import cli
 from shared.figures import BLUE, Figure, film_regions, plt, save
 from shared.problems import DATA
-from shared.runs import finished, step_improvements, timed
+from shared.runs import done_before, finished, step_improvements, timed
 
 import jaxnn
 
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metric_fn=model.accuracy if arguments.plot or arguments.verbose else None,
         **options_of(arguments, model),
     )
-    resumes = arguments.checkpoint is not None and arguments.checkpoint.exists()
+    before = done_before(arguments.checkpoint)
     result, seconds = timed(
         climb,
         "num_steps",
@@ -139,8 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     steps = (result.num_evaluations // arguments.chains - 1) // arguments.proposals
     pace = {"num_chains": arguments.chains, "num_steps": steps, "seconds": seconds}
-    if not resumes:
-        pace["steps_per_second"] = steps * arguments.chains / seconds
+    pace["steps_per_second"] = (steps - before) * arguments.chains / seconds
     accuracy = float(model.accuracy(result.params, batch))
     if arguments.verbose:
         for line in step_improvements(result, arguments.proposals):

@@ -31,7 +31,7 @@ import numpy as np
 from shared import cli
 from shared.figures import BLUE, ORANGE, plt, save
 from shared.problems import DATA
-from shared.runs import candidate_improvements, finished, timed
+from shared.runs import candidate_improvements, done_before, finished, timed
 
 import jaxnn
 
@@ -74,8 +74,8 @@ def join_processes(parts: Sequence[str] | None) -> None:
 
 
 def search(arguments: argparse.Namespace, given: Sequence[Any]) -> tuple[Any, dict[str, float]]:
-    """Run the search; return the result and, unless it resumed, its pace."""
-    resumes = arguments.checkpoint is not None and arguments.checkpoint.exists()
+    """Run the search; return the result and its pace."""
+    before = done_before(arguments.checkpoint)
     thresholds = sorted(arguments.thresholds)
     result, seconds = timed(
         partial(jaxnn.random_search, *given, top_k=arguments.top_k, thresholds=thresholds),
@@ -88,8 +88,8 @@ def search(arguments: argparse.Namespace, given: Sequence[Any]) -> tuple[Any, di
         devices=jax.local_devices()[: arguments.devices],
         progress=True,
     )
-    rate = {} if resumes else {"candidates_per_second": result.num_evaluations / seconds}
-    return result, {"seconds": seconds, **rate}
+    rate = (result.num_evaluations - before) / seconds
+    return result, {"seconds": seconds, "candidates_per_second": rate}
 
 
 def report(result: Any, accuracy: float | None) -> dict[str, Any]:

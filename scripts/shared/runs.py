@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +27,13 @@ def timed(train: Callable[..., Any], amount: str, number: int, **options: Any) -
     started = time.perf_counter()
     result = train(**{amount: number}, **options)
     return result, time.perf_counter() - started
+
+
+def done_before(checkpoint: Path | None) -> int:
+    """Return the candidates, steps or epochs that a checkpoint holds; 0 if there is none yet."""
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    return jaxnn.saved_progress(checkpoint).done
 
 
 def candidate_improvements(
