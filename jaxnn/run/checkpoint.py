@@ -95,7 +95,7 @@ class Checkpoint(NamedTuple):
         name, count = asked
         if (done := saved.metadata["next"] - origin) > count:
             raise ValueError(
-                f"{name} must be at least {done}, as checkpoint {self.path} holds so many; "
+                f"{name} must be at least {done}, which checkpoint {self.path} holds; "
                 f"got {count}"
             )
         return self._with_history(saved) if has_history else saved

@@ -122,7 +122,7 @@ def pieces_of(evaluations: int, seeds: int) -> dict[str, Callable[[], dict[str, 
 
 
 def compared(found: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[str, Any]]:
-    """Return a row a library, with its pace beside that of jaxnn's fastest in the same turn."""
+    """Return a row a library, with its pace beside that of jaxnn's fastest in the same round."""
     rows = []
     for problem, sizes in PROBLEMS.items():
         for method, (libraries, _) in METHODS.items():

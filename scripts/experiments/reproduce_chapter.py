@@ -105,7 +105,7 @@ def show(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> Non
         return f"{np.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
     print("Random search, 2-3-3: loss, median and range over seeds; held-out accuracy, median")
-    print("(the larger counts of a row include the draws of the smaller ones)")
+    print("(each column continues the search of the column on its left)")
     rows = []
     for data in DATA_SETS:
         for scale in arguments.scales:

@@ -2,8 +2,8 @@
 
 Networks 7-40-40-1 (relu) with random weights answer all 128 inputs of 7 bits, so each computes one
 of 2^128 functions. How often is a function computed, by its rank beside Zipf's law and by its
-Lempel-Ziv complexity? Ranks come from the same networks as shares: of functions that are equally
-likely, the first is so by luck, while its interval is that of a function named beforehand. After
+Lempel-Ziv complexity? Ranks come from the same networks as shares: which of several equally likely
+functions comes first is chance, while its interval is that of a function named beforehand. After
 figure 1 of Valle-Perez, Camargo and Louis, "Deep learning generalizes because the
 parameter-function map is biased towards simple functions", ICLR 2019.
 
