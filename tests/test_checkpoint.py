@@ -561,7 +561,7 @@ def test_a_run_goes_on_from_what_it_saved_and_from_nothing_else(path):
     assert found is not None
     assert_same(found[:2], (ARRAYS, {**RUN.metadata, "next": 7}))
     assert begin(run, 2, origin=5) is not None
-    with pytest.raises(ValueError, match=r"num_steps must be at least 7, which checkpoint .* holds; got 6"):
+    with pytest.raises(ValueError, match=r"must be at least 7, which checkpoint .* holds; got 6"):
         begin(run, 6)
     with pytest.raises(ValueError, match="of another run: key is another"):
         begin(run._replace(metadata={**RUN.metadata, "key": [0, 8]}))

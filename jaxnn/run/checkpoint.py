@@ -95,8 +95,7 @@ class Checkpoint(NamedTuple):
         name, count = asked
         if (done := saved.metadata["next"] - origin) > count:
             raise ValueError(
-                f"{name} must be at least {done}, which checkpoint {self.path} holds; "
-                f"got {count}"
+                f"{name} must be at least {done}, which checkpoint {self.path} holds; got {count}"
             )
         return self._with_history(saved) if has_history else saved
 
