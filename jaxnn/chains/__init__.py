@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from jaxnn.chains.history import AcceptedSteps, ChainHistory
 from jaxnn.chains.kernel import Info, Kernel, State, chain_key, perturbation_kernel
 from jaxnn.run.programs import COMPILER_OPTIONS
 
-__all__ = ["COMPILER_OPTIONS", "Info", "Kernel", "State", "chain_key", "perturbation_kernel"]
+__all__ = [
+    "COMPILER_OPTIONS",
+    "AcceptedSteps",
+    "ChainHistory",
+    "Info",
+    "Kernel",
+    "State",
+    "chain_key",
+    "perturbation_kernel",
+]
