@@ -83,23 +83,6 @@ def test_value_and_slope(name, dtype):
     assert leaf_error(by_hand, by_jax) <= GRADIENT[dtype]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_reference_figures(dtype):
-    # worked figures: to the eight digits shown
-    expected = {
-        "softmax": [[1.0], [1.0]],
-        "sigmoid": [[0.73105858], [0.99966465]],
-        "tanh": [[0.76159416], [0.99999977]],
-        "relu": [[1.0], [8.0]],
-        "identity": [[1.0], [8.0]],
-    }
-    with jax.enable_x64(dtype == "float64"):
-        z = jnp.array([[1.0], [8.0]], dtype)
-        for name, outputs in expected.items():
-            got = ACTIVATIONS[name].forward(z)
-            np.testing.assert_allclose(got, outputs, rtol=FORWARD[dtype], atol=5e-9)
-
-
 def test_relu_slope_at_the_kink_and_beside_it():
     # worked by hand: 1 for positive, 0 for negative input; jax.nn.relu: 0 at 0
     z = np.array([0.0, -0.0, TINY, -TINY, 2.0, -2.0, 1e4])
@@ -110,31 +93,20 @@ def test_relu_slope_at_the_kink_and_beside_it():
     np.testing.assert_array_equal(by_hand, 3 * theirs)
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_infinities_have_limits(name):
-    outputs, slopes, _ = evaluate(name, [-np.inf, np.inf], [2, 3])
+def test_infinities_have_limits_and_nan_stays_nan():
     limits = {
         "identity": ([-np.inf, np.inf], [2, 3]),
         "relu": ([0, np.inf], [0, 3]),
         "sigmoid": ([0, 1], [0, 0]),
         "tanh": ([-1, 1], [0, 0]),
     }
-    np.testing.assert_array_equal(outputs, limits[name][0])
-    np.testing.assert_array_equal(slopes, limits[name][1])
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_nan_stays_nan(name):
-    outputs, slopes, _ = evaluate(name, [[np.nan, 1]], [[np.nan, 1]])
+    for name, expected in limits.items():
+        outputs, slopes, _ = evaluate(name, [-np.inf, np.inf, np.nan], [2, 3, np.nan])
+        np.testing.assert_array_equal(outputs, [*expected[0], np.nan])
+        np.testing.assert_array_equal(slopes, [*expected[1], np.nan])
+    outputs, slopes, _ = evaluate("softmax", [[np.nan, 1]], [[np.nan, 1]])
     assert np.isnan(outputs[0, 0])
     assert np.isnan(slopes[0, 0])
-
-
-def test_softmax_rows_sum_to_one_and_ignore_a_shift():
-    z = float32([[0.5, -1.0, 3.0], [100.0, 101.0, 99.0]])
-    a, b = (np.float64(activations.softmax(jnp.asarray(rows))) for rows in (z, z + 64))
-    np.testing.assert_allclose(np.sum(a, axis=1), 1, rtol=FORWARD["float32"])
-    np.testing.assert_allclose(b, a, rtol=FORWARD["float32"])
 
 
 def test_the_slope_of_a_saturated_softmax_keeps_its_digits():
