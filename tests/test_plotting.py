@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -69,13 +68,8 @@ def test_draws_into_the_axes_given_or_into_a_new_figure_with_its_legend_inside(n
     assert ax.get_ylabel()
     assert legend_box(ax).x0 >= 1
     assert ax.get_legend().get_window_extent().x1 <= ax.figure.bbox.x1
-
-
-@pytest.mark.parametrize("name", DRAW)
-def test_refuses_what_is_not_one_axes(name):
     with pytest.raises(TypeError, match="ax must be a matplotlib Axes or None; got a list"):
         DRAW[name]([1, 2])
-    assert plt.get_fignums() == []
 
 
 # Data
@@ -92,13 +86,6 @@ def test_data_draws_the_points_of_each_class_in_its_color_and_marker(labels):
     assert len(shapes) == 3
     assert legend_texts(ax) == ["class 0", "class 1", "class 2"]
     assert ax.get_title() == "21 rows, 3 classes"
-
-
-def test_data_without_a_class_keeps_the_others_colors():
-    ax = plotting.data(Batch(x=ROWS[:2], y=np.array([2, 2])))
-    assert legend_texts(ax) == ["class 2"]
-    assert to_hex(ax.collections[0].get_facecolor()[0]).upper() == plotting.COLORS[2]
-    assert ax.get_title() == "2 rows, 1 class"
 
 
 @pytest.mark.parametrize(
@@ -166,19 +153,8 @@ def test_boundary_is_where_two_scores_are_equal():
     scores = points @ WEIGHTS[:, :2] + BIASES[:2]
     assert len(points) > 100
     np.testing.assert_allclose(scores[:, 0], scores[:, 1], atol=1e-4)
-
-
-def test_predictions_are_asked_for_float32_rows_and_may_be_jax_arrays():
-    seen = []
-
-    def predict(x):
-        seen.append((x.dtype, x.shape))
-        return jax.jit(lambda x: jnp.stack([x[:, 0], -x[:, 0]], axis=1))(x)
-
-    wide = Batch(x=ROWS.astype(np.float64), y=LABELS % 2)
-    ax = plotting.decision_regions(predict, wide, resolution=8)
-    assert seen == [(np.float32, (21, 2)), (np.float32, (64, 2))]
-    assert ax.images[0].get_array().shape == (8, 8)
+    ax = plotting.decision_regions(lambda x: jnp.zeros((len(x), 4)), BATCH, resolution=5)
+    assert len(ax.collections) == 3  # one class everywhere: no boundary
 
 
 def test_ties_go_to_the_lowest_class_and_nan_stays_white():
@@ -195,36 +171,6 @@ def test_ties_go_to_the_lowest_class_and_nan_stays_white():
     np.testing.assert_array_equal(np.ma.getmaskarray(drawn), y <= -40)
     np.testing.assert_array_equal(drawn[y > -40], np.where(x < 3, 2, 0)[y > -40])
     ax.figure.canvas.draw()
-
-
-def test_boundary_goes_around_a_tie():
-    shifted = Batch(x=ROWS + np.array([0, 43])[None], y=LABELS % 2)
-    ax = plotting.decision_regions(lambda x: np.maximum(x - 3, 0) * [0, 1], shifted, resolution=50)
-    (boundary,) = ax.collections[2:]
-    heights = np.concatenate([path.vertices for path in boundary.get_paths()])[:, 1]
-    np.testing.assert_allclose(heights, 3, atol=np.ptp(ax.get_ylim()) / 50)  # one cell
-
-
-def test_one_class_everywhere_has_no_boundary():
-    ax = plotting.decision_regions(lambda x: np.zeros((len(x), 4)), BATCH, resolution=5)
-    assert len(ax.collections) == 3
-    assert not np.any(ax.images[0].get_array())
-    ax = plotting.decision_regions(lambda x: np.full((len(x), 3), np.nan), BATCH, resolution=5)
-    assert ax.get_title() == "Decision regions: 0.0 % of 21 rows right"
-
-
-@pytest.mark.parametrize(
-    ("predict", "error", "message"),
-    [
-        (lambda x: x[:, 0], ValueError, r"must be of shape \(21, classes\).*\(21,\)"),
-        (lambda x: x, ValueError, r"at least 3 classes; got \(21, 2\)"),
-        (lambda x: "class 1", TypeError, r"predict_fn\(x\) must be an array of real numbers"),
-    ],
-)
-def test_regions_refuse_predictions_that_do_not_fit(predict, error, message):
-    with pytest.raises(error, match=message):
-        plotting.decision_regions(predict, BATCH)
-    assert plt.get_fignums() == []
 
 
 # Loss curves
@@ -258,78 +204,17 @@ def test_seeds_of_one_x_are_pale_and_their_median_strong():
     assert legend_texts(ax) == ["search", "descent"]
 
 
-def test_seeds_of_different_x_have_no_median_and_one_legend_entry():
-    ax = plotting.loss_curves({"search": [(STEPS[:30], 1 / STEPS[:30]), (STEPS, 1 / STEPS)]})
-    assert [len(line.get_xdata()) for line in ax.get_lines()] == [30, 50]
-    assert len({line.get_color() for line in ax.get_lines()}) == 1
-    assert legend_texts(ax) == ["search"]
-
-
-def test_values_that_are_not_finite_leave_gaps():
-    y = np.array([np.inf, 3.0, np.nan, 2.0, -np.inf, 1.0])
-    ax = plotting.loss_curves({"sgd": (np.arange(6), y), "adam": (y, np.arange(6))})
-    ax.figure.canvas.draw()
-    expected = [np.nan, 3, np.nan, 2, np.nan, 1]
-    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), expected)
-    np.testing.assert_array_equal(ax.get_lines()[1].get_xdata(), expected)
-    assert 5 < ax.get_ylim()[1] < 7
-
-
-def test_a_diverged_seed_counts_as_large_in_the_median():
-    seeds = [([1, 2], [5.0, np.inf]), ([1, 2], [4.0, 2.0]), ([1, 2], [3.0, 1.0])]
-    *_, median = plotting.loss_curves({"sgd": seeds}).get_lines()
-    np.testing.assert_array_equal(median.get_ydata(), [4, 2])
-
-
 def test_values_without_a_logarithm_leave_gaps_and_an_empty_history_a_legend_entry():
-    curves = {"sgd": (np.arange(4), [8.0, 4.0, 0.0, 2.0]), "adam": [([], []), ([], [])]}
-    ax = plotting.loss_curves(curves, log_x=True, log_y=True)
+    curves = {"sgd": (np.arange(4), [np.inf, 4.0, 0.0, 2.0]), "adam": [([], []), ([], [])]}
+    ax = plotting.loss_curves(curves, log_x=True, log_y=True, steps=True, reference=0.25)
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [np.nan, 4, 0, 2])
+    assert ax.get_lines()[0].get_drawstyle() == "steps-post"
+    assert list(ax.get_lines()[-1].get_ydata()) == [0.25, 0.25]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     path = ax.transScale.transform_path(ax.get_lines()[0].get_path())
     assert np.isfinite(path.vertices).all(axis=1).tolist() == [False, True, False, True]
     ax.figure.canvas.draw()
-    assert legend_texts(ax) == ["sgd", "adam"]
-
-
-def test_steps_draws_staircases():
-    seeds = [(STEPS, 1 / STEPS), (STEPS, 2 / STEPS)]
-    for steps, style in ((True, "steps-post"), (False, "default")):
-        lines = plotting.loss_curves({"search": seeds}, steps=steps).get_lines()
-        assert {line.get_drawstyle() for line in lines} == {style}
-
-
-def test_reference_is_a_dashed_line_across():
-    given = {"reference": 0.25, "reference_label": "Bayes"}
-    ax = plotting.loss_curves({"sgd": (STEPS, 1 / STEPS)}, log_x=True, **given)
-    line = ax.get_lines()[-1]
-    assert (list(line.get_xdata()), list(line.get_ydata())) == ([0, 1], [0.25, 0.25])
-    assert line.get_linestyle() == "--"
-    assert legend_texts(ax) == ["sgd", "Bayes"]
-
-
-@pytest.mark.parametrize(
-    ("curves", "error", "message"),
-    [
-        ([(STEPS, STEPS)], TypeError, "curves must map labels to .* got a list"),
-        ({}, ValueError, "curves must hold at least one label"),
-        ({"sgd": []}, ValueError, "curves must hold at least one label"),
-        ({"sgd": STEPS}, ValueError, r"curves\['sgd'\] must be a tuple .* got a ndarray"),
-        ({"sgd": (STEPS,)}, ValueError, r"curves\['sgd'\] must be a tuple .* got a tuple of 1"),
-        ({"sgd": [(ROWS, ROWS)]}, ValueError, r"curves\['sgd'\] .* got \(21, 2\), \(21, 2\)"),
-        ({"sgd": (STEPS, ["a"] * 50)}, TypeError, r"curves\['sgd'\] y must be an array of real"),
-    ],
-)
-def test_curves_refuse(curves, error, message):
-    with pytest.raises(error, match=message):
-        plotting.loss_curves(curves)
-    assert plt.get_fignums() == []
-
-
-@pytest.mark.parametrize(("reference", "log_y"), [(np.nan, False), (0.0, True)])
-def test_curves_refuse_references(reference, log_y):
-    with pytest.raises(ValueError, match="reference must be a finite number"):
-        plotting.loss_curves({"sgd": (STEPS, STEPS)}, reference=reference, log_y=log_y)
-    assert plt.get_fignums() == []
+    assert legend_texts(ax)[:2] == ["sgd", "adam"]
 
 
 # Moving averages
@@ -344,7 +229,7 @@ def naive_average(values, window):
     return averages
 
 
-@pytest.mark.parametrize("window", [1, 3, 37, 39, 101])
+@pytest.mark.parametrize("window", [1, 37, 101])
 @pytest.mark.parametrize("broken", [False, True])
 def test_average_is_that_of_a_plain_loop(window, broken):
     values = RNG.normal(3.0, 2.0, 38)
@@ -356,40 +241,42 @@ def test_average_is_that_of_a_plain_loop(window, broken):
     np.testing.assert_array_equal(average.get_xdata(), np.arange(38))
 
 
-def test_raw_values_are_pale_behind_the_average():
-    raw, average = plotting.smoothed(jnp.arange(9), ylabel="loss", xlabel="epoch").get_lines()
-    assert raw.get_alpha() < 0.5
-    assert raw.zorder < average.zorder
-    assert raw.get_color() == average.get_color()
-    ax = average.axes
-    assert ax.get_legend() is None
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
-    assert "101" in ax.get_title()
+# What is refused
 
 
-def test_further_averages_take_further_colors_and_dashes_in_the_limits_of_the_caller():
-    _, ax = plt.subplots()
-    ax.set_ylim(0, 1)
-    for label in ("train", "test"):
-        plotting.smoothed(STEPS, ax, label=label)
-    _, first, _, second = ax.get_lines()
-    assert first.get_color() != second.get_color()
-    assert first.get_linestyle() != second.get_linestyle()
-    assert legend_texts(ax) == ["train", "test"]
-    assert ax.get_ylim() == (0, 1)
+def regions(predict):
+    return plotting.decision_regions(predict, BATCH)
+
+
+def curves_to(reference, **options):
+    return plotting.loss_curves({"sgd": (STEPS, STEPS)}, reference=reference, **options)
 
 
 @pytest.mark.parametrize(
-    ("values", "window", "error", "message"),
+    ("draw", "error", "message"),
     [
-        (ROWS, 3, ValueError, r"values .* \(steps,\); got shape \(21, 2\)"),
-        ([], 3, ValueError, r"values .* got shape \(0,\)"),
-        (["a"], 3, TypeError, "values must be an array of real numbers"),
-        (STEPS, 0, ValueError, "window must be an integer of at least 1; got 0"),
-        (STEPS, 4, ValueError, "window must be odd, to have a centre; got 4"),
+        (lambda: regions(lambda x: x[:, 0]), ValueError, r"of shape \(21, classes\).*\(21,\)"),
+        (lambda: regions(lambda x: x), ValueError, r"at least 3 classes; got \(21, 2\)"),
+        (lambda: regions(lambda x: "class 1"), TypeError, r"predict_fn\(x\) must be an array of"),
+        (lambda: curves_to(np.nan), ValueError, "reference must be a finite number"),
+        (lambda: curves_to(0.0, log_y=True), ValueError, "reference must be a finite number"),
+        (lambda: plotting.smoothed(ROWS), ValueError, r"values .* \(steps,\); got shape \(21, 2\)"),
+        (lambda: plotting.smoothed([]), ValueError, r"values .* got shape \(0,\)"),
+        (lambda: plotting.smoothed(STEPS, window=0), ValueError, "window must be .* at least 1"),
+        (lambda: plotting.smoothed(STEPS, window=4), ValueError, "window must be odd, to have"),
+        *(
+            (lambda curves=curves: plotting.loss_curves(curves), error, message)
+            for curves, error, message in (
+                ([(STEPS, STEPS)], TypeError, "curves must map labels to .* got a list"),
+                ({"sgd": []}, ValueError, "curves must hold at least one label"),
+                ({"sgd": (STEPS,)}, ValueError, r"curves\['sgd'\] must be .* got a tuple of 1"),
+                ({"sgd": [(ROWS, ROWS)]}, ValueError, r"curves\['sgd'\] .* got \(21, 2\), \(21, 2"),
+                ({"sgd": (STEPS, ["a"] * 50)}, TypeError, r"curves\['sgd'\] y must be an array"),
+            )
+        ),
     ],
 )
-def test_averages_refuse(values, window, error, message):
+def test_what_cannot_be_drawn_is_refused(draw, error, message):
     with pytest.raises(error, match=message):
-        plotting.smoothed(values, window=window)
+        draw()
     assert plt.get_fignums() == []
