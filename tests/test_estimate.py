@@ -42,17 +42,17 @@ def test_it_is_the_formula():
 
 @pytest.mark.parametrize("num_pairs", [30, pytest.param(1, marks=pytest.mark.exhaustive)])
 def test_the_cosine_with_the_gradient_follows_its_law(num_pairs):
-    """cos^2 ~ Beta(n/2, (d-1)/2): the mean of 400 is within 4 standard errors."""
+    """cos^2 ~ Beta(n/2, (d-1)/2): the mean of 200 is within 4 standard errors."""
     gradient, (n, d) = np.asarray(ravel_pytree(SLOPES)[0]), (num_pairs, 8)
     cosines = []
-    for key in jax.random.split(KEY, 400):
+    for key in jax.random.split(KEY, 200):
         found = np.concatenate(
             [np.ravel(leaf) for leaf in jax.tree.leaves(estimate(key, num_pairs=num_pairs))]
         )
         cosines.append(found @ gradient / (np.linalg.norm(found) * np.linalg.norm(gradient)))
     mean = n / (n + d - 1)
     deviation = np.sqrt(2 * n * (d - 1) / ((n + d - 1) ** 2 * (n + d + 1)))
-    assert abs(np.mean(np.square(cosines)) - mean) < 4 * deviation / np.sqrt(400)
+    assert abs(np.mean(np.square(cosines)) - mean) < 4 * deviation / np.sqrt(200)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
 from tolerances import FORWARD, float32, leaf_error
 
 from jaxnn.model.layers import Dense, check_params, dot, forward, layer_shapes
@@ -48,21 +47,6 @@ def test_worked_figures():
     )
     outputs = forward(yes, jnp.array([[0.29, 0.11, 0.80]]), hidden="sigmoid", output="softmax")
     np.testing.assert_allclose(outputs, [[0.52647369, 0.47352631]], rtol=FORWARD["float32"])
-
-
-@pytest.mark.parametrize(("output", "dtype"), [("softmax", "float32"), ("relu", "float64")])
-def test_forward_is_numpys(output, dtype):
-    hidden = np.tanh(np.float64(X) @ FIRST.weights.astype(float) + FIRST.biases)
-    logits = hidden @ LAST.weights.astype(float) + LAST.biases
-    expected = {
-        "softmax": scipy.special.softmax(logits, axis=1),
-        "relu": np.maximum(logits, 0),
-    }[output]
-    with jax.enable_x64(dtype == "float64"):
-        params, x = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (PARAMS, X))
-        outputs = jax.jit(lambda p, x: forward(p, x, hidden="tanh", output=output))(params, x)
-    assert outputs.dtype == dtype
-    assert leaf_error(outputs, expected) <= FORWARD[dtype]
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ def test_curves_are_lines_of_different_color_and_dashes():
     curves = {"sgd": (STEPS, 1 / STEPS), "adam": (STEPS * 3, np.exp(-STEPS))}
     ax = plotting.loss_curves(curves, xlabel="epoch")
     first, second = ax.get_lines()
+    assert first.get_drawstyle() == "default"
     np.testing.assert_array_equal(first.get_xydata(), np.stack([STEPS, 1 / STEPS], axis=1))
     np.testing.assert_array_equal(second.get_xydata(), np.stack([STEPS * 3, np.exp(-STEPS)], 1))
     assert first.get_color() != second.get_color()
@@ -191,8 +192,9 @@ def test_curves_are_lines_of_different_color_and_dashes():
 
 def test_seeds_of_one_x_are_pale_and_their_median_strong():
     seeds = [(STEPS, RNG.random(50)) for _ in range(4)]
-    ax = plotting.loss_curves({"search": seeds, "descent": (STEPS, 1 / STEPS)})
+    ax = plotting.loss_curves({"search": seeds, "descent": (STEPS, 1 / STEPS)}, steps=True)
     *pale, median, other = ax.get_lines()
+    assert other.get_drawstyle() == "steps-post"
     for line, (_, y) in zip(pale, seeds, strict=True):
         np.testing.assert_array_equal(line.get_ydata(), y)
         assert line.get_alpha() < 0.5
@@ -206,9 +208,8 @@ def test_seeds_of_one_x_are_pale_and_their_median_strong():
 
 def test_values_without_a_logarithm_leave_gaps_and_an_empty_history_a_legend_entry():
     curves = {"sgd": (np.arange(4), [np.inf, 4.0, 0.0, 2.0]), "adam": [([], []), ([], [])]}
-    ax = plotting.loss_curves(curves, log_x=True, log_y=True, steps=True, reference=0.25)
+    ax = plotting.loss_curves(curves, log_x=True, log_y=True, reference=0.25)
     np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [np.nan, 4, 0, 2])
-    assert ax.get_lines()[0].get_drawstyle() == "steps-post"
     assert list(ax.get_lines()[-1].get_ydata()) == [0.25, 0.25]
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     path = ax.transScale.transform_path(ax.get_lines()[0].get_path())

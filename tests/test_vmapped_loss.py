@@ -60,9 +60,10 @@ def one_of(population, index):
 def numpy_losses(model, population, batch):
     """The loss of every candidate by NumPy and SciPy, in float64."""
     _, hidden, output, loss, _ = model.settings
-    z, y = np.float64(batch.x), np.asarray(batch.y)
+    z, y = np.asarray(batch.x, np.float64), np.asarray(batch.y)
     for layer, (weights, biases) in enumerate(population):
-        z = z @ np.float64(weights) + (0 if biases is None else np.float64(biases)[:, None])
+        z = z @ np.asarray(weights, np.float64)
+        z = z if biases is None else z + np.asarray(biases, np.float64)[:, None]
         z = ACTIVATE[hidden](z) if layer < len(population) - 1 else z
     if loss == "categorical_crossentropy":
         y = np.eye(z.shape[-1])[y] if y.ndim == 1 else y
@@ -133,9 +134,8 @@ def test_accuracy_of_many_is_that_of_each(sizes, pair, width):
     assert wide.dtype == shares.dtype == np.float32
 
 
-@pytest.mark.parametrize("pair", FEW, ids="-".join)
-def test_in_float64(pair):
-    model = mlp((2, 3, 2), hidden="tanh", output=pair[0], loss=pair[1])
+def test_in_float64():
+    model = mlp((2, 3, 2), hidden="tanh")
     population, batch = draw_population(model, 17, "float64"), draw_batch(model, 3)
     with jax.enable_x64(True):
         losses = jax.vmap(model.loss, MANY)(population, batch)
@@ -161,7 +161,7 @@ def test_in_float64(pair):
 )
 def test_the_layout_goes_by_weights_outputs_and_width(sizes, width, layout):
     model = mlp(sizes)
-    population, batch = draw_population(model, width), draw_batch(model, 23)
+    population, batch = draw_population(model, width), draw_batch(model, 10)
     text = str(jax.make_jaxpr(jax.vmap(model.loss, MANY))(population, batch))
     assert ("scan" in text) == (layout == "by scalars")
     assert ("name=_pad" in text) == (layout == "by rows")
@@ -295,18 +295,17 @@ def test_gradients_of_many(pair):
     population, batch = draw_population(model, 16), draw_batch(model, 4)
 
     @jax.jit
-    def three_ways(population):
+    def in_every_way(population):
         return (
+            jax.vmap(model.value_and_grad, MANY)(population, batch)[1],
             jax.vmap(jax.grad(model.loss), MANY)(population, batch),
             jax.grad(lambda p: jnp.sum(jax.vmap(model.loss, MANY)(p, batch)))(population),
             jax.vmap(jax.grad(model.loss_reference), MANY)(population, batch),
         )
 
-    of_grad, of_map, expected = three_ways(population)
-    _, alone = model.value_and_grad(one_of(population, 5), batch)
-    assert leaf_error(of_grad, expected) <= GRADIENT["float32"]
-    assert leaf_error(of_map, expected) <= GRADIENT["float32"]
-    assert leaf_error(one_of(of_grad, 5), alone) <= GRADIENT["float32"]
+    by_hand, of_grad, of_map, expected = in_every_way(population)
+    for got in (by_hand, of_grad, of_map):
+        assert leaf_error(got, expected) <= GRADIENT["float32"]
 
 
 @pytest.mark.parametrize("pair", FEW, ids="-".join)
@@ -323,8 +322,7 @@ def test_logits_of_ten_thousand(pair):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slopes))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("leaf", range(4))
+@pytest.mark.parametrize(("leaf", "bad"), [(0, np.nan), (1, np.inf), (2, np.inf), (3, np.nan)])
 def test_a_broken_candidate_breaks_its_own_loss_alone(leaf, bad):
     leaves, tree = jax.tree.flatten(jax.tree.map(np.copy, POPULATION))
     leaves[leaf][9] = bad
