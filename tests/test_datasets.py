@@ -107,21 +107,13 @@ def test_vertical_has_the_stated_means_and_deviations_each_drawn_afresh(layout):
     assert_uncorrelated(np.concatenate(columns))
 
 
-@pytest.mark.parametrize("samples", [1, 7])
-def test_bands_are_evenly_spaced_from_0_to_1(samples):
-    points = by_class(datasets.vertical(KEY, samples, 5, layout="bands"), samples)
-    even = np.arange(samples) / max(samples - 1, 1)
-    np.testing.assert_array_equal(points[..., 0], np.tile(np.float32(even), (5, 1)))
-
-
-# spiral
-
-
 @pytest.mark.parametrize(("samples", "classes"), [(1, 1), (7, 5)])
-def test_spiral_radius_is_evenly_spaced_from_0_to_1(samples, classes):
+def test_bands_and_the_spirals_radius_are_evenly_spaced_from_0_to_1(samples, classes):
+    even = np.tile(np.arange(samples) / max(samples - 1, 1), (classes, 1))
+    points = by_class(datasets.vertical(KEY, samples, classes, layout="bands"), samples)
+    np.testing.assert_array_equal(points[..., 0], np.float32(even))
     points = by_class(datasets.spiral(KEY, samples, classes), samples)
     radius = np.hypot(points[..., 0], points[..., 1])
-    even = np.tile(np.arange(samples) / max(samples - 1, 1), (classes, 1))
     np.testing.assert_allclose(radius, even, rtol=ROUNDING, atol=0)
 
 

@@ -53,9 +53,7 @@ def test_worked_figures():
     ("options", "message"),
     [
         ({"hidden": "relus"}, "hidden must be one of 'identity', 'relu'.*got 'relus'"),
-        ({"hidden": "softmax"}, "hidden must be .*'tanh'; got 'softmax'"),
         ({"output": "soft"}, "output must be one of .*'softmax'; got 'soft'"),
-        ({"output": None}, "output must be one of .*; got None.*"),
     ],
 )
 def test_forward_refuses_an_unknown_activation_and_lists_the_known_ones(options, message):

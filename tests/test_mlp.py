@@ -277,24 +277,14 @@ def test_constant_loss_is_none_where_no_constant_answer_is_known():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "error", "message"),
-    [
-        ((3,), ValueError, r"^sizes must have at least 2 entries.*got \(3,\)"),
-        ((3, 0, 2), ValueError, r"^sizes\[1\] must be an integer of at least 1; got 0"),
-        ((3, 5.5, 2), TypeError, r"^sizes\[1\] must be.*got 5.5 \(float\)"),
-        ((3, True), TypeError, r"^sizes\[1\] must be.*got True"),
-        ("352", TypeError, "^sizes must be a sequence of integers; got a str"),
-        ((3, 5, 1), ValueError, "^sizes must end in at least 2 for output 'softmax'"),
-    ],
-)
-def test_bad_sizes_are_refused(sizes, error, message):
-    with pytest.raises(error, match=message):
-        mlp(sizes)
-
-
-@pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
+        ({"sizes": (3,)}, ValueError, r"^sizes must have at least 2 entries.*got \(3,\)"),
+        ({"sizes": (3, 0, 2)}, ValueError, r"^sizes\[1\] must be an integer of at least 1; got 0"),
+        ({"sizes": (3, 5.5, 2)}, TypeError, r"^sizes\[1\] must be.*got 5.5 \(float\)"),
+        ({"sizes": (3, True)}, TypeError, r"^sizes\[1\] must be.*got True"),
+        ({"sizes": "352"}, TypeError, "^sizes must be a sequence of integers; got a str"),
+        ({"sizes": (3, 1)}, ValueError, "^sizes must end in at least 2 for output 'softmax'"),
         ({"hidden": "ReLU"}, ValueError, "^hidden must be one of 'identity', 'relu'.*got 'ReLU'"),
         ({"output": None}, TypeError, "^output must be one of.*got None"),
         ({"loss": "mse"}, ValueError, "^loss must be one of 'mean_squared_error'.*got 'mse'"),
@@ -305,7 +295,7 @@ def test_bad_sizes_are_refused(sizes, error, message):
 )
 def test_bad_settings_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
-        mlp(SIZES, **settings)
+        mlp(**{"sizes": SIZES, **settings})
 
 
 # The border: refused by name, with nothing traced or compiled. `test_batch` and `test_layers` hold
