@@ -4,7 +4,9 @@ One network by hand, 2-4-4-3 with relu and tanh, carries every fault of the tabl
 chooses which, so that all of them run the same compiled code.
 """
 
+import copy
 import functools
+import pickle
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ import pytest
 from jax.tree_util import Partial
 
 import jaxnn
+from jaxnn.gradients import check as gradient_check
 from jaxnn.gradients.check import check_gradients
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
 from jaxnn.model.losses import OUTPUT_LOSSES
@@ -670,3 +673,38 @@ def test_validate_of_both_functions_is_asked():
     batch = batch_for(model)._replace(y=np.full(ROWS, 7))
     with pytest.raises(ValueError, match=r"batch\.y must be classes 0 to 1"):
         check_model(model, batch)
+
+
+def test_the_check_draws_num_samples_and_largest_is_of_all_of_them():
+    """Redrawn here: the keys are split from the check's own stream; the slope of x^2 is 2x."""
+
+    def two_normals(key):
+        return jax.random.normal(key, (2,))
+
+    stream = jax.random.fold_in(KEY, gradient_check.TAG)
+    drawn = np.stack([two_normals(key) for key in jax.random.split(stream, 3)])
+    report = check_gradients(
+        KEY, square, jax.value_and_grad(square), two_normals, None, num_samples=3
+    )
+    assert report.num_samples == 3
+    (leaf,) = report.leaves
+    assert leaf.largest == pytest.approx(2 * float(np.max(np.abs(drawn))), rel=1e-6)
+    assert (leaf.name, leaf.shape) == ("params", (2,))
+
+
+def test_a_report_pickles_with_its_key():
+    report = check("wrong sign")
+    for again in (pickle.loads(pickle.dumps(report)), copy.deepcopy(report)):
+        assert again._replace(worst_key=None) == report._replace(worst_key=None)
+        assert jnp.all(again.worst_key == report.worst_key)
+
+
+def test_the_callers_arrays_and_settings_are_left_alone():
+    batch = data()
+    before = {name: leaf.tobytes() for name, leaf in batch.items()}
+    for leaf in batch.values():
+        leaf.flags.writeable = False
+    check_gradients(KEY, loss_fn, Partial(by_hand, np.int32(NUMBERS["none"])), sample, batch)
+    assert {name: leaf.tobytes() for name, leaf in batch.items()} == before
+    assert not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    assert jnp.ones(()).dtype == np.float32

@@ -13,7 +13,7 @@ from jax import monitoring
 from test_activations import VALUES as ACTIVATE
 from tolerances import FORWARD, float32, leaf_error
 
-from jaxnn import metrics
+from jaxnn import gradient_descent, metrics
 from jaxnn.batch import Batch
 from jaxnn.model.layers import Dense
 from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES
@@ -329,3 +329,23 @@ def test_bad_arguments_are_refused_before_any_compilation(
         with pytest.raises(ValueError, match=message.replace(r"batch\.x", "^x")):
             model.apply(params, batch.x)
     assert compilations == []
+
+
+def test_the_trainers_take_what_the_functions_take():
+    model, key = mlp(SIZES), jax.random.key(0)
+    expected = model.loss(PARAMS, Batch(X, CLASSES))
+    for convert, batch in (
+        (lambda leaf: leaf.tolist(), Batch(X.tolist(), CLASSES.tolist())),
+        (lambda leaf: leaf.astype(">f8"), Batch(X.astype(">f8"), CLASSES.astype(">i2"))),
+    ):
+        given = key, model.value_and_grad, jax.tree.map(convert, PARAMS), batch
+        result = gradient_descent(*given, learning_rate=0.1, num_epochs=0)
+        assert result.loss == pytest.approx(float(expected), rel=FORWARD["float32"])
+        assert leaf_error(result.params, PARAMS) == 0
+
+
+def test_repr_is_the_call_that_builds_it():
+    expected = "mlp((2, 3, 3), hidden='relu', output='softmax', loss='categorical_crossentropy')"
+    assert repr(mlp((2, 3, 3))) == expected
+    model = mlp((3, 5, 2), output="sigmoid", loss="binary_crossentropy", hidden_biases=False)
+    assert eval(repr(model)) is model
