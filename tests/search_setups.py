@@ -48,8 +48,11 @@ def sample_fn(key):
     return jax.random.normal(key, (2,), jnp.float32)
 
 
+OWN = (KEY, loss_fn, sample_fn, BATCH)
+
+
 def search(**options) -> Any:
-    return jaxnn.random_search(KEY, loss_fn, sample_fn, BATCH, **{**OPTIONS, **options})
+    return jaxnn.random_search(*OWN, **{**OPTIONS, **options})
 
 
 def same(one, other):

@@ -1,73 +1,51 @@
 """Candidates by index: their params, their losses, and a user's own statistics of them."""
 
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_outcomes
-from programs import start_program
-from search_setups import BATCH, BUDGET, KEY, TILE, digest, loss_fn, same, sample_fn, search
+from search_setups import BATCH, BUDGET, COUNT, KEY, OWN, TILE, loss_fn, same, sample_fn, search
 
 import jaxnn
 from jaxnn.run import loop
 from jaxnn.search import Statistic, engine, evaluate, reduce
 
-GIVEN = KEY, loss_fn, sample_fn, BATCH
-NETWORK = jaxnn.mlp((2, 16, 3))
-
-
-def network_losses(count, start=0, **options):
-    batch = jaxnn.datasets.vertical(jax.random.key(1), samples=20)
-    sampler = NETWORK.sampler(scale=4.0)
-    return evaluate(KEY, NETWORK.loss, sampler, batch, start=start, count=count, **options)
-
-
 # --- losses by index
 
 
-@pytest.mark.parametrize("border", [3, 2**31, 2**32, 2**53, 2**53 + 2**32, 2**62, 2**63 - 3])
+@pytest.mark.parametrize("border", [3, 2**32, 2**53 + 2**32, 2**63 - 3])
 def test_losses_are_those_of_the_candidates_one_by_one(border):
     near = range(border - 3, border + 3)
     params = [jaxnn.candidate_params(KEY, sample_fn, i) for i in near]
-    losses = evaluate(*GIVEN, start=border - 3, count=6)
+    losses = evaluate(*OWN, start=border - 3, count=6)
     assert losses.dtype == np.float32
     np.testing.assert_array_equal(losses, [loss_fn(each, BATCH) for each in params])
     assert len(np.unique(params, axis=0)) == 6
 
 
-def test_a_thousand_losses_are_those_of_the_candidates():
-    params = jaxnn.candidate_params(KEY, sample_fn, np.arange(1_000))
-    losses = evaluate(*GIVEN, count=1_000)
-    np.testing.assert_array_equal(losses, [loss_fn(each, BATCH) for each in params])
-    tiles = evaluate(*GIVEN, count=1_000, memory_budget=BUDGET)
-    np.testing.assert_array_equal(tiles, losses)
+def test_thousands_of_losses_are_those_of_the_candidates():
+    params = jaxnn.candidate_params(KEY, sample_fn, np.arange(COUNT))
+    losses = evaluate(*OWN, count=COUNT)
+    np.testing.assert_array_equal(losses, jax.vmap(loss_fn, (0, None))(params, BATCH))
+    np.testing.assert_array_equal(evaluate(*OWN, count=COUNT, memory_budget=BUDGET), losses)
     assert np.any(np.isnan(losses))
     assert np.any(np.isneginf(losses))
-    assert len(np.unique(losses)) < 700  # There are ties.
+    assert len(np.unique(losses)) < COUNT / 2  # There are ties.
 
 
-def test_bits_of_a_networks_losses_do_not_depend_on_where_the_range_begins():
-    losses = network_losses(5_000, start=2**32 - 2_000)
-    for start, count in ((1, 1), (777, 4_096)):
-        part = network_losses(count, start=2**32 - 2_000 + start)
-        np.testing.assert_array_equal(part, losses[start : start + count])
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"count": 0}, ValueError, "count must be"),
-        ({"count": 2**30 + 1}, ValueError, "count must be"),
-        ({"count": 5, "start": 2**63 - 4}, ValueError, "start .* must be at most 2\\*\\*63; got"),
-        ({"count": 1, "start": -1}, ValueError, "start must be an integer of at least 0"),
-        ({"count": 1, "start": True}, TypeError, "start must be an integer of at least 0"),
-    ],
-)
-def test_ranges_that_are_none_are_refused(options, error, message):
-    with pytest.raises(error, match=message):
-        evaluate(*GIVEN, **options)
+def test_ranges_that_are_none_are_refused():
+    for message, options in {
+        "count must be an integer of at least 1; got 0": {"count": 0},
+        "count must be .*; got 1073741825": {"count": 2**30 + 1},
+        r"start .* must be at most 2\*\*63; got": {"count": 5, "start": 2**63 - 4},
+        "start must be an integer of at least 0; got -1": {"count": 1, "start": -1},
+        "start must be an integer of at least 0; got True": {"count": 1, "start": True},
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            evaluate(*OWN, **options)
 
 
 # --- params by index
@@ -82,35 +60,30 @@ def test_candidates_are_independent_normals():
     assert np.max(np.abs(pairs)) < 4 / np.sqrt(20_000)
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.uint64])
-def test_many_candidates_at_once_are_those_drawn_alone(dtype):
-    sampler = NETWORK.sampler()
-    indices = np.array([0, 7, 2**32 - 1, 2**32, 2**63 - 1], dtype)
-    many = jaxnn.candidate_params(KEY, sampler, indices)
-    for number, each in enumerate(indices):
-        one = jaxnn.candidate_params(KEY, sampler, int(each))
+def test_many_candidates_at_once_are_those_drawn_alone():
+    sampler = jaxnn.mlp((2, 16, 3)).sampler()
+    indices = [0, 7, 2**32 - 1, 2**32, 2**63 - 1]
+    many = jaxnn.candidate_params(KEY, sampler, np.array(indices))
+    for number, index in enumerate(indices):
+        one = jaxnn.candidate_params(KEY, sampler, index)
         assert same(jax.tree.map(operator.itemgetter(number), many), one)
-    few = jax.tree.map(lambda leaf: leaf[:2], many)
-    assert same(jaxnn.candidate_params(KEY, sampler, [0, 7]), few)
-    assert same(jaxnn.candidate_params(KEY, sampler, jnp.array([0, 7])), few)
+    assert same(jaxnn.candidate_params(KEY, sampler, np.array(indices, np.uint64)), many)
+    few = jaxnn.candidate_params(KEY, sample_fn, [0, 7])
+    assert same(jaxnn.candidate_params(KEY, sample_fn, jnp.array([0, 7])), few)
     assert jaxnn.candidate_params(KEY, sample_fn, []).shape == (0, 2)
 
 
 @pytest.mark.parametrize(
-    ("candidate", "error"),
+    ("error", "candidates"),
     [
-        (-1, ValueError),
-        (2**63, ValueError),
-        (1.5, TypeError),
-        (np.array([0, -1]), ValueError),
-        (np.array([2**63], np.uint64), ValueError),
-        (np.array([0.0]), TypeError),
-        (np.zeros((2, 2), int), TypeError),
+        (ValueError, [-1, 2**63, np.array([0, -1]), np.array([2**63], np.uint64)]),
+        (TypeError, [1.5, True, np.array([0.0]), np.zeros((2, 2), int)]),
     ],
 )
-def test_what_is_no_candidate_is_refused(candidate, error):
-    with pytest.raises(error, match=r"^candidate must be"):
-        jaxnn.candidate_params(KEY, sample_fn, candidate)
+def test_what_is_no_candidate_is_refused(error, candidates):
+    for candidate in candidates:
+        with pytest.raises(error, match=r"^candidate must be"):
+            jaxnn.candidate_params(KEY, sample_fn, candidate)
 
 
 def test_a_traced_candidate_is_refused():
@@ -124,7 +97,7 @@ def test_a_traced_candidate_is_refused():
 def test_a_sampler_that_draws_the_same_from_every_key_is_refused():
     with pytest.raises(ValueError, match="sample_fn must draw from its key; got the same params"):
         jaxnn.random_search(
-            KEY, loss_fn, lambda key: jnp.ones(2), BATCH, num_candidates=100, start=2**63 - 100
+            KEY, loss_fn, lambda key: jnp.ones(2), BATCH, num_candidates=9, start=2**63 - 9
         )
 
 
@@ -135,8 +108,7 @@ def test_a_sampler_of_few_values_is_none_that_ignores_its_key():
     def itself(params, batch):
         return params
 
-    for seed in range(20):
-        key = jax.random.key(seed)
+    for key in jax.random.split(KEY, 8):
         assert jaxnn.random_search(key, itself, bit, None, num_candidates=50).loss == 0
 
 
@@ -157,48 +129,42 @@ def test_samplers_that_draw_no_params_are_refused(sampler, error, message):
 # --- a user's own statistics
 
 
-def add_moments(state, tile):
-    """Count, sum and sum of squares of the finite losses of a tile."""
-    inside = tile.inside & jnp.isfinite(tile.value["loss"])
-    loss = jnp.where(inside, tile.value["loss"], 0.0)
-    count, total, squares = state
-    count = count + jnp.sum(inside, dtype=jnp.uint32)
-    return count, total + jnp.sum(loss), squares + jnp.sum(loss**2)
-
-
-def merge_moments(first, second):
-    return tuple(np.float64(a) + np.float64(b) for a, b in zip(first, second, strict=True))
-
-
-def largest_norm(state, tile):
-    return jnp.maximum(state, jnp.max(jnp.where(tile.inside, tile.value["norm"], -jnp.inf)))
-
-
 def values(params, batch):
     return {"loss": loss_fn(params, batch), "norm": jnp.sum(params**2)}
 
 
-OWN = {
-    "moments": Statistic((np.uint32(0), np.float32(0), np.float32(0)), add_moments, merge_moments),
-    "norm": Statistic(-np.inf, largest_norm, np.maximum),
-}
+def add_up(state, tile):
+    """Count and sum of the finite losses of a tile, and the largest norm of all params."""
+    loss, norm = tile.value["loss"], jnp.where(tile.inside, tile.value["norm"], -jnp.inf)
+    inside = tile.inside & jnp.isfinite(loss)
+    count = state[0] + jnp.sum(inside, dtype=jnp.uint32)
+    total = state[1] + jnp.sum(jnp.where(inside, loss, 0.0))
+    return count, total, jnp.maximum(state[2], jnp.max(norm))
+
+
+def merge_sums(first, second):
+    count, total = np.int64(first[0]) + second[0], np.float64(first[1]) + np.float64(second[1])
+    return count, total, np.maximum(first[2], second[2])
+
+
+SUMS = Statistic((np.uint32(0), np.float32(0), np.float32(-np.inf)), add_up, merge_sums)
 
 
 @pytest.mark.parametrize("tiles", [1, 64])
 def test_own_statistics_are_those_of_numpy(monkeypatch, tiles):
     monkeypatch.setattr(engine, "TILES_PER_CHUNK", tiles)
-    given, count = (KEY, values, sample_fn, BATCH, OWN), 10 * TILE + 7
-    states = reduce(*given, num_candidates=count, start=2**32 - 900, memory_budget=BUDGET)
-    losses = evaluate(*GIVEN, start=2**32 - 900, count=count).astype(np.float64)
+    start, count = 2**32 - 900, 10 * TILE + 7
+    given = KEY, values, sample_fn, BATCH, {"sums": SUMS}
+    options: Any = {"num_candidates": count, "start": start, "memory_budget": BUDGET}
+    states = reduce(*given, **options)
+    losses = evaluate(*OWN, start=start, count=count).astype(np.float64)
     losses = losses[np.isfinite(losses)]
-    number, total, squares = states["moments"]
+    number, total, norm = states["sums"]
     assert number == len(losses) < count
     np.testing.assert_allclose(total / number, np.mean(losses), rtol=1e-5)
-    np.testing.assert_allclose(squares / number - (total / number) ** 2, losses.var(), rtol=1e-4)
-    drawn = jaxnn.candidate_params(KEY, sample_fn, 2**32 - 900 + np.arange(count))
-    np.testing.assert_allclose(states["norm"], np.max(np.sum(np.square(drawn), axis=1)), rtol=1e-6)
-    again = reduce(*given, num_candidates=count, start=2**32 - 900, memory_budget=BUDGET)
-    assert same(states, again)
+    drawn = jaxnn.candidate_params(KEY, sample_fn, start + np.arange(count))
+    np.testing.assert_allclose(norm, np.max(np.sum(np.square(drawn), axis=1)), rtol=1e-6)
+    assert same(reduce(*given, **options), states)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +177,7 @@ def test_own_statistics_are_those_of_numpy(monkeypatch, tiles):
 )
 def test_what_is_no_statistic_is_refused(statistic, message):
     with pytest.raises(TypeError, match=message):
-        reduce(*GIVEN, {"own": statistic}, num_candidates=10)
+        reduce(*OWN, {"own": statistic}, num_candidates=10)
 
 
 # --- tiles and devices
@@ -250,21 +216,3 @@ def test_a_tile_that_does_not_fit_names_the_budget_and_keeps_the_checkpoint(monk
         with pytest.raises(MemoryError, match="memory_budget"):
             search(checkpoint=path)
     assert same(search(checkpoint=path), search())
-
-
-PROGRAM = """
-import jax, numpy as np, search_setups as here, test_engine, test_outcomes
-assert len(jax.local_devices()) == 8
-one = jax.local_devices()[:1]
-assert here.same(here.search(), here.search(devices=one))
-assert here.same(test_outcomes.count(), test_outcomes.count(devices=one))
-print(here.digest((here.search(), test_engine.network_losses(3_000), test_outcomes.count())))
-"""
-
-
-@pytest.mark.exhaustive
-def test_eight_devices_give_the_same_bits_as_one():
-    running = start_program("-c", PROGRAM, JAX_NUM_CPU_DEVICES="8")
-    out, err = running.communicate(timeout=200)
-    assert running.returncode == 0, err
-    assert out.split() == [digest((search(), network_losses(3_000), test_outcomes.count()))]

@@ -2,29 +2,39 @@
 
 import socket
 from itertools import pairwise
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from programs import end_at_random_moments, start_program
 from scipy import stats
-from search_setups import NETWORKS, digest, resumed, set_up, stop_after, whole
+from search_setups import (
+    COUNT,
+    OPTIONS,
+    OWN,
+    digest,
+    same,
+    sample_fn,
+    search,
+    set_up,
+    stop_after,
+    whole,
+)  # fmt: skip
 
 import jaxnn
-from jaxnn.search import engine
+from jaxnn.search import engine, merge
 
 ALL = range(200)
+START = 2**32 - 2_000
 
 
-def run_parts(number, folder, cuts, **more):
-    """Saves a set-up cut into runs; returns the checkpoints."""
-    given, options = set_up(number)
-    start, paths = options["start"], []
-    for first, last in pairwise([0, *cuts, options["num_candidates"]]):
-        part = {**options, "start": start + first, "num_candidates": last - first, **more}
-        paths.append(Path(folder) / f"{first}.npz")
-        jaxnn.random_search(*given, **part, checkpoint=paths[-1])
+def run_parts(folder, cuts, **more):
+    """Saves the search from `START` on in runs that end at the cuts; returns the checkpoints."""
+    paths = []
+    for first, last in pairwise([0, *cuts, COUNT]):
+        part = {"start": START + first, "num_candidates": last - first, **more}
+        paths.append(folder / f"{first}.npz")
+        search(**part, checkpoint=paths[-1])
     return paths
 
 
@@ -34,85 +44,97 @@ def output_of(program, timeout):
     return [line.split() for line in out.splitlines() if line[0].isdigit()]
 
 
-@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.exhaustive)])
-def test_parts_in_any_order_are_the_whole(number, tmp_path):
-    given, options = set_up(number)
-    third = options["num_candidates"] // 3
-    first, second, last = run_parts(number, tmp_path, [third, 2 * third + 1])
-    assert digest(jaxnn.merge_searches([last, first, second], given[2])) == whole(number)
-    assert jaxnn.merge_searches(first, given[2]).num_evaluations == third
+def test_parts_in_any_order_are_the_whole(tmp_path):
+    first, second, last = run_parts(tmp_path, [1_500, 3_001])
+    assert same(jaxnn.merge_searches([last, first, second], sample_fn), search(start=START))
+    assert jaxnn.merge_searches(first, sample_fn).num_evaluations == 1_500
 
 
 def test_a_gap_is_left_out(tmp_path):
-    given, options = set_up(0)
-    first, _, last = run_parts(0, tmp_path, [1_000, 1_500], num_candidates=400)
-    merged = jaxnn.merge_searches([last, first], given[2])
-    options |= {"num_candidates": 400}
-    options["start"], start = options["start"] + 1_500, options["start"]
-    alone = [jaxnn.random_search(*given, **{**options, "start": start + i}) for i in (0, 1_500)]
+    first, _, last = run_parts(tmp_path, [1_000, 1_500], num_candidates=400)
+    merged = jaxnn.merge_searches([last, first], sample_fn)
+    alone = [search(start=START + i, num_candidates=400) for i in (0, 1_500)]
     assert merged.num_evaluations == 800
     assert merged.loss == min(part.loss for part in alone)
     counts = np.sum([part.counts.num_below for part in alone], axis=0)
     assert merged.counts.num_below.tolist() == counts.tolist()
-    is_late = merged.history.candidate >= start + 1_500
-    expected = merged.history.candidate - start + 1 - 1_100 * is_late
+    is_late = merged.history.candidate >= START + 1_500
+    expected = merged.history.candidate - START + 1 - 1_100 * is_late
     np.testing.assert_array_equal(merged.history.evaluations, expected)
 
 
 def test_an_unfinished_part_makes_the_whole_unfinished(tmp_path, monkeypatch):
-    given, _ = set_up(0)
-    first, last = run_parts(0, tmp_path, [100])
+    first, last = run_parts(tmp_path, [100])
     last.unlink()
     monkeypatch.setattr(engine, "LARGEST_CHUNK", 1)
-    run_parts(0, tmp_path, [100], callback=stop_after(2, []))
-    part = jaxnn.merge_searches(last, given[2])
-    merged = jaxnn.merge_searches([first, last], given[2])
+    run_parts(tmp_path, [100], callback=stop_after(2, []))
+    part = jaxnn.merge_searches(last, sample_fn)
+    merged = jaxnn.merge_searches([first, last], sample_fn)
     assert merged.status == part.status == "stopped"
     assert merged.num_evaluations == 100 + part.num_evaluations < 1_000
 
 
 def test_parts_that_all_end_with_a_hit_have_the_interval_of_all_hits(tmp_path):
-    given, options = set_up(1)
-    paths = run_parts(1, tmp_path, [1_000, 2_000], target_loss=options["thresholds"][1])
-    merged = jaxnn.merge_searches(paths, given[2])
+    paths = run_parts(tmp_path, [1_000, 2_000], target_loss=OPTIONS["thresholds"][1])
+    merged = jaxnn.merge_searches(paths, sample_fn)
     assert (merged.status, merged.counts.num_below[1]) == ("reached", 3)
     misses = merged.num_evaluations - 3
     assert merged.counts.high[1] == pytest.approx(stats.beta.ppf(0.975, 3, misses))
-    run_parts(1, tmp_path, [1_000])  # The first part goes on to its end, and has other hits.
-    merged = jaxnn.merge_searches(paths[:1] + paths[2:], given[2])
+    run_parts(tmp_path, [1_000])  # The first part goes on to its end, and has other hits.
+    merged = jaxnn.merge_searches(paths[:1] + paths[2:], sample_fn)
     hits, misses = merged.counts.num_below[1], merged.num_evaluations - merged.counts.num_below[1]
     assert merged.counts.high[1] == pytest.approx(stats.beta.ppf(0.975, hits + 1, misses))
 
 
 def test_overlaps_and_other_searches_are_refused_by_name(tmp_path):
-    given, options = set_up(0)
-    first, last = run_parts(0, tmp_path, [500])
-    start = options["start"]
-    options |= {"start": start + 10_000, "num_candidates": 10}
+    first, last = run_parts(tmp_path, [500])
     others = [tmp_path / "other.npz", tmp_path / "key.npz"]
-    jaxnn.random_search(*given, **{**options, "top_k": 6}, checkpoint=others[0])
-    jaxnn.random_search(jax.random.key(99), *given[1:], **options, checkpoint=others[1])
+    search(start=0, num_candidates=10, thresholds=[0.0, 1.0, 2.0], checkpoint=others[0])
+    options = {**OPTIONS, "num_candidates": 10, "checkpoint": others[1]}
+    jaxnn.random_search(jax.random.key(99), *OWN[1:], **options)
     for message, paths in {
-        f"must not overlap; got .*0.npz up to index {start + 499} and .*0.npz from {start}":
+        f"must not overlap; got .*0.npz up to index {START + 499} and .*0.npz from {START}":
             [first, first],
-        r"other.npz is of another run: top_k was 6, is 5": [first, others[0]],
+        r"other.npz is of another run: thresholds was \[0.0, 1.0, 2.0\], is": [first, others[0]],
         r"key.npz is of another run: key is another": [last, others[1]],
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            jaxnn.merge_searches(paths, given[2])
+            jaxnn.merge_searches(paths, sample_fn)
     with pytest.raises(ValueError, match=r"0.npz is of another run: .*sample_fn"):
-        jaxnn.merge_searches([first], NETWORKS[0].sampler(scale=0.123))
+        jaxnn.merge_searches([first], lambda key: sample_fn(key) + 1.0)
 
 
 def test_missing_files_none_and_other_files_are_refused(tmp_path):
-    sampler = NETWORKS[0].sampler()
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        jaxnn.merge_searches([tmp_path / "nowhere.npz"], sampler)
-    with pytest.raises(ValueError, match="paths must name at least one"):
-        jaxnn.merge_searches([], sampler)
     (tmp_path / "text.npz").write_text("no checkpoint")
-    with pytest.raises(ValueError, match=r"cannot load .*text.npz"):
-        jaxnn.merge_searches([tmp_path / "text.npz"], sampler)
+    for paths, error, message in (
+        ([tmp_path / "nowhere.npz"], FileNotFoundError, "nowhere"),
+        ([], ValueError, "paths must name at least one"),
+        (tmp_path / "text.npz", ValueError, r"cannot load .*text.npz"),
+    ):
+        with pytest.raises(error, match=message):
+            jaxnn.merge_searches(paths, sample_fn)
+
+
+def test_several_devices_share_the_work_and_change_no_bit():
+    assert same(search(devices=jax.local_devices()[:1] * 3), search())
+
+
+def test_processes_search_a_part_each_and_return_the_whole(tmp_path, monkeypatch):
+    """Here one after the other; the exhaustive tests have two that meet."""
+    alone, found, messages = search(), None, []
+
+    def gather(message):
+        return messages.append(message) or messages
+
+    monkeypatch.setattr(merge, "_gather", gather)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        found = search(checkpoint=tmp_path / "search.npz")
+    assert same(found, alone)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "search.0-of-2.npz", "search.1-of-2.npz",
+    }  # fmt: skip
 
 
 @pytest.mark.exhaustive
@@ -165,8 +187,3 @@ jaxnn.random_search(*given, **options, checkpoint={str(path)!r})
     more = {**options, "num_candidates": done.num_evaluations + 500}
     found = jaxnn.random_search(*given, **more, checkpoint=path)
     assert digest(found) == whole(1, num_candidates=done.num_evaluations + 500)
-
-
-@pytest.mark.parametrize("number", [2])
-def test_a_search_resumed_at_any_candidate_is_the_whole(number, tmp_path):
-    assert resumed(number, tmp_path) == whole(number)

@@ -7,17 +7,7 @@ from search_setups import COUNT, OPTIONS, sample_fn, search
 
 import jaxnn
 from jaxnn.search import Histogram
-from jaxnn.search.engine import RunState
-from jaxnn.search.result import _threshold_counts
-from jaxnn.search.statistics import StatisticsConfig
-
-
-def interval(num_below, num_evaluations, is_stop=False):
-    """Low and high ends; where it is a stop, the threshold's own rule ended the search."""
-    config = StatisticsConfig("float32", 1, [0.5], None, None)
-    state = RunState({}, num_evaluations, stop_threshold=0.5 if is_stop else 0.25)
-    counts = _threshold_counts(np.array([num_below]), num_evaluations, state, config)
-    return counts.low[0], counts.high[0]
+from jaxnn.search.result import interval
 
 
 def test_counts_have_the_intervals_of_clopper_and_pearson():
@@ -27,8 +17,9 @@ def test_counts_have_the_intervals_of_clopper_and_pearson():
     for number, low, high in zip(counts.num_below, counts.low, counts.high, strict=True):
         expected = stats.binomtest(int(number), COUNT).proportion_ci(0.95, "exact")
         np.testing.assert_allclose([low, high], expected, rtol=1e-9)
-    assert interval(0, COUNT) == (0, pytest.approx(3.689 / COUNT, rel=1e-2))  # -ln 0.025
-    assert interval(7, 7)[1] == interval(1, 1, is_stop=True)[1] == 1
+    low, high = interval(np.array([0, 7, 1]), np.array([COUNT, 7, 1]), [False, False, True])
+    assert (low[0], high[0]) == (0, pytest.approx(3.689 / COUNT, rel=1e-2))  # -ln 0.025
+    assert high[1:].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("probability", [0.01, 0.1, 0.4])
@@ -36,43 +27,37 @@ def test_counts_have_the_intervals_of_clopper_and_pearson():
 def test_intervals_of_a_search_that_its_hits_ended_cover_95_percent(probability, hits):
     draws = hits + np.arange(40 * hits / probability).astype(int)
     chance = stats.nbinom.pmf(draws - hits, hits, probability)
-    low, high = np.array([interval(hits, int(n), is_stop=True) for n in draws]).T
+    low, high = interval(hits, draws, True)
     assert np.sum(chance * (low > probability)) <= 0.025
     assert np.sum(chance * (high < probability)) <= 0.025
     assert np.sum(chance) > 1 - 1e-6
     # The ends for a fixed number of draws are wider, so they are not what is used here.
-    assert np.all(high[1:] < [interval(hits, int(n))[1] for n in draws[1:]])
+    assert np.all(high[1:] < interval(hits, draws[1:], False)[1])
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"target_loss": -2.0, "thresholds": [-2.0, -1.0]},
-        {"collect": jaxnn.Collect(-2.0, 20, stop=True), "thresholds": [-2.0, -1.0]},
-    ],
+    "options", [{"target_loss": -1.5}, {"collect": jaxnn.Collect(-1.5, 30, stop=True)}]
 )
 def test_a_search_that_ended_early_has_the_interval_of_its_own_rule(options, tmp_path):
-    found = search(**options, checkpoint=tmp_path / "search.npz")
-    hits, others = found.counts.num_below.tolist()
-    n, (low, high) = found.num_evaluations, (found.counts.low, found.counts.high)
-    assert (found.status, hits) == ("reached", 20 if "collect" in options else 1)
-    np.testing.assert_allclose(
-        low, stats.beta.ppf(0.025, [hits, others], [n + 1 - hits, n + 1 - others])
-    )
-    np.testing.assert_allclose(
-        high, stats.beta.ppf(0.975, [hits, others + 1], [n - hits, n - others])
-    )
-    again = search(**options, checkpoint=tmp_path / "search.npz")
-    merged = jaxnn.merge_searches(tmp_path / "search.npz", sample_fn)
+    shared = {"thresholds": [-1.5, -1.0, 0.25], "checkpoint": tmp_path / "search.npz"}
+    found = search(**options, **shared)
+    hits, *others = found.counts.num_below.tolist()
+    n, (low, high) = found.num_evaluations, found.counts[-2:]
+    assert (found.status, hits) == ("reached", 30 if "collect" in options else 1)
+    expected = stats.beta.ppf(0.025, found.counts.num_below, n + 1 - found.counts.num_below)
+    np.testing.assert_allclose(low, expected)
+    expected = stats.beta.ppf(0.975, [hits, *(k + 1 for k in others)], n - found.counts.num_below)
+    np.testing.assert_allclose(high, expected)
+    again = search(**options, **shared)
+    merged = jaxnn.merge_searches(shared["checkpoint"], sample_fn)
     assert again.counts.high.tolist() == merged.counts.high.tolist() == high.tolist()
     # A search that goes on past the hit is one of a fixed number of candidates.
-    options = {**options, "target_loss": None}
-    if "collect" in options:
-        options["collect"] = options["collect"]._replace(stop=False)
-    longer = search(**options, checkpoint=tmp_path / "search.npz")
+    longer = search(
+        collect=options.get("collect", OPTIONS["collect"])._replace(stop=False), **shared
+    )
     assert (longer.status, longer.num_evaluations) == ("completed", COUNT)
-    number = int(longer.counts.num_below[0])
-    assert longer.counts.high[0] == pytest.approx(interval(number, COUNT)[1])
+    expected = stats.binomtest(int(longer.counts.num_below[0]), COUNT).proportion_ci(0.95, "exact")
+    assert longer.counts.high[0] == pytest.approx(expected.high)
 
 
 def test_a_result_prints_a_summary():

@@ -39,22 +39,24 @@ from jaxnn.run.loop import Limits, Progress, Work, run
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
 from jaxnn.run.random import add, fold_index, join, words
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
-from jaxnn.typing import LossFn, PyTree, SampleFn, Status, traits_of
+from jaxnn.typing import Function, LossFn, PyTree, SampleFn, Status, traits_of
 
 TAG = 0x52414E44
 """Folded into the key, so that no other trainer draws the same from it."""
 DRAWS_TO_DIFFER = 64
 """A sampler of one fair bit draws the same from as many keys once in 2^63 searches."""
-MEMORY_BUDGETS, LARGEST_TILES = {"cpu": 2**22}, {"cpu": 2**14}
-"""By platform: on CPUs a tile stays in the caches of the cores. Others get the following."""
-MEMORY_BUDGET, LARGEST_TILE = 2**28, 2**20
+ON_CPUS, ELSEWHERE = (2**22, 2**14), (2**28, 2**20)
+"""Bytes for a tile, and its largest size; on CPUs it stays in the caches of the cores."""
 LARGEST_CHUNK = 2**30
 """Candidates in one call of the compiled loop, whose counts are of 32 bits."""
 TILES_PER_CHUNK = 64
 """For each device, in `reduce`: a fixed number, so that sums of floats are the same each time."""
 
+Statistics = Mapping[str, Statistic]
+Totals = dict[str, PyTree]  # the state of each statistic, by its name
 
-class SearchProblem(NamedTuple):
+
+class Problem(NamedTuple):
     """What a candidate is, and what is computed of it: an argument of the compiled loop."""
 
     value: Partial  # value(params, batch) -> what the statistics look at
@@ -82,7 +84,7 @@ class StopRule(NamedTuple):
 class RunState(NamedTuple):
     """How far a run has come."""
 
-    totals: dict[str, PyTree]  # the states of the statistics, of all candidates below `end`
+    totals: Totals  # of all candidates below `end`
     end: int
     status: Status = "completed"
     stop_threshold: float | None = None  # that of the rule which candidate `end - 1` has met
@@ -241,14 +243,14 @@ def reduce(
 def set_up(
     key: jax.Array,
     name: str,
-    value_fn: Callable[..., PyTree],
+    value_fn: Function,
     sample_fn: SampleFn,
     batch: PyTree,
     start: int,
     num_candidates: int,
     memory_budget: int | None,
     devices: Sequence[Any],
-) -> tuple[SearchProblem, Span, PyTree]:
+) -> tuple[Problem, Span, PyTree]:
     """Check what every search takes; return its problem and range, and the shapes of a value."""
     key, start = as_key("key", key), as_count("start", start)
     num_candidates = as_count("num_candidates", num_candidates, minimum=1)
@@ -261,54 +263,42 @@ def set_up(
     batch = as_batch(batch, params, value_fn)
     shapes = shapes_of(name, value, params, batch)
     tile = tile_size(value_fn, params, batch, memory_budget, devices[0].platform)
-    problem = SearchProblem(value, sample, batch, jax.random.fold_in(key, TAG))
+    problem = Problem(value, sample, batch, jax.random.fold_in(key, TAG))
     return problem, Span(start, start + num_candidates, tile), shapes
 
 
 def tile_size(
-    value_fn: Callable[..., PyTree],
-    params: PyTree,
-    batch: PyTree,
-    memory_budget: int | None,
-    platform: str,
+    value_fn: Function, params: PyTree, batch: PyTree, memory_budget: int | None, platform: str
 ) -> int:
-    """Candidates a tile: a power of two, a function of shapes, budget and platform alone.
-
-    Where the function's traits do not tell what a candidate needs, rows times the widest axis of
-    the params stands for its largest intermediate value.
-    """
-    if memory_budget is None:
-        memory_budget = MEMORY_BUDGETS.get(platform, MEMORY_BUDGET)
-    budget = as_count("memory_budget", memory_budget, minimum=1)
-    rows = max((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=1)
-    widest = max((max(leaf.shape, default=1) for leaf in jax.tree.leaves(params)), default=1)
-    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    candidate_bytes = traits_of(value_fn).candidate_bytes
-    guess = 4 * max(rows * widest, size)
-    needed = guess if candidate_bytes is None else candidate_bytes(params, batch)
+    """Candidates a tile: a power of two, a function of shapes, budget and platform alone."""
+    budget, largest = ON_CPUS if platform == "cpu" else ELSEWHERE
+    if memory_budget is not None:
+        budget = as_count("memory_budget", memory_budget, minimum=1)
+    if (candidate_bytes := traits_of(value_fn).candidate_bytes) is not None:
+        needed = candidate_bytes(params, batch)
+    else:  # Rows times the widest axis of the params stands for the largest intermediate value.
+        shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+        rows = max((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim), default=1)
+        widest = max((max(shape, default=1) for shape in shapes), default=1)
+        needed = 4 * max(rows * widest, sum(map(math.prod, shapes)))
     fitting = max(budget // max(needed, 1), 1)
-    return min(1 << (fitting.bit_length() - 1), LARGEST_TILES.get(platform, LARGEST_TILE))
+    return min(1 << (fitting.bit_length() - 1), largest)
 
 
 def search_metadata(
-    trainer: str, key: jax.Array, name: str, problem: SearchProblem, span: Span
+    trainer: str, key: jax.Array, name: str, problem: Problem, span: Span
 ) -> dict[str, Any]:
     """Return what a run shares with those that go on with it; `name` is the value function's."""
-    params = jax.eval_shape(problem.sample, key)
-    functions = {
-        "sample_fn": (problem.sample, (key,), (0,)),
-        name: (problem.value, (params, problem.batch), (0, None)),
-    }
-    return {
-        **run_metadata(trainer, key, {"batch": problem.batch}, functions),
-        "start": span.start,
-        "tile width, which memory_budget sets": span.tile,
-    }
+    given = jax.eval_shape(problem.sample, key), problem.batch
+    value, sample = (problem.value, given, (0, None)), (problem.sample, (key,), (0,))
+    functions = {"sample_fn": sample, name: value}
+    shared = run_metadata(trainer, key, {"batch": problem.batch}, functions)
+    return {**shared, "start": span.start, "tile width, which memory_budget sets": span.tile}
 
 
 def run_search(
-    problem: SearchProblem,
-    statistics: Mapping[str, Statistic],
+    problem: Problem,
+    statistics: Statistics,
     span: Span,
     devices: Sequence[Any],
     limits: Limits,
@@ -320,21 +310,25 @@ def run_search(
 ) -> RunState:
     """Reduce the span, from its checkpoint if there is one, to its end or to a stop rule."""
     check_draws(problem, span.start)
-    state = _restored(checkpoint, statistics, span)
+    totals = start_totals(statistics)
+    state, asked = RunState(totals, span.start), ("num_candidates", span.stop - span.start)
+    saved = checkpoint and checkpoint.begin(tree_to_arrays(totals), asked, origin=span.start)
+    if saved:
+        end, threshold = saved.metadata["next"], saved.metadata["stop_threshold"]
+        state = RunState(arrays_to_tree(totals, saved.arrays), end, stop_threshold=threshold)
     begin = state.end
 
-    def take(state: RunState, end: int) -> dict[str, PyTree]:
+    def take(state: RunState, end: int, threshold: float | None = None) -> RunState:
         chunk = span._replace(start=state.end, stop=end)
-        return reduce_range(problem, statistics, chunk, devices, state.totals)
+        totals = reduce_range(problem, statistics, chunk, devices, state.totals)
+        return RunState(totals, end, stop_threshold=threshold)
 
     def advance(state: RunState, _: int, tiles: int) -> tuple[RunState, Status | None]:
-        end = min(begin + tiles * span.tile, span.stop)
-        totals = take(state, end)
-        if (hit := _stopping_hit(rules, totals)) is None:
-            return RunState(totals, end), None
+        further = take(state, min(begin + tiles * span.tile, span.stop))
+        if (hit := _stopping_hit(rules, further.totals)) is None:
+            return further, None
         # The chunk went past the hit, so the totals up to it are made anew.
-        last, threshold = hit
-        return RunState(take(state, last + 1), last + 1, stop_threshold=threshold), "reached"
+        return take(state, hit[0] + 1, hit[1]), "reached"
 
     work = Work(
         advance,
@@ -356,21 +350,7 @@ def run_content(state: RunState) -> tuple[dict[str, np.ndarray], dict[str, Any],
     return tree_to_arrays(state.totals), metadata, None
 
 
-def _restored(
-    checkpoint: Checkpoint | None, statistics: Mapping[str, Statistic], span: Span
-) -> RunState:
-    """Where to go on: at the start, or where the checkpoint ends."""
-    fresh, asked = start_totals(statistics), ("num_candidates", span.stop - span.start)
-    saved = checkpoint and checkpoint.begin(tree_to_arrays(fresh), asked, origin=span.start)
-    if not saved:
-        return RunState(fresh, span.start)
-    end, threshold = saved.metadata["next"], saved.metadata["stop_threshold"]
-    return RunState(arrays_to_tree(fresh, saved.arrays), end, stop_threshold=threshold)
-
-
-def _stopping_hit(
-    rules: Sequence[StopRule], totals: Mapping[str, PyTree]
-) -> tuple[int, float] | None:
+def _stopping_hit(rules: Sequence[StopRule], totals: Totals) -> tuple[int, float] | None:
     """The candidate with which a search ends, if it was met, and the threshold of its rule."""
     hits = []
     for table, threshold, num_hits in rules:
@@ -381,14 +361,12 @@ def _stopping_hit(
     return min(hits, default=None)
 
 
-def start_totals(statistics: Mapping[str, Statistic]) -> dict[str, PyTree]:
+def start_totals(statistics: Statistics) -> Totals:
     """Return the states of no candidates, in the dtypes that they have on the host."""
     return {name: each.merge(each.start, each.start) for name, each in statistics.items()}
 
 
-def merge_states(
-    statistics: Mapping[str, Statistic], first: Mapping[str, PyTree], *others: Mapping[str, PyTree]
-) -> dict[str, PyTree]:
+def merge_states(statistics: Statistics, first: Totals, *others: Totals) -> Totals:
     """Join the states of disjoint ranges, given in the order of their indices."""
     return {
         name: functools.reduce(each.merge, (part[name] for part in others), first[name])
@@ -397,21 +375,16 @@ def merge_states(
 
 
 def reduce_range(
-    problem: SearchProblem,
-    statistics: Mapping[str, Statistic],
-    span: Span,
-    devices: Sequence[Any],
-    totals: dict[str, PyTree],
-) -> dict[str, PyTree]:
+    problem: Problem, statistics: Statistics, span: Span, devices: Sequence[Any], totals: Totals
+) -> Totals:
     """Take at most 2^30 candidates into the totals; each device reduces its shard of the tiles."""
-    states = {name: statistic.start for name, statistic in statistics.items()}
-    updates = {name: statistic.update for name, statistic in statistics.items()}
+    states = {name: each.start for name, each in statistics.items()}
+    updates = {name: each.update for name, each in statistics.items()}
     running = []
     try:
         for (first, last), device in zip(shards(span, len(devices)), devices, strict=False):
-            inputs = jax.device_put((problem, updates, states), device)
-            size = np.uint32(last - first)
-            running.append(_reduce_shard(*inputs, words(first), size, tile=span.tile))
+            given = *jax.device_put((problem, updates, states), device), words(first)
+            running.append(_reduce_shard(*given, np.uint32(last - first), tile=span.tile))
         parts = [jax.tree.map(np.asarray, reduced) for reduced in running]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -433,14 +406,14 @@ def shards(span: Span, workers: int) -> Iterator[tuple[int, int]]:
 
 @program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)
 def _reduce_shard(
-    problem: SearchProblem,
+    problem: Problem,
     updates: Mapping[str, Partial],
-    states: Mapping[str, PyTree],
+    states: Totals,
     begin: tuple[jax.Array, jax.Array],
     size: jax.Array,
     *,
     tile: int,
-) -> dict[str, PyTree]:
+) -> Totals:
     """Take `size` candidates from index `begin` on into the states, tile after tile."""
     lanes = jnp.arange(tile, dtype=jnp.uint32)
 
@@ -449,7 +422,7 @@ def _reduce_shard(
         params = problem.sample(fold_index(problem.stream, high, low))
         return problem.value(params, problem.batch)
 
-    def take_tile(number: jax.Array, states: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    def take_tile(number: jax.Array, states: Totals) -> Totals:
         # Lanes past the end are evaluated as well, since all tiles have one width.
         offset = number * jnp.uint32(tile) + lanes
         high, low = add(*begin, offset)
@@ -460,13 +433,14 @@ def _reduce_shard(
     return jax.lax.fori_loop(jnp.uint32(0), num_tiles, take_tile, dict(states))
 
 
-def check_draws(problem: SearchProblem, start: int) -> None:
+def check_draws(problem: Problem, start: int) -> None:
     """Refuse a sampler that draws the same params from every key."""
     first, *others = ((start + i) % 2**63 for i in range(DRAWS_TO_DIFFER))
     drawn = jax.tree.leaves(_draw(problem.sample, problem.stream, *words(first)))
+    equal = functools.partial(np.array_equal, equal_nan=True)
     for index in others:
         other = jax.tree.leaves(_draw(problem.sample, problem.stream, *words(index)))
-        if not all(map(functools.partial(np.array_equal, equal_nan=True), drawn, other)):
+        if not all(map(equal, drawn, other)):
             return
     raise ValueError(
         f"sample_fn must draw from its key; got the same params from {DRAWS_TO_DIFFER} keys: "
@@ -477,8 +451,6 @@ def check_draws(problem: SearchProblem, start: int) -> None:
 def _words_of(candidate: Any) -> tuple[Any, Any]:
     """The words of an index, or of each index of an array."""
     check_concrete("candidate", candidate)
-    if np.ndim(candidate) == 0:
-        return words(as_count("candidate", candidate, maximum=2**63 - 1))
     indices: Any = np.asarray(candidate, None if np.size(candidate) else np.int64)
     if indices.ndim > 1 or indices.dtype.kind not in "iu":
         raise TypeError(

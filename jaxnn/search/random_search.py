@@ -1,9 +1,8 @@
 """Random search: draw whole candidates, keep the best, and learn how losses are spread.
 
-Candidate `i` is `sample_fn(key_i)` with a key that depends on the search's key and on `i` alone,
-so an index stands for its params: the search stores indices, and `candidate_params` returns the
-params. Losses are always evaluated in tiles of one width, which makes them the same bits however
-the search is cut into chunks, devices, processes or runs. `jaxnn.search.evaluate` returns them.
+It is a reduction of the losses that `jaxnn.search.evaluate` returns, bit for bit: `engine` draws
+and evaluates candidates, `statistics` says what is kept of them, `result` what is reported, and
+`merge` joins the parts of a search.
 
 Reference: Brooks, "A discussion of random methods for seeking maxima", Operations Research 1958.
 """
@@ -142,9 +141,8 @@ def random_search(
         if checkpoint is not None:
             saved = Checkpoint(own_path(Path(checkpoint)), metadata)
         limits, statistics = limits._replace(is_interrupted=is_interrupted), statistics_of(config)
-        state = run_search(
-            problem, statistics, span, devices, limits, saved, progress_of, rules=rules
-        )
+        given = problem, statistics, span, devices, limits, saved, progress_of
+        state = run_search(*given, rules=rules)
         if is_alone:
             result = make_result(params_of, [(span.start, state.end)], state, config)
         else:

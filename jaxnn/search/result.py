@@ -17,7 +17,7 @@ from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import summary
 from jaxnn.run.random import join
 from jaxnn.search.engine import RunState
-from jaxnn.search.statistics import CandidateTable, StatisticsConfig, bin_edges
+from jaxnn.search.statistics import StatisticsConfig, Table, bin_edges
 from jaxnn.typing import PyTree, Status
 
 CONFIDENCE = 0.95
@@ -176,9 +176,12 @@ def make_result(
 ) -> RandomSearchResult:
     """Return the result of a search over these ranges, in order."""
     totals, num_evaluations = state.totals, sum(end - start for start, end in spans)
+    thresholds, num_below = np.array(config.thresholds, config.loss_dtype), totals["num_below"]
+    draws = max(num_evaluations, 1)
+    ends = interval(num_below, draws, [each == state.stop_threshold for each in config.thresholds])
     candidate, loss = best_of(totals)
     trail = as_candidates(totals["improvements"])
-    no_table = CandidateTable(*np.zeros((3, 0), config.loss_dtype))
+    no_table = Table(*np.zeros((3, 0), config.loss_dtype))
     is_nonfinite = candidate is None and state.status == "completed"
     return RandomSearchResult(
         params=None if candidate is None else params_of(candidate),
@@ -190,7 +193,7 @@ def make_result(
         history=Improvements(_evaluations(spans, trail.candidate), *trail),
         top=as_candidates(totals["best"]),
         histogram=_as_histogram(totals["histogram"], config),
-        counts=_threshold_counts(totals["num_below"], num_evaluations, state, config),
+        counts=ThresholdCounts(thresholds, num_below, num_below / draws, *ends),
         collected=as_candidates(totals.get("collected", no_table)),
     )
 
@@ -201,7 +204,7 @@ def best_of(totals: dict[str, PyTree]) -> tuple[int | None, float]:
     return (int(top.candidate[0]), float(top.loss[0])) if top.candidate.size else (None, np.inf)
 
 
-def as_candidates(table: CandidateTable) -> Candidates:
+def as_candidates(table: Table) -> Candidates:
     """Return indices and losses of a table, without its empty places."""
     here = np.isfinite(table.loss)
     return Candidates(join(table.high[here], table.low[here]).astype(np.int64), table.loss[here])
@@ -218,19 +221,15 @@ def _as_histogram(counts: np.ndarray, config: StatisticsConfig) -> Histogram:
     return Histogram(bin_edges(first, last).astype(np.float64), counts[first : last + 1])
 
 
-def _threshold_counts(
-    num_below: np.ndarray, num_evaluations: int, state: RunState, config: StatisticsConfig
-) -> ThresholdCounts:
-    """Shares and their intervals; see `ThresholdCounts`."""
-    tail, num_evaluations = (1 - CONFIDENCE) / 2, max(num_evaluations, 1)
-    misses = num_evaluations - num_below
-    is_fixed = [threshold != state.stop_threshold for threshold in config.thresholds]
+def interval(
+    num_below: np.ndarray, num_evaluations: ArrayLike, is_stop: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the intervals of `ThresholdCounts`; `is_stop` where a threshold ended the search."""
+    tail, misses = (1 - CONFIDENCE) / 2, num_evaluations - num_below
     with np.errstate(invalid="ignore"):
         low = np.where(num_below == 0, 0.0, betaincinv(num_below, misses + 1, tail))
-        high = betaincinv(num_below + np.array(is_fixed, int), misses, 1 - tail)
-        high = np.where(misses == 0, 1.0, high)
-    thresholds = np.array(config.thresholds, config.loss_dtype)
-    return ThresholdCounts(thresholds, num_below, num_below / num_evaluations, low, high)
+        high = betaincinv(num_below + ~np.asarray(is_stop, bool), misses, 1 - tail)
+    return low, np.where(misses == 0, 1.0, high)
 
 
 def _evaluations(spans: Sequence[tuple[int, int]], candidates: np.ndarray) -> np.ndarray:
