@@ -1,5 +1,6 @@
 """The driver is `scan(step)`, bit for bit; and `step` is what its docstring says."""
 
+import functools
 from typing import Any
 
 import jax
@@ -51,60 +52,51 @@ def descend(model, optimizer, num_epochs, params=None, **options: Any) -> Any:
     )  # fmt: skip
 
 
-def scan(model, optimizer, key, state, length, **plan: Any) -> tuple[State, Info]:
+@functools.cache
+def scan_of(model, length, vmapped, **plan: Any):
     """`scan(step)`, the numbers of the optimizer as arguments; of many where keys have an axis."""
 
     @jax.jit
-    def run(optimizer, key, state, batch):
+    def run(optimizer, key, state, batch) -> tuple[State, Info]:
         step = descent_kernel(model.value_and_grad, optimizer, **plan).step
-        step = jax.vmap(step, (0, 0, None)) if key.ndim else step
+        step = jax.vmap(step, (0, 0, None)) if vmapped else step
         return jax.lax.scan(lambda state, _: step(key, state, batch), state, length=length)
 
-    return run(optimizer, key, state, BATCH)
+    return run
 
 
+def scan(model, optimizer, key, state, length, **plan: Any) -> tuple[State, Info]:
+    return scan_of(model, int(length), key.ndim > 0, **plan)(optimizer, key, state, BATCH)
+
+
+QUICK = {name: ("full", SMALL) for name in OPTIMIZERS}
+QUICK |= {"cosine": ("batches", SMALL), "warmup": ("remainder", SMALL), "sgd": ("full", WIDE)}
 CASES = [
     pytest.param(
         name, plan, model, id=f"{name}, {plan}, {'wide' if model is WIDE else 'small'}",
-        marks=[] if is_quick else pytest.mark.exhaustive,
+        marks=[] if (plan, model) == QUICK[name] else pytest.mark.exhaustive,
     )
-    for name in OPTIMIZERS
-    for plan in PLANS
-    for model in (SMALL, WIDE)
-    for is_quick in [
-        (plan == "full" and model is SMALL)
-        or (name == "cosine" and (plan == "full") == (model is WIDE))
-    ]
+    for name in OPTIMIZERS for plan in PLANS for model in (SMALL, WIDE)
 ]  # fmt: skip
 """Each optimizer, plan and network is in the quick tier, all combinations in the exhaustive one."""
 
 
 @pytest.mark.parametrize(("name", "plan", "model"), CASES)
 def test_the_driver_is_the_scan_of_the_step_bit_for_bit(name, plan, model):
-    optimizer, options = OPTIMIZERS[name], PLANS[plan]
-    whole = descend(model, optimizer, 12, **options)
-    first = first_state(model, optimizer, options)
-    state, infos = scan(model, optimizer, network_key(KEY), first, whole.num_steps, **options)
-    assert_same((state, infos.loss), (whole.state, whole.history.loss))
+    """From the first state, and on from the state of a result."""
+    optimizer, options, key = OPTIMIZERS[name], PLANS[plan], network_key(KEY)
+    half, whole = (descend(model, optimizer, epochs, **options) for epochs in (6, 12))
+    kernel = descent_kernel(model.value_and_grad, optimizer, **options)
+    first = kernel.init(start(model), BATCH)
+    state, infos = scan(model, optimizer, key, first, half.num_steps, **options)
+    assert_same((state, infos.loss), (half.state, half.history.loss))
+    assert_same(state.params, half.params)
+    state, infos = scan(model, optimizer, key, half.state, half.num_steps, **options)
+    assert_same((state, infos.loss), (whole.state, whole.history.loss[half.num_steps :]))
     assert_same(state.params, whole.params)
 
 
-def first_state(model, optimizer, options):
-    return descent_kernel(model.value_and_grad, optimizer, **options).init(start(model), BATCH)
-
-
-@pytest.mark.parametrize(
-    "plan", ["full", pytest.param("batches", marks=pytest.mark.exhaustive), "remainder"]
-)
-def test_the_state_of_a_result_continues_in_a_scan(plan):
-    optimizer, options = OPTIMIZERS["cosine"], PLANS[plan]
-    part, whole = (descend(SMALL, optimizer, epochs, **options) for epochs in (5, 12))
-    left = whole.num_steps - part.num_steps
-    state, infos = scan(SMALL, optimizer, network_key(KEY), part.state, left, **options)
-    assert_same((state, infos.loss), (whole.state, whole.history.loss[part.num_steps :]))
-
-
-@pytest.mark.parametrize("plan", [pytest.param("full", marks=pytest.mark.exhaustive), "batches"])
+@pytest.mark.parametrize("plan", ["full", pytest.param("batches", marks=pytest.mark.exhaustive)])
 def test_several_networks_are_the_scan_under_vmap_to_rounding(plan):
     """A block is filled up to 16 networks, and a product over another width rounds differently."""
     optimizer, options, num = OPTIMIZERS["adam"], PLANS[plan], 5
