@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,41 +30,37 @@ def keyword_default(c):
     return loss
 
 
-class Plain:
-    def __init__(self, c):
-        self.c = c
+class OfItsNumber:
+    __slots__ = ()
+    c: Any
 
     def __call__(self, params, batch):
         return scaled(params, batch, self.c)
 
     def method(self, params, batch):
-        return scaled(params, batch, self.c)
+        return self(params, batch)
 
 
-class Slots:
+class Plain(OfItsNumber):
+    def __init__(self, c):
+        self.c = c
+
+
+class Slots(OfItsNumber):
     __slots__ = ("__weakref__", "c")
 
     def __init__(self, c):
         self.c = c
 
-    def __call__(self, params, batch):
-        return scaled(params, batch, self.c)
-
 
 @dataclasses.dataclass
-class Data:
+class Data(OfItsNumber):
     c: float
-
-    def __call__(self, params, batch):
-        return scaled(params, batch, self.c)
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class Frozen(OfItsNumber):
     c: float
-
-    def __call__(self, params, batch):
-        return scaled(params, batch, self.c)
 
 
 def closure(value, number_of=lambda value: value):
@@ -104,21 +101,9 @@ def custom_jvp(c):
     return loss
 
 
-def wraps(c):
-    @functools.wraps(scaled)
-    def loss(params, batch):
-        return scaled(params, batch, c)
-
-    return loss
-
-
 def vmapped(c):
     mapped = jax.vmap(lambda p, b: (p - c * b) ** 2)
     return lambda params, batch: jnp.sum(mapped(params, batch))
-
-
-def a_key(c):
-    return closure(jax.random.key(c), jax.random.uniform)
 
 
 OBJECTS = {
@@ -153,7 +138,7 @@ KINDS = {
     "JAX array": lambda c: closure(jnp.full(3, float(c))),
     "text": lambda c: closure(str(c), float),
     "dtype": lambda c: closure(np.dtype(f"f{2 * c}"), lambda held: held.itemsize),
-    "key": a_key,
+    "key": lambda c: closure(jax.random.key(c), jax.random.uniform),
     "list": lambda c: closure([c], sum),
     "dict": lambda c: closure({"c": c}, lambda held: held["c"]),
     "partial": lambda c: functools.partial(by_keyword, c=c),
@@ -163,7 +148,7 @@ KINDS = {
     "custom_jvp": custom_jvp,
     "vmap": vmapped,
     "value_and_grad": lambda c: lambda p, b: jax.value_and_grad(closure(c))(p, b)[0],
-    "wraps": wraps,
+    "wraps": lambda c: functools.wraps(scaled)(closure(c)),
 }  # fmt: skip
 
 

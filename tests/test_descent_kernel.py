@@ -69,7 +69,7 @@ def scan(model, optimizer, key, state, length, **plan: Any) -> tuple[State, Info
     return scan_of(model, int(length), key.ndim > 0, **plan)(optimizer, key, state, BATCH)
 
 
-QUICK = {name: ("full", SMALL) for name in OPTIMIZERS}
+QUICK = dict.fromkeys(OPTIMIZERS, ("full", SMALL))
 QUICK |= {"cosine": ("batches", SMALL), "warmup": ("remainder", SMALL), "sgd": ("full", WIDE)}
 CASES = [
     pytest.param(

@@ -52,12 +52,13 @@ def loss_and_slope(theta, rows):
     return np.mean(error**2), 2 * x.T @ error / len(error)
 
 
-def orders(key, epochs, batch_size):
-    """Rows of every step: a fresh permutation an epoch, its remainder dropped."""
+def orders(key, epochs, batch_size, drop_remainder=True):
+    """Rows of every step: a fresh permutation an epoch, its remainder last or dropped."""
     stream = jaxnn.descent.network_key(key)
     for epoch in range(epochs):
         order = jax.random.permutation(jax.random.fold_in(stream, epoch), ROWS)
-        for begin in range(0, ROWS - batch_size + 1, batch_size):
+        last = ROWS - batch_size + 1 if drop_remainder else ROWS
+        for begin in range(0, last, batch_size):
             yield np.asarray(order[begin : begin + batch_size])
 
 
@@ -82,14 +83,22 @@ def test_all_rows_at_once_follow_the_plain_loop():
     assert result.loss == pytest.approx(loss_and_slope(theta, np.arange(ROWS))[0], rel=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [3, 7])
-def test_batches_follow_the_plain_loop_over_the_same_permutations(batch_size):
-    steps = list(orders(KEY, 6, batch_size))
-    losses, theta = by_loop(steps, rate=0.03)
-    result = descend(epochs=6, batch_size=batch_size, learning_rate=0.03)
-    assert len(result.history.loss) == result.num_steps == 6 * (ROWS // batch_size) == len(steps)
-    np.testing.assert_allclose(result.history.loss, losses, rtol=1e-4, atol=1e-7)
+@pytest.mark.parametrize(
+    ("batch_size", "drops", "rate", "rtol"), [(7, True, 0.03, 1e-4), (5, False, 0.05, 1e-5)]
+)
+def test_batches_follow_the_plain_loop_over_the_same_permutations(batch_size, drops, rate, rtol):
+    steps = list(orders(KEY, 6, batch_size, drops))
+    losses, theta = by_loop(steps, rate)
+    options = {"batch_size": batch_size, "drop_remainder": drops, "learning_rate": rate}
+    result = descend(epochs=6, **options)
+    assert len(result.history.loss) == result.num_steps == len(steps) == 6 * (1 if drops else 3)
+    np.testing.assert_allclose(result.history.loss, losses, rtol=rtol)
     np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-5)
+    work = 3 * np.cumsum([len(rows) for rows in steps]) / ROWS
+    assert np.array_equal(result.history.evaluations, work)
+    assert result.num_evaluations == int(np.ceil(work[-1])) + 1
+    assert [array.dtype for array in result.history[:2]] == [np.float64, np.float32]
+    assert result.history.validation_loss is None
 
 
 def rows_seen(params, batch):
@@ -109,12 +118,10 @@ def seen(epochs, batch_size, key=KEY):
     return np.reshape(np.array(sets, object), (epochs, -1)).tolist()
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 6])
-def test_an_epoch_shows_no_row_twice_and_drops_only_the_remainder(batch_size):
-    steps = ROWS // batch_size
-    for epoch in seen(9, batch_size):
-        assert [len(rows) for rows in epoch] == [batch_size] * steps
-        assert len(set().union(*epoch)) == steps * batch_size
+def test_an_epoch_shows_no_row_twice_and_drops_only_the_remainder():
+    for epoch in seen(9, 5):
+        assert [len(rows) for rows in epoch] == [5, 5]
+        assert len(set().union(*epoch)) == 10
 
 
 def test_the_order_is_another_for_another_epoch_and_another_key():
@@ -124,7 +131,7 @@ def test_the_order_is_another_for_another_epoch_and_another_key():
     assert first == [set(rows.tolist()) for rows in orders(KEY, 1, 1)]
 
 
-@pytest.mark.parametrize("batch_size", [12, 13, 2**31])
+@pytest.mark.parametrize("batch_size", [12, 2**31])
 def test_a_batch_size_of_all_rows_or_more_means_all_rows(batch_size):
     got, expected = descend(batch_size=batch_size, epochs=20), descend(epochs=20)
     assert np.array_equal(got.history.loss, expected.history.loss)
@@ -132,29 +139,13 @@ def test_a_batch_size_of_all_rows_or_more_means_all_rows(batch_size):
     assert got.num_evaluations == expected.num_evaluations == 61
 
 
-# --- counting and history
-
-
-@pytest.mark.parametrize(("batch_size", "epochs"), [(None, 7), (5, 3)])
-def test_a_step_counts_three_times_its_share_of_the_rows(batch_size, epochs):
-    result = descend(epochs=epochs, batch_size=batch_size, learning_rate=0.01)
-    rows = batch_size or ROWS
-    steps = epochs * (ROWS // rows)
-    work = 3 * rows * np.arange(1, steps + 1) / ROWS
-    assert np.array_equal(result.history.evaluations, work)
-    assert result.num_evaluations == int(np.ceil(work[-1])) + 1
-    assert result.num_steps == steps
-    assert [array.dtype for array in result.history[:2]] == [np.float64, np.float32]
-    assert result.history.validation_loss is None
-
-
 # --- stop rules
 
 
-@pytest.mark.parametrize("tolerance", [0.1, 1e-3])
 @pytest.mark.parametrize("batch_size", [None, 5])
-def test_it_stops_at_the_first_two_losses_closer_than_the_tolerance(tolerance, batch_size):
+def test_it_stops_at_the_first_two_losses_closer_than_the_tolerance(batch_size):
     """Of all rows in any case, of batches where steps are to be compared."""
+    tolerance = 1e-3
     free = descend(batch_size=batch_size, epochs=200, learning_rate=0.05)
     losses = free.history.loss
     close = np.abs(np.diff(losses)) < np.float32(tolerance)
@@ -214,27 +205,22 @@ def test_unlike_batches_of_like_losses_end_no_descent():
     model = jaxnn.mlp((2, 8, 3))
     start = model.init(jax.random.key(1), scale=1.0, distribution="he")
     options = {"function": model.value_and_grad, "batch": batch, "batch_size": 32}
-    for seed in range(10):
+    for seed in range(3):
         found = descend(start, key=jax.random.key(seed), epochs=500, tolerance=1e-3, **options)
         assert found.status == "converged"
         assert 0.17 < found.loss < 0.23
 
 
-def flat(params, batch):
-    return jnp.sum(batch) + 0 * params[0], jnp.zeros_like(params)
-
-
 def test_a_tolerance_of_zero_never_stops_and_any_other_stops_where_nothing_changes():
-    params, batch = np.zeros(1, np.float32), np.ones(12, np.float32)
-    options = {"batch": batch, "function": flat, "epochs": 50}
-    assert descend(params, **options).status == "completed"
-    assert descend(params, **options).num_steps == 50
-    stopped = descend(params, tolerance=1e-30, **options)
+    params, options = np.zeros(1, np.float32), {"batch": POWERS, "function": rows_seen}
+    whole = descend(params, epochs=50, **options)
+    assert (whole.status, whole.num_steps) == ("completed", 50)
+    stopped = descend(params, epochs=50, tolerance=1e-30, **options)
     assert (stopped.status, stopped.num_steps) == ("converged", 2)
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 3}])
-@pytest.mark.parametrize("rate", [1e30, 1e18, 3.0])
+@pytest.mark.parametrize("rate", [1e30, 3.0])
 def test_a_rate_too_high_diverges_and_leaves_the_last_finite_params(rate, options):
     result = descend(epochs=500, learning_rate=rate, **options)
     assert result.status == "diverged"
@@ -290,8 +276,7 @@ def tell(gradients, state, params, *, value, grad, value_fn):
     return jnp.stack([value, value_fn(params + 1), grad[0], slope[1], rise]) - params, state
 
 
-@pytest.mark.parametrize("wrap", [lambda update: update, jax.jit], ids=["plain", "compiled"])
-@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize(("batch_size", "wrap"), [(None, jax.jit), (5, lambda update: update)])
 def test_an_optimizer_that_asks_is_told_of_the_loss_on_the_rows_of_the_step(batch_size, wrap):
     """Its derivative is the function's own gradient, forward and in reverse."""
     rows, expected = np.arange(1.0, ROWS + 1), np.ones(5)
@@ -319,7 +304,6 @@ OPTAX = {
     "keys": lambda o: o.noisy_sgd(0.1, key=jax.random.key(1)),
 }
 """Transformations, most of which take the loss into account."""
-SLOW = {"adam", "backtracking", "lbfgs", "keys"}
 
 
 VERTICAL = jaxnn.datasets.vertical(jax.random.key(0), samples=100, classes=3)
@@ -347,7 +331,7 @@ def by_optax(optax, optimizer, start, steps):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.exhaustive] if n in SLOW else []) for n in OPTAX],
+    [n if n == "polyak" else pytest.param(n, marks=pytest.mark.exhaustive) for n in OPTAX],
 )
 @pytest.mark.filterwarnings("default")
 def test_transformations_of_optax_descend_as_in_its_own_loop(name):
@@ -395,56 +379,17 @@ DRAWN = [
 ]
 
 
-def outside(start, rate, of_weights, of_bias, seeds):
-    """Seeds whose run is not as they are known to run: batch 3, 1,000 epochs, tolerance 1e-8."""
-    found = []
-    for seed in seeds:
-        result = descend(
-            start,
-            key=jax.random.key(seed),
-            learning_rate=rate,
-            batch_size=3,
-            epochs=1_000,
-            tolerance=1e-8,
-            tolerance_unit="step",
-        )
+@pytest.mark.parametrize("num_seeds", [3, pytest.param(300, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(("start", "rate", "of_weights", "of_bias"), DRAWN)
+def test_small_batches_end_near_the_line(start, rate, of_weights, of_bias, num_seeds):
+    """Batch 3, 1,000 epochs, tolerance 1e-8."""
+    options: dict[str, Any] = {"batch_size": 3, "epochs": 1_000, "learning_rate": rate}
+    options |= {"tolerance": 1e-8, "tolerance_unit": "step"}
+    for seed in range(num_seeds):
+        result = descend(start, key=jax.random.key(seed), **options)
+        assert result.status in {"completed", "converged"}
         errors = np.abs(numbers(result.params) - [1.5, 1.5, 0.1])
-        if result.status not in {"completed", "converged"} or np.any(
-            errors > [of_weights, of_weights, of_bias]
-        ):
-            found.append((seed, result.status, errors.tolist()))
-    return found
-
-
-@pytest.mark.parametrize(("start", "rate", "of_weights", "of_bias"), DRAWN)
-def test_small_batches_end_near_the_line(start, rate, of_weights, of_bias):
-    assert outside(start, rate, of_weights, of_bias, range(10)) == []
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(("start", "rate", "of_weights", "of_bias"), DRAWN)
-def test_small_batches_end_near_the_line_for_300_seeds(start, rate, of_weights, of_bias):
-    assert outside(start, rate, of_weights, of_bias, range(300)) == []
-
-
-SPIRAL = {
-    "sgd": (jaxnn.optimizers.sgd(1.0), 0.56, 0.85),
-    "adam": (jaxnn.optimizers.adam(0.05), 0.88, 1.0),
-}
-"""Measured before: accuracy of 2-64-3 after 10,000 epochs of all rows, start 0.01 x normal."""
-
-
-def is_as_known_on_the_spiral(name, seed):
-    optimizer, low, high = SPIRAL[name]
-    model, (data_key, init_key) = jaxnn.mlp((2, 64, 3)), jax.random.split(jax.random.key(seed))
-    batch, start = jaxnn.datasets.spiral(data_key), model.init(init_key)
-    options = {"batch": batch, "function": model.value_and_grad, "optimizer": optimizer}
-    result = descend(start, epochs=10_000, **options)
-    return low <= float(model.accuracy(result.params, batch)) <= high
-
-
-def test_the_spiral_yields_to_adam():
-    assert is_as_known_on_the_spiral("adam", 0)
+        assert np.all(errors <= [of_weights, of_weights, of_bias]), (seed, errors)
 
 
 @pytest.mark.exhaustive
@@ -484,40 +429,42 @@ def test_the_loss_may_be_wider_than_the_params():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ({"learning_rate": None}, "give either learning_rate or optimizer; got neither"),
-        ({"optimizer": jaxnn.optimizers.sgd(0.1)}, "learning_rate or optimizer; got both"),
-        ({"batch_size": 0}, "batch_size must be an integer of at least 1; got 0"),
-        ({"batch_size": -3}, "batch_size must be an integer of at least 1; got -3"),
-        ({"tolerance": -1e-8}, "tolerance must be a finite number of at least 0"),
-        ({"tolerance": np.nan}, "tolerance must be a finite number of at least 0"),
-        ({"tolerance_unit": "batch"}, "tolerance_unit must be one of 'epoch', 'step'; got 'batch'"),
-        ({"num_epochs": 2**32}, "num_epochs must be at most 4294967295"),
+        ({"learning_rate": None}, ValueError, "give either learning_rate or .*; got neither"),
+        (
+            {"learning_rate": 0.1, "optimizer": jaxnn.optimizers.sgd(0.1)},
+            ValueError,
+            "learning_rate or optimizer; got both",
+        ),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1; got 0"),
+        ({"batch_size": 3.5}, TypeError, "batch_size must be an integer"),
+        ({"batch_size": True}, TypeError, "batch_size must be an integer"),
+        ({"tolerance": -1e-8}, ValueError, "tolerance must be a finite number of at least 0"),
+        ({"tolerance": np.nan}, ValueError, "tolerance must be a finite number of at least 0"),
+        ({"tolerance": None}, TypeError, "tolerance must be a finite number"),
+        (
+            {"tolerance_unit": "batch"},
+            ValueError,
+            "tolerance_unit must be one of 'epoch', 'step'; got 'batch'",
+        ),
+        ({"epochs": 2**32}, ValueError, "num_epochs must be at most 4294967295"),
+        ({"patience": 3}, ValueError, "validation_batch must be given with patience"),
+        ({"patience": 0, "validation_batch": LINE}, ValueError, "patience must be an integer"),
+        ({"drop_remainder": 1}, TypeError, "drop_remainder must be True or False"),
+        ({"target_loss": "low"}, TypeError, "target_loss must be a finite number"),
+        ({"target_loss": np.nan}, ValueError, "target_loss must be a finite number"),
+        ({"max_seconds": 0}, ValueError, "max_seconds must be a finite number above 0"),
+        ({"callback": 3}, TypeError, "callback must be callable"),
+        ({"optimizer": 3}, TypeError, "optimizer must have init and update.*got a int"),
+        ({"optimizer": (1, 2)}, TypeError, "optimizer must have init and .*got a tuple"),
+        ({"optimizer": Plain(1, 2)}, TypeError, r"optimizer\.init must be callable; got a int"),
+        ({"optimizer": Plain(print, 2)}, TypeError, r"optimizer\.update must be callable"),
+        ({"optimizer": jaxnn.optimizers.adam}, TypeError, "optimizer must have init and update"),
     ],
 )
-def test_numbers_out_of_range_are_refused_by_name(options, message):
-    options = {"learning_rate": 0.1, "num_epochs": 3} | options
-    with pytest.raises(ValueError, match=message):
-        jaxnn.gradient_descent(KEY, MODEL.value_and_grad, ONES, LINE, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"batch_size": 3.5}, "batch_size must be an integer"),
-        ({"batch_size": True}, "batch_size must be an integer"),
-        ({"tolerance": "1e-8"}, "tolerance must be a finite number"),
-        ({"tolerance": None}, "tolerance must be a finite number"),
-        ({"optimizer": 3}, "optimizer must have init and update.*got a int"),
-        ({"optimizer": (1, 2)}, "optimizer must have init and update.*got a tuple"),
-        ({"optimizer": Plain(1, 2)}, r"optimizer\.init must be callable; got a int"),
-        ({"optimizer": Plain(print, 2)}, r"optimizer\.update must be callable; got a int"),
-        ({"optimizer": jaxnn.optimizers.adam}, "optimizer must have init and update"),
-    ],
-)
-def test_options_of_another_kind_are_refused_by_name(options, message):
-    with pytest.raises(TypeError, match=message):
+def test_bad_options_are_refused_by_name(options, error, message):
+    with pytest.raises(error, match=message):
         descend(**options)
 
 
@@ -560,20 +507,6 @@ def test_functions_that_give_no_loss_and_gradient_are_refused(function, message)
 
 
 # --- stop rules and the validation batch
-
-
-def test_the_remainder_makes_a_smaller_step_if_it_is_kept():
-    stream = jaxnn.descent.network_key(KEY)
-    steps = []
-    for epoch in range(6):
-        order = np.asarray(jax.random.permutation(jax.random.fold_in(stream, epoch), ROWS))
-        steps += [order[:5], order[5:10], order[10:]]
-    losses, theta = by_loop(steps, rate=0.05)
-    result = descend(epochs=6, batch_size=5, drop_remainder=False, learning_rate=0.05)
-    np.testing.assert_allclose(result.history.loss, losses, rtol=1e-5)
-    np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-5)
-    np.testing.assert_allclose(np.diff(result.history.evaluations)[:3], [1.25, 0.5, 1.25])
-    assert (result.num_steps, result.num_evaluations) == (18, 19)
 
 
 def test_a_remainder_after_a_stop_is_not_stepped_on():
@@ -625,23 +558,6 @@ def test_a_descent_that_diverges_keeps_its_best_on_the_validation_batch():
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"patience": 3}, ValueError, "validation_batch must be given with patience"),
-        ({"patience": 0, "validation_batch": LINE}, ValueError, "patience must be an integer"),
-        ({"drop_remainder": 1}, TypeError, "drop_remainder must be True or False"),
-        ({"target_loss": "low"}, TypeError, "target_loss must be a finite number"),
-        ({"target_loss": np.nan}, ValueError, "target_loss must be a finite number"),
-        ({"max_seconds": 0}, ValueError, "max_seconds must be a finite number above 0"),
-        ({"callback": 3}, TypeError, "callback must be callable"),
-    ],
-)
-def test_bad_rules_are_refused_by_name(options, error, message):
-    with pytest.raises(error, match=message):
-        descend(**options)
-
-
 def test_an_error_of_the_validation_batch_says_so():
     wrong = jaxnn.Batch(LINE.x[:, :1], LINE.y)
     with pytest.raises(ValueError, match="batch") as caught:
@@ -649,28 +565,24 @@ def test_an_error_of_the_validation_batch_says_so():
     assert caught.value.__notes__ == ["This came from validation_batch."]
 
 
-def steep(value, slope_beyond):
-    """`(p - 3)^2` up to 1, and `value` with another slope beyond."""
-
-    def function(params, batch):
-        loss = jnp.where(params > 1, value, (params - 3) ** 2) + 0 * batch
-        return loss, jnp.where(params > 1, slope_beyond, 2 * (params - 3))
-
-    return function
+def steep(params, batch):
+    """`(p - 3)^2` up to 1, and beyond the two numbers of the batch: a value and a slope."""
+    loss = jnp.where(params > 1, batch[0], (params - 3) ** 2)
+    return loss, jnp.where(params > 1, batch[1], 2 * (params - 3))
 
 
 @pytest.mark.parametrize("rule", [{"target_loss": 1e-3}, {"tolerance": 1e-3}])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_loss_that_is_not_finite_meets_no_rule(value, rule):
-    zero = jnp.array(0.0)
-    found = descend(zero, epochs=9, batch=zero, function=steep(value, 0.0), **rule)
+    batch = jnp.array([value, 0.0])
+    found = descend(jnp.array(0.0), epochs=9, batch=batch, function=steep, **rule)
     assert (found.status, found.params, found.num_steps) == ("diverged", pytest.approx(0.6), 3)
 
 
 def test_a_validation_loss_that_is_not_finite_never_wins():
-    zero = jnp.array(0.0)
-    options = {"batch": zero, "validation_batch": zero, "function": steep(-np.inf, -4.0)}
-    found = descend(zero, epochs=20, **options)
+    batch = jnp.array([-np.inf, -4.0])
+    options = {"batch": batch, "validation_batch": batch, "function": steep}
+    found = descend(jnp.array(0.0), epochs=20, **options)
     assert (found.status, found.params) == ("diverged", pytest.approx(0.6))
 
 
@@ -692,16 +604,6 @@ def test_a_search_for_infinities_finds_none():
 
 
 # --- the summary
-
-
-def with_constant_loss(loss):
-    """The line's loss, which tells that of the best constant answer."""
-
-    def function(params, batch):
-        return MODEL.value_and_grad(params, batch)
-
-    vars(function)["traits"] = Traits(constant_loss=lambda batch: loss)
-    return function
 
 
 def test_a_result_prints_as_a_few_lines_without_its_arrays():
@@ -747,6 +649,14 @@ def test_one_that_did_not_step_or_ended_otherwise_does_not(options):
     assert descend(**options).notes == ()
 
 
+def beside_a_constant(params, batch):
+    """The line's loss; the batch holds that of the best constant answer too."""
+    return MODEL.value_and_grad(params, batch[0])
+
+
+vars(beside_a_constant)["traits"] = Traits(constant_loss=lambda batch: batch[1])
+
+
 @pytest.mark.parametrize(
     ("constant_loss", "is_told"),
     [(None, False), (0.0, False), (np.nan, False), (0.999, True), (1.0009, True), (1.002, False)],
@@ -754,9 +664,10 @@ def test_one_that_did_not_step_or_ended_otherwise_does_not(options):
 def test_a_loss_no_better_than_a_constant_answer_is_told(constant_loss, is_told):
     """Up to a thousandth lower."""
     loss = descend(epochs=5).loss
-    scaled = constant_loss and constant_loss * loss
-    result = descend(epochs=5, function=with_constant_loss(scaled))
+    scaled = constant_loss and np.float32(constant_loss * loss)
+    options = {"function": beside_a_constant, "batch": (LINE, scaled)}
+    result = descend(epochs=5, **options)
     note = f"no better than the best constant answer, of loss {scaled or 0:.6g}"
     assert result.notes == ((note,) if is_told else ())
     assert len(str(result).splitlines()) == 5 + is_told
-    assert descend(epochs=0, function=with_constant_loss(1e-3)).notes == ()
+    assert descend(epochs=0, **options).notes == ()

@@ -40,13 +40,13 @@ def by_formula(step):
     return updates
 
 
-def by_optimizer(optimizer, dtype):
-    params = {"b": jnp.ones((), dtype), "w": jnp.ones((2, 3), dtype)}
+def by_optimizer(optimizer):
+    params = {"b": jnp.ones(()), "w": jnp.ones((2, 3))}
     state, updates = optimizer.init(params), []
     update = jax.jit(lambda g, s: optimizer.update(g, s, params))
     for gradient in gradients():
-        step, state = update(jax.tree.map(lambda leaf: leaf.astype(dtype), gradient), state)
-        assert {leaf.dtype for leaf in jax.tree.leaves(step)} == {np.dtype(dtype)}
+        step, state = update(gradient, state)
+        assert {leaf.dtype for leaf in jax.tree.leaves(step)} == {np.dtype("float32")}
         updates.append(step)
     return updates
 
@@ -88,7 +88,6 @@ def adam_step(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0):
 ADAM = {"b1": 0.5, "b2": 0.75, "eps": 0.125}
 FORMULAS = [
     (optimizers.sgd(1.7), sgd_step(lambda step: 1.7)),
-    (optimizers.sgd(0.03, momentum=0.0), sgd_step(lambda step: 0.03)),
     (optimizers.sgd(0.03, momentum=0.9), sgd_step(lambda step: 0.03, 0.9)),
     (optimizers.sgd(0.03, momentum=0.9, nesterov=True), sgd_step(lambda step: 0.03, 0.9, True)),
     (
@@ -99,33 +98,30 @@ FORMULAS = [
     (optimizers.rmsprop(0.1, decay=0.75, eps=0.125), rmsprop_step(0.75)),
     (optimizers.adam(0.3, b2=0.0), adam_step(0.3, b2=0.0)),
     (optimizers.adam(0.25, **ADAM), adam_step(0.25, **ADAM)),
-    (
-        optimizers.adam(0.25, **ADAM, weight_decay=0.5),
-        adam_step(0.25, **ADAM, weight_decay=0.5),
-    ),
-    (
-        optimizers.add_l2(optimizers.sgd(1.0), 0.25),
-        lambda t, g, state: (-g - 0.5, state),
-    ),
+    (optimizers.adam(0.25, **ADAM, weight_decay=0.5), adam_step(0.25, **ADAM, weight_decay=0.5)),
+    (optimizers.add_l2(optimizers.sgd(1.0), 0.25), lambda t, g, state: (-g - 0.5, state)),
 ]
 
 
 @pytest.mark.parametrize(("optimizer", "step"), FORMULAS)
-def test_updates_follow_the_formula(optimizer, step):
-    assert worst(by_optimizer(optimizer, "float32"), by_formula(step)) <= FORWARD["float32"]
+def test_updates_follow_the_formula_from_a_pickle_too(optimizer, step):
+    """The pickle compiles nothing anew: it has the same structure."""
+    again = pickle.loads(pickle.dumps(optimizer))
+    assert jax.tree.structure(again) == jax.tree.structure(optimizer)
+    assert worst(by_optimizer(again), by_formula(step)) <= FORWARD["float32"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"b1": 0.0}])
 def test_adam_follows_its_formula_with_its_usual_decay(settings):
     """Within 2e-5: float32 rounds 0.999 by 1.3e-8, hence 1 - 0.999 by 1.3e-5 of itself."""
-    got = by_optimizer(optimizers.adam(0.3, **settings), "float32")
+    got = by_optimizer(optimizers.adam(0.3, **settings))
     assert worst(got, by_formula(adam_step(0.3, **settings))) <= 2e-5
 
 
 @pytest.mark.parametrize("max_norm", [1e-3, 1.0, 1e9])
 def test_clipped_gradients_are_never_longer_and_keep_their_direction(max_norm):
     clip = optimizers.clip_by_global_norm(optimizers.sgd(1.0), max_norm)
-    for gradient, step in zip(gradients(), by_optimizer(clip, "float32"), strict=True):
+    for gradient, step in zip(gradients(), by_optimizer(clip), strict=True):
         whole, kept = (
             np.concatenate([np.ravel(w) for w in tree.values()]) for tree in (gradient, step)
         )
@@ -149,43 +145,6 @@ def test_a_learning_rate_may_be_traced():
     swept = jax.vmap(lambda r: optimizers.adam(schedules.linear_warmup(r, 4)))(rates)
     updates = jax.vmap(lambda o, g: o.update(g, o.init(g), g)[0])(swept, steps)
     np.testing.assert_allclose(updates, -rates / 4, rtol=1e-6)
-
-
-OPTAX = {
-    "sgd": (optimizers.sgd(0.1), lambda o: o.sgd(0.1)),
-    "momentum": (optimizers.sgd(0.1, momentum=0.9), lambda o: o.sgd(0.1, momentum=0.9)),
-    "nesterov": (
-        optimizers.sgd(0.1, momentum=0.9, nesterov=True),
-        lambda o: o.sgd(0.1, momentum=0.9, nesterov=True),
-    ),
-    "rmsprop": (
-        optimizers.rmsprop(0.1, eps=1e-3),
-        lambda o: o.rmsprop(0.1, eps=1e-3, eps_in_sqrt=False),
-    ),
-    "adam": (optimizers.adam(0.1), lambda o: o.adam(0.1)),
-    "adamw": (
-        optimizers.adam(0.1, b1=0.5, b2=0.75, weight_decay=0.3),
-        lambda o: o.adamw(0.1, b1=0.5, b2=0.75, weight_decay=0.3),
-    ),
-    "clipped": (
-        optimizers.clip_by_global_norm(optimizers.sgd(0.1), 0.5),
-        lambda o: o.chain(o.clip_by_global_norm(0.5), o.sgd(0.1)),
-    ),
-    "cosine": (
-        optimizers.adam(schedules.cosine_decay(0.1, 0.01, 5)),
-        lambda o: o.adam(o.cosine_decay_schedule(0.1, 5, 0.1)),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", OPTAX)
-@pytest.mark.filterwarnings("default")
-def test_updates_are_those_of_optax(name):
-    optax = pytest.importorskip("optax")
-    ours, make = OPTAX[name]
-    with jax.numpy_dtype_promotion("standard"):
-        theirs = by_optimizer(make(optax), "float32")
-    assert worst(by_optimizer(ours, "float32"), theirs) <= 2e-5
 
 
 @pytest.mark.parametrize(
@@ -326,24 +285,3 @@ def test_each_stands_outside_of_what_wraps_an_optimizer():
     each = optimizers.each(optimizers.adam, [0.1, 0.2])
     with pytest.raises(TypeError, match=r"put each around the whole: each\(lambda rate"):
         optimizers.clip_by_global_norm(each, 1.0)  # pyright: ignore[reportArgumentType]
-
-
-# --- pickles
-
-
-PICKLED = {
-    "sgd": optimizers.sgd(0.1),
-    "momentum": optimizers.sgd(0.1, momentum=0.9, nesterov=True),
-    "rmsprop": optimizers.rmsprop(
-        schedules.linear_warmup(schedules.exponential_decay(0.1, 0.01, 5), 3)
-    ),
-    "adam": optimizers.adam(schedules.cosine_decay(0.1, 0.01, 5), weight_decay=0.1),
-    "wrapped": optimizers.clip_by_global_norm(optimizers.add_l2(optimizers.adam(0.1), 0.5), 1.0),
-}
-
-
-@pytest.mark.parametrize("name", PICKLED)
-def test_optimizers_pickle_and_compile_nothing_anew(name):
-    again = pickle.loads(pickle.dumps(PICKLED[name]))
-    assert jax.tree.structure(again) == jax.tree.structure(PICKLED[name])
-    assert worst(by_optimizer(again, "float32"), by_optimizer(PICKLED[name], "float32")) == 0

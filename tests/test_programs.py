@@ -45,6 +45,7 @@ RUNS: dict[str, Any] = {
 }
 
 
+QUICK = ("random_search", "gradient_descent")
 OF_THE_PACKAGE = 2
 """Programs of the package's own functions alone, such as schedules, may stay."""
 
@@ -55,32 +56,21 @@ def num_compiled():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "random_search",
-        "gradient_descent",
-        pytest.param("perturbation_search", marks=pytest.mark.exhaustive),
-        pytest.param("count_outcomes", marks=pytest.mark.exhaustive),
-    ],
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.exhaustive) for n in RUNS],
 )
-def test_a_loss_that_nobody_holds_leaves_no_program_behind(name):
+def test_a_second_call_traces_nothing_and_a_loss_that_nobody_holds_leaves_no_program(name):
     gc.collect()
-    loss, before = loss_of(1.0, []), num_compiled()
+    traces: list[float] = []
+    loss, before = loss_of(1.0, traces), num_compiled()
     RUNS[name](loss)
+    first = len(traces)
+    RUNS[name](loss)
+    assert first == len(traces) > 0
     gone = weakref.ref(loss)
     del loss
     gc.collect()
     assert gone() is None
     assert num_compiled() - before <= OF_THE_PACKAGE
-
-
-@pytest.mark.parametrize("name", ["random_search", "perturbation_search"])
-def test_a_second_call_with_the_same_function_traces_nothing(name):
-    traces = []
-    loss = loss_of(1.0, traces)
-    RUNS[name](loss)
-    first = len(traces)
-    RUNS[name](loss)
-    assert first == len(traces) > 0
 
 
 @program()
