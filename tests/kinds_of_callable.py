@@ -24,10 +24,7 @@ def default(c):
 
 
 def keyword_default(c):
-    def loss(params, batch, *, c=c):
-        return scaled(params, batch, c)
-
-    return loss
+    return lambda params, batch, *, c=c: scaled(params, batch, c)
 
 
 class OfItsNumber:
@@ -69,10 +66,7 @@ def closure(value, number_of=lambda value: value):
 
 
 def inner_default(c):
-    def inner(x, c=c):
-        return c * x
-
-    return lambda params, batch: jnp.sum((params - inner(batch)) ** 2)
+    return closure(lambda c=c: c, lambda inner: inner())
 
 
 def attribute(c):
@@ -84,20 +78,31 @@ def attribute(c):
 
 
 def body(c):
-    names = {"jnp": jnp}
-    exec(f"def loss(params, batch): return jnp.sum((params - {c} * batch) ** 2)", names)
-    return names["loss"]
+    return global_constant(1, f"{c} * SCALE")
 
 
-def global_constant(c):
+def global_constant(c, expression="SCALE"):
     names = {"jnp": jnp, "SCALE": c}
-    exec("def loss(params, batch): return jnp.sum((params - SCALE * batch) ** 2)", names)
+    exec(f"def loss(params, batch): return jnp.sum((params - {expression} * batch) ** 2)", names)
     return names["loss"]
 
 
 def custom_jvp(c):
     loss = jax.custom_jvp(closure(c))
     loss.defjvps(None, None)
+    return loss
+
+
+def own_vmap_rule(c):
+    loss = jax.custom_batching.custom_vmap(lambda params, batch: jnp.sum(params))
+    loss.def_vmap(lambda size, mapped, params, batch: (c * jnp.sum(params, axis=1), True))
+    return loss
+
+
+def calls_itself(c):
+    def loss(params, batch):
+        return jnp.sum(params) if c < 1 else c * calls_itself(c - 1)(params, batch)
+
     return loss
 
 
@@ -147,6 +152,8 @@ KINDS = {
     "checkpoint": lambda c: jax.checkpoint(closure(c)),
     "custom_jvp": custom_jvp,
     "vmap": vmapped,
+    "own vmap rule": own_vmap_rule,
+    "calls itself": calls_itself,
     "value_and_grad": lambda c: lambda p, b: jax.value_and_grad(closure(c))(p, b)[0],
     "wraps": lambda c: functools.wraps(scaled)(closure(c)),
 }  # fmt: skip

@@ -96,7 +96,8 @@ def test_the_driver_is_the_scan_of_the_step_bit_for_bit(name, plan, model):
     assert_same(state.params, whole.params)
 
 
-@pytest.mark.parametrize("plan", ["full", pytest.param("batches", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("plan", ["full", "batches"])
 def test_several_networks_are_the_scan_under_vmap_to_rounding(plan):
     """A block is filled up to 16 networks, and a product over another width rounds differently."""
     optimizer, options, num = OPTIMIZERS["adam"], PLANS[plan], 5

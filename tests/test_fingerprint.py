@@ -22,29 +22,23 @@ from jaxnn.optim import optimizers, schedules
 from jaxnn.run.checks import as_partial
 from jaxnn.run.fingerprint import check_same_run, fingerprint, function_metadata
 
-HERE, KEY, MODEL, SGD = (
-    Path(__file__).parent,
-    jax.random.key(0),
-    jaxnn.mlp((2, 3, 3)),
-    optimizers.sgd,
-)
-STEP, UPDATE = SGD(0.5).init(jnp.zeros(3)), cast(Partial, SGD(0.5).update).func
+HERE, KEY, MODEL = Path(__file__).parent, jax.random.key(0), jaxnn.mlp((2, 3, 3))
 FAST, SLOW = optimizers.adam, optimizers.sgd
 FACTS = {"trainer": "random_search", "next": 2**63, "scale": 0.05, "sizes": [2, 3, {"a": None}]}
 any_array = hnp.arrays(
     st.sampled_from(["bool", "int8", "uint16", "int32", "uint64", "float16", "float32", "float64"]),
     hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
 )
-TREE_FINGERPRINT = "e61046aa6feba50e9239c54c418b9b780336bf876147d4132b05487777b5f329"
 TREE = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y": [np.arange(3), np.asarray(True)]}
 
 
 def test_a_fingerprint_is_for_ever():
-    assert fingerprint(TREE) == TREE_FINGERPRINT
+    known = "e61046aa6feba50e9239c54c418b9b780336bf876147d4132b05487777b5f329"
+    assert fingerprint(TREE) == known
 
 
 def test_the_same_values_have_one_fingerprint():
-    tree = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "y": np.arange(3, dtype=np.int32)}
+    tree = {**TREE, "y": np.arange(3, dtype=np.int32)}
     same = [
         jax.tree.map(jnp.asarray, tree),
         dict(reversed(tree.items())),
@@ -65,8 +59,8 @@ def test_any_change_changes_the_fingerprint():
         [changed, x], {"a": x, "b": changed}, {"a": changed, "b": x}, changed, -x, x.reshape(2, 3),
         x.reshape(3, 2), x.reshape(1, 6), x.astype(np.float64), x.view(np.int32), x.view(np.uint32),
         x.astype(jnp.bfloat16), x.view(jnp.bfloat16), x.view(np.float16), x[:0],
-        x[:0].reshape(0, 2),
-        [x[:3], x[3:]], [x[:2], x[2:]], [], np.float32(0), np.zeros(1, np.float32),
+        x[:0].reshape(0, 2), [x[:3], x[3:]],
+        [x[:2], x[2:]], [], np.float32(0), np.zeros(1, np.float32),
         [np.zeros(1, np.float32), np.zeros(0, np.float32)], key, jax.random.key_data(key),
         jax.random.key(1), jax.random.split(key), *others,
     ]  # fmt: skip
@@ -98,10 +92,8 @@ def test_what_is_no_array_has_no_fingerprint():
 
 
 def test_metadata_that_agree_pass():
-    check_same_run("run.npz", FACTS, FACTS)
-    check_same_run("run.npz", {**FACTS, "done": 7}, FACTS)
-    check_same_run("run.npz", {}, {"threshold": None})
-    check_same_run("run.npz", {}, {})
+    for saved, wanted in ((FACTS, FACTS), ({**FACTS, "done": 7}, FACTS), ({}, {"threshold": None})):
+        check_same_run("run.npz", saved, wanted)
 
 
 def metadata(function: Any, axes: Any = (0, None)) -> dict[str, Any]:
@@ -182,31 +174,16 @@ def test_what_a_callable_computes_is_known_whatever_holds_its_number(kind, elsew
     assert first == again == elsewhere[kind] != other
 
 
-def test_all_kinds_are_covered():
-    assert len(KINDS) >= 33
-
-
 def test_a_changed_global_is_seen_though_the_function_is_the_same_object():
     loss = global_constant(1.0)
-    batch = jnp.ones(3)
-    options: Any = {"num_steps": 20, "scale": 0.1}
-    first = jaxnn.perturbation_search(KEY, loss, jnp.zeros(3), batch, **options)
-    before = metadata(loss)
-    loss.__globals__["SCALE"] = 2.0
-    assert metadata(loss)["computes"] != before["computes"]
-    second = jaxnn.perturbation_search(KEY, loss, jnp.zeros(3), batch, **options)
-    assert first.loss == pytest.approx(float(jnp.sum((first.params - 1) ** 2)))
-    assert second.loss == pytest.approx(float(jnp.sum((second.params - 2) ** 2)))
-
-
-def test_an_own_vmap_rule_counts():
-    def make(c):
-        rule_of = jax.custom_batching.custom_vmap(lambda params, batch: jnp.sum(params))
-        rule_of.def_vmap(lambda size, mapped, params, batch: (c * jnp.sum(params, axis=1), True))
-        return rule_of
-
-    assert metadata(make(1.0)) == metadata(make(1.0))
-    assert metadata(make(1.0))["computes"] != metadata(make(2.0))["computes"]
+    slope, options = jax.value_and_grad(loss), {"num_epochs": 9, "learning_rate": 0.25}
+    computes = []
+    for scale in (1.0, 2.0):
+        loss.__globals__["SCALE"] = scale
+        computes.append(metadata(loss)["computes"])
+        found: Any = jaxnn.gradient_descent(KEY, slope, jnp.zeros(3), jnp.ones(3), **options)
+        assert found.params == pytest.approx(scale * (1 - 0.5**9) * np.ones(3))
+    assert computes[0] != computes[1]
 
 
 def test_prints_do_not_count_and_numbers_from_python_are_refused():
@@ -226,20 +203,14 @@ def scaled_rate(rate):
     return lambda step: rate * step
 
 
+LINEAR, COSINE = schedules.linear(0.1, 0.01, 10), schedules.cosine_decay(0.1, 0.01, 10)
 OPTIMIZERS = [
-    SLOW(0.1, momentum=0.9),
-    SLOW(0.1, momentum=0.9, nesterov=True),
-    SLOW(0.1, momentum=0.8),
-    FAST(schedules.cosine_decay(0.1, 0.01, 10)),
-    FAST(schedules.linear(0.1, 0.01, 10)),
-    FAST(schedules.linear_warmup(schedules.linear(0.1, 0.01, 10), 3)),
-    FAST(schedules.linear_warmup(schedules.cosine_decay(0.1, 0.01, 10), 3)),
-    optimizers.clip_by_global_norm(SLOW(0.1), 0.5),
-    optimizers.add_l2(SLOW(0.1), 0.5),
-    optimizers.clip_by_global_norm(FAST(0.1), 0.5),
-    SLOW(scaled_rate(0.1)),
-    SLOW(scaled_rate(0.2)),
-]
+    SLOW(0.1, momentum=0.9), SLOW(0.1, momentum=0.9, nesterov=True), SLOW(0.1, momentum=0.8),
+    FAST(COSINE), FAST(LINEAR), FAST(schedules.linear_warmup(LINEAR, 3)),
+    FAST(schedules.linear_warmup(COSINE, 3)), optimizers.clip_by_global_norm(SLOW(0.1), 0.5),
+    optimizers.add_l2(SLOW(0.1), 0.5), optimizers.clip_by_global_norm(FAST(0.1), 0.5),
+    SLOW(scaled_rate(0.1)), SLOW(scaled_rate(0.2)),
+]  # fmt: skip
 
 
 def of_update(optimizer):
@@ -251,17 +222,6 @@ def test_optimizers_that_differ_anywhere_inside_are_told_apart():
     names = [of_update(optimizer) for optimizer in OPTIMIZERS]
     assert len(set(names)) == len(names)
     assert of_update(SLOW(scaled_rate(0.2))) == names[-1]
-
-
-def test_a_function_that_calls_itself_is_known():
-    def make(number):
-        def again(params, batch):
-            return jnp.sum(params) if number < 1 else number * make(number - 1)(params, batch)
-
-        return again
-
-    assert metadata(make(1)) == metadata(make(1))
-    assert metadata(make(1))["computes"] != metadata(make(2))["computes"]
 
 
 def test_the_name_of_a_compiled_helper_does_not_count():
@@ -277,8 +237,7 @@ def test_the_name_of_a_compiled_helper_does_not_count():
     assert metadata(make("one"))["computes"] != metadata(make("one", 3.0))["computes"]
 
 
-@pytest.mark.parametrize("first", [{}, {"checkpoint": "first.npz"}])
-def test_a_changed_global_of_an_optimizer_is_seen(first, tmp_path, monkeypatch):
+def test_a_changed_global_of_an_optimizer_is_seen(tmp_path, monkeypatch):
     names = {"jax": jax, "RATE": 0.1}
     text = "def update(g, state, params): return jax.tree.map(lambda a: -RATE * a, g), state"
     exec(text, names)
@@ -287,11 +246,10 @@ def test_a_changed_global_of_an_optimizer_is_seen(first, tmp_path, monkeypatch):
 
     def descend(**options) -> Any:
         slope = jax.value_and_grad(square)
-        return jaxnn.gradient_descent(
-            KEY, slope, jnp.zeros(3), jnp.ones(3), optimizer=own, num_epochs=3, **options
-        )
+        options |= {"optimizer": own, "num_epochs": 3}
+        return jaxnn.gradient_descent(KEY, slope, jnp.zeros(3), jnp.ones(3), **options)
 
-    descend(**first)
+    descend(checkpoint="first.npz")
     names["RATE"] = 0.3
     second = descend(checkpoint="second.npz")
     assert second.loss == pytest.approx(3 * (1 - 2 * 0.3) ** 6, rel=1e-5)

@@ -109,28 +109,6 @@ def rows_seen(params, batch):
 POWERS = (2.0 ** np.arange(ROWS)).astype(np.float32)
 
 
-def seen(epochs, batch_size, key=KEY):
-    """Sets of rows, a set for every step of every epoch."""
-    options = {"batch": POWERS, "function": rows_seen, "batch_size": batch_size}
-    result = descend(np.zeros(1, np.float32), key=key, epochs=epochs, **options)
-    sums = result.history.loss.astype(int)
-    sets = [{row for row in range(ROWS) if total >> row & 1} for total in sums]
-    return np.reshape(np.array(sets, object), (epochs, -1)).tolist()
-
-
-def test_an_epoch_shows_no_row_twice_and_drops_only_the_remainder():
-    for epoch in seen(9, 5):
-        assert [len(rows) for rows in epoch] == [5, 5]
-        assert len(set().union(*epoch)) == 10
-
-
-def test_the_order_is_another_for_another_epoch_and_another_key():
-    (first, second), (other, _) = seen(2, 1), seen(2, 1, jax.random.key(13))
-    assert first != second
-    assert first != other
-    assert first == [set(rows.tolist()) for rows in orders(KEY, 1, 1)]
-
-
 @pytest.mark.parametrize("batch_size", [12, 2**31])
 def test_a_batch_size_of_all_rows_or_more_means_all_rows(batch_size):
     got, expected = descend(batch_size=batch_size, epochs=20), descend(epochs=20)
@@ -145,23 +123,18 @@ def test_a_batch_size_of_all_rows_or_more_means_all_rows(batch_size):
 @pytest.mark.parametrize("batch_size", [None, 5])
 def test_it_stops_at_the_first_two_losses_closer_than_the_tolerance(batch_size):
     """Of all rows in any case, of batches where steps are to be compared."""
-    tolerance = 1e-3
-    free = descend(batch_size=batch_size, epochs=200, learning_rate=0.05)
-    losses = free.history.loss
-    close = np.abs(np.diff(losses)) < np.float32(tolerance)
-    stop = int(np.argmax(close)) + 2
+    options = {"batch_size": batch_size, "learning_rate": 0.05}
+    losses = descend(epochs=200, **options).history.loss
+    stop = int(np.argmax(np.abs(np.diff(losses)) < np.float32(1e-3))) + 2
     assert 2 < stop < len(losses)
-    options = {"tolerance": tolerance, "tolerance_unit": "step" if batch_size else "epoch"}
-    result = descend(batch_size=batch_size, epochs=200, learning_rate=0.05, **options)
-    assert (result.status, result.num_steps) == ("converged", stop)
-    assert np.array_equal(result.history.loss, losses[:stop])
+    result: Any = None
+    for unit in ("step",) if batch_size else ("step", "epoch"):
+        result = descend(epochs=200, tolerance=1e-3, tolerance_unit=unit, **options)
+        assert (result.status, result.num_steps) == ("converged", stop)
+        assert np.array_equal(result.history.loss, losses[:stop])
     if batch_size is None:
-        by_step = descend(
-            epochs=200, learning_rate=0.05, tolerance=tolerance, tolerance_unit="step"
-        )
-        assert np.array_equal(by_step.history.loss, result.history.loss)
         assert result.loss == pytest.approx(float(losses[stop - 1]), rel=FORWARD["float32"])
-        before = descend(epochs=stop - 1, learning_rate=0.05)
+        before = descend(epochs=stop - 1, **options)
         assert np.array_equal(numbers(result.params), numbers(before.params))
 
 
@@ -199,13 +172,14 @@ def test_a_tolerance_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path
     assert np.array_equal(numbers(found.params), numbers(whole.params))
 
 
+@pytest.mark.exhaustive
 def test_unlike_batches_of_like_losses_end_no_descent():
     """Compared by steps they end at 0.51 to 1.07; without a tolerance all come to 0.15."""
     batch = jaxnn.datasets.vertical(jax.random.key(0), samples=100, classes=3)
     model = jaxnn.mlp((2, 8, 3))
     start = model.init(jax.random.key(1), scale=1.0, distribution="he")
     options = {"function": model.value_and_grad, "batch": batch, "batch_size": 32}
-    for seed in range(3):
+    for seed in range(10):
         found = descend(start, key=jax.random.key(seed), epochs=500, tolerance=1e-3, **options)
         assert found.status == "converged"
         assert 0.17 < found.loss < 0.23
@@ -225,30 +199,24 @@ def test_a_rate_too_high_diverges_and_leaves_the_last_finite_params(rate, option
     result = descend(epochs=500, learning_rate=rate, **options)
     assert result.status == "diverged"
     assert np.all(np.isfinite(numbers(result.params)))
-    assert np.all(np.isfinite(result.history.loss[:-1]))
-    assert not np.isfinite(result.history.loss[-1])
-    assert result.num_steps == len(result.history.loss) < 500
+    assert np.isfinite(result.history.loss).tolist() == [True] * (result.num_steps - 1) + [False]
+    assert result.num_steps < 500
     assert result.num_evaluations == int(np.ceil(result.history.evaluations[-1])) + 1
-    steps = result.num_steps - 2
     if not options:
-        before = descend(epochs=steps, learning_rate=rate) if steps else None
-        assert before is None or np.array_equal(numbers(before.params), numbers(result.params))
+        before = descend(epochs=result.num_steps - 2, learning_rate=rate)
+        assert np.array_equal(numbers(before.params), numbers(result.params))
         assert result.loss == pytest.approx(float(result.history.loss[-2]), rel=FORWARD["float32"])
 
 
 def test_a_last_step_into_the_infinite_is_taken_back_and_called_divergence():
     """Every loss of the history is finite here; only the params reached have none."""
     result = descend(epochs=1, learning_rate=1e30)
-    assert result.status == "diverged"
+    assert (result.status, np.isfinite(result.history.loss).all()) == ("diverged", True)
     assert np.array_equal(numbers(result.params), numbers(ONES))
     assert result.loss == pytest.approx(float(MODEL.loss(ONES, LINE)), rel=FORWARD["float32"])
-    assert np.isfinite(result.history.loss).all()
-
-
-def test_a_start_without_a_finite_loss_is_not_called_complete():
-    result = descend(line(1e30, 1e30, 0), epochs=0)
-    assert (result.status, result.loss) == ("nonfinite", np.inf)
-    assert np.array_equal(numbers(result.params), numbers(line(1e30, 1e30, 0)))
+    none = descend(line(1e30, 1e30, 0), epochs=0)
+    assert (none.status, none.loss) == ("nonfinite", np.inf)
+    assert np.array_equal(numbers(none.params), numbers(line(1e30, 1e30, 0)))
 
 
 # --- optimizers
@@ -259,9 +227,6 @@ class Plain(NamedTuple):
 
     init: Any
     update: Any
-
-
-# --- extra arguments of an optimizer
 
 
 def unlike(params, rows):
@@ -293,9 +258,6 @@ def test_an_optimizer_that_asks_is_told_of_the_loss_on_the_rows_of_the_step(batc
 
 OPTAX = {
     "adam": lambda o: o.adam(0.05),
-    "plateau": lambda o: o.chain(
-        o.adam(0.3), o.contrib.reduce_on_plateau(patience=1, factor=0.5, rtol=0.05)
-    ),
     "polyak": lambda o: o.polyak_sgd(),
     "lbfgs": lambda o: o.lbfgs(),
     "backtracking": lambda o: o.chain(
@@ -304,34 +266,33 @@ OPTAX = {
     "keys": lambda o: o.noisy_sgd(0.1, key=jax.random.key(1)),
 }
 """Transformations, most of which take the loss into account."""
-
-
 VERTICAL = jaxnn.datasets.vertical(jax.random.key(0), samples=100, classes=3)
 SMALL = jaxnn.mlp((2, 3, 3))
 
 
-def by_optax(optax, optimizer, start, steps):
-    """The losses of a plain optax loop, before every step."""
+def by_optax(optax, optimizer, params, steps):
+    """The losses of a plain optax loop over all rows, before every step."""
     optimizer = optax.with_extra_args_support(optimizer)
 
+    def loss_fn(params):
+        return SMALL.loss_reference(params, VERTICAL)
+
     @jax.jit
-    def step(params, state, rows):
-        value, grad = SMALL.value_and_grad(params, rows)
-        told = {"value": value, "grad": grad, "value_fn": lambda p: SMALL.loss_reference(p, rows)}
+    def step(params, state):
+        value, grad = SMALL.value_and_grad(params, VERTICAL)
+        told = {"value": value, "grad": grad, "value_fn": loss_fn}
         updates, state = optimizer.update(grad, state, params, **told)
         return optax.apply_updates(params, updates), state, value
 
-    state, losses = optimizer.init(start), []
-    for places in steps:
-        rows = jax.tree.map(lambda leaf, at=places: leaf[at], VERTICAL)
-        start, state, loss = step(start, state, rows)
+    state, losses = optimizer.init(params), []
+    for _ in range(steps):
+        params, state, loss = step(params, state)
         losses.append(loss)
     return losses
 
 
 @pytest.mark.parametrize(
-    "name",
-    [n if n == "polyak" else pytest.param(n, marks=pytest.mark.exhaustive) for n in OPTAX],
+    "name", [n if n == "polyak" else pytest.param(n, marks=pytest.mark.exhaustive) for n in OPTAX]
 )
 @pytest.mark.filterwarnings("default")
 def test_transformations_of_optax_descend_as_in_its_own_loop(name):
@@ -340,7 +301,7 @@ def test_transformations_of_optax_descend_as_in_its_own_loop(name):
     options = {"function": SMALL.value_and_grad, "batch": VERTICAL, "optimizer": optimizer}
     with jax.numpy_dtype_promotion("standard"):
         found = descend(start, epochs=20, **options)
-        expected = by_optax(optax, optimizer, start, [np.arange(300)] * 20)
+        expected = by_optax(optax, optimizer, start, 20)
     np.testing.assert_allclose(found.history.loss, expected, rtol=1e-4)
     assert found.loss < 0.9 * expected[0]
 
@@ -349,7 +310,6 @@ def test_transformations_of_optax_descend_as_in_its_own_loop(name):
     ("update", "message"),
     [
         (lambda g, s, p: (g, (s, s)), "must return a state like that of optimizer.init"),
-        (lambda g, s, p: (g, s[None]), r"must return a state like .* got .*shape=\(1,\)"),
         (lambda g, s, p: (g, s.astype(int)), "must return a state like .* got .*dtype=int32"),
     ],
 )
@@ -438,7 +398,6 @@ def test_the_loss_may_be_wider_than_the_params():
             "learning_rate or optimizer; got both",
         ),
         ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1; got 0"),
-        ({"batch_size": 3.5}, TypeError, "batch_size must be an integer"),
         ({"batch_size": True}, TypeError, "batch_size must be an integer"),
         ({"tolerance": -1e-8}, ValueError, "tolerance must be a finite number of at least 0"),
         ({"tolerance": np.nan}, ValueError, "tolerance must be a finite number of at least 0"),
@@ -457,10 +416,9 @@ def test_the_loss_may_be_wider_than_the_params():
         ({"max_seconds": 0}, ValueError, "max_seconds must be a finite number above 0"),
         ({"callback": 3}, TypeError, "callback must be callable"),
         ({"optimizer": 3}, TypeError, "optimizer must have init and update.*got a int"),
-        ({"optimizer": (1, 2)}, TypeError, "optimizer must have init and .*got a tuple"),
+        ({"optimizer": jaxnn.optimizers.adam}, TypeError, "optimizer must have init and update"),
         ({"optimizer": Plain(1, 2)}, TypeError, r"optimizer\.init must be callable; got a int"),
         ({"optimizer": Plain(print, 2)}, TypeError, r"optimizer\.update must be callable"),
-        ({"optimizer": jaxnn.optimizers.adam}, TypeError, "optimizer must have init and update"),
     ],
 )
 def test_bad_options_are_refused_by_name(options, error, message):
@@ -470,20 +428,11 @@ def test_bad_options_are_refused_by_name(options, error, message):
 
 @pytest.mark.parametrize(
     "batch",
-    [
-        {"x": np.ones((4, 2)), "y": np.ones(3)},
-        {"x": np.ones((4, 2)), "y": np.float32(1)},
-        np.float32(1),
-        (),
-        np.ones((0, 2)),
-    ],
+    [{"x": np.ones((4, 2)), "y": np.ones(3)}, {"x": np.ones(4), "y": 1.0}, (), np.ones((0, 2))],
 )
 def test_batches_without_rows_to_cut_are_refused(batch):
-    def function(params, batch):
-        return jnp.sum(params), params
-
     with pytest.raises(ValueError, match="batch must have the same number of rows, at least 1"):
-        descend(np.ones(1), function=function, batch=batch, batch_size=2)
+        descend(np.ones(1), function=rows_seen, batch=batch, batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -491,14 +440,10 @@ def test_batches_without_rows_to_cut_are_refused(batch):
     [
         (lambda p, b: jnp.sum(p), r"must return \(loss, gradients\).*got a ShapeDtypeStruct"),
         (lambda p, b: [jnp.sum(p), p], r"must return \(loss, gradients\).*got a list"),
-        (lambda p, b: (jnp.sum(p), p, p), r"must return \(loss, gradients\)"),
         (lambda p, b: (p, p), "must return a float scalar"),
         (lambda p, b: (jnp.sum(p), {"w": p}), "must return gradients with the tree of params"),
         (lambda p, b: (jnp.sum(p), p[:1]), r"must return gradients like params.*\(1,\)"),
-        (
-            lambda p, b: (jnp.sum(p), p.astype(jnp.float16)),
-            "must return gradients like params; got float16",
-        ),
+        (lambda p, b: (jnp.sum(p), p.astype("f2")), "must return .* like params; got float16"),
     ],
 )
 def test_functions_that_give_no_loss_and_gradient_are_refused(function, message):
@@ -509,24 +454,18 @@ def test_functions_that_give_no_loss_and_gradient_are_refused(function, message)
 # --- stop rules and the validation batch
 
 
-def test_a_remainder_after_a_stop_is_not_stepped_on():
-    whole = descend(epochs=6, batch_size=5, drop_remainder=False, learning_rate=0.01)
-    number = 7  # the second step of an epoch of three
-    target = float(whole.history.loss[number])
-    assert np.all(whole.history.loss[:number] > target)
-    found = descend(
-        epochs=6, batch_size=5, drop_remainder=False, learning_rate=0.01, target_loss=target
-    )
+@pytest.mark.parametrize("plan", [{}, {"batch_size": 5, "drop_remainder": False}])
+def test_a_target_ends_it_with_the_params_that_reached_it(plan):
+    """Here at the second step of an epoch of three: the remainder after it is not stepped on."""
+    options = {"epochs": 100, "learning_rate": 0.01} | plan
+    losses = descend(**options).history.loss
+    number = 7
+    target = float(losses[number])
+    assert np.all(losses[:number] > target)
+    found = descend(target_loss=target, **options)
     assert (found.status, found.num_steps) == ("reached", number + 1)
-
-
-def test_a_target_ends_it_with_the_params_that_reached_it():
-    whole = descend(epochs=100)
-    found = descend(epochs=100, target_loss=0.01)
-    number = int(np.argmax(whole.history.loss <= 0.01))
-    assert (found.status, found.num_steps) == ("reached", number + 1)
-    assert found.loss == pytest.approx(float(whole.history.loss[number]), rel=2e-6)
-    assert np.array_equal(found.history.loss, whole.history.loss[: number + 1])
+    assert np.array_equal(found.history.loss, losses[: number + 1])
+    assert plan or found.loss == pytest.approx(target, rel=2e-6)
 
 
 def swinging(params, batch):
@@ -621,32 +560,24 @@ def test_a_result_prints_as_a_few_lines_without_its_arrays():
 STILL = "no step changed the params (is the gradient 0, as of a dead network?)"
 
 
-@pytest.mark.parametrize("options", [{}, {"tolerance": 1e-9}])
-def test_a_descent_that_changed_nothing_says_so(options):
+def test_a_descent_that_changed_nothing_says_so():
     """A network whose hidden units are 0 on all rows, and whose last bias is the mean."""
     model = jaxnn.mlp((2, 3, 1), output="identity", loss="mean_squared_error")
     start = model.init(jax.random.key(0), scale=1.0)
     hidden = start[0]._replace(biases=jnp.full(3, -100.0))
     start = (hidden, start[1]._replace(biases=jnp.mean(LINE.y, axis=0)))
-    result = descend(start, function=model.value_and_grad, **options)
-    assert result.status == ("converged" if options else "completed")
-    constant = "no better than the best constant answer, of loss 5.63812"
-    assert result.notes == (STILL, constant)
-    assert f"note         {STILL}" in str(result)
+    for status, options in {"completed": {}, "converged": {"tolerance": 1e-9}}.items():
+        result = descend(start, function=model.value_and_grad, **options)
+        constant = "no better than the best constant answer, of loss 5.63812"
+        assert (result.status, result.notes) == (status, (STILL, constant))
+        assert f"note         {STILL}" in str(result)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"epochs": 0},
-        {"epochs": 1},
-        {"epochs": 2, "tolerance": 1e9},
-        {"learning_rate": 1e30},
-        {"target_loss": 1e9},
-    ],
-)
-def test_one_that_did_not_step_or_ended_otherwise_does_not(options):
-    assert descend(**options).notes == ()
+def test_one_that_did_not_step_or_ended_otherwise_does_not():
+    options: Any
+    for options in ({"epochs": 0}, {"epochs": 1}, {"learning_rate": 1e30}, {"target_loss": 1e9}):
+        assert descend(**options).notes == ()
+    assert descend(epochs=2, tolerance=1e9).notes == ()
 
 
 def beside_a_constant(params, batch):
