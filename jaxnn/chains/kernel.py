@@ -130,8 +130,7 @@ def perturbation_kernel(
     its key is `chain_key(key, c)`. Give `step` the same key every time: `state.step` says which
     step is drawn. The two agree bit for bit if the scan is compiled as the search is, by
     `jax.jit(..., compiler_options=jaxnn.chains.COMPILER_OPTIONS)`; else losses of wide networks
-    may differ in their last bit. So may proposals under the schedules that divide by a number of
-    steps: XLA replaces that division by a product in one program and not in another.
+    may differ in their last bit.
 
     Args:
         loss_fn: `loss_fn(params, batch)` -> a float scalar.

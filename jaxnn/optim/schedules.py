@@ -143,7 +143,9 @@ def _between(shape: Callable[..., jax.Array], init: float, end: float, num_steps
 
 
 def _share(num_steps: jax.Array, step: jax.Array) -> jax.Array:
-    return jnp.minimum(jnp.asarray(step, jnp.float32) / num_steps, 1)
+    # XLA makes a product of a division in one program and not in another; of this it has no choice.
+    step = jnp.asarray(step, jnp.float32)
+    return jnp.where(step >= num_steps, 1, step * (1 / num_steps))
 
 
 def _constant(value: jax.Array, step: jax.Array) -> jax.Array:
