@@ -1,10 +1,9 @@
 """The history of a perturbation search: what each field says, and what is kept of it."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from chain_setups import FAMILY, SHIFT, START, first_bias, same, search, stairs
+from chain_setups import FAMILY, STAIRS, START, loss_fn, same, search, searched
 
 from jaxnn.chains import history, lookahead
 from jaxnn.run import loop
@@ -13,12 +12,9 @@ STEPS = 250
 
 
 def test_every_field_of_the_history_is_what_its_line_says():
-    def half_broken(params, batch):
-        return jnp.where(params["b"][0] > 1.4, stairs(params, batch), jnp.nan)
-
-    found = search(half_broken, metric_fn=first_bias)
+    found = search(batch=STAIRS._replace(nan_below=np.float32(1.4)))
     evaluations, proposed, current, best, accepted, count, scale, heat, metric, now = found.history
-    start = float(stairs(START, SHIFT))
+    start = float(loss_fn(START, STAIRS))
     before = np.concatenate([[start], current[:-1]]).astype(np.float32)
     assert np.array_equal(evaluations, np.arange(2, STEPS + 2))
     assert found.num_evaluations == evaluations[-1] == STEPS + 1
@@ -33,28 +29,29 @@ def test_every_field_of_the_history_is_what_its_line_says():
     assert np.array_equal(now, here)
     dtypes = [array.dtype for array in found.history if array is not None]
     assert dtypes == [np.int64, *[np.float32] * 3, np.bool_, np.int64, *[np.float32] * 3]
-    assert search().history.proposed_metric is search().history.current_metric is None
 
 
 def test_evaluations_temperature_and_scale_follow_their_options():
-    found = search(**FAMILY["annealing"], num_proposals=3, scale=lambda step: 1 / (step + 1))
-    steps = np.arange(STEPS)
-    assert np.array_equal(found.history.evaluations, 1 + 3 * (steps + 1))
-    assert found.num_evaluations == 1 + 3 * STEPS
-    np.testing.assert_allclose(found.history.scale, 1 / (steps + 1), rtol=1e-6)
-    expected = np.maximum(40.0 * (0.5 / 40) ** (steps / 150), 0.5)
-    np.testing.assert_allclose(found.history.temperature, expected, rtol=1e-5)
-    assert search(temperature=0.0).history.temperature is None
+    steps, three = np.arange(STEPS), searched("best of three")
+    assert np.array_equal(three.history.evaluations, 1 + 3 * (steps + 1))
+    assert three.num_evaluations == 1 + 3 * STEPS
+    for scale, values in (("schedule", (1.0, 0.05)), ("annealing", (40.0, 0.5))):
+        history = searched(scale).history
+        found = history.scale if scale == "schedule" else history.temperature
+        expected = values[0] * (values[1] / values[0]) ** np.minimum(steps / 150, 1)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert searched("ties").history.temperature is None
 
 
 def test_the_metric_changes_nothing():
-    with_metric, without = search(metric_fn=first_bias), search()
+    with_metric, without = searched("strict"), search(**FAMILY["strict"], metric_fn=None)
     assert same(with_metric.history[:8], without.history[:8])
     assert same(with_metric.state, without.state)
+    assert without.history.proposed_metric is without.history.current_metric is None
 
 
 def test_accepted_steps_are_listed_with_their_losses():
-    found = search(num_chains=3, **FAMILY["annealing"])
+    found = searched("strict", 3)
     chain, step, loss = found.accepted_steps
     assert len(step) == found.num_accepted
     assert np.all(np.diff(step) >= 0)
@@ -65,8 +62,8 @@ def test_accepted_steps_are_listed_with_their_losses():
 @pytest.mark.parametrize("resumed", [False, True])
 def test_of_a_long_run_every_fourth_step_is_kept(monkeypatch, tmp_path, resumed):
     """A checkpoint of a shorter run, which kept every step, is thinned."""
-    options = {**FAMILY["all"], "metric_fn": first_bias, "num_chains": 2}
-    whole = search(**options)
+    options = {**FAMILY["all"], "num_chains": 2}
+    whole = searched("all", 2)
     path = {"checkpoint": tmp_path / "run.npz"} if resumed else {}
     if resumed:
         search(**options, num_steps=91, **path)
@@ -88,8 +85,8 @@ def test_of_a_long_run_every_fourth_step_is_kept(monkeypatch, tmp_path, resumed)
 
 
 def test_more_accepted_steps_than_are_listed_are_cut(monkeypatch):
-    whole = search(num_chains=3, **FAMILY["metropolis"])
+    whole = searched("strict", 3)
     monkeypatch.setattr(history, "MOST_ACCEPTED", 20)
-    found = search(num_chains=3, **FAMILY["metropolis"])
+    found = search(num_chains=3, **FAMILY["strict"])
     assert found.num_accepted == whole.num_accepted > 20
     assert same(found.accepted_steps, [column[:20] for column in whole.accepted_steps])

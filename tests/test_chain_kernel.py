@@ -8,18 +8,20 @@ from chain_setups import (
     FAMILY,
     KEY,
     NETWORK,
+    ROUNDED,
     ROWS,
-    SHIFT,
+    STAIRS,
     START,
     WIDE,
     chain_of,
-    first_bias,
     fresh,
-    rounded,
+    loss_fn,
+    network_search,
+    one_by_one,
     same,
-    scan,
+    scan_of,
     search,
-    stairs,
+    searched,
 )
 from jax.flatten_util import ravel_pytree
 
@@ -27,114 +29,119 @@ from jaxnn import moves
 from jaxnn.chains import chain_key, kernel, perturbation_kernel
 from jaxnn.run.random import normals
 
+EXHAUSTIVE = pytest.mark.exhaustive
 
-def assert_same_chain(loss_fn, options, **problem):
-    found, (state, info) = (
-        search(loss_fn, **problem, **options),
-        scan(loss_fn, **problem, **options),
-    )
-    history, last = found.history, chain_of(found)
+
+def assert_same_chain(found, scanned):
+    (state, info), history, last = scanned, found.history, chain_of(found)
     assert 3 < found.num_accepted < 245
     for name in ("proposed_loss", "accepted", "scale"):
         np.testing.assert_array_equal(getattr(history, name), getattr(info, name), err_msg=name)
     for name in state._fields:
         assert same(getattr(last, name), getattr(state, name)), name
     np.testing.assert_array_equal(history.num_accepted, np.cumsum(info.accepted))
+    if history.proposed_metric is not None:
+        np.testing.assert_array_equal(history.proposed_metric, info.proposed_params["b"][:, 0])
     assert same(found.params, state.best_params)
     assert found.loss == state.best_loss == np.min(history.best_loss)
     assert history.current_loss[-1] == state.loss
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=EXHAUSTIVE) if n == "restarts of two" else n for n in FAMILY]
+)
 def test_the_search_is_the_scan_of_the_step(name):
     """With a loss of a user's own, which rounds differently with the number side by side."""
-    scale = {} if name != "strict" else {"scale": 0.05}
-    assert_same_chain(rounded, FAMILY[name] | scale)
+    assert_same_chain(searched(name, batch=ROUNDED), scan_of(name)(batch=ROUNDED))
 
 
 @pytest.mark.parametrize(
     ("model", "options"),
     [
         (NETWORK, {"scale": 0.1}),
-        (NETWORK, {"scale": moves.one_fifth(0.2), "temperature": 0.02, "num_proposals": 2}),
-        (NETWORK, {"restart": moves.restart(NETWORK.sampler(scale=1.0), 20)}),
         (WIDE, {"scale": 0.1}),
-        (WIDE, {"scale": 0.1, "temperature": 0.001, "num_proposals": 3}),
+        *(
+            pytest.param(*each, marks=EXHAUSTIVE)
+            for each in [
+                (NETWORK, {"scale": moves.one_fifth(0.2), "temperature": 0.02, "num_proposals": 2}),
+                (NETWORK, {"restart": moves.restart(NETWORK.sampler(scale=1.0), 20)}),
+                (WIDE, {"scale": 0.1, "temperature": 0.001, "num_proposals": 3}),
+            ]
+        ),
     ],
 )
 def test_the_search_of_a_network_is_the_scan_of_the_step(model, options):
     params = model.init(jax.random.key(2), scale=0.5)
-    assert_same_chain(model.loss, options, params=params, batch=ROWS)
+    plain = options == {"scale": 0.1}
+    found = network_search(model) if plain else network_search.__wrapped__(model, **options)
+    assert_same_chain(found, one_by_one(model.loss, **options)(params, ROWS))
 
 
-@pytest.mark.exhaustive
+@EXHAUSTIVE
 @pytest.mark.parametrize("name", FAMILY)
-@pytest.mark.parametrize("loss_fn", [stairs, rounded])
-def test_every_chain_of_a_search_is_a_scan(name, loss_fn):
-    found = search(loss_fn, num_chains=4, **FAMILY[name])
+@pytest.mark.parametrize("batch", [STAIRS, ROUNDED])
+def test_every_chain_of_a_search_is_a_scan(name, batch):
+    found = searched(name, 4, batch)
     for chain in range(4):
-        state, info = scan(loss_fn, chain=chain, **FAMILY[name])
+        state, info = scan_of(name)(batch=batch, chain=chain)
         assert same(chain_of(found, chain), state)
         assert same(found.history.proposed_loss[chain], info.proposed_loss)
 
 
 def test_a_search_goes_on_as_a_scan_from_its_states():
-    options = {"scale": moves.one_fifth(0.3), "temperature": 5.0}
-    whole = search(num_chains=3, **options)
-    part = search(num_chains=3, num_steps=150, **options)
+    options = FAMILY["all"] | {"num_chains": 2}
+    whole, part = search(num_steps=400, **options), search(num_steps=150, **options)
     assert not same(part.state.params, part.state.best_params)
-    for chain in (0, 2):
-        state, _ = scan(num_steps=100, chain=chain, state=chain_of(part, chain), **options)
+    for chain in (0, 1):
+        state, _ = scan_of("all")(chain=chain, state=chain_of(part, chain))
         assert same(state, chain_of(whole, chain))
 
 
 # --- what a step says
 
 
-def before(info):
-    """The loss before each step of a scan."""
-    losses = np.asarray(info.proposed_loss)
-    current, values = float(stairs(START, SHIFT)), []
-    for loss, accepted in zip(losses, info.accepted, strict=True):
+def before(losses, taken):
+    """The loss before each step, of the losses proposed and accepted."""
+    current, values = float(loss_fn(START, STAIRS)), []
+    for loss, accepted in zip(losses, taken, strict=True):
         values.append(current)
         current = loss if accepted else current
-    return losses, np.array(values)
+    return np.array(values)
 
 
 def test_a_lower_loss_is_accepted_and_an_equal_one_at_temperature_0():
     for name, rule in (("strict", np.less), ("ties", np.less_equal)):
-        _, info = scan(**FAMILY[name])
-        losses, current = before(info)
-        assert np.any(losses == current), "there must be ties for this to show anything"
-        np.testing.assert_array_equal(info.accepted, rule(losses, current))
+        _, info = scan_of(name)()
+        current = before(info.proposed_loss, info.accepted)
+        assert np.any(info.proposed_loss == current), "there must be ties to show anything"
+        np.testing.assert_array_equal(info.accepted, rule(info.proposed_loss, current))
 
 
 def test_metropolis_accepts_a_rise_with_its_probability():
     """Four standard errors of the number of rises accepted."""
-    _, info = scan(temperature=20.0, num_steps=4_000)
-    info = jax.tree.map(np.asarray, info)
-    losses, current = before(info)
-    rises = np.maximum(losses - current, 0)
-    assert np.all(info.accepted[rises == 0])
+    history = search(**FAMILY["metropolis"], num_steps=4_000).history
+    accepted = history.accepted
+    rises = np.maximum(history.proposed_loss - before(history.proposed_loss, accepted), 0)
+    assert np.all(accepted[rises == 0])
     chances = np.exp(-rises[rises > 0] / 20)
-    error = np.sum(info.accepted[rises > 0]) - np.sum(chances)
+    error = np.sum(accepted[rises > 0]) - np.sum(chances)
     assert abs(error) < 4 * np.sqrt(np.sum(chances * (1 - chances)))
 
 
 def test_the_one_fifth_rule_doubles_on_success_and_shrinks_by_a_quarter_power_else():
-    _, info = scan(scale=moves.one_fifth(2.0), temperature=20.0)
-    losses, current = before(info)
-    successes = info.accepted & (losses < current)
-    assert np.any(info.accepted & ~successes), "a rise that is accepted is no success"
+    """It multiplies a schedule; a rise that is accepted is no success."""
+    _, info = scan_of("hot one-fifth")()
+    successes = info.accepted & (info.proposed_loss < before(info.proposed_loss, info.accepted))
+    assert np.any(info.accepted & ~successes)
     exponents = np.cumsum(np.where(successes, 4, -1))
-    expected = 2.0 * 2.0 ** (np.append(0, exponents[:-1]) / 4)
+    expected = 2.0 ** (np.append(0, exponents[:-1]) / 4) / (1 + 0.05 * np.arange(250))
     np.testing.assert_allclose(info.scale, expected, rtol=1e-6)
 
 
 def test_a_chain_without_a_lower_loss_for_patience_steps_starts_anew():
-    _, info = scan(restart=moves.restart(fresh, 20), scale=0.01)
-    _, current = before(info)
-    losses, since, lowest, restarts = np.asarray(info.proposed_loss), 0, current[0], 0
+    _, info = scan_of("restarts")()
+    losses, since, restarts = info.proposed_loss, 0, 0
+    lowest = before(losses, info.accepted)[0]
     for step, accepted in enumerate(info.accepted):
         if since >= 20:
             step_key = jax.random.fold_in(chain_key(KEY, 0), step)
@@ -151,18 +158,18 @@ def test_a_chain_without_a_lower_loss_for_patience_steps_starts_anew():
     assert restarts > 5
 
 
-@pytest.mark.parametrize("num_proposals", [1, 3])
-def test_a_proposal_adds_noise_of_the_steps_own_key_and_the_best_one_stands(num_proposals):
+@pytest.mark.parametrize(("name", "size", "count"), [("strict", 0.1, 1), ("best of three", 0.3, 3)])
+def test_a_proposal_adds_noise_of_the_steps_own_key_and_the_best_one_stands(name, size, count):
     """From a loss that nothing lowers, so that every proposal starts from the same params."""
     start = jax.tree.map(np.zeros_like, START)
-    _, info = scan(params=start, num_steps=40, num_proposals=num_proposals)
+    _, info = scan_of(name)(start)
     assert not np.any(info.accepted)
     for step in (0, 1, 39):
         key = jax.random.fold_in(chain_key(KEY, 0), step)
-        keys = [key] if num_proposals == 1 else [jax.random.fold_in(key, n) for n in range(3)]
+        keys = [key] if count == 1 else [jax.random.fold_in(key, n) for n in range(count)]
         unravel = ravel_pytree(jax.tree.map(jnp.asarray, start))[1]
-        drawn = [unravel(0.3 * normals(key, 6)) for key in keys]
-        losses = [float(stairs(params, SHIFT)) for params in drawn]
+        drawn = [unravel(size * normals(key, 6)) for key in keys]
+        losses = [float(loss_fn(params, STAIRS)) for params in drawn]
         assert info.proposed_loss[step] == min(losses)
         proposal = jax.tree.map(lambda leaf, step=step: leaf[step], info.proposed_params)
         for a, b in zip(*map(jax.tree.leaves, (proposal, drawn[np.argmin(losses)])), strict=True):
@@ -171,30 +178,29 @@ def test_a_proposal_adds_noise_of_the_steps_own_key_and_the_best_one_stands(num_
 
 @pytest.mark.parametrize("temperature", [None, 0.0, 1e9])
 def test_losses_that_are_not_finite_are_never_accepted(temperature):
-    def broken(params, batch):
-        w = params["w"]
-        bad = jnp.where(w[0, 0] > 2.6, jnp.nan, jnp.where(w[0, 1] < -1.2, -jnp.inf, 0.0))
-        return stairs(params, batch) + bad
-
-    _, info = scan(broken, temperature=temperature)
-    bad = np.isposinf(info.proposed_loss)
+    broken = STAIRS._replace(nan_above=np.float32(2.6), inf_above=np.float32(-0.8))
+    found = search(batch=broken, temperature=temperature)
+    losses, bad = found.history.proposed_loss, np.isposinf(found.history.proposed_loss)
     assert 10 < np.sum(bad) < 240
-    assert np.all(np.isfinite(info.proposed_loss) | bad)
-    assert not np.any(info.accepted & bad)
+    assert np.all(np.isfinite(losses) | bad)
+    assert not np.any(found.history.accepted & bad)
+    if temperature is None:
+        found = search(**FAMILY["strict"], batch=broken)
+        assert_same_chain(found, scan_of("strict")(batch=broken))
 
 
 def test_step_and_init_map_over_chains_and_over_scales():
     """What the caller maps is what it is one at a time: this loss has no rounding."""
 
     def last(scale, chain):
-        kernel = perturbation_kernel(stairs, scale=scale)
-        key, state = chain_key(KEY, chain), kernel.init(START, SHIFT)
-        return jax.lax.scan(lambda s, _: kernel.step(key, s, SHIFT), state, length=60)[0]
+        kernel = perturbation_kernel(loss_fn, scale=scale)
+        key, state = chain_key(KEY, chain), kernel.init(START, STAIRS)
+        return jax.lax.scan(lambda s, _: kernel.step(key, s, STAIRS), state, length=60)[0]
 
     scales = jnp.array([0.1, 0.3], jnp.float32)
     many = jax.jit(jax.vmap(last))(scales, jnp.arange(2))
     for place in (0, 1):
-        one, _ = scan(scale=float(scales[place]), chain=place, num_steps=60)
+        one = chain_of(search(scale=float(scales[place]), num_chains=3, num_steps=60), place)
         assert one.num_accepted == many.num_accepted[place] > 0
         assert one.loss == many.loss[place]
 
@@ -210,11 +216,6 @@ def test_step_and_init_map_over_chains_and_over_scales():
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(options, message):
-    options = {"loss_fn": stairs, "scale": 0.3, **options}
+    options = {"loss_fn": loss_fn, "scale": 0.3, **options}
     with pytest.raises(TypeError, match=message):
-        perturbation_kernel(options.pop("loss_fn"), **options).init(START, SHIFT)
-
-
-def test_the_metric_of_a_proposal_is_that_of_its_params():
-    found, (_, info) = search(metric_fn=first_bias), scan()
-    np.testing.assert_array_equal(found.history.proposed_metric, info.proposed_params["b"][:, 0])
+        perturbation_kernel(options.pop("loss_fn"), **options).init(START, STAIRS)

@@ -215,20 +215,6 @@ def test_a_history_of_another_run_is_refused(tmp_path):
         climb(20, checkpoint=tmp_path / "a.npz")
 
 
-def test_a_history_that_would_be_too_long_is_thinned(tmp_path, monkeypatch):
-    full = climb(400)
-    monkeypatch.setattr(loop, "HISTORY_BYTES", 150 * (8 + 3 * 29))
-    thin = climb(400)
-    every = jax.tree.map(lambda leaf: leaf[..., 3::4], full.history)
-    assert same(thin.history, every)
-    assert same(thin.params, full.params)
-    # A longer run thins what the checkpoint holds.
-    path = tmp_path / "run.npz"
-    climb(100, checkpoint=path)
-    climb(200, checkpoint=path)
-    assert same(climb(400, checkpoint=path), thin)
-
-
 def test_a_long_history_of_a_descent_is_thinned(tmp_path, monkeypatch):
     full = descend(60)
     monkeypatch.setattr(loop, "HISTORY_BYTES", 100 * (8 + 2 * 4))

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from chain_setups import (
     FAMILY,
-    KEY,
     NETWORK,
+    NOWHERE,
+    ROUNDED,
     ROWS,
-    SHIFT,
+    STAIRS,
     START,
     WIDE,
-    first_bias,
-    rounded,
+    loss_fn,
+    network_search,
     same,
     search,
-    stairs,
+    searched,
 )
 from programs import start_program
 
@@ -42,11 +43,14 @@ def at_lookahead(monkeypatch, steps, *arguments, **options):
     "name", ["strict", *(pytest.param(n, marks=EXHAUSTIVE) for n in FAMILY if n != "strict")]
 )
 def test_a_loss_that_rounds_has_the_same_bits_at_every_lookahead(monkeypatch, name):
-    options = {"scale": 0.05, "num_chains": 5, "metric_fn": first_bias, **FAMILY[name]}
-    first, *others = (at_lookahead(monkeypatch, n, rounded, **options) for n in (1, 7, 64))
+    options = {**FAMILY[name], "num_chains": 3, "batch": ROUNDED}
+    first, *others = (
+        searched(name, 3, ROUNDED),
+        *(at_lookahead(monkeypatch, n, **options) for n in (1, 64)),
+    )
     assert first.num_accepted > 15
     assert all(same(first, other) for other in others)
-    alone = search(rounded, **{**options, "num_chains": None})
+    alone = searched(name, batch=ROUNDED)
     assert same(alone.history.proposed_loss, first.history.proposed_loss[0])
 
 
@@ -102,8 +106,7 @@ def test_a_lookahead_is_compiled_only_if_the_steps_left_pay_for_it():
 def test_the_result_does_not_depend_on_how_the_work_is_cut(
     monkeypatch, seconds, growth, records, number
 ):
-    options = {**FAMILY["metropolis"], "metric_fn": first_bias}
-    expected, piece, count = search(**options), lookahead.record, []
+    expected, piece, count = searched("metropolis"), lookahead.record, []
 
     def count_pieces(*arguments):
         count.append(arguments[0].accepted.shape[1])
@@ -113,21 +116,22 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(
     monkeypatch.setattr(loop, "LARGEST_GROWTH", growth)
     monkeypatch.setattr(lookahead, "RECORDS_PER_CHUNK", records)
     monkeypatch.setattr(lookahead, "record", count_pieces)
-    assert same(search(**options), expected)
+    assert same(search(**FAMILY["metropolis"]), expected)
     assert sum(count) == 250
     assert len([steps for steps in count if steps]) == number
 
 
 SHARED: dict[str, dict[str, Any]] = {
-    "own": {"loss_fn": rounded, "num_chains": 3, "scale": 0.05, "metric_fn": first_bias},
-    "all": {"loss_fn": rounded, "num_chains": 5, **FAMILY["all"], "metric_fn": first_bias},
+    "own": {**FAMILY["strict"], "num_chains": 3, "batch": ROUNDED},
+    "all": {**FAMILY["all"], "num_chains": 5, "batch": ROUNDED},
     "wide": {
         "loss_fn": WIDE.loss,
         "params": WIDE.init(jax.random.key(2), scale=0.5),
         "batch": ROWS,
+        "metric_fn": None,
         "num_chains": 5,
     },
-    "one chain": {"loss_fn": rounded},
+    "one chain": {"batch": ROUNDED},
 }
 
 
@@ -152,9 +156,9 @@ def test_several_devices_share_the_chains_and_change_no_bit(name, capsys):
 
 class TestStopping:
     def test_a_target_ends_the_search_with_the_step_that_reaches_it(self):
-        whole = search(num_chains=3, metric_fn=first_bias)
+        whole = search(num_chains=3)
         reached = np.any(whole.history.current_loss <= 60, axis=0)
-        found = search(num_chains=3, metric_fn=first_bias, target_loss=60)
+        found = search(num_chains=3, target_loss=60)
         end = np.argmax(reached) + 1
         assert found.status == "reached"
         assert found.history.accepted.shape == (3, end)
@@ -168,13 +172,12 @@ class TestStopping:
         found = search(target_loss=1e9)
         assert (found.status, found.num_evaluations) == ("reached", 1)
 
-    @pytest.mark.parametrize("num_chains", [3, pytest.param(None, marks=EXHAUSTIVE)])
-    def test_patience_ends_the_search_once_no_chain_has_got_better_for_so_long(self, num_chains):
-        options = {"num_chains": num_chains, "num_steps": 1_000, "scale": 0.05}
+    def test_patience_ends_the_search_once_no_chain_has_got_better_for_so_long(self):
+        options = {"num_chains": 3, "num_steps": 1_000, "scale": 0.05}
         whole = search(**options)
         best = np.atleast_2d(whole.history.best_loss)
         since, over = np.zeros(len(best), int), None
-        before = np.full(len(best), float(stairs(START, SHIFT)))
+        before = np.full(len(best), float(loss_fn(START, STAIRS)))
         for step in range(1_000):
             since = np.where(best[:, step] < before, 0, since + 1)
             before = best[:, step]
@@ -199,11 +202,7 @@ class TestStopping:
 
     def test_progress_has_no_best_params_while_no_loss_was_finite(self):
         seen = []
-        search(
-            lambda params, batch: np.nan * params["b"][0],
-            num_steps=3,
-            callback=lambda progress: seen.append(progress.best_params()),
-        )
+        search(batch=NOWHERE, num_steps=3, callback=lambda now: seen.append(now.best_params()))
         assert seen
         assert all(params is None for params in seen)
 
@@ -211,7 +210,7 @@ class TestStopping:
 class TestCheckpoints:
     @pytest.mark.parametrize("name", [pytest.param("strict", marks=EXHAUSTIVE), "all"])
     def test_a_resumed_search_is_the_whole(self, name, tmp_path):
-        options = {**FAMILY[name], "num_chains": 2, "metric_fn": first_bias}
+        options = {**FAMILY[name], "num_chains": 2}
         for steps in (0, 40, 41, 250, 250):
             found = search(num_steps=steps, checkpoint=tmp_path / "chain.npz", **options)
         assert same(found, search(**options))
@@ -241,7 +240,11 @@ class TestCheckpoints:
             ({"patience": 9}, "patience was None, is 9"),
             pytest.param({"temperature": 1.0}, "temperature is another", marks=EXHAUSTIVE),
             pytest.param({"num_proposals": 2}, "num_proposals was 1, is 2", marks=EXHAUSTIVE),
-            pytest.param({"loss_fn": rounded}, "loss_fn computes something", marks=EXHAUSTIVE),
+            pytest.param(
+                {"loss_fn": lambda p, b: 2 * loss_fn(p, b)},
+                "loss_fn computes something",
+                marks=EXHAUSTIVE,
+            ),
         ],
     )
     def test_another_setting_is_refused_by_name(self, change, message, tmp_path):
@@ -257,17 +260,13 @@ class TestCheckpoints:
 
     def test_params_that_cannot_be_saved_are_refused_before_the_work(self, tmp_path):
         def mean(params, batch):
-            return jax.numpy.mean(params).astype(np.float32) + batch
+            return jax.numpy.mean(params).astype(np.float32)
 
+        start = jax.numpy.ones(3, jax.numpy.bfloat16)
         with pytest.raises(TypeError, match="got bfloat16: cast it"):
-            search(
-                mean,
-                params=jax.numpy.ones(3, jax.numpy.bfloat16),
-                checkpoint=tmp_path / "chain.npz",
-            )
+            search(mean, params=start, metric_fn=None, checkpoint=tmp_path / "chain.npz")
 
 
 def test_a_network_by_scalars_is_the_same_beside_other_chains():
-    options = {"params": NETWORK.init(jax.random.key(2), scale=0.5), "batch": ROWS, "scale": 0.1}
-    many, alone = (search(NETWORK.loss, key=KEY, num_chains=n, **options) for n in (20, None))
+    many, alone = network_search(NETWORK, 20), network_search(NETWORK)
     assert same(many.history.proposed_loss[0], alone.history.proposed_loss)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chain_setups import KEY, SHIFT, START, stairs
+from chain_setups import KEY, STAIRS, START, loss_fn
 from jax.flatten_util import ravel_pytree
 
 import jaxnn
@@ -42,12 +42,12 @@ class TestTemperature:
         key, scale = jax.random.key(3), 0.3
         flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, START))
         keys = jax.random.split(jax.random.key(9), 4_000)
-        moved = jax.vmap(lambda k: stairs(unravel(flat + scale * normals(k, 6)), SHIFT))(keys)
-        rises = np.asarray(moved - stairs(START, SHIFT), np.float64)
+        moved = jax.vmap(lambda k: loss_fn(unravel(flat + scale * normals(k, 6)), STAIRS))(keys)
+        rises = np.asarray(moved - loss_fn(START, STAIRS), np.float64)
         rises = rises[rises > 0]
         for share in (0.2, 0.8):
             heat = jaxnn.calibrated_temperature(
-                key, stairs, START, SHIFT, scale=scale, acceptance=share, num_proposals=4_000
+                key, loss_fn, START, STAIRS, scale=scale, acceptance=share, num_proposals=4_000
             )
             accepted = np.exp(-rises / heat)
             error = np.std(accepted) / np.sqrt(len(rises))
@@ -58,14 +58,14 @@ class TestTemperature:
         [
             ({"acceptance": 1.0}, "acceptance must be below 1"),
             ({"scale": 0}, "scale must be"),
-            ({"loss_fn": lambda p, b: jnp.nan * b}, "params must have a finite loss"),
-            ({"loss_fn": lambda p, b: 0 * (p["b"][0] - b)}, "room to get worse"),
+            ({"loss_fn": lambda p, b: jnp.nan * p["b"][0]}, "params must have a finite loss"),
+            ({"loss_fn": lambda p, b: 0 * p["b"][0]}, "room to get worse"),
         ],
     )
     def test_what_makes_no_sense_is_refused(self, options, message):
-        options = {"loss_fn": stairs, "scale": 0.3, **options}
+        options = {"loss_fn": loss_fn, "scale": 0.3, **options}
         with pytest.raises(ValueError, match=message):
-            jaxnn.calibrated_temperature(KEY, options.pop("loss_fn"), START, SHIFT, **options)
+            jaxnn.calibrated_temperature(KEY, options.pop("loss_fn"), START, STAIRS, **options)
 
 
 def test_one_coordinate_moves_one_number_by_the_scale_either_way_everywhere():
