@@ -89,8 +89,8 @@ def test_every_chain_of_a_search_is_a_scan(name, batch):
 
 
 def test_a_search_goes_on_as_a_scan_from_its_states():
-    options = FAMILY["all"] | {"num_chains": 2}
-    whole, part = search(num_steps=400, **options), search(num_steps=150, **options)
+    options = FAMILY["all"]
+    whole, part = (search(num_steps=steps, num_chains=2, **options) for steps in (400, 150))
     assert not same(part.state.params, part.state.best_params)
     for chain in (0, 1):
         state, _ = scan_of("all")(chain=chain, state=chain_of(part, chain))
