@@ -64,7 +64,7 @@ def test_the_search_is_the_scan_of_the_step(name):
             pytest.param(*each, marks=EXHAUSTIVE)
             for each in [
                 (NETWORK, {"scale": moves.one_fifth(0.2), "temperature": 0.02, "num_proposals": 2}),
-                (NETWORK, {"restart": moves.restart(NETWORK.sampler(scale=1.0), 20)}),
+                (NETWORK, {"scale": 0.3, "restart": moves.restart(NETWORK.sampler(scale=1.0), 20)}),
                 (WIDE, {"scale": 0.1, "temperature": 0.001, "num_proposals": 3}),
             ]
         ),
