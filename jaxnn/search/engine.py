@@ -56,7 +56,7 @@ Statistics = Mapping[str, Statistic]
 Totals = dict[str, PyTree]  # the state of each statistic, by its name
 
 
-class Problem(NamedTuple):
+class SearchProblem(NamedTuple):
     """What a candidate is, and what is computed of it: an argument of the compiled loop."""
 
     value: Partial  # value(params, batch) -> what the statistics look at
@@ -250,7 +250,7 @@ def set_up(
     num_candidates: int,
     memory_budget: int | None,
     devices: Sequence[Any],
-) -> tuple[Problem, Span, PyTree]:
+) -> tuple[SearchProblem, Span, PyTree]:
     """Check what every search takes; return its problem and range, and the shapes of a value."""
     key, start = as_key("key", key), as_count("start", start)
     num_candidates = as_count("num_candidates", num_candidates, minimum=1)
@@ -263,7 +263,7 @@ def set_up(
     batch = as_batch(batch, params, value_fn)
     shapes = shapes_of(name, value, params, batch)
     tile = tile_size(value_fn, params, batch, memory_budget, devices[0].platform)
-    problem = Problem(value, sample, batch, jax.random.fold_in(key, TAG))
+    problem = SearchProblem(value, sample, batch, jax.random.fold_in(key, TAG))
     return problem, Span(start, start + num_candidates, tile), shapes
 
 
@@ -286,7 +286,7 @@ def tile_size(
 
 
 def search_metadata(
-    trainer: str, key: jax.Array, name: str, problem: Problem, span: Span
+    trainer: str, key: jax.Array, name: str, problem: SearchProblem, span: Span
 ) -> dict[str, Any]:
     """Return what a run shares with those that go on with it; `name` is the value function's."""
     given = jax.eval_shape(problem.sample, key), problem.batch
@@ -297,7 +297,7 @@ def search_metadata(
 
 
 def run_search(
-    problem: Problem,
+    problem: SearchProblem,
     statistics: Statistics,
     span: Span,
     devices: Sequence[Any],
@@ -375,7 +375,11 @@ def merge_states(statistics: Statistics, first: Totals, *others: Totals) -> Tota
 
 
 def reduce_range(
-    problem: Problem, statistics: Statistics, span: Span, devices: Sequence[Any], totals: Totals
+    problem: SearchProblem,
+    statistics: Statistics,
+    span: Span,
+    devices: Sequence[Any],
+    totals: Totals,
 ) -> Totals:
     """Take at most 2^30 candidates into the totals; each device reduces its shard of the tiles."""
     states = {name: each.start for name, each in statistics.items()}
@@ -406,7 +410,7 @@ def shards(span: Span, workers: int) -> Iterator[tuple[int, int]]:
 
 @program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)
 def _reduce_shard(
-    problem: Problem,
+    problem: SearchProblem,
     updates: Mapping[str, Partial],
     states: Totals,
     begin: tuple[jax.Array, jax.Array],
@@ -433,7 +437,7 @@ def _reduce_shard(
     return jax.lax.fori_loop(jnp.uint32(0), num_tiles, take_tile, dict(states))
 
 
-def check_draws(problem: Problem, start: int) -> None:
+def check_draws(problem: SearchProblem, start: int) -> None:
     """Refuse a sampler that draws the same params from every key."""
     first, *others = ((start + i) % 2**63 for i in range(DRAWS_TO_DIFFER))
     drawn = jax.tree.leaves(_draw(problem.sample, problem.stream, *words(first)))

@@ -17,7 +17,7 @@ from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import summary
 from jaxnn.run.random import join
 from jaxnn.search.engine import RunState
-from jaxnn.search.statistics import StatisticsConfig, Table, bin_edges
+from jaxnn.search.statistics import StatisticsConfig, CandidateTable, bin_edges
 from jaxnn.typing import PyTree, Status
 
 CONFIDENCE = 0.95
@@ -181,7 +181,7 @@ def make_result(
     ends = interval(num_below, draws, [each == state.stop_threshold for each in config.thresholds])
     candidate, loss = best_of(totals)
     trail = as_candidates(totals["improvements"])
-    no_table = Table(*np.zeros((3, 0), config.loss_dtype))
+    no_table = CandidateTable(*np.zeros((3, 0), config.loss_dtype))
     is_nonfinite = candidate is None and state.status == "completed"
     return RandomSearchResult(
         params=None if candidate is None else params_of(candidate),
@@ -204,7 +204,7 @@ def best_of(totals: dict[str, PyTree]) -> tuple[int | None, float]:
     return (int(top.candidate[0]), float(top.loss[0])) if top.candidate.size else (None, np.inf)
 
 
-def as_candidates(table: Table) -> Candidates:
+def as_candidates(table: CandidateTable) -> Candidates:
     """Return indices and losses of a table, without its empty places."""
     here = np.isfinite(table.loss)
     return Candidates(join(table.high[here], table.low[here]).astype(np.int64), table.loss[here])

@@ -108,7 +108,7 @@ class StatisticsConfig(NamedTuple):
     collect: list[Any] | None  # threshold and limit
 
 
-class Table(NamedTuple):
+class CandidateTable(NamedTuple):
     """Candidates with their losses, each field `(size,)`; a loss of inf marks an empty place."""
 
     high: PyTree
@@ -198,9 +198,9 @@ def concatenate_rows(first: Rows, second: Rows) -> Rows:
     return Rows(values, np.asarray(len(values)))
 
 
-def _empty_table(size: int, dtype: np.dtype) -> Table:
+def _empty_table(size: int, dtype: np.dtype) -> CandidateTable:
     empty = np.zeros(size, np.uint32)
-    return Table(empty, empty, np.full(size, np.inf, dtype))
+    return CandidateTable(empty, empty, np.full(size, np.inf, dtype))
 
 
 def _add_counts(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -234,30 +234,30 @@ def _count_in_bins(edges: jax.Array | None, counts: jax.Array, tile: Tile) -> ja
     return counts.at[bins].add(_is_loss(tile).astype(counts.dtype))
 
 
-def _keep_best(table: Table, tile: Tile) -> Table:
+def _keep_best(table: CandidateTable, tile: Tile) -> CandidateTable:
     losses, size = _ranked(tile), table.loss.shape[0]
 
-    def merge(table: Table) -> Table:
+    def merge(table: CandidateTable) -> CandidateTable:
         # top_k puts the first of equal losses first, which is the one of the lowest index.
         lowest, place = jax.lax.top_k(-losses, min(size, losses.shape[0]))
         pairs = zip(table, (tile.high[place], tile.low[place], -lowest), strict=True)
         high, low, loss = (jnp.concatenate(pair) for pair in pairs)
         loss, high, low = jax.lax.sort((loss, high, low), num_keys=3)
-        return Table(high[:size], low[:size], loss[:size])
+        return CandidateTable(high[:size], low[:size], loss[:size])
 
     return jax.lax.cond(jnp.min(losses) < table.loss[-1], merge, lambda table: table, table)
 
 
-def _merge_best(count: int, first: Table, second: Table) -> Table:
+def _merge_best(count: int, first: CandidateTable, second: CandidateTable) -> CandidateTable:
     high, low, loss = (np.concatenate(pair) for pair in zip(first, second, strict=True))
     order = np.lexsort((low, high, loss))[:count]
-    return Table(high[order], low[order], loss[order])
+    return CandidateTable(high[order], low[order], loss[order])
 
 
-def _append_improvements(table: Table, tile: Tile) -> Table:
+def _append_improvements(table: CandidateTable, tile: Tile) -> CandidateTable:
     losses, best_before = _ranked(tile), jnp.min(table.loss)
 
-    def append(table: Table) -> Table:
+    def append(table: CandidateTable) -> CandidateTable:
         lowest = jnp.minimum(jax.lax.cummin(losses), best_before)
         before = jnp.concatenate([best_before[None], lowest[:-1]])
         return _append(table, tile, losses, losses < before)
@@ -265,12 +265,12 @@ def _append_improvements(table: Table, tile: Tile) -> Table:
     return jax.lax.cond(jnp.min(losses) < best_before, append, lambda table: table, table)
 
 
-def _merge_improvements(first: Table, second: Table) -> Table:
+def _merge_improvements(first: CandidateTable, second: CandidateTable) -> CandidateTable:
     better = second.loss < np.min(first.loss, initial=np.inf)
-    return _concatenate(None, first, Table(*(column[better] for column in second)))
+    return _concatenate(None, first, CandidateTable(*(column[better] for column in second)))
 
 
-def _append_hits(threshold: jax.Array, table: Table, tile: Tile) -> Table:
+def _append_hits(threshold: jax.Array, table: CandidateTable, tile: Tile) -> CandidateTable:
     losses = _ranked(tile)
     chosen = losses <= threshold
     append = partial(_append, tile=tile, losses=losses, chosen=chosen)
@@ -278,20 +278,24 @@ def _append_hits(threshold: jax.Array, table: Table, tile: Tile) -> Table:
     return jax.lax.cond(has_room & jnp.any(chosen), append, lambda table: table, table)
 
 
-def _append(table: Table, tile: Tile, losses: jax.Array, chosen: jax.Array) -> Table:
+def _append(
+    table: CandidateTable, tile: Tile, losses: jax.Array, chosen: jax.Array
+) -> CandidateTable:
     """Write the chosen candidates behind the others, as far as there is room."""
     used = jnp.sum(jnp.isfinite(table.loss), dtype=jnp.int32)
     place = used + jnp.cumsum(chosen, dtype=jnp.int32) - 1
     place = jnp.where(chosen, place, table.loss.shape[0])
     columns = zip(table, (tile.high, tile.low, losses), strict=True)
-    return Table(*(old.at[place].set(new, mode="drop") for old, new in columns))
+    return CandidateTable(*(old.at[place].set(new, mode="drop") for old, new in columns))
 
 
-def _concatenate(count: int | None, first: Table, second: Table) -> Table:
+def _concatenate(
+    count: int | None, first: CandidateTable, second: CandidateTable
+) -> CandidateTable:
     """The first `count` candidates of both, without empty places."""
     here, there = np.isfinite(first.loss), np.isfinite(second.loss)
     pairs = zip(first, second, strict=True)
-    return Table(*(np.concatenate([a[here], b[there]])[:count] for a, b in pairs))
+    return CandidateTable(*(np.concatenate([a[here], b[there]])[:count] for a, b in pairs))
 
 
 def _as_rising(name: str, values: Sequence[float], dtype: np.dtype) -> list[float]:
