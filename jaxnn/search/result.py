@@ -17,7 +17,7 @@ from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import summary
 from jaxnn.run.random import join
 from jaxnn.search.engine import RunState
-from jaxnn.search.statistics import StatisticsConfig, CandidateTable, bin_edges
+from jaxnn.search.statistics import CandidateTable, StatisticsConfig, bin_edges
 from jaxnn.typing import PyTree, Status
 
 CONFIDENCE = 0.95
