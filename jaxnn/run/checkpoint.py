@@ -197,12 +197,11 @@ def arrays_to_tree(tree: PyTree, arrays: Arrays) -> PyTree:
 def check_saveable(tree: PyTree) -> None:
     """Refuse a state that a checkpoint cannot hold, before the work and not after it."""
     for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf.dtype, np.dtype) and leaf.dtype.kind in "biuf" and leaf.dtype.isbuiltin:
-            continue
-        raise TypeError(
-            "params and what the optimizer remembers must be of NumPy's numbers to be saved; "
-            f"got {leaf.dtype}: cast it, or leave checkpoint out"
-        )
+        if leaf.dtype not in DTYPES:
+            raise TypeError(
+                "params and what the optimizer remembers must be of NumPy's numbers to be saved; "
+                f"got {leaf.dtype}: cast it, or leave checkpoint out"
+            )
 
 
 def save(path: StrPath, arrays: Arrays, metadata: Metadata) -> None:
