@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxnn.run.checks import array_record, as_values, is_traced
+from jaxnn.typing import PyTree
 
 
 @array_record
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
     y: Any
 
 
-def check_batch(name: str, batch: Any, loss: str, features: int, outputs: int) -> Batch:
+def check_batch(name: str, batch: PyTree, loss: str, features: int, outputs: int) -> Batch:
     """Return the batch as arrays; refuse one that does not fit the network's sizes and loss."""
     if not isinstance(batch, Batch):
         raise TypeError(f"{name} must be a jaxnn.Batch(x, y); got a {type(batch).__name__}")
@@ -45,7 +46,7 @@ def check_batch(name: str, batch: Any, loss: str, features: int, outputs: int) -
     return Batch(x, check_targets(f"{name}.y", y, loss, rows, outputs))
 
 
-def check_values(name: str, values: Any, dimensions: int, wanted: str) -> Any:
+def check_values(name: str, values: PyTree, dimensions: int, wanted: str) -> Any:
     """Return a real array with the wanted number of dimensions and at least one row."""
     array = as_values(name, values)
     if array.ndim != dimensions or 0 in array.shape:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from jaxnn.batch import Batch, check_targets
 from jaxnn.run.checks import as_count, as_numpy, as_real
+from jaxnn.typing import PyTree
 
 __all__ = ["data", "decision_regions", "loss_curves", "smoothed"]
 
@@ -209,7 +210,7 @@ def _labelled(ax: Axes, has_legend: bool = True, **labels: str) -> Axes:
     return ax
 
 
-def _points(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+def _points(batch: PyTree) -> tuple[np.ndarray, np.ndarray]:
     """Inputs `(rows, 2)` and integer classes `(rows,)` of a batch that can be drawn."""
     if not isinstance(batch, Batch):
         raise TypeError(f"batch must be a jaxnn.Batch(x, y); got a {type(batch).__name__}")
@@ -294,7 +295,7 @@ def _line_style(index: int) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
-def _finite(values: Any) -> np.ndarray:
+def _finite(values: PyTree) -> np.ndarray:
     """As float64, with NaN, which matplotlib leaves out, for all that is not finite."""
     return np.where(np.isfinite(values), values, np.nan).astype(np.float64)
 

@@ -35,7 +35,7 @@ from jaxnn.run.checks import (
 )
 from jaxnn.run.programs import own_settings
 from jaxnn.run.random import normals
-from jaxnn.typing import LossFn, MetricFn, ProposeFn, PyTree, traits_of
+from jaxnn.typing import Function, LossFn, MetricFn, ProposeFn, PyTree, traits_of
 
 TAG = 0x50455254
 """Folded into a search's key, so that no other trainer draws the same from it."""
@@ -336,7 +336,7 @@ def after_rejections(state: State, count: jax.Array) -> State:
     )
 
 
-def in_blocks(function: Callable[..., Any], rows: tuple[Any, ...], width: int | None) -> Any:
+def in_blocks(function: Function, rows: tuple[Any, ...], width: int | None) -> Any:
     """Apply a function of `width` rows to any number of rows; the first one fills up the last.
 
     Without a width all are one block, of a multiple of 16, since numbers round otherwise alone.

@@ -49,7 +49,7 @@ from jaxnn.chains.kernel import (
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.loop import Limits, Progress, Work, record_interval, run
 from jaxnn.run.programs import COMPILER_OPTIONS, program
-from jaxnn.typing import PyTree, Status
+from jaxnn.typing import Device, PyTree, Status
 
 RECORDS_PER_CHUNK, STEPS_PER_CHUNK = 2**20, 2**18
 LOOKAHEADS = (1, 4, 16, 64, 128)
@@ -171,7 +171,7 @@ def run_chains(
     problem: Problem,
     keys: jax.Array,
     num_steps: int,
-    devices: Sequence[Any],
+    devices: Sequence[Device],
     target_loss: float | None,
     patience: int | None,
     limits: Limits,

@@ -50,7 +50,7 @@ from jaxnn.run.checks import (
 from jaxnn.run.fingerprint import run_metadata
 from jaxnn.run.loop import Every, Progress, as_limits, as_target, summary, told, watch_interrupts
 from jaxnn.run.programs import own_settings
-from jaxnn.typing import LossFn, MetricFn, ProposeFn, PyTree, Status
+from jaxnn.typing import Device, LossFn, MetricFn, ProposeFn, PyTree, Status
 
 
 class PerturbationSearchResult(NamedTuple):
@@ -108,7 +108,7 @@ def perturbation_search(
     max_seconds: float | None = None,
     callback: Callable[[Progress], None] | Every | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Device] | None = None,
     progress: bool = False,
 ) -> PerturbationSearchResult:
     """Lower the loss from `params` by random steps, in one chain or in several side by side.

@@ -35,7 +35,7 @@ from jaxnn.run import checks, loop
 from jaxnn.run.checkpoint import Checkpoint, check_saveable
 from jaxnn.run.fingerprint import as_metadata, fingerprint, run_metadata
 from jaxnn.run.programs import own_settings
-from jaxnn.typing import PyTree, Status, ValueAndGradFn, traits_of
+from jaxnn.typing import Device, PyTree, Status, ValueAndGradFn, traits_of
 
 CONSTANT_MARGIN = 1e-3
 """Losses that are lower than that of the best constant answer by a smaller share are no better."""
@@ -122,7 +122,7 @@ def gradient_descent(
     max_seconds: float | None = None,
     callback: loop.Callback | loop.Every | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Device] | None = None,
     progress: bool = False,
 ) -> GradientDescentResult:
     """Descend from `params`, full batch or mini-batch, with one network or with many.
@@ -266,7 +266,7 @@ def gradient_descent(
 
 
 def _as_networks(
-    num_networks: int | None, devices: Sequence[Any] | None, params: PyTree
+    num_networks: int | None, devices: Sequence[Device] | None, params: PyTree
 ) -> Networks:
     """How many networks, once all leaves of the params have that axis."""
     if num_networks is None:

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from jaxnn.optim.optimizers import Optimizer, call_update, check_optimizer
 from jaxnn.run.checks import as_count
 from jaxnn.run.programs import COMPILER_OPTIONS, program
-from jaxnn.typing import PyTree, ValueAndGradFn
+from jaxnn.typing import Function, PyTree, ValueAndGradFn
 
 TAG = 0x47524144
 """Folded into the key, so that no other trainer draws the same from it."""
@@ -302,7 +302,7 @@ def run_epochs(
     return jax.lax.while_loop(more_epochs, run_epoch, carry)[1:]
 
 
-def _each(run: RunState, function: Callable[..., Any], axes: tuple[int | None, ...]):
+def _each(run: RunState, function: Function, axes: tuple[int | None, ...]):
     """The function of one network, or of each where the state has an axis of networks.
 
     An axis of length 1 in place of the fork took 17 % of the time on 2-3-3 (227,000 and 189,000
@@ -359,7 +359,7 @@ def _take_step(
 
 
 def update_of(
-    update: Callable[..., Any],
+    update: Function,
     function: Partial,
     rows: PyTree,
     loss: jax.Array,

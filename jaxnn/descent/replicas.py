@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.optim.optimizers import Each, Optimizer, made_by
-from jaxnn.typing import PyTree
+from jaxnn.typing import Device, PyTree
 
 WIDTH, CPU_WIDTH = 1024, 16
 
@@ -35,7 +35,7 @@ class Networks(NamedTuple):
     """How many networks, and where they descend."""
 
     count: int | None = None  # None for a single one, a block of its own without an axis
-    devices: Sequence[Any] = ()  # blocks go to one after the other
+    devices: Sequence[Device] = ()  # blocks go to one after the other
 
     @property
     def width(self) -> int | None:
@@ -121,7 +121,7 @@ def run_blocks(
         return list(threads.map(run, range(len(blocks))))
 
 
-def _num_threads(devices: Sequence[Any]) -> int:
+def _num_threads(devices: Sequence[Device]) -> int:
     if devices[0].platform != "cpu":
         return len(devices)
     affinity: Callable[[int], Any] | None = getattr(os, "sched_getaffinity", None)

@@ -113,7 +113,7 @@ def _parts(jaxpr: Any) -> set[str]:
     return found
 
 
-def _is_program(value: Any) -> bool:
+def _is_program(value: PyTree) -> bool:
     return hasattr(value, "eqns")
 
 

@@ -59,7 +59,7 @@ class Evidence(NamedTuple):
 class _Measured(NamedTuple):
     """What the device measured of each sample, and from `gradient` on of each coordinate."""
 
-    value: Any
+    value: PyTree
     value_error: Any
     gradient: Any  # Under test.
     reference: Any  # By jax.grad.

@@ -25,6 +25,7 @@ from jax.tree_util import Partial
 from jaxnn.model.layers import Dense, LayerShapes, Params
 from jaxnn.run.checks import as_choice, as_key, as_real
 from jaxnn.run.random import normals, uniforms
+from jaxnn.typing import PyTree
 
 Distribution = Literal["normal", "uniform", "lecun", "he"]
 DISTRIBUTIONS: tuple[str, ...] = ("normal", "uniform", "lecun", "he")
@@ -62,7 +63,7 @@ def sampler(
     return Partial(_drawer(shapes, distribution), scale=scale, bias_scale=bias_scale)
 
 
-def _per_layer(name: str, value: Any, shapes: LayerShapes, *, inclusive: bool = False) -> Any:
+def _per_layer(name: str, value: PyTree, shapes: LayerShapes, *, inclusive: bool = False) -> Any:
     """Return one number, or a tuple with one for each layer."""
     if not isinstance(value, (tuple, list)):
         return as_real(name, value, inclusive=inclusive)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
 from jaxnn.run.checks import array_record, as_choice, as_values
+from jaxnn.typing import PyTree
 
 VECTOR = 16
 """Rows are padded to a multiple of this: XLA would do what is left over one by one."""
@@ -87,7 +88,7 @@ def forward(params: Params, x: Any, *, hidden: str = "relu", output: str = "iden
     return ACTIVATIONS[output].forward(logits)
 
 
-def check_params(name: str, params: Any, shapes: LayerShapes) -> Params:
+def check_params(name: str, params: PyTree, shapes: LayerShapes) -> Params:
     """Return the params as arrays that JAX can hold; refuse those of another network."""
     params = _as_layers(name, params)
     if len(params) != len(shapes):
@@ -117,7 +118,7 @@ def check_params(name: str, params: Any, shapes: LayerShapes) -> Params:
     return params
 
 
-def _as_layers(name: str, params: Any) -> Params:
+def _as_layers(name: str, params: PyTree) -> Params:
     """Return a tuple of `Dense` with arrays of any shapes, or shapes of params not drawn yet."""
     if not isinstance(params, tuple):
         raise TypeError(f"{name} must be a tuple of Dense; got a {type(params).__name__}")
@@ -133,6 +134,6 @@ def _as_layers(name: str, params: Any) -> Params:
     return tuple(layers)
 
 
-def _as_leaf(path: str, leaf: Any) -> Any:
+def _as_leaf(path: str, leaf: PyTree) -> Any:
     is_ready = leaf is None or isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
     return leaf if is_ready else as_values(path, leaf)

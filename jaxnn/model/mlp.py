@@ -29,7 +29,7 @@ from jaxnn.model.vmapped_loss import (
     with_fast_vmap,
 )
 from jaxnn.run.checks import as_choice, as_count, as_flag, as_key
-from jaxnn.typing import LossFn, MetricFn, Traits, ValueAndGradFn
+from jaxnn.typing import Function, LossFn, MetricFn, Traits, ValueAndGradFn
 
 
 class Settings(NamedTuple):
@@ -287,7 +287,7 @@ def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     return with_fast_vmap(plain, settings.hidden, per_example)(params, batch).astype(jnp.float32)
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+FUNCTIONS: dict[str, Function] = {
     "init": _init,
     "apply": _apply,
     "loss": _loss,

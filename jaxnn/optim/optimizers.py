@@ -26,7 +26,7 @@ from jax.tree_util import Partial
 
 from jaxnn.optim.schedules import Schedule, as_rate
 from jaxnn.run.checks import as_arrays, as_flag, as_partial, as_real, check_like_params, shapes_of
-from jaxnn.typing import PyTree
+from jaxnn.typing import Function, PyTree
 
 __all__ = [
     "Each",
@@ -178,7 +178,7 @@ def adam(
     return _optimizer(_two_moments, Partial(_adam, *betas, *others), rate)
 
 
-def each(make: Callable[..., Any], *values: Any) -> Each:
+def each(make: Function, *values: PyTree) -> Each:
     """Return an optimizer of its own for each network of `jaxnn.gradient_descent`.
 
     Network `i` descends by `make(*values_i)`, where `values_i` is entry `i` of each value. Other
@@ -284,7 +284,7 @@ def _running(decay: jax.Array, mean: jax.Array, new: jax.Array) -> jax.Array:
     return decay.astype(new.dtype) * mean + (1 - decay).astype(new.dtype) * new
 
 
-def _plain(gradient: jax.Array, moments: Any, params: jax.Array, step: jax.Array):
+def _plain(gradient: jax.Array, moments: PyTree, params: jax.Array, step: jax.Array):
     del params, step
     return gradient, moments
 
@@ -403,7 +403,7 @@ def _update_made(make: Partial, values: tuple[PyTree, ...], *arguments: PyTree, 
 
 
 def call_update(
-    update: Callable[..., Any], gradients: PyTree, state: PyTree, params: PyTree, **extra: Any
+    update: Function, gradients: PyTree, state: PyTree, params: PyTree, **extra: Any
 ) -> Any:
     """`update(gradients, state, params)`, with those of the extra arguments that it takes."""
     try:
@@ -418,7 +418,7 @@ def call_update(
     return update(gradients, state, params, **{n: extra[n] for n in extra if n in names - given})
 
 
-def _as_array(value: Any) -> Any:
+def _as_array(value: PyTree) -> Any:
     """A plain list of numbers would be a tree of scalars."""
     is_numbers = isinstance(value, (list, tuple)) and not any(map(np.ndim, value))
     return np.asarray(value) if is_numbers else value

@@ -8,7 +8,6 @@ a schedule is taken, a plain number means one that never changes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from jaxnn.run.checks import (
     shapes_of,
 )
 from jaxnn.run.programs import program
+from jaxnn.typing import PyTree
 
 __all__ = [
     "Schedule",
@@ -105,14 +105,14 @@ def linear_warmup(schedule: float | Schedule, warmup_steps: int) -> Partial:
     return Partial(_warm_up, as_rate("schedule", schedule), jnp.float32(count))
 
 
-def as_rate(name: str, value: Any) -> Partial:
+def as_rate(name: str, value: PyTree) -> Partial:
     """The same as `as_schedule`, where numbers may be traced: under `vmap`, a sweep of them."""
     if not any(is_traced(leaf) for leaf in jax.tree.leaves(value)):
         return as_schedule(name, value)
     return value if isinstance(value, Partial) else Partial(_constant, as_real(name, value))
 
 
-def as_schedule(name: str, value: Any) -> Partial:
+def as_schedule(name: str, value: PyTree) -> Partial:
     """A number, or a function of the step, as a checked schedule."""
     if not callable(value):
         check_concrete(name, value)

@@ -280,7 +280,7 @@ def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
             yield name, getattr(thing, name)
 
 
-def _setting(value: Any) -> str | None:
+def _setting(value: PyTree) -> str | None:
     """A value as short text, an array or what is long by its checksum; None for other things."""
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         is_number = np.ndim(value) == 0 and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)

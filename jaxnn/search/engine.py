@@ -39,7 +39,7 @@ from jaxnn.run.loop import Limits, Progress, Work, run
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
 from jaxnn.run.random import add, fold_index, join, words
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
-from jaxnn.typing import Function, LossFn, PyTree, SampleFn, Status, traits_of
+from jaxnn.typing import Device, Function, LossFn, PyTree, SampleFn, Status, traits_of
 
 TAG = 0x52414E44
 """Folded into the key, so that no other trainer draws the same from it."""
@@ -179,7 +179,7 @@ def reduce(
     *,
     num_candidates: int,
     start: int = 0,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Device] | None = None,
     memory_budget: int | None = None,
 ) -> dict[str, PyTree]:
     """Return what statistics of your own learn about the candidates of a random search.
@@ -249,7 +249,7 @@ def set_up(
     start: int,
     num_candidates: int,
     memory_budget: int | None,
-    devices: Sequence[Any],
+    devices: Sequence[Device],
 ) -> tuple[SearchProblem, Span, PyTree]:
     """Check what every search takes; return its problem and range, and the shapes of a value."""
     key, start = as_key("key", key), as_count("start", start)
@@ -300,7 +300,7 @@ def run_search(
     problem: SearchProblem,
     statistics: Statistics,
     span: Span,
-    devices: Sequence[Any],
+    devices: Sequence[Device],
     limits: Limits,
     checkpoint: Checkpoint | None,
     progress: Callable[[RunState], Progress],
@@ -378,7 +378,7 @@ def reduce_range(
     problem: SearchProblem,
     statistics: Statistics,
     span: Span,
-    devices: Sequence[Any],
+    devices: Sequence[Device],
     totals: Totals,
 ) -> Totals:
     """Take at most 2^30 candidates into the totals; each device reduces its shard of the tiles."""

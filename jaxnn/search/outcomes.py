@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jaxnn.run.loop import Every, Progress, as_limits, told, watch_interrupts
 from jaxnn.run.programs import own_settings
 from jaxnn.search.engine import RunState, run_search, search_metadata, set_up
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
-from jaxnn.typing import PyTree, SampleFn, Status
+from jaxnn.typing import Device, PyTree, SampleFn, Status
 
 WORD = 64
 """Bits that are compared at once; outcomes are padded to whole words."""
@@ -85,7 +85,7 @@ def count_outcomes(
     max_seconds: float | None = None,
     callback: Callable[[Progress], None] | Every | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Device] | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> OutcomeCounts:

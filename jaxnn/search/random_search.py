@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +32,7 @@ from jaxnn.search.engine import (
 from jaxnn.search.merge import merge_processes, own_path, own_span
 from jaxnn.search.result import RandomSearchResult, best_of, make_result
 from jaxnn.search.statistics import Collect, as_config, statistics_of
-from jaxnn.typing import LossFn, PyTree, SampleFn
+from jaxnn.typing import Device, LossFn, PyTree, SampleFn
 
 
 def random_search(
@@ -52,7 +51,7 @@ def random_search(
     max_seconds: float | None = None,
     callback: Callable[[Progress], None] | Every | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    devices: Sequence[Any] | None = None,
+    devices: Sequence[Device] | None = None,
     memory_budget: int | None = None,
     progress: bool = False,
 ) -> RandomSearchResult:
