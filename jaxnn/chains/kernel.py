@@ -354,6 +354,9 @@ def in_blocks(function: Function, rows: tuple[Any, ...], width: int | None) -> A
         # The barrier keeps XLA from computing less than the block, which would round otherwise.
         return jax.lax.optimization_barrier(function(*block))
 
+    if blocks == 1:  # A loop of one turn would take up to a third of the time.
+        one = whole_block(jax.tree.map(lambda leaf: cut(leaf)[0], rows))
+        return jax.tree.map(lambda leaf: leaf[:count], one)
     results = jax.lax.map(whole_block, jax.tree.map(cut, rows))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], results)
 
