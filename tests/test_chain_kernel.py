@@ -219,3 +219,9 @@ def test_what_does_not_fit_is_refused_by_name(options, message):
     options = {"loss_fn": loss_fn, "scale": 0.3, **options}
     with pytest.raises(TypeError, match=message):
         perturbation_kernel(options.pop("loss_fn"), **options).init(START, STAIRS)
+
+
+def test_integers_are_no_params():
+    kernel = perturbation_kernel(lambda params, batch: jnp.sum(params) + 0.5, scale=0.3)
+    with pytest.raises(TypeError, match="params must be floats of one dtype; got int32"):
+        kernel.init(jnp.arange(3), None)

@@ -473,4 +473,4 @@ PARAMS = {"w": shape(2, 3), "b": shape(3)}
 )
 def test_gradients_of_another_tree_shape_or_dtype_are_refused(gradients, message):
     with pytest.raises(TypeError, match=f"value_and_grad_fn must return.*{message}"):
-        checks.check_like_params("value_and_grad_fn", "gradients", gradients, PARAMS)
+        checks.check_like("value_and_grad_fn", "gradients", gradients, PARAMS)

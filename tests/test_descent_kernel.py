@@ -142,3 +142,29 @@ def test_no_step_follows_the_largest_count():
 def test_what_is_no_kernel_is_refused_by_name(optimizer, options, error, message):
     with pytest.raises(error, match=message):
         descent_kernel(SMALL.value_and_grad, optimizer, **options).init(start(SMALL), BATCH)
+
+
+def test_arguments_of_another_kind_are_refused_by_name():
+    optimizer, params = optimizers.sgd(0.1), start(SMALL)
+    kernel = descent_kernel(SMALL.value_and_grad, optimizer, batch_size=16)
+    wide: Any = start(WIDE)
+    for message, call in {
+        "value_and_grad_fn must be callable; got a int": lambda: descent_kernel(3, optimizer),  # pyright: ignore
+        "key must be a single typed key": lambda: network_key(0),  # pyright: ignore
+        "network must be an integer": lambda: network_key(KEY, "first"),  # pyright: ignore
+        "key must be a single": lambda: kernel.step(0, kernel.init(params, BATCH), BATCH),  # pyright: ignore
+        "params must be floats of one dtype; got int32": lambda: descent_kernel(
+            jax.value_and_grad(lambda p, b: jnp.sum(p)), optimizer
+        ).init(jnp.arange(3), BATCH),
+        r"params\[0\].weights must be": lambda: kernel.init(wide, BATCH),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+            call()
+
+
+def test_rows_are_drawn_alike_whatever_jax_is_set_to():
+    kernel = descent_kernel(SMALL.value_and_grad, optimizers.sgd(0.5), batch_size=16)
+    given = network_key(KEY), kernel.init(start(SMALL), BATCH), BATCH
+    expected = kernel.step(*given)
+    with jax.threefry_partitionable(False):
+        assert_same(kernel.step(*given), expected)

@@ -37,14 +37,14 @@ def test_thousands_of_losses_are_those_of_the_candidates():
 
 
 def test_ranges_that_are_none_are_refused():
-    for message, options in {
-        "count must be an integer of at least 1; got 0": {"count": 0},
-        "count must be .*; got 1073741825": {"count": 2**30 + 1},
-        r"start .* must be at most 2\*\*63; got": {"count": 5, "start": 2**63 - 4},
-        "start must be an integer of at least 0; got -1": {"count": 1, "start": -1},
-        "start must be an integer of at least 0; got True": {"count": 1, "start": True},
-    }.items():
-        with pytest.raises((TypeError, ValueError), match=message):
+    for message, error, options in [
+        ("count must be an integer of at least 1; got 0", ValueError, {"count": 0}),
+        ("count must be .*; got 1073741825", ValueError, {"count": 2**30 + 1}),
+        (r"start .* at most 2\*\*63; got", ValueError, {"count": 5, "start": 2**63 - 4}),
+        ("start must be an integer of at least 0; got -1", ValueError, {"count": 1, "start": -1}),
+        ("start must be an .*; got True", TypeError, {"count": 1, "start": True}),
+    ]:
+        with pytest.raises(error, match=f"^{message}"):
             evaluate(*OWN, **options)
 
 
@@ -68,6 +68,7 @@ def test_many_candidates_at_once_are_those_drawn_alone():
         one = jaxnn.candidate_params(KEY, sampler, index)
         assert same(jax.tree.map(operator.itemgetter(number), many), one)
     assert same(jaxnn.candidate_params(KEY, sampler, np.array(indices, np.uint64)), many)
+    assert same(jaxnn.candidate_params(KEY, sampler, 7.0), jaxnn.candidate_params(KEY, sampler, 7))
     few = jaxnn.candidate_params(KEY, sample_fn, [0, 7])
     assert same(jaxnn.candidate_params(KEY, sample_fn, jnp.array([0, 7])), few)
     assert jaxnn.candidate_params(KEY, sample_fn, []).shape == (0, 2)
@@ -170,14 +171,20 @@ def test_own_statistics_are_those_of_numpy(monkeypatch, tiles):
 @pytest.mark.parametrize(
     ("statistic", "message"),
     [
-        ((0, 1, 2), "statistics must hold Statistics; got a tuple"),
+        ((0, 1, 2), r"statistics\['own'\] must be a Statistic; got a tuple"),
         (Statistic(0, 3, max), r"statistics\['own'\].update must be callable"),  # pyright: ignore
-        (Statistic(0, lambda state, tile: state.astype(float), max), "own"),
+        (Statistic(0, max, 3), r"statistics\['own'\].merge must be callable"),  # pyright: ignore
+        (
+            Statistic(0, lambda state, tile: state.astype(float), max),
+            r"statistics\['own'\].update must return a state like start; got float32 .*int32",
+        ),
     ],
 )
 def test_what_is_no_statistic_is_refused(statistic, message):
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=f"^{message}"):
         reduce(*OWN, {"own": statistic}, num_candidates=10)
+    with pytest.raises(TypeError, match="statistics must map names to Statistics; got"):
+        reduce(*OWN, statistic, num_candidates=10)  # pyright: ignore
 
 
 # --- tiles and devices

@@ -602,3 +602,33 @@ def test_a_loss_no_better_than_a_constant_answer_is_told(constant_loss, is_told)
     assert result.notes == ((note,) if is_told else ())
     assert len(str(result).splitlines()) == 5 + is_told
     assert descend(epochs=0, **options).notes == ()
+
+
+def test_half_precision_steps_are_finite():
+    def function(params, batch):
+        return jnp.sum(params) + 0 * batch, jnp.zeros_like(params)
+
+    start, batch = jnp.ones(2, jnp.float16), jnp.zeros((), jnp.float16)
+    options = {"batch": batch, "function": function, "optimizer": jaxnn.optimizers.adam(0.1)}
+    assert np.array_equal(descend(start, epochs=3, **options).params, start)
+
+
+def test_float64_params_descend_in_float64():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: leaf.astype(np.float64), ONES)
+        result = descend(params, learning_rate=0.0625)
+    losses, theta = by_loop([np.arange(ROWS)] * 100, rate=0.0625)
+    np.testing.assert_allclose(result.history.loss, losses, rtol=1e-5)
+    assert numbers(result.params).dtype == np.float64
+    np.testing.assert_allclose(numbers(result.params), theta, rtol=1e-6)
+
+
+def test_a_remainder_after_a_stop_is_not_stepped_on():
+    whole = descend(epochs=6, batch_size=5, drop_remainder=False, learning_rate=0.01)
+    number = 7  # the second step of an epoch of three
+    target = float(whole.history.loss[number])
+    assert np.all(whole.history.loss[:number] > target)
+    found = descend(
+        epochs=6, batch_size=5, drop_remainder=False, learning_rate=0.01, target_loss=target
+    )
+    assert (found.status, found.num_steps) == ("reached", number + 1)

@@ -235,3 +235,22 @@ def test_bad_arguments_are_refused(name):
             function(predictions, bad)
     with pytest.raises(ValueError, match=f"^{second} must "):
         jax.jit(function)(np.float32(predictions), targets[:6])
+
+
+@pytest.mark.parametrize(
+    "name", ["mean_squared_error", "sigmoid_crossentropy", "softmax_crossentropy"]
+)
+def test_logits_up_to_thirty_keep_six_digits(name):
+    rng = np.random.default_rng(15)
+    logits = rng.uniform(-30, 30, (9 * ROWS, OUTPUTS)).astype(np.float32)
+    targets = np.concatenate([INPUTS[name][1]] * 9)
+    value, _ = evaluate(name, logits, targets)
+    expected = np.float64(numpy_loss(name, logits.astype(float), targets))
+    assert leaf_error(value, expected) <= FORWARD["float32"]
+
+
+def test_the_floor_of_a_confident_mistake():
+    wrong, _ = evaluate("categorical_crossentropy", [[1, 0]], [1])
+    right, _ = evaluate("categorical_crossentropy", [[1, 0]], [0])
+    assert float(wrong) == pytest.approx(16.118096, abs=1e-5)  # -ln 1e-7
+    assert float(right) == pytest.approx(1.2e-7, abs=3e-8)

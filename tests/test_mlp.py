@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 from jax import monitoring
+from programs import start_program
 from test_activations import VALUES as ACTIVATE
 from tolerances import FORWARD, float32, leaf_error
 
@@ -349,3 +350,36 @@ def test_repr_is_the_call_that_builds_it():
     assert repr(mlp((2, 3, 3))) == expected
     model = mlp((3, 5, 2), output="sigmoid", loss="binary_crossentropy", hidden_biases=False)
     assert eval(repr(model)) is model
+
+
+@pytest.mark.parametrize("leaf", range(4))
+def test_nan_anywhere_in_the_params_is_nan_in_the_loss(leaf):
+    leaves, tree = jax.tree.flatten(jax.tree.map(np.copy, PARAMS))
+    leaves[leaf].flat[1] = np.nan
+    broken, batch = jax.tree.unflatten(tree, leaves), Batch(X, CLASSES)
+    model = mlp(SIZES)
+    assert np.isnan(model.loss(broken, batch))
+    value, gradient = model.value_and_grad(broken, batch)
+    assert np.isnan(value)
+    assert any(np.any(np.isnan(g)) for g in jax.tree.leaves(gradient))
+
+
+def test_what_was_pickled_computes_the_same_in_another_process(tmp_path):
+    model, sample_fn = mlp(SIZES), mlp(SIZES).sampler(scale=2.0, distribution="he")
+    batch, key = Batch(X, CLASSES), jax.random.key(4)
+    path = tmp_path / "functions.pickle"
+    path.write_bytes(pickle.dumps((model, model.loss, model.value_and_grad, sample_fn, batch)))
+    program = f"""
+import pickle, jax, jaxnn
+model, loss, value_and_grad, sample_fn, batch = pickle.load(open({str(path)!r}, "rb"))
+assert jaxnn.mlp({SIZES}) is model and model.loss is loss
+assert sample_fn.func is model.sampler(distribution="he").func
+params = sample_fn(jax.random.key(4))
+print(loss(params, batch).item().hex(), value_and_grad(params, batch)[0].item().hex())
+"""
+    running = start_program("-c", program)
+    printed, errors = running.communicate(timeout=60)
+    assert running.returncode == 0, errors
+    params = sample_fn(key)
+    expected = model.loss(params, batch), model.value_and_grad(params, batch)[0]
+    assert printed.split() == [value.item().hex() for value in expected]

@@ -303,3 +303,13 @@ def test_on_two_devices_it_is_the_same_bits():
     (one, first), (two, second) = (program.communicate()[0].split() for program in running)
     assert (one, two) == ("1", "2")
     assert first == second
+
+
+def test_the_threads_work_in_the_callers_settings_of_jax():
+    starts = np.linspace(-1, 1, 2 * 17).reshape(17, 2)
+    with jax.enable_x64(True):
+        trained = jaxnn.gradient_descent(
+            KEY, bowl, starts, 0.0, num_networks=17, num_epochs=3, learning_rate=0.125
+        )
+    np.testing.assert_allclose(trained.params, starts * 0.75**3, rtol=1e-15)
+    assert trained.params.dtype == np.float64

@@ -28,7 +28,8 @@ from jaxnn.run.checks import (
     as_key,
     as_optional,
     as_partial,
-    check_like_params,
+    check_floats,
+    check_like,
     check_scalar,
     is_traced,
     shapes_of,
@@ -165,6 +166,7 @@ def perturbation_kernel(
     def init(params: PyTree, batch: PyTree) -> State:
         with own_settings():
             params = jax.tree.map(jnp.asarray, params)
+            check_floats(params)
             traits_of(loss_fn).validate(params, batch)
             return unravel_state(params, start(problem_of(params, batch)))
 
@@ -420,10 +422,10 @@ def as_problem(
     key, step_size = jax.random.key(0), jax.ShapeDtypeStruct((), jnp.float32)
     if problem.propose is not None:
         moved = shapes_of("propose_fn", problem.propose, key, params, step_size)
-        check_like_params("propose_fn", "params", moved, params)
+        check_like("propose_fn", "params", moved, params)
     if restart is not None:
         fresh = shapes_of("sample_fn", restart.sample, key)
-        check_like_params("sample_fn", "params", fresh, params)
+        check_like("sample_fn", "params", fresh, params)
     return problem
 
 

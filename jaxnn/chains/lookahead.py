@@ -85,10 +85,10 @@ def advance_chains(
         proposals, losses = best_proposals(problem, contexts, ahead.params)
         accepted = jax.vmap(partial(accept, problem))(ahead, losses, contexts)
         scales = contexts.scale if isinstance(problem.scale, OneFifth) else None
-        metrics = None if problem.metric is None else metrics_of(problem, proposals)
+        seen = Records(losses, accepted, scales, metrics_of(problem, proposals))
         records, proposals, restarted = jax.tree.map(
             lambda leaf: leaf.reshape(num_chains, lookahead, *leaf.shape[1:]),
-            (Records(losses, accepted, scales, metrics), proposals, contexts.restarted),
+            (seen, proposals, contexts.restarted),
         )
         # The first lane accepted is the step that the chain takes, since its parent is the true
         # one. Acceptance in later lanes means nothing: those steps are proposed again.
@@ -127,10 +127,11 @@ def to_first_accepted(
     return jax.tree.map(partial(jnp.where, taken), moved, rejected)
 
 
-def metrics_of(problem: Problem, flats: jax.Array) -> jax.Array:
-    """Return the metric of every row of `(count, size)`."""
+def metrics_of(problem: Problem, flats: jax.Array) -> jax.Array | None:
+    """Return the metric of every row of `(count, size)`; None if none is wanted."""
     unravel, metric = ravel_pytree(problem.params)[1], problem.metric
-    assert metric is not None
+    if metric is None:
+        return None
     of_block = jax.vmap(lambda flat: metric(unravel(flat), problem.batch))
     return in_blocks(of_block, (flats,), problem.block or MIN_LANES)
 
@@ -147,8 +148,7 @@ def _write(offset: jax.Array, kept: jax.Array, new: jax.Array) -> jax.Array:
 def start_chain(problem: Problem) -> tuple[State, jax.Array | None]:
     """Return a chain's first state, and the metric there."""
     state = start(problem)
-    has_metric = problem.metric is not None
-    return state, metrics_of(problem, state.params[None])[0] if has_metric else None
+    return state, jax.tree.map(lambda row: row[0], metrics_of(problem, state.params[None]))
 
 
 class RunState(NamedTuple):
@@ -167,6 +167,16 @@ Shard = tuple[slice, Problem, jax.Array]
 """Which chains, and the problem and their keys on the device that runs them."""
 
 
+def deal(problem: Problem, keys: jax.Array, devices: Sequence[Device]) -> list[Shard]:
+    """Return the shards of the chains, as equal as can be, each on its device."""
+    parts = np.array_split(np.arange(len(keys)), min(len(devices), len(keys)))
+    slices = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+    return [
+        (part, *jax.device_put((problem, keys[part]), device))
+        for part, device in zip(slices, devices, strict=False)
+    ]
+
+
 def run_chains(
     problem: Problem,
     keys: jax.Array,
@@ -178,14 +188,8 @@ def run_chains(
     checkpoint: Checkpoint | None,
 ) -> tuple[RunState, Status, Piece]:
     """Run from the start, or from the checkpoint, to the last step or to a stop rule."""
-    num_chains, pace = len(keys), Pace()
-    parts = np.array_split(np.arange(num_chains), min(len(devices), num_chains))
-    slices = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
-    shards: list[Shard] = [
-        (part, *jax.device_put((problem, keys[part]), device))
-        for part, device in zip(slices, devices, strict=False)
-    ]
-    width = len(parts[0]) * problem.num_proposals
+    num_chains, pace, shards = len(keys), Pace(), deal(problem, keys, devices)
+    width = len(shards[0][2]) * problem.num_proposals
     first, piece, every = _begin(shards[0][1], keys, num_steps, checkpoint)
     pieces = [piece]
 

@@ -16,7 +16,7 @@ proposal whose loss is strictly lower. The options make a family of methods from
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ from jaxnn.run.checks import (
     shapes_of,
 )
 from jaxnn.run.fingerprint import run_metadata
-from jaxnn.run.loop import Every, Progress, as_limits, as_target, summary, told, watch_interrupts
+from jaxnn.run.loop import Callback, as_limits, as_target, summary, told, watch_interrupts
 from jaxnn.run.programs import own_settings
 from jaxnn.typing import Device, LossFn, MetricFn, ProposeFn, PyTree, Status
 
@@ -106,7 +106,7 @@ def perturbation_search(
     metric_fn: MetricFn | None = None,
     target_loss: float | None = None,
     max_seconds: float | None = None,
-    callback: Callable[[Progress], None] | Every | None = None,
+    callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
     progress: bool = False,

@@ -120,7 +120,7 @@ def gradient_descent(
     validation_batch: PyTree = None,
     patience: int | None = None,
     max_seconds: float | None = None,
-    callback: loop.Callback | loop.Every | None = None,
+    callback: loop.Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
     progress: bool = False,
@@ -206,7 +206,6 @@ def gradient_descent(
     checks.check_concrete("tolerance", tolerance)
     least_change = checks.as_real("tolerance", tolerance, inclusive=True)
     unit = checks.as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
-    by_step = unit == "step" or plan.batch_size is None
     function = checks.as_partial("value_and_grad_fn", value_and_grad_fn)
     loss_dtype = checks.check_value_and_grad(function, one, batch)
     update = Partial(kernel.update_of, networks.first(chosen).update, function)
@@ -214,26 +213,15 @@ def gradient_descent(
     check_update(networks.first(chosen), update, one, (batch, loss))
     constant_loss = traits_of(value_and_grad_fn).constant_loss(batch)
     constant_loss = None if constant_loss is None else float(constant_loss)
+    by_step = unit == "step" or plan.batch_size is None
+    target_loss = loop.as_target(target_loss, loss_dtype)
     rules = Rules(
         tolerance=least_change if by_step else None,
         epoch_tolerance=None if by_step else least_change,
-        target_loss=None
-        if target_loss is None
-        else np.asarray(loop.as_target(target_loss, loss_dtype)),
+        target_loss=None if target_loss is None else np.asarray(target_loss),
+        validation_batch=_as_validation_batch(validation_batch, one, value_and_grad_fn),
+        patience=_as_patience(patience, validation_batch),
     )
-    if validation_batch is not None:
-        try:
-            validation_batch = checks.as_batch(validation_batch, one, value_and_grad_fn)
-            checks.check_value_and_grad(function, one, validation_batch)
-        except Exception as error:
-            error.add_note("This came from validation_batch.")
-            raise
-        rules = rules._replace(validation_batch=validation_batch)
-    if patience is not None:
-        if validation_batch is None:
-            raise ValueError("validation_batch must be given with patience; got None")
-        patience = checks.as_count("patience", patience, 1, 2**32 - 1)
-        rules = rules._replace(patience=np.uint32(patience))
     with own_settings(), loop.watch_interrupts() as is_interrupted:
         start = partial(kernel.init, rules, loss_dtype=loss_dtype)
         keys = kernel.network_key(key)
@@ -281,6 +269,31 @@ def _as_networks(
                 f"got shape {leaf.shape} at params{keystr(path)}"
             )
     return Networks(count, tuple(checks.as_devices(devices)))
+
+
+def _as_validation_batch(
+    validation_batch: PyTree, params: PyTree, value_and_grad_fn: ValueAndGradFn
+) -> PyTree:
+    """The validation batch as arrays, if there is one, once the function has taken it."""
+    if validation_batch is None:
+        return None
+    try:
+        arrays = checks.as_batch(validation_batch, params, value_and_grad_fn)
+        function = checks.as_partial("value_and_grad_fn", value_and_grad_fn)
+        checks.check_value_and_grad(function, params, arrays)
+    except Exception as error:
+        error.add_note("This came from validation_batch.")
+        raise
+    return arrays
+
+
+def _as_patience(patience: int | None, validation_batch: PyTree) -> np.uint32 | None:
+    """Epochs to wait for a lower loss on the validation batch."""
+    if patience is None:
+        return None
+    if validation_batch is None:
+        raise ValueError("validation_batch must be given with patience; got None")
+    return np.uint32(checks.as_count("patience", patience, 1, 2**32 - 1))
 
 
 def _as_optimizer(

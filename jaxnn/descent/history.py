@@ -48,20 +48,9 @@ def run_descent(
     `advance_blocks(blocks, first_epoch, num_epochs, capacity=...)` returns of each block what
     `run_epochs` returns. The status is that of the run; a network's own is in its state.
     """
-    count, dtype = networks.count or 1, blocks[0].loss.dtype
-    saved = checkpoint and checkpoint.begin(
-        tree_to_arrays(blocks), ("num_epochs", num_epochs), has_history=True
-    )
-    none, nothing = np.zeros(0, np.int64), np.zeros((0, count), dtype)
-    parts, interval = [History(none, nothing, none, nothing)], None
-    if saved:
-        blocks = arrays_to_tree(blocks, saved.arrays)
-        interval = saved.metadata["record_every"]
-        parts = parts if saved.history is None else [History(**saved.history)]
-    width = 8 + (1 + (blocks[0].best is not None)) * count * dtype.itemsize
-    interval = record_interval(interval, width, num_epochs * plan.steps_per_epoch)
-    parts = [_thinned(parts[0], interval, plan, _epochs_begun(blocks, plan))]
-    capacity = max(RECORDS_PER_CHUNK // (plan.steps_per_epoch * count), 1)
+    blocks, history, interval = _begin(blocks, num_epochs, plan, networks, checkpoint)
+    parts = [history]
+    capacity = max(RECORDS_PER_CHUNK // (plan.steps_per_epoch * (networks.count or 1)), 1)
 
     def advance(before: Blocks, begin: int, end: int) -> tuple[Blocks, Status | None]:
         chunk = np.uint32(begin), np.uint32(end - begin)
@@ -103,6 +92,28 @@ def run_descent(
     done = _epochs_begun(blocks, plan)
     blocks, status = run(work, blocks, done, ending, limits, checkpoint)
     return blocks, _joined(parts), status
+
+
+def _begin(
+    blocks: Blocks,
+    num_epochs: int,
+    plan: BatchPlan,
+    networks: Networks,
+    checkpoint: Checkpoint | None,
+) -> tuple[Blocks, History, int]:
+    """State and history at the start, or as saved; and every how many steps one is recorded."""
+    count, dtype = networks.count or 1, blocks[0].loss.dtype
+    none, nothing = np.zeros(0, np.int64), np.zeros((0, count), dtype)
+    history, interval = History(none, nothing, none, nothing), None
+    asked = "num_epochs", num_epochs
+    saved = checkpoint and checkpoint.begin(tree_to_arrays(blocks), asked, has_history=True)
+    if saved:
+        blocks = arrays_to_tree(blocks, saved.arrays)
+        interval = saved.metadata["record_every"]
+        history = history if saved.history is None else History(**saved.history)
+    width = 8 + (1 + (blocks[0].best is not None)) * count * dtype.itemsize
+    interval = record_interval(interval, width, num_epochs * plan.steps_per_epoch)
+    return blocks, _thinned(history, interval, plan, _epochs_begun(blocks, plan)), interval
 
 
 def num_steps(blocks: Sequence[RunState], networks: Networks) -> np.ndarray:

@@ -19,9 +19,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.optim.optimizers import Optimizer, call_update, check_optimizer
-from jaxnn.run.checks import as_count
-from jaxnn.run.programs import COMPILER_OPTIONS, program
-from jaxnn.typing import Function, PyTree, ValueAndGradFn
+from jaxnn.run.checks import as_count, as_key, check_floats, is_traced
+from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
+from jaxnn.typing import Function, PyTree, ValueAndGradFn, traits_of
 
 TAG = 0x47524144
 """Folded into the key, so that no other trainer draws the same from it."""
@@ -115,19 +115,28 @@ def descent_kernel(
         (Array([0.875, 0.875], dtype=float32), Array([2.   , 0.5  , 0.125], dtype=float32))
     """
     check_optimizer(optimizer)
+    if not callable(value_and_grad_fn):
+        given = type(value_and_grad_fn).__name__
+        raise TypeError(f"value_and_grad_fn must be callable; got a {given}")
     function = Partial(value_and_grad_fn)
+    if batch_size is not None:
+        batch_size = as_count("batch_size", batch_size, 1)
 
     def init(params: PyTree, batch: PyTree) -> State:
         as_plan(batch, batch_size, drop_remainder)
         params = jax.tree.map(jnp.asarray, params)
+        check_floats(params)
+        traits_of(value_and_grad_fn).validate(params, batch)
         return State(jnp.uint32(0), params, jax.tree.map(jnp.asarray, optimizer.init(params)))
 
     def step(key: jax.Array, state: State, batch: PyTree) -> tuple[State, Info]:
-        plan = as_plan(batch, batch_size, drop_remainder)
+        key, plan = as_key("key", key, traced=True), as_plan(batch, batch_size, drop_remainder)
         if plan.batch_size is None:
             return take_step(batch, state)
         epoch, number = jnp.divmod(state.step, jnp.uint32(plan.steps_per_epoch))
-        order, first = _shuffled(plan, epoch, key), number * jnp.uint32(plan.batch_size)
+        first = number * jnp.uint32(plan.batch_size)
+        with own_settings():
+            order = _shuffled(plan, epoch, key)
 
         def on_rows(size: int) -> Callable[[State], tuple[State, Info]]:
             places = jax.lax.dynamic_slice_in_dim(order, first, size)
@@ -163,8 +172,11 @@ def network_key(key: jax.Array, network: int | jax.Array | None = None) -> jax.A
         >>> network_key(key, 3) == network_key(jax.random.fold_in(key, 3))
         Array(True, dtype=bool)
     """
-    own = key if network is None else jax.random.fold_in(key, network)
-    return jax.random.fold_in(own, TAG)
+    key = as_key("key", key, traced=True)
+    if network is not None:
+        number = network if is_traced(network) else as_count("network", network, 0, 2**31 - 1)
+        key = jax.random.fold_in(key, number)
+    return jax.random.fold_in(key, TAG)
 
 
 class BatchPlan(NamedTuple):

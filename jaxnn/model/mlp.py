@@ -160,20 +160,27 @@ class ModelFunction:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Check the arguments, and call the function."""
+        given = self.__signature__.bind(*args, **options)
         if self.name in BATCH_FUNCTIONS:
-            args = _border(self.settings, self.name, *args, **options)
-            return _compiled(self.settings, self.name, *args)
-        return FUNCTIONS[self.name](self.settings, *args, **options)
+            checked = _border(self.settings, self.name, *given.args)
+            return _compiled(self.settings, self.name, *checked)
+        return FUNCTIONS[self.name](self.settings, *given.args, **given.kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(partial(FUNCTIONS[self.name], self.settings))
+        return _signature(self.name)
 
     def __repr__(self) -> str:
         return f"{self.settings}.{self.name}"
 
     def __reduce__(self):
         return getattr, (_model(self.settings), self.name)
+
+
+@cache
+def _signature(name: str) -> inspect.Signature:
+    """Of a function behind its settings."""
+    return inspect.signature(partial(FUNCTIONS[name], None))
 
 
 def _traits(settings: Settings, name: str) -> Traits:

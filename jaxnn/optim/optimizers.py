@@ -25,7 +25,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from jaxnn.optim.schedules import Schedule, as_rate
-from jaxnn.run.checks import as_arrays, as_flag, as_partial, as_real, check_like_params, shapes_of
+from jaxnn.run.checks import as_arrays, as_flag, as_partial, as_real, check_like, shapes_of
 from jaxnn.typing import Function, PyTree
 
 __all__ = [
@@ -459,7 +459,7 @@ def check_update(
         raise TypeError(
             f"optimizer.update must return (updates, state); got a {type(results).__name__}"
         )
-    check_like_params("optimizer.update", "updates", results[0], params)
+    check_like("optimizer.update", "updates", results[0], params)
     types = [
         (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
         for tree in (results[1], state)

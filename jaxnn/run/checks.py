@@ -323,7 +323,13 @@ def as_params(params: PyTree) -> PyTree:
     every pytree; only in the fields of a `Dense` they are arrays.
     """
     arrays = as_arrays("params", params)
-    leaves = tree_leaves_with_path(arrays)
+    check_floats(arrays)
+    return arrays
+
+
+def check_floats(params: PyTree) -> None:
+    """Refuses params, which may be traced, that are not floats of one dtype."""
+    leaves = tree_leaves_with_path(params)
     if not leaves:
         raise ValueError("params must hold at least one array; got an empty tree")
     for path, leaf in leaves:
@@ -332,7 +338,6 @@ def as_params(params: PyTree) -> PyTree:
                 f"params must be floats of one dtype; got {leaf.dtype} at params{keystr(path)}: "
                 "jax.tree.map(jnp.float32, params) converts them"
             )
-    return arrays
 
 
 def check_scalar(name: str, value: PyTree) -> None:
@@ -354,21 +359,21 @@ def check_value_and_grad(function: Partial, params: PyTree, batch: PyTree) -> np
             f"does; got a {type(results).__name__}"
         )
     check_scalar("value_and_grad_fn", results[0])
-    check_like_params("value_and_grad_fn", "gradients", results[1], params)
+    check_like("value_and_grad_fn", "gradients", results[1], params)
     return results[0].dtype
 
 
-def check_like_params(name: str, what: str, got: PyTree, params: PyTree) -> None:
-    """Refuses a result whose tree, shapes or dtypes are not those of the params."""
-    if jax.tree.structure(got) != jax.tree.structure(params):
+def check_like(name: str, what: str, got: PyTree, wanted: PyTree, like: str = "params") -> None:
+    """Refuses a result whose tree, shapes or dtypes are not those wanted, which `like` names."""
+    if jax.tree.structure(got) != jax.tree.structure(wanted):
         raise TypeError(
-            f"{name} must return {what} with the tree of params, "
-            f"{jax.tree.structure(params)}; got {jax.tree.structure(got)}"
+            f"{name} must return {what} with the tree of {like}, "
+            f"{jax.tree.structure(wanted)}; got {jax.tree.structure(got)}"
         )
-    pairs = zip(tree_leaves_with_path(got), jax.tree.leaves(params), strict=True)
+    pairs = zip(tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True)
     for (path, found), leaf in pairs:
         if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
             raise TypeError(
-                f"{name} must return {what} like params; got {found.dtype} of shape "
-                f"{found.shape} for params{keystr(path)}, {leaf.dtype} of shape {leaf.shape}"
+                f"{name} must return {what} like {like}; got {found.dtype} of shape "
+                f"{found.shape} for {like}{keystr(path)}, {leaf.dtype} of shape {leaf.shape}"
             )

@@ -66,9 +66,6 @@ class Progress(NamedTuple):
     best_params: Callable[[], PyTree] = lambda: None
 
 
-Callback = Callable[[Progress], None]
-
-
 class Every(NamedTuple):
     """A callback that comes at fixed intervals, in place of some four times a second.
 
@@ -83,7 +80,10 @@ class Every(NamedTuple):
     """
 
     interval: int
-    callback: Callback
+    callback: Callable[[Progress], None]
+
+
+Callback = Callable[[Progress], None] | Every
 
 
 class Limits(NamedTuple):
@@ -98,7 +98,7 @@ class Limits(NamedTuple):
     """
 
     max_seconds: float | None = None
-    callback: Callback | None = None
+    callback: Callable[[Progress], None] | None = None
     interval: int | None = None
     shows: bool = False
     is_interrupted: Callable[[], bool] = lambda: False
@@ -294,7 +294,7 @@ def watch_interrupts() -> Iterator[Callable[[], bool]]:
                 signal.signal(signum, default)
 
 
-def as_limits(max_seconds: float | None, callback: Callback | Every | None, shows: bool) -> Limits:
+def as_limits(max_seconds: float | None, callback: Callback | None, shows: bool) -> Limits:
     """Return the limits, checked."""
     if max_seconds is not None:
         max_seconds = float(as_real("max_seconds", max_seconds))

@@ -24,12 +24,15 @@ from jax.typing import ArrayLike
 
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.checks import (
+    as_arrays,
     as_batch,
     as_count,
     as_devices,
     as_key,
+    as_numpy,
     as_partial,
     check_concrete,
+    check_like,
     check_scalar,
     drawn_shapes,
     shapes_of,
@@ -223,13 +226,8 @@ def reduce(
     """
     devices = as_devices(devices)
     given = key, "value_fn", value_fn, sample_fn, batch, start, num_candidates, memory_budget
-    problem, span, _ = set_up(*given, devices)
-    statistics = dict(statistics)
-    for name, each in statistics.items():
-        if not isinstance(each, Statistic):
-            raise TypeError(f"statistics must hold Statistics; got a {type(each).__name__}")
-        update = as_partial(f"statistics[{name!r}].update", each.update)
-        statistics[name] = Statistic(jax.tree.map(np.asarray, each.start), update, each.merge)
+    problem, span, value = set_up(*given, devices)
+    statistics = _as_statistics(statistics, value, span.tile)
     totals = start_totals(statistics)
     width = min(TILES_PER_CHUNK * span.tile * len(devices), LARGEST_CHUNK)
     with own_settings():
@@ -238,6 +236,26 @@ def reduce(
             chunk = span._replace(start=first, stop=min(first + width, span.stop))
             totals = reduce_range(problem, statistics, chunk, devices, totals)
     return totals
+
+
+def _as_statistics(statistics: Statistics, value: PyTree, width: int) -> Statistics:
+    """A user's own statistics, checked on a tile of values of these shapes."""
+    if not isinstance(statistics, Mapping):
+        raise TypeError(f"statistics must map names to Statistics; got {statistics!r}")
+    lane = Tile(jnp.uint32(0), jnp.uint32(0), jnp.bool(0), value)
+    tile = jax.tree.map(lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype), lane)
+    checked = {}
+    for key, each in statistics.items():
+        name = f"statistics[{key!r}]"
+        if not isinstance(each, Statistic):
+            raise TypeError(f"{name} must be a Statistic; got a {type(each).__name__}")
+        as_partial(f"{name}.merge", each.merge)
+        update = as_partial(f"{name}.update", each.update)
+        start = jax.tree.map(np.asarray, as_arrays(f"{name}.start", each.start))
+        state = shapes_of(f"{name}.update", update, start, tile)
+        check_like(f"{name}.update", "a state", state, start, like="start")
+        checked[key] = Statistic(start, update, each.merge)
+    return checked
 
 
 def set_up(
@@ -256,7 +274,8 @@ def set_up(
     num_candidates = as_count("num_candidates", num_candidates, minimum=1)
     if start + num_candidates > 2**63:
         raise ValueError(
-            f"start + num_candidates must be at most 2**63; got {start} + {num_candidates}"
+            "start and the number of candidates must add up to at most 2**63; "
+            f"got {start} + {num_candidates}"
         )
     value, sample = as_partial(name, value_fn), as_partial("sample_fn", sample_fn)
     params = drawn_shapes(sample, key)
@@ -455,7 +474,11 @@ def check_draws(problem: SearchProblem, start: int) -> None:
 def _words_of(candidate: Any) -> tuple[Any, Any]:
     """The words of an index, or of each index of an array."""
     check_concrete("candidate", candidate)
-    indices: Any = np.asarray(candidate, None if np.size(candidate) else np.int64)
+    if isinstance(candidate, (list, tuple)) or getattr(candidate, "ndim", 0):
+        indices: Any = as_numpy("candidate", candidate)
+        indices = indices if indices.size else indices.astype(np.int64)
+    else:
+        indices = np.asarray(as_count("candidate", candidate, maximum=2**63 - 1))
     if indices.ndim > 1 or indices.dtype.kind not in "iu":
         raise TypeError(
             "candidate must be an integer or an array of integers (candidates,); "

@@ -26,7 +26,7 @@ from jax.tree_util import Partial
 
 from jaxnn.run.checkpoint import MAX_BYTES, Checkpoint
 from jaxnn.run.checks import as_count, as_devices
-from jaxnn.run.loop import Every, Progress, as_limits, told, watch_interrupts
+from jaxnn.run.loop import Callback, Progress, as_limits, told, watch_interrupts
 from jaxnn.run.programs import own_settings
 from jaxnn.search.engine import RunState, run_search, search_metadata, set_up
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
@@ -83,7 +83,7 @@ def count_outcomes(
     start: int = 0,
     max_outcomes: int = 2**22,
     max_seconds: float | None = None,
-    callback: Callable[[Progress], None] | Every | None = None,
+    callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
     memory_budget: int | None = None,

@@ -10,7 +10,7 @@ Reference: Brooks, "A discussion of random methods for seeking maxima", Operatio
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxnn.run.checkpoint import Checkpoint
 from jaxnn.run.checks import as_devices, check_scalar
-from jaxnn.run.loop import Every, Progress, as_limits, as_target, told, watch_interrupts
+from jaxnn.run.loop import Callback, Progress, as_limits, as_target, told, watch_interrupts
 from jaxnn.run.programs import own_settings
 from jaxnn.search.engine import (
     RunState,
@@ -49,7 +49,7 @@ def random_search(
     collect: Collect | None = None,
     target_loss: float | None = None,
     max_seconds: float | None = None,
-    callback: Callable[[Progress], None] | Every | None = None,
+    callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
     memory_budget: int | None = None,

@@ -155,6 +155,8 @@ def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:
         >>> expected_best(histogram, [1, 2])
         array([1.  , 0.75])
     """
+    if not isinstance(histogram, Histogram):
+        raise TypeError(f"histogram must be that of a search; got a {type(histogram).__name__}")
     draws = as_numpy("num_draws", num_draws).astype(np.float64)
     if np.any(draws < 1):
         raise ValueError(f"num_draws must be at least 1; got {draws.min():g}")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.run.checks import as_count, as_numpy
+from jaxnn.run.checks import as_count, as_numpy, as_real
 from jaxnn.typing import PyTree
 
 MAX_IMPROVEMENTS = 256
@@ -138,6 +138,7 @@ def as_config(
     if collect is not None:
         if not isinstance(collect, Collect):
             raise TypeError(f"collect must be a jaxnn.Collect; got a {type(collect).__name__}")
+        as_real("collect.threshold", collect.threshold, minimum=-np.inf)
         threshold = _as_rising("collect.threshold", [collect.threshold], dtype)[0]
         collected = [threshold, as_count("collect.limit", collect.limit, 1, MOST_LISTED)]
     top_k = as_count("top_k", top_k, 1, MOST_LISTED)
