@@ -27,6 +27,7 @@ from jax.flatten_util import ravel_pytree
 
 from jaxnn import moves
 from jaxnn.chains import chain_key, kernel, perturbation_kernel
+from jaxnn.optim.schedules import as_schedule
 from jaxnn.run.random import normals
 
 EXHAUSTIVE = pytest.mark.exhaustive
@@ -53,6 +54,42 @@ def assert_same_chain(found, scanned):
 def test_the_search_is_the_scan_of_the_step(name):
     """With a loss of a user's own, which rounds differently with the number side by side."""
     assert_same_chain(searched(name, batch=ROUNDED), scan_of(name)(batch=ROUNDED))
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_step_follows_the_rules_in_plain_python(name):
+    """Replayed from the recorded losses alone, with nothing of the kernel but its tags."""
+    options = {"scale": 0.3, "temperature": None, "restart": None, **FAMILY[name]}
+    state, info = scan_of(name)(batch=STAIRS)
+    steps, scale, heat = np.arange(250), options["scale"], options["temperature"]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(chain_key(KEY, 0), steps)
+    draw_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, kernel.METROPOLIS)
+    draws = np.asarray(jax.vmap(jax.random.exponential)(draw_keys))
+    adapts = isinstance(scale, kernel.OneFifth)
+    initial = as_schedule("scale", scale.initial if adapts else scale)
+    loss = best = since_restart = np.float32(loss_fn(START, STAIRS))
+    exponent = since = 0
+    for step in steps:
+        expected = initial(np.float32(step)) * 2 ** (exponent / 4 if adapts else 0)
+        assert info.scale[step] == pytest.approx(float(expected), rel=1e-6)
+        proposed = info.proposed_loss[step]
+        renewed = bool(options["restart"]) and since >= options["restart"].patience
+        accepted = proposed < loss or renewed or (heat == 0.0 and proposed == loss)
+        if heat:
+            at = np.float32(as_schedule("temperature", heat)(np.float32(step)))
+            accepted |= proposed - loss <= at * draws[step]
+        assert info.accepted[step] == (accepted and np.isfinite(proposed))
+        exponent = max(-200, min(200, exponent + (4 if proposed < loss and accepted else -1)))
+        since += 1
+        if info.accepted[step]:
+            loss, exponent = proposed, 0 if renewed else exponent
+            if renewed or loss < since_restart:
+                since_restart, since = loss, 0
+            best = min(best, loss)
+    counted = state.loss, state.best_loss, state.best_since_restart, state.steps_since_improvement
+    assert counted == (loss, best, since_restart, since)
+    assert (state.exponent, state.step) == (exponent, 250)
+    assert state.num_accepted == np.sum(info.accepted)
 
 
 @pytest.mark.parametrize(

@@ -632,3 +632,19 @@ def test_a_remainder_after_a_stop_is_not_stepped_on():
         epochs=6, batch_size=5, drop_remainder=False, learning_rate=0.01, target_loss=target
     )
     assert (found.status, found.num_steps) == ("reached", number + 1)
+
+
+@pytest.mark.parametrize("bad", [-np.inf, np.nan])
+def test_a_validation_loss_that_is_not_finite_is_never_the_best(bad):
+    """The way from 0 to 1 passes 0.36, which is closest to what the validation batch wants."""
+
+    def function(params, batch):
+        loss = jnp.sum(jnp.square(params - batch))
+        is_bad = (batch[0] < 1) & (params[0] < 0.3)
+        return jnp.where(is_bad, bad, loss), 2 * (params - batch)
+
+    start, goal = np.zeros(2, np.float32), np.ones(2, np.float32)
+    options = {"function": function, "batch": goal, "epochs": 5}
+    found = descend(start, validation_batch=0.4 * goal, **options)
+    np.testing.assert_allclose(found.history.validation_loss[0], bad)
+    np.testing.assert_allclose(found.params, 0.36, rtol=1e-6)
