@@ -81,7 +81,7 @@ def spiral(key: jax.Array, samples: int = 100, classes: int = 3) -> Batch:
     Along the arm of class `c` the radius `r` is evenly spaced from 0 to 1, and so is the angle
     `t` from `4c` to `4(c + 1)`, plus 0.2 times a standard normal; x = (r sin 2.5t, r cos 2.5t).
 
-    Arguments and result are those of `vertical`.
+    Arguments, result and errors are those of `vertical`.
 
     Example:
         >>> spiral(jax.random.key(0), samples=100, classes=3).x.shape
@@ -172,7 +172,7 @@ def nnfs_vertical(seed: int = 0, samples: int = 100, classes: int = 3) -> Batch:
 def nnfs_spiral(seed: int = 0, samples: int = 100, classes: int = 3) -> Batch:
     """Return the rows of `spiral_data(samples, classes)` of the package nnfs 0.5.1, bit for bit.
 
-    Arguments and result are those of `nnfs_vertical`.
+    Arguments, result and errors are those of `nnfs_vertical`.
 
     Example:
         >>> nnfs_spiral().x[1]
@@ -201,7 +201,7 @@ def vertical_bayes(classes: int = 3, *, layout: Layout = "clusters") -> Bayes:
 
     With `step` between neighbouring means and `deviation` around each, the accuracy is
     `(1 + (classes - 1) erf(step / deviation / sqrt 8)) / classes`; the cross-entropy is
-    integrated numerically. Classes and layout are as for `vertical`.
+    integrated numerically. Classes, layout and errors are as for `vertical`.
 
     Example:
         >>> print("{:.4f} {:.4f}".format(*vertical_bayes(3)))

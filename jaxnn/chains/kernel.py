@@ -142,7 +142,12 @@ def perturbation_kernel(
         restart: `jaxnn.moves.restart(sample_fn, patience)`, or None.
 
     Returns:
-        A `Kernel`. Its `init` raises `TypeError` if a function does not return what it should.
+        A `Kernel`.
+
+    Raises:
+        TypeError: by `init`, if a function does not return what it should, or the params are not
+            floats of one dtype; by `step`, if the key is not a typed key.
+        ValueError: by `init`, if a number is out of range.
 
     Example:
         >>> def loss_fn(params, batch):
@@ -189,6 +194,10 @@ def chain_key(key: jax.Array, chain: int | jax.Array) -> jax.Array:
     Args:
         key: the search's key.
         chain: the number of the chain, from 0 on; it may be traced.
+
+    Raises:
+        TypeError: if the key is not a typed key.
+        ValueError: if the number is negative.
 
     Example:
         >>> chain_key(jax.random.key(0), 3).shape

@@ -46,6 +46,10 @@ def one_fifth(initial: float | Schedule) -> OneFifth:
     Args:
         initial: the first scale, above 0, or a schedule that the rule multiplies.
 
+    Raises:
+        TypeError: if it is neither a number nor a function of the step.
+        ValueError: if the number is not above 0.
+
     Example:
         >>> float(one_fifth(0.5).initial(0))
         0.5
@@ -60,6 +64,10 @@ def restart(sample_fn: SampleFn, patience: int) -> Restart:
         sample_fn: `sample_fn(key)` -> params, such as `model.sampler(scale=1.0)`.
         patience: steps without a lower loss, since the last restart, after which a chain does.
 
+    Raises:
+        TypeError: if the sampler is not callable.
+        ValueError: if the patience is below 1.
+
     Example:
         >>> int(restart(lambda key: jax.random.normal(key, (2,)), 100).patience)
         100
@@ -70,6 +78,14 @@ def restart(sample_fn: SampleFn, patience: int) -> Restart:
 
 def one_coordinate(key: jax.Array, params: PyTree, scale: jax.Array) -> PyTree:
     """Move one number, chosen at random, up or down by `scale`: a `propose_fn`, mlrose's move.
+
+    Args:
+        key: a typed key.
+        params: any pytree of floats.
+        scale: the length of the step.
+
+    Returns:
+        Params like `params`, which differ in one number.
 
     Example:
         >>> moved = one_coordinate(jax.random.key(0), jnp.zeros(4), 0.5)

@@ -98,7 +98,9 @@ def descent_kernel(
         A `Kernel`.
 
     Raises:
-        TypeError: if the optimizer has no `init` and `update`.
+        TypeError: if the function is not callable, or the optimizer has no `init` and `update`;
+            by `init`, if the params are not floats of one dtype; by `step`, if the key is not a
+            typed key.
         ValueError: if the batch size is below 1, or missing with `drop_remainder=False`. Both
             functions raise it too if the leaves of the batch to be cut differ in rows.
 
@@ -166,6 +168,10 @@ def network_key(key: jax.Array, network: int | jax.Array | None = None) -> jax.A
 
     Returns:
         A typed key, for `Kernel.step`.
+
+    Raises:
+        TypeError: if the key is not a typed key.
+        ValueError: if the index is negative.
 
     Example:
         >>> key = jax.random.key(0)

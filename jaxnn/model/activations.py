@@ -52,43 +52,83 @@ class Activation(NamedTuple):
 
 
 def identity(z: jax.Array) -> jax.Array:
-    """Return `z` itself, any shape."""
+    """Return `z` itself, any shape.
+
+    Example:
+        >>> identity(jnp.array([-1.0, 2.0]))
+        Array([-1.,  2.], dtype=float32)
+    """
     return z
 
 
 def identity_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
-    """Return `upstream * 1`."""
+    """Return `upstream * 1`.
+
+    Example:
+        >>> identity_backward(jnp.array([-1.0, 2.0]), jnp.array([3.0, 3.0]))
+        Array([3., 3.], dtype=float32)
+    """
     del outputs
     return upstream
 
 
 def relu(z: jax.Array) -> jax.Array:
-    """Return the rectifier `max(z, 0)`, element by element, any shape; nan stays nan."""
+    """Return the rectifier `max(z, 0)`, element by element, any shape; nan stays nan.
+
+    Example:
+        >>> relu(jnp.array([-1.0, 2.0]))
+        Array([0., 2.], dtype=float32)
+    """
     return jnp.where(z <= 0, jnp.zeros_like(z), z)
 
 
 def relu_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
-    """Return `upstream` where the output is above 0; the slope at 0 is 0, as in `jax.nn.relu`."""
+    """Return `upstream` where the output is above 0; the slope at 0 is 0, as in `jax.nn.relu`.
+
+    Example:
+        >>> relu_backward(relu(jnp.array([-1.0, 0.0, 2.0])), jnp.array([3.0, 3.0, 3.0]))
+        Array([0., 0., 3.], dtype=float32)
+    """
     return jnp.where(outputs <= 0, jnp.zeros_like(upstream), upstream)
 
 
 def sigmoid(z: jax.Array) -> jax.Array:
-    """Return the logistic function `1 / (1 + exp(-z))`, element by element, any shape."""
+    """Return the logistic function `1 / (1 + exp(-z))`, element by element, any shape.
+
+    Example:
+        >>> sigmoid(jnp.array([0.0, 1e4]))
+        Array([0.5, 1. ], dtype=float32)
+    """
     return jax.nn.sigmoid(z)
 
 
 def sigmoid_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
-    """Return `upstream * a (1 - a)` at outputs `a`."""
+    """Return `upstream * a (1 - a)` at outputs `a`.
+
+    Example:
+        >>> sigmoid_backward(sigmoid(jnp.array([0.0])), jnp.array([4.0]))
+        Array([1.], dtype=float32)
+    """
     return upstream * outputs * (1 - outputs)
 
 
 def tanh(z: jax.Array) -> jax.Array:
-    """Return the hyperbolic tangent, element by element, any shape."""
+    """Return the hyperbolic tangent, element by element, any shape.
+
+    Example:
+        >>> tanh(jnp.array([0.0, 1e4]))
+        Array([0., 1.], dtype=float32)
+    """
     return jnp.tanh(z)
 
 
 def tanh_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
-    """Return `upstream * (1 - a^2)` at outputs `a`."""
+    """Return `upstream * (1 - a^2)` at outputs `a`.
+
+    Example:
+        >>> tanh_backward(tanh(jnp.array([0.0])), jnp.array([4.0]))
+        Array([4.], dtype=float32)
+    """
     return upstream * (1 - outputs) * (1 + outputs)
 
 

@@ -52,6 +52,10 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
         predictions: shape `(rows, outputs)`, float.
         targets: numbers of the same shape.
 
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if the shapes differ, or a target is not finite.
+
     Example:
         >>> mean_squared_error(jnp.array([[9.0], [3.0]]), jnp.array([[3.0], [3.0]]))
         Array(18., dtype=float32)
@@ -66,6 +70,10 @@ def binary_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Arra
     Args:
         probabilities: `p`, shape `(rows, outputs)`, float; clipped.
         labels: `y`, from 0 to 1, same shape.
+
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if the shapes differ, or a label is not from 0 to 1.
 
     Example:
         >>> binary_crossentropy(jnp.array([[0.5], [0.5]]), jnp.array([[0.0], [1.0]]))
@@ -84,6 +92,11 @@ def categorical_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax
         labels: integer classes `(rows,)`, or non-negative weights `w` `(rows, classes)`, which
             are one-hot rows or soft labels.
 
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if a shape does not fit, a class is out of range, a weight is negative, or a row
+            of weights is all 0.
+
     Example:
         >>> categorical_crossentropy(jnp.full((4, 3), 1 / 3), jnp.array([0, 1, 2, 0]))
         Array(1.0986123, dtype=float32)
@@ -98,6 +111,10 @@ def sigmoid_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     Args:
         logits: `z`, shape `(rows, outputs)`, float, any size.
         labels: `y`, from 0 to 1, same shape.
+
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if the shapes differ, or a label is not from 0 to 1.
 
     Example:
         >>> sigmoid_crossentropy(jnp.array([[-1e4], [1e4]]), jnp.array([[1.0], [1.0]]))
@@ -114,6 +131,11 @@ def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     Args:
         logits: `z`, shape `(rows, classes)`, float, any size.
         labels: classes or weights, as for `categorical_crossentropy`.
+
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if a shape does not fit, a class is out of range, a weight is negative, or a row
+            of weights is all 0.
 
     Example:
         >>> softmax_crossentropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))

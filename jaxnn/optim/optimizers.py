@@ -101,6 +101,10 @@ def sgd(
         momentum: `m`, at least 0; None keeps no velocity.
         nesterov: whether the update looks ahead; it needs a momentum.
 
+    Raises:
+        TypeError: if a number is of another kind.
+        ValueError: if a number is out of range, or `nesterov` comes without a momentum.
+
     Example:
         >>> optimizer = sgd(0.1)
         >>> optimizer.update(jnp.array([2.0]), optimizer.init(jnp.zeros(1)), jnp.zeros(1))[0]
@@ -128,6 +132,10 @@ def rmsprop(learning_rate: float | Schedule, *, decay: float = 0.9, eps: float =
         learning_rate: `r`, above 0, or a schedule of it.
         decay: at least 0 and below 1.
         eps: above 0, outside the root.
+
+    Raises:
+        TypeError: if a number is of another kind.
+        ValueError: if a number is out of range.
 
     Example:
         >>> optimizer = rmsprop(0.1, decay=0.75)
@@ -162,6 +170,10 @@ def adam(
         b2: decay of the variance, at least 0 and below 1.
         eps: above 0, outside the root.
         weight_decay: `w`, at least 0, decoupled from the gradient; above 0 it makes AdamW.
+
+    Raises:
+        TypeError: if a number is of another kind.
+        ValueError: if a number is out of range.
 
     References:
         Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
@@ -229,6 +241,10 @@ def clip_by_global_norm(optimizer: Optimizer, max_norm: float) -> Optimizer:
         optimizer: any.
         max_norm: above 0.
 
+    Raises:
+        TypeError: if the optimizer has no `init` and `update`, or is one of `each`.
+        ValueError: if the number is out of range.
+
     Example:
         >>> optimizer = clip_by_global_norm(sgd(1.0), 1.0)
         >>> optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))[0]
@@ -246,6 +262,10 @@ def add_l2(optimizer: Optimizer, strength: float) -> Optimizer:
         optimizer: any.
         strength: at least 0.
 
+    Raises:
+        TypeError: if the optimizer has no `init` and `update`, or is one of `each`.
+        ValueError: if the number is out of range.
+
     Example:
         >>> optimizer = add_l2(sgd(1.0), 0.5)
         >>> optimizer.update(jnp.zeros(1), optimizer.init(jnp.ones(1)), jnp.ones(1))[0]
@@ -257,6 +277,12 @@ def add_l2(optimizer: Optimizer, strength: float) -> Optimizer:
 
 def global_norm(tree: PyTree) -> jax.Array:
     """Return the Euclidean norm of all leaves together; no square over- or underflows.
+
+    Args:
+        tree: any pytree of floats.
+
+    Returns:
+        A scalar, in float32 at least.
 
     Example:
         >>> global_norm({"weights": jnp.array([3.0]), "biases": jnp.array([4.0])})

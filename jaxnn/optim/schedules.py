@@ -42,6 +42,12 @@ Schedule = Callable[[jax.Array], jax.Array]
 def constant(value: float) -> Partial:
     """Return a schedule that is always `value`, above 0.
 
+    Args:
+        value: finite, above 0.
+
+    Raises:
+        ValueError: if a number is out of range.
+
     Example:
         >>> float(constant(0.5)(3))
         0.5
@@ -51,6 +57,14 @@ def constant(value: float) -> Partial:
 
 def linear(init_value: float, end_value: float, transition_steps: int) -> Partial:
     """Return a straight line from `init_value` to `end_value`, which it then keeps.
+
+    Args:
+        init_value: at step 0, above 0.
+        end_value: at step `transition_steps` and after it, above 0.
+        transition_steps: at least 1.
+
+    Raises:
+        ValueError: if a number is out of range.
 
     Example:
         >>> float(linear(1.0, 0.5, 10)(5))
@@ -62,6 +76,14 @@ def linear(init_value: float, end_value: float, transition_steps: int) -> Partia
 def exponential_decay(init_value: float, end_value: float, transition_steps: int) -> Partial:
     """Return a change by the same factor each step, until `end_value` is reached.
 
+    Args:
+        init_value: at step 0, above 0.
+        end_value: at step `transition_steps` and after it, above 0.
+        transition_steps: at least 1.
+
+    Raises:
+        ValueError: if a number is out of range.
+
     Example:
         >>> round(float(exponential_decay(1.0, 0.01, 10)(5)), 6)
         0.1
@@ -71,6 +93,14 @@ def exponential_decay(init_value: float, end_value: float, transition_steps: int
 
 def cosine_decay(init_value: float, end_value: float, transition_steps: int) -> Partial:
     """Return half a cosine from `init_value` to `end_value`, which it then keeps.
+
+    Args:
+        init_value: at step 0, above 0.
+        end_value: at step `transition_steps` and after it, above 0.
+        transition_steps: at least 1.
+
+    Raises:
+        ValueError: if a number is out of range.
 
     Reference: Loshchilov and Hutter, "SGDR", ICLR 2017, without its restarts.
 
@@ -84,6 +114,13 @@ def cosine_decay(init_value: float, end_value: float, transition_steps: int) -> 
 def inverse_time_decay(init_value: float, decay_rate: float) -> Partial:
     """Return `init_value / (1 + decay_rate * step)`, the decay of the course's optimizers.
 
+    Args:
+        init_value: at step 0, above 0.
+        decay_rate: at least 0.
+
+    Raises:
+        ValueError: if a number is out of range.
+
     Example:
         >>> float(inverse_time_decay(1.0, 0.5)(2))
         0.5
@@ -94,6 +131,13 @@ def inverse_time_decay(init_value: float, decay_rate: float) -> Partial:
 
 def linear_warmup(schedule: float | Schedule, warmup_steps: int) -> Partial:
     """Return a schedule times `(step + 1) / warmup_steps` during the first steps.
+
+    Args:
+        schedule: a schedule, or a number above 0.
+        warmup_steps: at least 1; from step `warmup_steps - 1` on the schedule is as it was.
+
+    Raises:
+        ValueError: if a number is out of range.
 
     Reference: Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.2.
 
@@ -143,7 +187,8 @@ def _between(shape: Callable[..., jax.Array], init: float, end: float, num_steps
 
 
 def _share(num_steps: jax.Array, step: jax.Array) -> jax.Array:
-    # XLA makes a product of a division in one program and not in another; of this it has no choice.
+    # XLA may turn a division into a product in one program and not in another. This is a product
+    # in every program, so that a scan of steps has the bits of the trainer.
     step = jnp.asarray(step, jnp.float32)
     return jnp.where(step >= num_steps, 1, step * (1 / num_steps))
 
