@@ -81,7 +81,10 @@ def spiral(key: jax.Array, samples: int = 100, classes: int = 3) -> Batch:
     Along the arm of class `c` the radius `r` is evenly spaced from 0 to 1, and so is the angle
     `t` from `4c` to `4(c + 1)`, plus 0.2 times a standard normal; x = (r sin 2.5t, r cos 2.5t).
 
-    Arguments, result and errors are those of `vertical`.
+    Arguments and errors are those of `vertical`.
+
+    Returns:
+        A `Batch`, as `vertical` returns it.
 
     Example:
         >>> spiral(jax.random.key(0), samples=100, classes=3).x.shape

@@ -40,6 +40,9 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
         batch: `x` finite, shape `(rows, 2)`; `y` integer classes `(rows,)` or one-hot rows.
         ax: where to draw.
 
+    Returns:
+        The axes.
+
     Raises:
         ValueError: if `x` or `y` has another shape, or values that are no points or no classes.
 
@@ -74,6 +77,9 @@ def decision_regions(
         batch: the data, as for `data`.
         ax: where to draw.
         resolution: number of points along each side of the picture.
+
+    Returns:
+        The axes.
 
     Raises:
         ValueError: if the batch, the predictions' shape or the resolution does not fit.
@@ -128,6 +134,9 @@ def loss_curves(
         reference_label: its name in the legend.
         steps: whether a value holds until the next one, as the best loss so far does.
 
+    Returns:
+        The axes.
+
     Raises:
         ValueError: if there is no curve, x and y differ in shape, or the reference has no place.
 
@@ -172,6 +181,9 @@ def smoothed(
         label: the average's name in the legend; no legend if None.
         ylabel: what the values are.
         xlabel: what their places count, from 0.
+
+    Returns:
+        The axes.
 
     Raises:
         ValueError: if `values` is empty or not one-dimensional, or `window` even or below 1.
