@@ -40,7 +40,11 @@ def test_ranges_that_are_none_are_refused():
     for message, error, options in [
         ("count must be an integer of at least 1; got 0", ValueError, {"count": 0}),
         ("count must be .*; got 1073741825", ValueError, {"count": 2**30 + 1}),
-        (r"start .* at most 2\*\*63; got", ValueError, {"count": 5, "start": 2**63 - 4}),
+        (
+            r"start and count must .* at most 2\*\*63; got",
+            ValueError,
+            {"count": 5, "start": 2**63 - 4},
+        ),
         ("start must be an integer of at least 0; got -1", ValueError, {"count": 1, "start": -1}),
         ("start must be an .*; got True", TypeError, {"count": 1, "start": True}),
     ]:

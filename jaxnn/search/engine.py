@@ -161,9 +161,11 @@ def evaluate(
         True
     """
     count, devices = as_count("count", count, 1, LARGEST_CHUNK), as_devices(None)
-    given = key, "loss_fn", loss_fn, sample_fn, batch, start, count, memory_budget, devices
-    problem, span, loss = set_up(*given)
+    start, stop = as_range(start, count, "count")
+    problem, params, loss = as_problem(key, "loss_fn", loss_fn, sample_fn, batch)
     check_scalar("loss_fn", loss)
+    tile = tile_size(loss_fn, params, problem.batch, memory_budget, devices[0].platform)
+    span = Span(start, stop, tile)
     # A power of two of tiles, so that few programs serve all counts.
     room = span.tile << (-(-count // span.tile) - 1).bit_length()
     rows = Rows(np.zeros(room, loss.dtype), np.uint32(0))
@@ -225,9 +227,10 @@ def reduce(
         (10000, '4')
     """
     devices = as_devices(devices)
-    given = key, "value_fn", value_fn, sample_fn, batch, start, num_candidates, memory_budget
-    problem, span, value = set_up(*given, devices)
-    statistics = _as_statistics(statistics, value, span.tile)
+    start, stop = as_range(start, num_candidates)
+    problem, params, value = as_problem(key, "value_fn", value_fn, sample_fn, batch)
+    tile = tile_size(value_fn, params, problem.batch, memory_budget, devices[0].platform)
+    span, statistics = Span(start, stop, tile), _as_statistics(statistics, value, tile)
     totals = start_totals(statistics)
     width = min(TILES_PER_CHUNK * span.tile * len(devices), LARGEST_CHUNK)
     with own_settings():
@@ -258,32 +261,24 @@ def _as_statistics(statistics: Statistics, value: PyTree, width: int) -> Statist
     return checked
 
 
-def set_up(
-    key: jax.Array,
-    name: str,
-    value_fn: Function,
-    sample_fn: SampleFn,
-    batch: PyTree,
-    start: int,
-    num_candidates: int,
-    memory_budget: int | None,
-    devices: Sequence[Device],
-) -> tuple[SearchProblem, Span, PyTree]:
-    """Check what every search takes; return its problem and range, and the shapes of a value."""
-    key, start = as_key("key", key), as_count("start", start)
-    num_candidates = as_count("num_candidates", num_candidates, minimum=1)
-    if start + num_candidates > 2**63:
-        raise ValueError(
-            "start and the number of candidates must add up to at most 2**63; "
-            f"got {start} + {num_candidates}"
-        )
+def as_range(start: int, count: int, name: str = "num_candidates") -> tuple[int, int]:
+    """Return the first index and one past the last, checked; `name` is what asks for the count."""
+    start, count = as_count("start", start), as_count(name, count, minimum=1)
+    if start + count > 2**63:
+        raise ValueError(f"start and {name} must add up to at most 2**63; got {start} and {count}")
+    return start, start + count
+
+
+def as_problem(
+    key: jax.Array, name: str, value_fn: Function, sample_fn: SampleFn, batch: PyTree
+) -> tuple[SearchProblem, PyTree, PyTree]:
+    """Return the problem, checked, and the shapes of the params and of a value."""
+    key = as_key("key", key)
     value, sample = as_partial(name, value_fn), as_partial("sample_fn", sample_fn)
     params = drawn_shapes(sample, key)
     batch = as_batch(batch, params, value_fn)
-    shapes = shapes_of(name, value, params, batch)
-    tile = tile_size(value_fn, params, batch, memory_budget, devices[0].platform)
     problem = SearchProblem(value, sample, batch, jax.random.fold_in(key, TAG))
-    return problem, Span(start, start + num_candidates, tile), shapes
+    return problem, params, shapes_of(name, value, params, batch)
 
 
 def tile_size(

@@ -28,7 +28,15 @@ from jaxnn.run.checkpoint import MAX_BYTES, Checkpoint
 from jaxnn.run.checks import as_count, as_devices
 from jaxnn.run.loop import Callback, Progress, as_limits, told, watch_interrupts
 from jaxnn.run.programs import own_settings
-from jaxnn.search.engine import RunState, run_search, search_metadata, set_up
+from jaxnn.search.engine import (
+    RunState,
+    Span,
+    as_problem,
+    as_range,
+    run_search,
+    search_metadata,
+    tile_size,
+)
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
 from jaxnn.typing import Device, PyTree, SampleFn, Status
 
@@ -132,10 +140,12 @@ def count_outcomes(
     """
     max_outcomes = as_count("max_outcomes", max_outcomes, 1, 2**31)
     devices = as_devices(devices)
-    given = key, "outcome_fn", outcome_fn, sample_fn, batch, start, num_candidates, memory_budget
-    problem, span, outcome = set_up(*given, devices)
+    start, stop = as_range(start, num_candidates)
+    problem, params, outcome = as_problem(key, "outcome_fn", outcome_fn, sample_fn, batch)
     if getattr(outcome, "dtype", None) != np.dtype(bool) or not outcome.size:
         raise TypeError(f"outcome_fn must return an array of bools; got {outcome}")
+    tile = tile_size(outcome_fn, params, problem.batch, memory_budget, devices[0].platform)
+    span = Span(start, stop, tile)
     width = -(-outcome.size // WORD) * WORD // 8
     limits = as_limits(max_seconds, callback, progress)
     tiles = max(LARGEST_CHUNK // (span.tile * width), 1)

@@ -23,11 +23,14 @@ from jaxnn.run.loop import Callback, Progress, as_limits, as_target, told, watch
 from jaxnn.run.programs import own_settings
 from jaxnn.search.engine import (
     RunState,
+    Span,
     StopRule,
+    as_problem,
+    as_range,
     candidate_params,
     run_search,
     search_metadata,
-    set_up,
+    tile_size,
 )
 from jaxnn.search.merge import merge_processes, own_path, own_span
 from jaxnn.search.result import RandomSearchResult, best_of, make_result
@@ -113,9 +116,10 @@ def random_search(
         True
     """
     devices = as_devices(devices)
-    given = key, "loss_fn", loss_fn, sample_fn, batch, start, num_candidates, memory_budget
-    problem, span, loss = set_up(*given, devices)
+    start, stop = as_range(start, num_candidates)
+    problem, params, loss = as_problem(key, "loss_fn", loss_fn, sample_fn, batch)
     check_scalar("loss_fn", loss)
+    tile = tile_size(loss_fn, params, problem.batch, memory_budget, devices[0].platform)
     config = as_config(loss.dtype, top_k, thresholds, bins, collect)
     target = as_target(target_loss, loss.dtype)
     rules = [] if target is None else [StopRule("improvements", target, 1)]
@@ -123,7 +127,7 @@ def random_search(
         rules.append(StopRule("collected", *config.collect))
     limits = as_limits(max_seconds, callback, progress and jax.process_index() == 0)
     params_of = partial(candidate_params, key, sample_fn)
-    span, is_alone = own_span(span), jax.process_count() == 1
+    span, is_alone = own_span(Span(start, stop, tile)), jax.process_count() == 1
 
     def progress_of(state: RunState) -> Progress:
         candidate, loss = best_of(state.totals)
