@@ -34,7 +34,8 @@ def linear(x):
 
 @pytest.fixture(autouse=True)
 def figures(monkeypatch):
-    """No figure outlives its test, none is shown, and matplotlib's settings stay as they were."""
+    """Start without figures, show none, and leave matplotlib's settings as they were."""
+    plt.close("all")  # another file of the same process may have left one
     monkeypatch.setattr(plt, "show", lambda *_, **__: pytest.fail("show() was called"))
     settings = dict(mpl.rcParams)
     yield
