@@ -12,7 +12,8 @@ no trainer; `jaxnn.search`, `jaxnn.chains` and `jaxnn.descent` train any params 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from jaxnn import chains, datasets, descent, metrics, search, typing
 from jaxnn.batch import Batch
@@ -83,7 +84,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> ModuleType:
     """Imports `jaxnn.plotting`, and with it matplotlib, when it is first asked for."""
     if name == "plotting":
         return import_module("jaxnn.plotting")

@@ -46,7 +46,7 @@ def check_batch(name: str, batch: PyTree, loss: str, features: int, outputs: int
     return Batch(x, check_targets(f"{name}.y", y, loss, rows, outputs))
 
 
-def check_values(name: str, values: PyTree, dimensions: int, wanted: str) -> Any:
+def check_values(name: str, values: object, dimensions: int, wanted: str) -> np.ndarray | jax.Array:
     """Return a real array with the wanted number of dimensions and at least one row."""
     array = as_values(name, values)
     if array.ndim != dimensions or 0 in array.shape:
@@ -54,7 +54,7 @@ def check_values(name: str, values: PyTree, dimensions: int, wanted: str) -> Any
     return array
 
 
-def check_inputs(name: str, x: Any, features: int) -> jax.Array | np.ndarray:
+def check_inputs(name: str, x: object, features: int) -> jax.Array | np.ndarray:
     """Return the inputs as an array; refuse all but finite numbers `(rows, features)`."""
     array = check_values(name, x, 2, f"numbers of shape (rows, {features})")
     if array.dtype == bool or array.shape[1] != features:
@@ -68,7 +68,7 @@ def check_inputs(name: str, x: Any, features: int) -> jax.Array | np.ndarray:
 
 
 def check_targets(
-    name: str, targets: Any, loss: str, rows: int, outputs: int
+    name: str, targets: object, loss: str, rows: int, outputs: int
 ) -> jax.Array | np.ndarray:
     """Return the targets as an array; refuse those without a meaning to the loss.
 
@@ -91,7 +91,7 @@ def check_targets(
     return array
 
 
-def valid_rows(targets: Any, loss: str, outputs: int) -> Any:
+def valid_rows(targets: np.ndarray | jax.Array, loss: str, outputs: int) -> Any:
     """Return whether the targets of each row have a meaning to the loss, as bools `(rows,)`.
 
     Classes out of range have none, nor do weights that are negative or all 0, binary labels
@@ -103,7 +103,9 @@ def valid_rows(targets: Any, loss: str, outputs: int) -> Any:
     return valid.all(axis=1) if valid.ndim == 2 else valid
 
 
-def _valid_entries(targets: Any, loss: str, outputs: int) -> Any:
+def _valid_entries(
+    targets: np.ndarray | jax.Array, loss: str, outputs: int
+) -> np.ndarray | jax.Array:
     """Check each entry by itself; a row of weights may still be all 0."""
     if targets.ndim == 1:
         classes = targets.astype(int)
@@ -114,7 +116,7 @@ def _valid_entries(targets: Any, loss: str, outputs: int) -> Any:
     return (numbers >= 0) & (numbers <= 1 if loss == "binary_crossentropy" else numbers < np.inf)
 
 
-def _check_classes(name: str, array: Any, rows: int, classes: int) -> None:
+def _check_classes(name: str, array: np.ndarray | jax.Array, rows: int, classes: int) -> None:
     integers = array.shape == (rows,) and array.dtype.kind in "iu"
     if not integers and not (array.shape == (rows, classes) and array.dtype.kind in "iuf"):
         hint = f"; use {name}[:, 0]" if array.shape == (rows, 1) else ""

@@ -126,8 +126,8 @@ def linear(
     """
     samples = as_count("samples", samples, minimum=1)
     noise = float(as_real("noise", noise, minimum=0.0, inclusive=True))
-    weights = check_values("weights", weights, 1, "a sequence of numbers, one a feature")
-    finite = [as_real(f"weights[{i}]", w, minimum=-math.inf) for i, w in enumerate(weights)]
+    entries = check_values("weights", weights, 1, "a sequence of numbers, one a feature")
+    finite = [as_real(f"weights[{i}]", w, minimum=-math.inf) for i, w in enumerate(entries)]
     slopes = np.array(finite, np.float64)
     offset = float(as_real("bias", bias, minimum=-math.inf))
     normals = _normals(key, (samples, slopes.size + 1))

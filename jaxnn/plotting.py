@@ -29,7 +29,7 @@ COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#D55E00", "#56B4E9", "#009E73", "#00
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
 
-Curve = tuple[Any, Any]
+Curve = tuple[ArrayLike, ArrayLike]
 PredictFn = Callable[[np.ndarray], ArrayLike]
 
 
@@ -265,7 +265,7 @@ def _boundaries(ax: Axes, columns: np.ndarray, rows: np.ndarray, scores: np.ndar
             ax.contour(columns, rows, inside, levels=[0.0], **line)
 
 
-def _groups(curves: Any) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def _groups(curves: object) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     if not isinstance(curves, Mapping):
         raise TypeError(f"curves must map labels to (x, y); got a {type(curves).__name__}")
     groups = {}
@@ -277,9 +277,10 @@ def _groups(curves: Any) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     return groups
 
 
-def _curve(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
+def _curve(name: str, pair: object) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(pair, tuple) or len(pair) != 2:
-        came = f"a {type(pair).__name__}" + f" of {len(pair)}" * isinstance(pair, tuple)
+        came = f"a {type(pair).__name__}"
+        came = f"{came} of {len(pair)}" if isinstance(pair, tuple) else came
         raise ValueError(f"{name} must be a tuple (x, y) or a list of such tuples; got {came}")
     x, y = as_numpy(f"{name} x", pair[0]), as_numpy(f"{name} y", pair[1])
     if x.ndim != 1 or x.shape != y.shape:

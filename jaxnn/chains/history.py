@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from jaxnn.chains.kernel import Problem, State, initial_scale
 from jaxnn.optim.schedules import values_at
+
+Array = TypeVar("Array", np.ndarray, jax.Array)
 
 MOST_ACCEPTED = 2**20
 """Accepted steps listed; of chains that accept more, the history tells alone."""
@@ -63,12 +65,12 @@ class AcceptedSteps(NamedTuple):
     loss: np.ndarray
 
 
-class Records(NamedTuple):
+class Records(NamedTuple, Generic[Array]):
     """What the compiled loop keeps of each step, `(chains, steps)`; None for what is not wanted."""
 
-    loss: Any
-    accepted: Any
-    scale: Any
+    loss: Array
+    accepted: Array
+    scale: Array | None
     metric: Any
 
 
@@ -76,7 +78,9 @@ Piece = tuple[ChainHistory, AcceptedSteps]
 """Of some steps: `evaluations` counts the steps and schedules are left out until `finalize`."""
 
 
-def record(records: Records, before: State, metric: Any, first: int, every: int) -> Piece:
+def record(
+    records: Records[np.ndarray], before: State, metric: np.ndarray | None, first: int, every: int
+) -> Piece:
     """Return what to keep of the steps from `first` on; `before` and `metric` are from there."""
     accepted, losses = records.accepted, records.loss
     kept = np.arange(accepted.shape[1])[(-first - 1) % every :: every]
@@ -102,7 +106,9 @@ def record(records: Records, before: State, metric: Any, first: int, every: int)
     return history, AcceptedSteps(chain, first + step, losses[chain, step])
 
 
-def latest(accepted: np.ndarray, values: np.ndarray, before: Any, kept: np.ndarray) -> Any:
+def latest(
+    accepted: np.ndarray, values: np.ndarray, before: np.ndarray | jax.Array, kept: np.ndarray
+) -> np.ndarray:
     """Return the value at the last step accepted up to each step of `kept`, or that of before."""
     steps = np.arange(accepted.shape[1], dtype=np.int32)
     last = _until(np.maximum, np.where(accepted, steps, np.int32(-1)), kept)

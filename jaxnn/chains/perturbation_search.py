@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -210,7 +210,7 @@ def perturbation_search(
 
 def _metadata(
     key: jax.Array, problem: Problem, num_chains: int, patience: int | Restart | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a search that goes on from a checkpoint has to share with the one that saved it."""
     rows, step = (problem.params, problem.batch), jax.ShapeDtypeStruct((), jnp.float32)
     restart = problem.restart

@@ -231,7 +231,7 @@ def gradient_descent(
         fixed = replicas.place((function, batch, rules), (chosen, keys), networks)
         blocks = tuple(replicas.split(start(chosen, params), networks))
 
-        def advance(blocks: Blocks, *epochs: np.uint32, capacity: int) -> list[Any]:
+        def advance(blocks: Blocks, *epochs: np.uint32, capacity: int) -> list[kernel.Chunk]:
             arguments = [(*own, run, *epochs) for own, run in zip(fixed, blocks, strict=True)]
             return replicas.run_blocks(
                 kernel.run_epochs, arguments, networks, plan=plan, capacity=capacity
@@ -342,7 +342,7 @@ def _metadata(
     rules: Rules,
     plan: BatchPlan,
     networks: Networks,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What a descent that continues this one has to share."""
     one, first = networks.first(params), networks.first(optimizer)
     init = Partial(first.init)
@@ -372,7 +372,7 @@ def _metadata(
 
 
 def _result(
-    ends: Sequence[tuple[PyTree, Any, Any]],
+    ends: Sequence[tuple[PyTree, jax.Array, jax.Array]],
     blocks: Blocks,
     history: History,
     unstopped: Status,

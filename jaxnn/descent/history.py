@@ -6,11 +6,12 @@ A long descent keeps every second, fourth and so on step, so that its history fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from jaxnn.descent.kernel import RUNNING, BatchPlan, RunState, best_params
+from jaxnn.descent.kernel import RUNNING, BatchPlan, Chunk, RunState, best_params
 from jaxnn.descent.replicas import Networks, join, numbers
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.loop import Limits, Progress, Work, record_interval, run
@@ -35,7 +36,7 @@ class History(NamedTuple):
 
 
 def run_descent(
-    advance_blocks: Callable[..., list[tuple[RunState, Any, Any]]],
+    advance_blocks: Callable[..., list[Chunk]],
     blocks: Blocks,
     num_epochs: int,
     plan: BatchPlan,
@@ -131,22 +132,23 @@ def _epochs_begun(blocks: Blocks, plan: BatchPlan) -> int:
     return -(-longest // plan.steps_per_epoch)
 
 
-def _records(before: Blocks, results: list[Any], plan: BatchPlan, networks: Networks) -> History:
+def _records(before: Blocks, results: list[Chunk], plan: BatchPlan, networks: Networks) -> History:
     """All that was recorded of a chunk; nan from where a network had stopped."""
-    after, losses, validation_losses = zip(*results, strict=True)
+    after = [state for state, _, _ in results]
     steps = num_steps(after, networks) - num_steps(before, networks)
     epochs = -(-steps // plan.steps_per_epoch)
     first = _epochs_begun(before, plan)
 
-    def kept(blocks: Sequence[Any], made: np.ndarray) -> np.ndarray:
+    def kept(blocks: Sequence[jax.Array], made: np.ndarray) -> np.ndarray:
         cut = [np.asarray(block)[: np.max(made)] for block in blocks]
         joined = np.concatenate([block.reshape(len(block), -1) for block in cut], axis=1)
         joined = joined[:, : networks.count]
         joined[np.arange(len(joined))[:, None] >= made] = np.nan
         return joined
 
-    loss = kept(losses, steps)
-    validation_loss = loss[:0] if before[0].best is None else kept(validation_losses, epochs)
+    loss = kept([losses for _, losses, _ in results], steps)
+    validation_losses = [losses for _, _, losses in results if losses is not None]
+    validation_loss = kept(validation_losses, epochs) if validation_losses else loss[:0]
     return History(
         first * plan.steps_per_epoch + np.arange(len(loss), dtype=np.int64),
         loss,

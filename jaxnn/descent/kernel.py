@@ -226,11 +226,13 @@ def as_plan(batch: PyTree, batch_size: int | None, drop_remainder: bool) -> Batc
 class Rules(NamedTuple):
     """When a descent ends before its last epoch; None where a rule is not wanted."""
 
-    tolerance: Any = None  # losses of two consecutive steps differ by less
-    epoch_tolerance: Any = None  # mean losses of `EPOCHS_COMPARED` epochs change by less an epoch
-    target_loss: Any = None  # a loss is at or below
+    # The losses of two consecutive steps differ by less.
+    tolerance: np.float32 | jax.Array | None = None
+    # The mean losses of `EPOCHS_COMPARED` epochs change by less an epoch.
+    epoch_tolerance: np.float32 | jax.Array | None = None
+    target_loss: np.ndarray | jax.Array | None = None  # a loss is at or below
     validation_batch: PyTree = None  # on this the loss is taken after every epoch
-    patience: Any = None  # this number of epochs without a lower loss on it, a uint32
+    patience: np.uint32 | jax.Array | None = None  # epochs without a lower loss on it
 
 
 class Best(NamedTuple):
@@ -253,8 +255,12 @@ class RunState(NamedTuple):
     epoch_losses: jax.Array | None  # means, `(2 * EPOCHS_COMPARED,)`; None unless compared
 
 
+Chunk = tuple[RunState, jax.Array, jax.Array | None]
+"""The state, the losses before the steps, and those on the validation batch, of `run_epochs`."""
+
+
 @program(static_argnames="loss_dtype")
-def init(rules: Rules, optimizer: Optimizer, params: PyTree, *, loss_dtype: Any) -> RunState:
+def init(rules: Rules, optimizer: Optimizer, params: PyTree, *, loss_dtype: np.dtype) -> RunState:
     """The state of a network before its first step."""
     state = State(jnp.uint32(0), params, optimizer.init(params))
     unmet = jnp.asarray(jnp.inf, loss_dtype)
@@ -277,7 +283,7 @@ def run_epochs(
     *,
     plan: BatchPlan,
     capacity: int,
-) -> tuple[RunState, jax.Array, jax.Array | None]:
+) -> Chunk:
     """One chunk: `num_epochs` epochs, at most `capacity`, or fewer if a stop rule is met.
 
     Returns the state, the losses before the steps, and those on the validation batch. Only as
@@ -302,7 +308,7 @@ def run_epochs(
             order = _each(before, partial(_shuffled, plan, epoch), (0,))(key)
             run, losses = _run_batches(take_step, plan, first, order, before, losses)
         if rules.epoch_tolerance is not None:
-            run = _compare_epochs(rules, plan, first, losses, run)
+            run = _compare_epochs(rules.epoch_tolerance, plan, first, losses, run)
         if rules.validation_batch is not None:
             validate = _each(run, partial(_validate, function, rules), (0, 0))
             run, loss = validate(run, before.status_code == RUNNING)
@@ -384,7 +390,7 @@ def update_of(
     gradients: PyTree,
     optimizer_state: PyTree,
     params: PyTree,
-) -> Any:
+) -> tuple[PyTree, PyTree]:
     """Updates and state of a step on these rows, with the extra arguments that it takes."""
     extra = {"value": loss, "grad": gradients, "value_fn": Partial(_loss_alone, function, rows)}
     return call_update(update, gradients, optimizer_state, params, **extra)
@@ -397,7 +403,7 @@ def _loss_alone(function: Partial, rows: PyTree, params: PyTree) -> jax.Array:
 
 
 @_loss_alone.defjvp
-def _loss_and_slope(primals: tuple[Any, ...], tangents: tuple[Any, ...]):
+def _loss_and_slope(primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]):
     function, rows, params = primals
     loss, gradients = function(params, rows)
     products = jax.tree.map(lambda g, t: jnp.sum(g * t), gradients, tangents[2])
@@ -428,7 +434,11 @@ def _step(
 
 
 def _compare_epochs(
-    rules: Rules, plan: BatchPlan, first: jax.Array, losses: jax.Array, run: RunState
+    tolerance: np.float32 | jax.Array,
+    plan: BatchPlan,
+    first: jax.Array,
+    losses: jax.Array,
+    run: RunState,
 ) -> RunState:
     """Looks at the mean loss of an epoch's rows; its steps begin at `first` of the losses."""
     shares = plan.rows_of_steps / plan.rows_of_steps.sum()
@@ -438,7 +448,7 @@ def _compare_epochs(
         mean = jnp.sum(losses.astype(known.dtype) * shares.astype(known.dtype), keepdims=True)
         known = jnp.concatenate([known[1:], mean])
         before, after = jnp.mean(known.reshape(2, EPOCHS_COMPARED), axis=1)
-        limit = EPOCHS_COMPARED * rules.epoch_tolerance.astype(known.dtype)
+        limit = EPOCHS_COMPARED * tolerance.astype(known.dtype)
         status_code = jnp.where(jnp.abs(after - before) < limit, CONVERGED, run.status_code)
         compared = run._replace(status_code=status_code, epoch_losses=known)
         return _select(run.status_code == RUNNING, compared, run)
@@ -448,7 +458,7 @@ def _compare_epochs(
         return _each(run, compare, (1, 0))(own, run)
 
     # Without a tolerance the comparison would take a tenth of the time of short epochs.
-    return jax.lax.cond(rules.epoch_tolerance > 0, compare_each, lambda run: run, run)
+    return jax.lax.cond(tolerance > 0, compare_each, lambda run: run, run)
 
 
 def _validate(
@@ -472,7 +482,9 @@ def _validate(
 
 
 @program()
-def finalize(function: Partial, batch: PyTree, run: RunState) -> tuple[PyTree, Any, Any]:
+def finalize(
+    function: Partial, batch: PyTree, run: RunState
+) -> tuple[PyTree, jax.Array, jax.Array]:
     """The params to return, their loss and the status code; of each network if there are several.
 
     The params are the best on the validation batch, if there is one and a loss on it was finite;
@@ -510,5 +522,5 @@ def _set(records: jax.Array, losses: jax.Array, place: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(records, losses, place, 0)
 
 
-def _select(condition: jax.Array, yes: Any, no: Any) -> Any:
+def _select(condition: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)

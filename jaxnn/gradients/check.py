@@ -15,7 +15,7 @@ decide, and where they are not, `jax.grad` alone; the report says so.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -227,18 +227,18 @@ def _first(samples: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[0], samples)
 
 
-def _key_of(key: jax.Array, sample: Any) -> jax.Array:
+def _key_of(key: jax.Array, sample: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, TAG), sample)
 
 
-def _is_sampler(sampler: Any) -> bool:
+def _is_sampler(sampler: object) -> bool:
     """Whether it draws params; a model that can be called is params: a tree of arrays."""
     if isinstance(sampler, Partial) or not callable(sampler):
         return callable(sampler)
     return not any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(sampler))
 
 
-def _samples(key: jax.Array, sampler: Any, num_samples: int) -> PyTree:
+def _samples(key: jax.Array, sampler: PyTree, num_samples: int) -> PyTree:
     """Params with a leading axis: drawn, or those given."""
     if not _is_sampler(sampler):
         return jax.tree.map(lambda leaf: leaf[None], as_params(sampler))

@@ -11,11 +11,12 @@ only if the loss contains what it is about.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Jaxpr
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.run.programs import program
@@ -91,7 +92,7 @@ def suggest(
     return (*told, hint)
 
 
-def _parts(jaxpr: Any) -> set[str]:
+def _parts(jaxpr: Jaxpr) -> set[str]:
     """Return JAX's names of what a loss does to floats, also within functions that it calls."""
     found = set()
     for equation in jaxpr.eqns:

@@ -12,8 +12,6 @@ dimensions has root mean square `sqrt(n / (n + d - 1))`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +81,7 @@ def perturbation_gradient(
 
 @program(static_argnames="block")
 def _estimate(
-    loss: Partial, params: PyTree, batch: PyTree, numbers: tuple[Any, ...], *, block: int
+    loss: Partial, params: PyTree, batch: PyTree, numbers: tuple[jax.Array, ...], *, block: int
 ) -> PyTree:
     stream, num_pairs, scale = numbers
     flat, unravel = ravel_pytree(params)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ NEAR, NEARER = 1e-4, 1e-6
 close enough to leave out the kinks nearby, and far above the rounding of the params."""
 
 SAMPLES_AT_ONCE, COORDINATES_AT_ONCE, NUMBERS_AT_ONCE = 16, 64, 2**20
+Array = TypeVar("Array", np.ndarray, jax.Array)
 SidesAt = Callable[[PyTree], tuple[jax.Array, ...]]
 
 
@@ -56,17 +57,17 @@ class Evidence(NamedTuple):
     counts: dict[str, np.ndarray]  # Coordinates of each kind that the report speaks of.
 
 
-class _Measured(NamedTuple):
+class _Measured(NamedTuple, Generic[Array]):
     """What the device measured of each sample, and from `gradient` on of each coordinate."""
 
-    value: PyTree
-    value_error: Any
-    gradient: Any  # Under test.
-    reference: Any  # By jax.grad.
-    low: Any  # The lower of both one-sided differences,
-    high: Any  # the higher,
-    noise: Any  # and what rounding may have added to either.
-    step: Any
+    value: Array
+    value_error: Array
+    gradient: Array  # Under test.
+    reference: Array  # By jax.grad.
+    low: Array  # The lower of both one-sided differences,
+    high: Array  # the higher,
+    noise: Array  # and what rounding may have added to either.
+    step: Array
 
 
 def check_functions(loss: Partial, by_hand: Partial, params: PyTree, batch: PyTree) -> None:
@@ -117,10 +118,12 @@ def measure(
 
 
 @program()
-def _measure(loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree) -> _Measured:
+def _measure(
+    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree
+) -> _Measured[jax.Array]:
     """Compute gradients and finite differences of every coordinate of every sample."""
 
-    def at(params: PyTree) -> _Measured:
+    def at(params: PyTree) -> _Measured[jax.Array]:
         flat, unravel = ravel_pytree(params)
         step = ravel_pytree(jax.tree.map(_step, params))[0]
         value, reference = jax.value_and_grad(loss)(params, batch)
@@ -164,7 +167,10 @@ def _value_error(value: jax.Array, by_hand: jax.Array) -> jax.Array:
 
 
 def _evidence(
-    measured: _Measured, sizes: list[int], tolerances: tuple[float, float], sides_at: SidesAt
+    measured: _Measured[np.ndarray],
+    sizes: list[int],
+    tolerances: tuple[float, float],
+    sides_at: SidesAt,
 ) -> list[Evidence]:
     def by_leaf(numbers: np.ndarray) -> list[np.ndarray]:
         return np.split(numbers, np.cumsum(sizes)[:-1], axis=1)
@@ -182,7 +188,10 @@ def _evidence(
 
 
 def _right_slopes(
-    measured: _Measured, size: np.ndarray, tolerances: tuple[float, float], sides_at: SidesAt
+    measured: _Measured[np.ndarray],
+    size: np.ndarray,
+    tolerances: tuple[float, float],
+    sides_at: SidesAt,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the least and the largest right slope, and what curvature adds to the differences.
 
@@ -231,7 +240,10 @@ def _sides(loss: Partial, samples: PyTree, batch: PyTree, places: PyTree) -> tup
 
 
 def _compare(
-    part: _Measured, floor: np.ndarray, slopes: Sequence[np.ndarray], tolerances: Sequence[float]
+    part: _Measured[np.ndarray],
+    floor: np.ndarray,
+    slopes: Sequence[np.ndarray],
+    tolerances: Sequence[float],
 ) -> Evidence:
     """Compare a leaf with `jax.grad` and the differences, or with the one that is finite."""
     gradient, reference, low, high = part[2:6]
@@ -279,7 +291,7 @@ def _compare(
     )
 
 
-def _outside(part: _Measured, gradient: np.ndarray) -> np.ndarray:
+def _outside(part: _Measured[np.ndarray], gradient: np.ndarray) -> np.ndarray:
     """How far a gradient is outside the differences and their noise; negative inside."""
     return np.maximum(part.low - gradient, gradient - part.high) - part.noise
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
 from jaxnn.run.checks import array_record, as_choice, as_values
@@ -64,7 +65,9 @@ def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:
     return z if layer.biases is None else z + layer.biases[None, :]
 
 
-def forward(params: Params, x: Any, *, hidden: str = "relu", output: str = "identity") -> jax.Array:
+def forward(
+    params: Params, x: ArrayLike, *, hidden: str = "relu", output: str = "identity"
+) -> jax.Array:
     """Return outputs `(rows, outputs)`: `hidden` after every layer but the last, then `output`.
 
     Args:
@@ -134,6 +137,6 @@ def _as_layers(name: str, params: PyTree) -> Params:
     return tuple(layers)
 
 
-def _as_leaf(path: str, leaf: PyTree) -> Any:
+def _as_leaf(path: str, leaf: PyTree) -> PyTree:
     is_ready = leaf is None or isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
     return leaf if is_ready else as_values(path, leaf)

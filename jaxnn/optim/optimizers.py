@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -351,7 +351,7 @@ def _adam(
     return ahead + weight_decay.astype(dtype) * params, (mean, variance)
 
 
-def _optimizer(init: Callable[[Any], Any], direction: Partial, rate: Partial) -> Optimizer:
+def _optimizer(init: Callable[[jax.Array], PyTree], direction: Partial, rate: Partial) -> Optimizer:
     return Optimizer(Partial(_start, Partial(init)), Partial(_advance, rate, direction))
 
 
@@ -390,7 +390,12 @@ def _behind(change: Partial, optimizer: Optimizer) -> Optimizer:
 
 
 def _update_changed(
-    change: Partial, update: Partial, gradients: PyTree, state: PyTree, params: PyTree, **extra: Any
+    change: Partial,
+    update: Partial,
+    gradients: PyTree,
+    state: PyTree,
+    params: PyTree,
+    **extra: PyTree,
 ):
     return call_update(update, change(gradients, params), state, params, **extra)
 
@@ -424,13 +429,13 @@ def _init_made(make: Partial, values: tuple[PyTree, ...], params: PyTree) -> PyT
     return make(*values).init(params)
 
 
-def _update_made(make: Partial, values: tuple[PyTree, ...], *arguments: PyTree, **extra: Any):
+def _update_made(make: Partial, values: tuple[PyTree, ...], *arguments: PyTree, **extra: PyTree):
     return call_update(make(*values).update, *arguments, **extra)
 
 
 def call_update(
-    update: Function, gradients: PyTree, state: PyTree, params: PyTree, **extra: Any
-) -> Any:
+    update: Function, gradients: PyTree, state: PyTree, params: PyTree, **extra: PyTree
+) -> tuple[PyTree, PyTree]:
     """`update(gradients, state, params)`, with those of the extra arguments that it takes."""
     try:
         parameters = inspect.signature(update).parameters.values()
@@ -444,7 +449,7 @@ def call_update(
     return update(gradients, state, params, **{n: extra[n] for n in extra if n in names - given})
 
 
-def _as_array(value: PyTree) -> Any:
+def _as_array(value: PyTree) -> PyTree:
     """A plain list of numbers would be a tree of scalars."""
     is_numbers = isinstance(value, (list, tuple)) and not any(map(np.ndim, value))
     return np.asarray(value) if is_numbers else value
@@ -457,7 +462,7 @@ def _extremes(values: PyTree) -> Collection[int]:
     return {0, *(int(find(leaf)) for leaf in real for find in (np.argmin, np.argmax))}
 
 
-def check_optimizer(optimizer: Any, name: str = "optimizer") -> None:
+def check_optimizer(optimizer: object, name: str = "optimizer") -> None:
     """Refuses what has no `init` and `update`."""
     if isinstance(optimizer, Each):
         raise TypeError(
@@ -497,7 +502,7 @@ def check_update(
         )
 
 
-def _check_single(*numbers: Any) -> None:
+def _check_single(*numbers: PyTree) -> None:
     """Refuses numbers with an axis, which `jax.vmap(adam)(rates)` gives an optimizer."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(numbers) if np.ndim(leaf)]
     if shapes:
@@ -507,7 +512,7 @@ def _check_single(*numbers: Any) -> None:
         )
 
 
-def _decay(name: str, value: float) -> Any:
+def _decay(name: str, value: float) -> np.float32 | jax.Array:
     number = as_real(name, value, inclusive=True)
     if not isinstance(number, jax.Array) and number >= 1:
         raise ValueError(f"{name} must be below 1; got {float(value)}")

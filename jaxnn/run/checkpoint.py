@@ -31,7 +31,7 @@ from jaxnn.typing import PyTree, Status
 
 StrPath = str | os.PathLike[str]
 Arrays = Mapping[str, np.ndarray]
-Metadata = Mapping[str, Any]
+Metadata = Mapping[str, object]
 
 FORMAT = 2
 OWN_MEMBERS = {"metadata", "format", "sha256"}
@@ -250,7 +250,7 @@ def load(path: StrPath) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def dumps(arrays: Arrays, metadata: Metadata) -> bytes:
     """Return the bytes that `save` would write, for another process."""
     file = io.BytesIO()
-    np.savez(file, **_pack(arrays, metadata))
+    np.savez(file, allow_pickle=False, **_pack(arrays, metadata))
     return file.getvalue()
 
 
@@ -265,7 +265,7 @@ def check_writable(path: StrPath) -> None:
         _write(temporary, {})
 
 
-def _pack(arrays: Arrays, metadata: Metadata) -> dict[str, Any]:
+def _pack(arrays: Arrays, metadata: Metadata) -> dict[str, np.ndarray]:
     """The members of a checkpoint; refuses what `load` would refuse."""
     members = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     for name, array in members.items():
@@ -332,9 +332,9 @@ def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
             temporary.unlink()
 
 
-def _write(path: Path, members: Mapping[str, Any]) -> None:
+def _write(path: Path, members: Arrays) -> None:
     with path.open("xb") as file:
-        np.savez(file, **members)
+        np.savez(file, allow_pickle=False, **members)
         file.flush()
         os.fsync(file.fileno())
 

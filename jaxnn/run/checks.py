@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,12 @@ def array_record(record: Record) -> Record:
     return record
 
 
-def is_traced(value: object) -> bool:
+def is_traced(value: object) -> TypeGuard[Tracer]:
     """Whether `value` is a stand-in inside `jit`, `vmap` or `grad`, without a value yet."""
     return isinstance(value, Tracer)
 
 
-def as_key(name: str, key: Any, *, traced: bool = False) -> jax.Array:
+def as_key(name: str, key: object, *, traced: bool = False) -> jax.Array:
     """A single typed key, `jax.random.key(seed)`, of an implementation that maps under `vmap`.
 
     A tracer passes only where `traced` says so; it is checked in the same way.
@@ -58,7 +58,7 @@ def as_key(name: str, key: Any, *, traced: bool = False) -> jax.Array:
     return key
 
 
-def as_count(name: str, value: Any, minimum: int = 0, maximum: int = 2**63) -> int:
+def as_count(name: str, value: object, minimum: int = 0, maximum: int = 2**63) -> int:
     """A Python int in `[minimum, maximum]`; whole floats such as 1e5 pass, bools do not."""
     wanted = f"an integer of at least {minimum}"
     if is_traced(value) or isinstance(value, (bool, np.bool_)):
@@ -73,7 +73,7 @@ def as_count(name: str, value: Any, minimum: int = 0, maximum: int = 2**63) -> i
     return count
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> Any:
     """Return a whole float as an int, unless it is so large that rounding may have changed it."""
     if not isinstance(value, (float, np.floating, np.ndarray, jax.Array)):
         return value
@@ -136,7 +136,7 @@ def as_choice(name: str, value: object, options: Sequence[str]) -> str:
     return value
 
 
-def as_numpy(name: str, value: Any) -> np.ndarray:
+def as_numpy(name: str, value: object) -> np.ndarray:
     """Return a real NumPy array in the machine's byte order; refuse text, objects and complex.
 
     Lists, JAX arrays and pandas frames pass. A long double becomes a float64, if it fits.
@@ -160,7 +160,7 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def as_values(name: str, value: Any) -> Any:
+def as_values(name: str, value: object) -> np.ndarray | jax.Array:
     """Return a real array that JAX can hold: a JAX array itself, or NumPy data that fit."""
     if not isinstance(value, jax.Array):
         array = as_numpy(name, value)

@@ -18,12 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from types import CellType
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial, keystr, tree_leaves_with_path
+from jax.stages import Traced
+from jax.tree_util import KeyPath, Partial, keystr, tree_leaves_with_path
+from jax.typing import ArrayLike
 
 from jaxnn.run.checks import call
 from jaxnn.run.programs import bare_function, forget
@@ -53,7 +54,7 @@ def fingerprint(tree: PyTree) -> str:
 
 def function_metadata(
     name: str, function: Partial, *arguments: PyTree, axes: tuple[int | None, ...] | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what a function computes, and the values that it holds, as JSON keeps them.
 
     `computes` is a checksum of its program on these arguments (shapes will do), and with `axes`,
@@ -92,8 +93,10 @@ def run_metadata(
     trainer: str,
     key: jax.Array,
     data: Mapping[str, PyTree],
-    functions: Mapping[str, tuple[Partial | None, tuple[Any, ...], tuple[int | None, ...] | None]],
-) -> dict[str, Any]:
+    functions: Mapping[
+        str, tuple[Partial | None, tuple[PyTree, ...], tuple[int | None, ...] | None]
+    ],
+) -> dict[str, object]:
     """Return what two runs of a trainer have to share, as JSON keeps it.
 
     Data and functions stand under the names of the arguments; a function comes with what it is
@@ -110,7 +113,7 @@ def run_metadata(
     }
 
 
-def key_metadata(key: jax.Array) -> dict[str, Any]:
+def key_metadata(key: jax.Array) -> dict[str, object]:
     """Return a key as facts that JSON keeps, with the version of JAX, which its draws hang on."""
     return {
         "jax": jax.__version__,
@@ -120,7 +123,7 @@ def key_metadata(key: jax.Array) -> dict[str, Any]:
 
 
 def check_same_run(
-    path: str | os.PathLike[str], saved: Mapping[str, Any], wanted: Mapping[str, Any]
+    path: str | os.PathLike[str], saved: Mapping[str, object], wanted: Mapping[str, object]
 ) -> None:
     """Refuse a checkpoint whose metadata are not those wanted; name the first difference.
 
@@ -139,7 +142,7 @@ def check_same_run(
             )
 
 
-def as_metadata(number: Any) -> float | int | None:
+def as_metadata(number: ArrayLike | None) -> float | int | None:
     """Return a NumPy number as JSON keeps it, with no more digits than it has."""
     if number is None:
         return None
@@ -160,7 +163,7 @@ def _text(function: Partial, arguments: PyTree, axes: tuple[int | None, ...] | N
     """The program of a function, traced anew; of many calls side by side where there are axes."""
     leaves, tree = jax.tree.flatten(function)
 
-    def call(leaves: Any, *arguments: PyTree) -> Any:
+    def call(leaves: list[PyTree], *arguments: PyTree) -> PyTree:
         bound = jax.tree.unflatten(tree, leaves)
         return (bound if axes is None else jax.vmap(bound, axes))(*arguments)
 
@@ -176,7 +179,7 @@ def _side_by_side(leaf: PyTree) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((LANES, *np.shape(leaf)), jnp.result_type(leaf))
 
 
-def _lowered(traced: Any) -> str:
+def _lowered(traced: Traced) -> str:
     """The program as text, with numbers in place of the names of functions."""
     text, names = traced.lower(lowering_platforms=("cpu",)).as_text(), {}
 
@@ -186,7 +189,7 @@ def _lowered(traced: Any) -> str:
     return SYMBOL.sub(numbered, text)
 
 
-def _difference(field: str, before: Any, after: Any) -> str | None:
+def _difference(field: str, before: object, after: object) -> str | None:
     """What differs, in the user's words; None if nothing does."""
     if before == after:
         return None
@@ -208,7 +211,7 @@ def _setting_name(field: str, name: str) -> str:
     return f"{own[-1]} of {field}" if own else field
 
 
-def _words(name: str, was: Any, now: Any) -> str:
+def _words(name: str, was: object, now: object) -> str:
     is_long = any(len(str(value)) > LONGEST or CHECKSUM.search(str(value)) for value in (was, now))
     if name == "key" or is_long:
         return f"{name} is another than when it was saved"
@@ -242,39 +245,32 @@ def _walk(function: object, inside: frozenset[int]) -> Iterator[tuple[str, str]]
         yield from _walk(inner, inside)
 
 
-def _held(function: object) -> Iterator[tuple[str, Any]]:
+def _held(function: object) -> Iterator[tuple[str, object]]:
     if isinstance(function, partial):
-        yield from _bound(function)
+        try:
+            names = [*inspect.signature(bare_function(function.func)).parameters]
+        except (TypeError, ValueError):
+            names = []
+        names += [f"argument {number}" for number in range(len(names), len(function.args))]
+        yield from zip(names, function.args, strict=False)
+        yield from function.keywords.items()
     elif inspect.ismethod(function):
         yield from _attributes(function.__self__)
         yield from _held(function.__func__)
     elif inspect.isfunction(function):
         code, cells = function.__code__, function.__closure__ or ()
-        names = zip(code.co_freevars, cells, strict=True)
-        yield from ((name, cell.cell_contents) for name, cell in names if cell != CellType())
+        closed = zip(code.co_freevars, cells, strict=True)
+        yield from ((name, cell.cell_contents) for name, cell in closed if cell != CellType())
         named = inspect.signature(function, follow_wrapped=False).parameters.values()
         yield from ((each.name, each.default) for each in named if each.default is not each.empty)
-        yield from (
-            (name, function.__globals__[name])
-            for name in code.co_names
-            if name in function.__globals__ and not callable(function.__globals__[name])
-        )
+        values = function.__globals__
+        used = (name for name in code.co_names if name in values and not callable(values[name]))
+        yield from ((name, values[name]) for name in used)
     elif not inspect.isbuiltin(function):
         yield from _attributes(function)
 
 
-def _bound(function: partial[Any]) -> Iterator[tuple[str, Any]]:
-    """What a `partial` binds, by the names of the parameters."""
-    try:
-        names = list(inspect.signature(bare_function(function.func)).parameters)
-    except (TypeError, ValueError):
-        names = []
-    names += [f"argument {number}" for number in range(len(names), len(function.args))]
-    yield from zip(names, function.args, strict=False)
-    yield from function.keywords.items()
-
-
-def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
+def _attributes(thing: object) -> Iterator[tuple[str, object]]:
     for name in (*getattr(type(thing), "__slots__", ()), *getattr(thing, "__dict__", ())):
         if hasattr(thing, name):
             yield name, getattr(thing, name)
@@ -295,7 +291,7 @@ def _setting(value: PyTree) -> str | None:
     return text if len(text) <= LONGEST else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _named_array(path: Any, leaf: PyTree) -> tuple[str, np.ndarray]:
+def _named_array(path: KeyPath, leaf: PyTree) -> tuple[str, np.ndarray]:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return f"{keystr(path)} {leaf.dtype}", np.asarray(jax.random.key_data(leaf))
     array = np.asarray(leaf, order="C")

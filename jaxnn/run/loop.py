@@ -20,9 +20,10 @@ from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 from tqdm import tqdm
 
-from jaxnn.run.checkpoint import Arrays, Checkpoint
+from jaxnn.run.checkpoint import Arrays, Checkpoint, Metadata
 from jaxnn.run.checks import as_count, as_real
 from jaxnn.typing import PyTree, Status
 
@@ -122,7 +123,7 @@ class Work(NamedTuple, Generic[State]):
 
     advance: Callable[[State, int, int], tuple[State, Status | None]]
     progress: Callable[[State], Progress]
-    content: Callable[[State], tuple[Arrays, dict[str, Any], Callable[[], Arrays] | None]]
+    content: Callable[[State], tuple[Arrays, Metadata, Callable[[], Arrays] | None]]
     total: int
     largest: int
     unit: str
@@ -191,7 +192,7 @@ def _is_over(limits: Limits, started: float) -> bool:
     return limits.max_seconds is not None and time.monotonic() - started >= limits.max_seconds
 
 
-def _asks_to_stop(work: Work[Any], limits: Limits, done: int, progress: Progress) -> bool:
+def _asks_to_stop(work: Work[PyTree], limits: Limits, done: int, progress: Progress) -> bool:
     """Calls the callback, if it is due; returns whether it asks for the end."""
     is_due = done % _stride(work, limits) == 0 or done == work.total
     if limits.callback is not None and is_due:
@@ -202,13 +203,13 @@ def _asks_to_stop(work: Work[Any], limits: Limits, done: int, progress: Progress
     return False
 
 
-def _stride(work: Work[Any], limits: Limits) -> int:
+def _stride(work: Work[PyTree], limits: Limits) -> int:
     """Units between two calls of the callback."""
     return max((limits.interval or 1) // max(work.shown(1), 1), 1)
 
 
 def _chunks(
-    work: Work[Any], begin: int, limits: Limits
+    work: Work[PyTree], begin: int, limits: Limits
 ) -> Iterator[tuple[int, int, Callable[[float], None]]]:
     """Cuts what is left into chunks that take about a quarter of a second each.
 
@@ -242,7 +243,7 @@ class _Bar:
     """A progress bar that is given up, and not the run, when its stream is closed or broken."""
 
     def __init__(self, total: int, unit: str, shows: bool) -> None:
-        self._bar: tqdm[Any] | None = None
+        self._bar: tqdm | None = None
         if shows and sys.stderr is not None:
             with suppress(Exception):
                 self._bar = tqdm(total=total, unit=f" {unit}", unit_scale=True)
@@ -253,7 +254,7 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self.call("close")
 
-    def call(self, method: str, *args: Any, **keywords: Any) -> None:
+    def call(self, method: str, *args: object, **keywords: object) -> None:
         """Calls a method of the bar, if there still is one."""
         if self._bar is None:
             return
@@ -306,7 +307,7 @@ def as_limits(max_seconds: float | None, callback: Callback | None, shows: bool)
     return Limits(max_seconds, callback, interval, bool(shows))
 
 
-def as_target(target_loss: float | None, dtype: Any) -> float | None:
+def as_target(target_loss: float | None, dtype: DTypeLike) -> float | None:
     """Return a target, as a number that losses of this dtype can take."""
     if target_loss is None:
         return None
@@ -332,9 +333,9 @@ def record_interval(saved: int | None, width: int, num_steps: int) -> int:
 
 def summary(
     title: str,
-    status: Any,
-    loss: Any,
-    num_evaluations: Any,
+    status: str | np.ndarray,
+    loss: float | np.floating | np.ndarray,
+    num_evaluations: int | np.ndarray,
     *,
     details: Mapping[str, str] = MappingProxyType({}),
     notes: Sequence[str] = (),
@@ -363,7 +364,7 @@ def summary(
     return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows)])
 
 
-def _ending(status: Any) -> str:
+def _ending(status: str | np.ndarray) -> str:
     """The status in words, or how many runs ended in each way."""
     if np.ndim(status) == 0:
         return ENDINGS[str(status)]
@@ -372,7 +373,7 @@ def _ending(status: Any) -> str:
     return ", ".join(f"{counts[place]:,} {words[place]}" for place in order)
 
 
-def _spread(loss: Any) -> str:
+def _spread(loss: float | np.floating | np.ndarray) -> str:
     if np.ndim(loss) == 0:
         return f"{loss:.6g}"
     return f"lowest {np.min(loss):.6g}, median {np.median(loss):.6g}"
