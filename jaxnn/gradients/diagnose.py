@@ -11,16 +11,18 @@ only if the loss contains what it is about.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Jaxpr
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
+
+if TYPE_CHECKING:  # The import changes what `jax.config` holds.
+    from jax.extend.core import Jaxpr
 
 SMALL = 1e-3  # Brings all pre-activations close to 0.
 ASIDE = 1e-4  # Moves params off their kinks, relative to each leaf's largest coordinate.
