@@ -104,21 +104,14 @@ def run_metadata(
     """
     return {
         "trainer": trainer,
-        **key_metadata(key),
+        "jax": jax.__version__,  # The draws of a key hang on it.
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key_implementation": str(jax.random.key_impl(key)),
         **{name: fingerprint(tree) for name, tree in data.items()},
         **{
             name: None if function is None else function_metadata(name, function, *args, axes=axes)
             for name, (function, args, axes) in functions.items()
         },
-    }
-
-
-def key_metadata(key: jax.Array) -> dict[str, object]:
-    """Return a key as facts that JSON keeps, with the version of JAX, which its draws hang on."""
-    return {
-        "jax": jax.__version__,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "key_implementation": str(jax.random.key_impl(key)),
     }
 
 

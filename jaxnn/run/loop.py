@@ -147,6 +147,7 @@ def run(
     """
     started = saved = time.monotonic()
     pause = SECONDS_BETWEEN_SAVES
+    max_seconds = np.inf if limits.max_seconds is None else limits.max_seconds
 
     def save(status: Status) -> None:
         if checkpoint is not None:
@@ -161,7 +162,8 @@ def run(
             state, status = work.advance(state, begin, end)
             done, progress = end, work.progress(state)
             report(progress.loss)
-            is_over = _is_over(limits, started) | _asks_to_stop(work, limits, end, progress)
+            is_over = time.monotonic() - started >= max_seconds
+            is_over |= _asks_to_stop(work, limits, end, progress)
             if is_over and status is None and done < work.total:
                 status = "stopped"
             if status is not None:
@@ -185,11 +187,6 @@ def told(result: Result, is_interrupted: Callable[[], bool]) -> Result:
     kept = np.isin(result.status, ["diverged", "nonfinite"])
     status = np.where(kept, result.status, "interrupted")
     return result._replace(status=status if status.ndim else str(status))
-
-
-def _is_over(limits: Limits, started: float) -> bool:
-    """Whether time is up; `started` is of `time.monotonic`."""
-    return limits.max_seconds is not None and time.monotonic() - started >= limits.max_seconds
 
 
 def _asks_to_stop(work: Work[PyTree], limits: Limits, done: int, progress: Progress) -> bool:
