@@ -1,5 +1,6 @@
 """Hostile settings for every test: CPU, strict dtype promotion, no rank promotion."""
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -9,6 +10,9 @@ import jax
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+# Traces and programs make many objects that live long: at Python's own threshold, looking for
+# cycles among them takes a tenth of the time of all tests.
+gc.set_threshold(200_000, 50, 100)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

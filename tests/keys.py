@@ -1,7 +1,6 @@
 """The kinds of keys that jaxnn takes and that the JAX at hand has: 0.10.1 has no philox."""
 
 import jax
-import pytest
 
 from jaxnn.run import checks
 
@@ -17,7 +16,3 @@ def _is_known(implementation):
 
 
 KEY_IMPLEMENTATIONS = [name for name in checks.KEY_IMPLEMENTATIONS if _is_known(name)]
-
-needs_philox = pytest.mark.skipif(
-    "philox4x32" not in KEY_IMPLEMENTATIONS, reason=f"jax {jax.__version__} has no philox4x32"
-)

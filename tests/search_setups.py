@@ -107,15 +107,6 @@ def whole(number, **more):
     return digest(jaxnn.random_search(*given, **{**options, **more}))
 
 
-def resumed(number, folder, **more):
-    """The same, ended somewhere and gone on with."""
-    given, options = set_up(number)
-    path = Path(folder) / f"{number}.npz"
-    first = int(np.random.default_rng(number).integers(1, options["num_candidates"]))
-    jaxnn.random_search(*given, **{**options, "num_candidates": first}, checkpoint=path)
-    return digest(jaxnn.random_search(*given, **{**options, **more}, checkpoint=path))
-
-
 def digest(result):
     """A checksum of every bit of a result."""
     words = hashlib.sha256()

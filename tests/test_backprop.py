@@ -145,31 +145,6 @@ def test_gradient_by_the_batch_is_right_as_well(pair):
     assert leaf_error(got, expected) <= GRADIENT["float32"]
 
 
-@pytest.mark.parametrize("pair", list(OUTPUT_LOSSES)[:3], ids="-".join)
-def test_central_differences(pair):
-    """Every coordinate of the gradient of `model.loss`, in float64."""
-    model = network("tanh", pair, 3, True)
-    step = 1e-5
-    with jax.enable_x64(True):
-        params, batch = problem(model, "float64")
-        leaves, tree = jax.tree.flatten(params)
-        flat, sizes = (
-            np.concatenate([np.ravel(leaf) for leaf in leaves]),
-            [leaf.size for leaf in leaves],
-        )
-
-        def loss_at(flat):
-            parts = np.split(flat, np.cumsum(sizes)[:-1])
-            moved = [p.reshape(leaf.shape) for p, leaf in zip(parts, leaves, strict=True)]
-            return float(model.loss(jax.tree.unflatten(tree, moved), batch))
-
-        moves = step * np.eye(len(flat))
-        slopes = [(loss_at(flat + move) - loss_at(flat - move)) / (2 * step) for move in moves]
-        _, gradient = model.value_and_grad(params, batch)
-        by_hand = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
-    assert leaf_error(by_hand, np.array(slopes)) <= 1e-7  # what central differences can tell
-
-
 def test_at_the_kink_of_relu_the_slope_is_0():
     dtype = "float64"
     model = mlp((3, 5, 2), hidden="relu")

@@ -32,15 +32,15 @@ def test_every_field_of_the_history_is_what_its_line_says():
 
 
 def test_evaluations_temperature_and_scale_follow_their_options():
-    steps, three = np.arange(STEPS), searched("best of three")
-    assert np.array_equal(three.history.evaluations, 1 + 3 * (steps + 1))
-    assert three.num_evaluations == 1 + 3 * STEPS
-    for scale, values in (("schedule", (1.0, 0.05)), ("annealing", (40.0, 0.5))):
-        history = searched(scale).history
-        found = history.scale if scale == "schedule" else history.temperature
-        expected = values[0] * (values[1] / values[0]) ** np.minimum(steps / 150, 1)
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert searched("ties").history.temperature is None
+    """Those of three members of the family at once."""
+    steps = np.arange(STEPS)
+    found = search(**FAMILY["best of three"], **FAMILY["schedule"], **FAMILY["annealing"])
+    assert np.array_equal(found.history.evaluations, 1 + 3 * (steps + 1))
+    assert found.num_evaluations == 1 + 3 * STEPS
+    pairs = (found.history.scale, (1.0, 0.05)), (found.history.temperature, (40.0, 0.5))
+    for recorded, (first, last) in pairs:
+        expected = first * (last / first) ** np.minimum(steps / 150, 1)
+        np.testing.assert_allclose(recorded, expected, rtol=1e-5)
 
 
 def test_the_metric_changes_nothing():

@@ -225,21 +225,6 @@ def test_a_loss_that_differs_fails_though_every_gradient_is_right():
     assert "return another loss" in str(report)
 
 
-@pytest.mark.parametrize(("factor", "wrong"), [(1.0, "a"), (0.5, "ab")])
-def test_a_leaf_whose_true_gradient_is_nan_fails_and_takes_no_other_with_it(factor, wrong):
-    def nowhere(params, batch):
-        return jnp.sqrt(params["a"] * batch) + jnp.sum(params["b"])
-
-    def by_hand(params, batch):
-        value, gradient = jax.value_and_grad(nowhere)(params, batch)
-        return value, gradient | {"b": factor * gradient["b"]}
-
-    start = {"a": np.float32(1), "b": np.ones(2, np.float32)}
-    report = check_gradients(KEY, nowhere, by_hand, start, np.float32(0))
-    assert report.value_error == 0
-    assert wrong_leaves(report) == [f"params['{name}']" for name in wrong]
-
-
 # --- what is small
 
 
@@ -475,18 +460,6 @@ def test_of_small_integers_the_slopes_that_pass_are_those_between_exact_sides(ca
     assert cases / 4 < verdicts.count(False) < cases
 
 
-def test_relu_at_exactly_zero_passes_with_its_kinks_counted():
-    model = jaxnn.mlp((2, 3, 3))
-    zero = jax.tree.map(jnp.zeros_like, model.init(KEY))
-    ones = jnp.ones_like(zero[1].weights)
-    params = (zero[0], zero[1]._replace(weights=ones * jnp.arange(3.0)[None, :]))
-    x, y = jaxnn.datasets.nnfs_vertical(samples=3)
-    batch = jaxnn.Batch(x[1:], y[1:])
-    report = check_gradients(KEY, model.loss_reference, model.value_and_grad, params, batch)
-    assert report.passed, str(report)
-    assert [leaf.num_kinks > 0 for leaf in report.leaves] == [True, True, False, False]
-
-
 # --- what is not finite
 
 
@@ -648,15 +621,10 @@ def gradient(change):
     [
         ({"key": 0}, TypeError, "key must be a single typed key"),
         ({"loss_fn": in_float32}, TypeError, "loss_fn must compute in the dtype.*float32"),
-        ({"loss_fn": lambda p, b: p}, TypeError, "loss_fn must return a float scalar"),
-        ({"loss_fn": None}, TypeError, "loss_fn must be callable"),
-        (gradient(lambda g: {"w": g}), TypeError, ".* gradients with the tree of params"),
         (gradient(lambda g: g.astype(jnp.float32)), TypeError, ".* like params; got float32"),
         ({"value_and_grad_fn": square}, TypeError, r".* must return \(loss, gradients\)"),
         ({"sampler": None}, ValueError, "params must hold at least one array"),
-        ({"sampler": np.ones(2, int)}, TypeError, "params must be floats of one dtype"),
         ({"sampler": np.zeros(0, np.float32)}, ValueError, "params must hold at least one number"),
-        ({"batch": "rows"}, TypeError, "batch must be an array of real numbers"),
         ({"tolerance": np.nan}, ValueError, "tolerance must be a finite number above 0"),
         ({"difference_tolerance": -1}, ValueError, "difference_tolerance must be a finite"),
     ],

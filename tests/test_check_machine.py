@@ -171,16 +171,3 @@ def test_the_table_the_results_and_the_status_agree(measured, monkeypatch, tmp_p
     assert re.fullmatch(r"sums +1e-08 +2e-05 +ok +at 7 rows", lines[2])
     assert re.fullmatch(rf"scan +{measured:.2g} +1 +{'ok' if passed else 'WRONG'}", lines[3])
     assert lines[4].startswith(f"{1 + passed} of 2 checks passed")
-
-
-def test_every_layout_length_and_type_is_in_the_plan():
-    plan = check_machine.plan(check_machine.LENGTHS, 10)
-    named = [(run.func.__name__, *run.args) for run in plan]
-    assert check_machine.LENGTHS == (2**14, 2**14 + 1, 2**15 + 1, 2**16 + 1)
-    for sizes in ((2, 3, 3), (2, 16, 16, 3), (2, 64, 64, 3)):
-        for kind, networks in (("loss", 1), ("loss", 16), ("loss and gradient", 1)):
-            assert ("check_network", kind, sizes, networks, check_machine.LENGTHS) in named
-    assert len(named) == len(set(named)) == 29
-    for name in check_machine.SUMS:
-        for dtype in ("float32", "float64"):
-            assert ("check_sums", name, dtype, check_machine.LENGTHS) in named

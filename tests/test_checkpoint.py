@@ -6,7 +6,6 @@ import json
 import math
 import os
 import pickle
-import resource
 import stat
 import struct
 import subprocess
@@ -233,14 +232,6 @@ def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_checkpoint(path):
     assert num_kills >= 12
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("seed", range(4))
-def test_many_kills_leave_a_whole_checkpoint(path, seed):
-    saves, num_kills = kill(path, kills=50, seed=seed + 1)
-    assert saves > 0
-    assert num_kills >= 50
-
-
 def no_space(*args, **kwargs):
     del args, kwargs
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -262,20 +253,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_other_file(saved, monkeyp
         with pytest.raises(OSError, match="No space left") as held:
             save(saved, {"weights": np.zeros(9)}, {})
     assert (held.value.errno, held.value.filename) == (errno.ENOSPC, str(saved))
-    assert os.listdir(saved.parent) == ["run.npz"]
-    assert_same(load(saved), (ARRAYS, METADATA))
-
-
-def test_a_file_that_outgrows_its_limit_leaves_the_last_checkpoint(saved):
-    """As on a full disk, the kernel itself stops the write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
-    try:
-        with pytest.raises(OSError, match="File too large") as held:
-            save(saved, {"losses": np.zeros(MAX_TEXT)}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert held.value.filename == str(saved)
     assert os.listdir(saved.parent) == ["run.npz"]
     assert_same(load(saved), (ARRAYS, METADATA))
 
@@ -441,11 +418,6 @@ def fuzz(path, seed, count):
 
 def test_damaged_files_are_refused_or_the_same(saved):
     fuzz(saved, seed=0, count=400)
-
-
-@pytest.mark.exhaustive
-def test_ten_thousand_damaged_files_are_refused_or_the_same(saved):
-    fuzz(saved, seed=1, count=10_000)
 
 
 class Harmful:

@@ -104,13 +104,6 @@ def test_there_are_no_best_params_without_a_finite_loss():
     assert (seen[0].loss, seen[0].best_params()) == (np.inf, None)
 
 
-def test_a_converged_descent_takes_no_further_step(tmp_path):
-    options = {"checkpoint": tmp_path / "descent.npz", "tolerance": 0.5}
-    first = descend(**options)
-    assert first.status == "converged"
-    assert same(descend(90, **options), first)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -18,7 +18,6 @@ PARAMS: Any = tuple(
     for w, b in (((3, 5), (5,)), ((5, 2), (2,)))
 )
 FIRST, LAST = PARAMS
-NONE: Any = None
 RAGGED: Any = [[1.0], [2.0, 3.0]]
 WHOLE: Any = np.ones((3, 5), int).tolist()
 
@@ -63,17 +62,6 @@ def test_forward_refuses_an_unknown_activation_and_lists_the_known_ones(options,
 
 def as_lists(params):
     return jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), params)
-
-
-def test_forward_takes_what_the_other_functions_take():
-    expected = forward(PARAMS, jnp.asarray(X))
-    for params in (as_lists(PARAMS), jax.tree.map(lambda leaf: leaf.astype(">f8"), PARAMS)):
-        for x in (X.tolist(), X.astype(">f4"), X.astype(np.longdouble)):
-            np.testing.assert_array_equal(forward(params, x), expected)
-    with pytest.raises(TypeError, match=r"^x must be an array of real numbers; got dtype <U"):
-        forward(PARAMS, X.astype(str))
-    with pytest.raises(TypeError, match=r"^params must be a tuple of Dense; got a list$"):
-        forward(list(PARAMS), X)  # pyright: ignore[reportArgumentType]
 
 
 def test_dot_asks_for_full_precision():

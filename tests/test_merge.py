@@ -6,17 +6,15 @@ from itertools import pairwise
 import jax
 import numpy as np
 import pytest
-from programs import end_at_random_moments, start_program
+from programs import start_program
 from scipy import stats
 from search_setups import (
     COUNT,
     OPTIONS,
     OWN,
-    digest,
     same,
     sample_fn,
     search,
-    set_up,
     stop_after,
     whole,
 )  # fmt: skip
@@ -146,43 +144,3 @@ def test_searches_whole_and_resumed_on_two_processes():
     both = [start_program("-m", "search_setups", i, *given, PORT=port) for i in "01"]
     expected = [[str(number), whole(number), whole(number)] for number in ALL]
     assert [output_of(each, timeout=1_800) for each in both] == [expected, expected]
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("devices", [1, 8])
-def test_200_searches_in_chunks_of_five_sizes_whole_and_resumed(devices, tmp_path):
-    program = f"""
-import jax, search_setups as here
-assert len(jax.local_devices()) == {devices}
-for number in range(200):
-    digests = set()
-    for tiles in (1, 2, 3, 7, 10**9):
-        here.engine.LARGEST_CHUNK = tiles * 2**10
-        digests |= {{here.whole(number), here.resumed(number, "{tmp_path}")}}
-        (here.Path("{tmp_path}") / f"{{number}}.npz").unlink()
-    print(number, *digests)
-"""
-    running = start_program("-c", program, JAX_NUM_CPU_DEVICES=str(devices))
-    assert output_of(running, 3_000) == [[str(number), whole(number)] for number in ALL]
-
-
-@pytest.mark.exhaustive
-def test_killed_at_20_moments_and_resumed(tmp_path):
-    """SIGKILL at random moments of a search that saves all the time."""
-    path = tmp_path / "1.npz"
-    program = f"""
-import jaxnn, search_setups as here
-from jaxnn.run import loop
-here.engine.LARGEST_CHUNK, loop.SECONDS_BETWEEN_SAVES = 1, 0.0
-given, options = here.set_up(1)
-options["num_candidates"] = 3_000_000
-print("ready", flush=True)
-jaxnn.random_search(*given, **options, checkpoint={str(path)!r})
-"""
-    given, options = set_up(1)
-    end_at_random_moments(program, path, 8.0)
-    done = jaxnn.merge_searches(path, given[2])
-    assert done.status in ("running", "stopped", "interrupted")
-    more = {**options, "num_candidates": done.num_evaluations + 500}
-    found = jaxnn.random_search(*given, **more, checkpoint=path)
-    assert digest(found) == whole(1, num_candidates=done.num_evaluations + 500)

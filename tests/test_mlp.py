@@ -5,7 +5,6 @@ import inspect
 import pickle
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -102,15 +101,6 @@ def test_outputs_and_losses_are_numpys(pair, dtype):
         assert leaf_error(value, numpy_loss(expected, y, loss)) <= FORWARD[dtype]
 
 
-@pytest.mark.parametrize(("output", "loss"), [("softmax", CATEGORICAL), ("sigmoid", BINARY)])
-def test_accuracy_of_classes_and_of_bits(output, loss):
-    outputs = numpy_outputs(PARAMS, X, "relu", output)
-    is_right = np.argmax(outputs, 1) == CLASSES if loss == CATEGORICAL else (outputs > 0.5) == BITS
-    accuracy = mlp(SIZES, output=output, loss=loss).accuracy(PARAMS, Batch(X, TARGETS[loss]))
-    assert 0 < np.mean(is_right) < 1
-    assert float(accuracy) == pytest.approx(np.mean(is_right), rel=FORWARD["float32"])
-
-
 def test_there_is_no_accuracy_of_numbers(compilations):
     model = mlp(SIZES, output="identity", loss="mean_squared_error")
     for refuse in (model.accuracy, traits_of(model.accuracy).validate):
@@ -130,26 +120,6 @@ def test_inputs_that_are_not_finite_are_nan_where_their_values_are_not_known(bad
     assert np.isnan(value)
     assert np.isnan(first.weights).all()
     assert np.isnan(jax.jit(model.loss)(PARAMS, batch))
-
-
-@pytest.mark.exhaustive
-def test_loss_reference_has_second_derivatives():
-    model = mlp(SIZES, hidden="tanh")
-    batch, step = Batch(X, CLASSES), 1e-5
-    with jax.enable_x64(True):
-        params = jax.tree.map(np.float64, PARAMS)
-
-        def at(biases):
-            return (Dense(params[0].weights, biases), params[1])
-
-        start = jnp.asarray(params[0].biases)
-        hessian = jax.hessian(lambda b: model.loss_reference(at(b), batch))(start)
-        slopes = [
-            [model.value_and_grad(at(start + sign * move), batch)[1][0].biases for sign in (1, -1)]
-            for move in step * np.eye(5)
-        ]
-    expected = np.array([np.subtract(*pair) / (2 * step) for pair in slopes])
-    assert leaf_error(hessian, expected) <= 1e-7  # what central differences can tell
 
 
 # Transformations, and what is compiled when.

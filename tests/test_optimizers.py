@@ -272,13 +272,3 @@ def test_each_stands_outside_of_what_wraps_an_optimizer():
     each = optimizers.each(optimizers.adam, [0.1, 0.2])
     with pytest.raises(TypeError, match=r"put each around the whole: each\(lambda rate"):
         optimizers.clip_by_global_norm(each, 1.0)  # pyright: ignore[reportArgumentType]
-
-
-def test_a_traced_learning_rate_is_differentiable():
-    def after_one_step(rate):
-        optimizer = optimizers.sgd(rate)
-        params = jnp.array([3.0])
-        update, _ = optimizer.update(2 * params, optimizer.init(params), params)
-        return (params + update)[0]
-
-    assert jax.grad(after_one_step)(0.25) == -6.0

@@ -69,18 +69,6 @@ def test_a_loss_that_nobody_holds_leaves_no_program_behind(name):
     assert num_compiled() - before <= OF_THE_PACKAGE
 
 
-@pytest.mark.parametrize(
-    "name", ["random_search", pytest.param("perturbation_search", marks=pytest.mark.exhaustive)]
-)
-def test_a_second_call_with_the_same_function_traces_nothing(name):
-    traces = []
-    loss = loss_of(1.0, traces)
-    RUNS[name](loss)
-    first = len(traces)
-    RUNS[name](loss)
-    assert first == len(traces) > 0
-
-
 @program()
 def applied(function, x):
     return function(x)

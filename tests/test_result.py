@@ -60,12 +60,6 @@ def test_a_search_that_ended_early_has_the_interval_of_its_own_rule(options, tmp
     assert longer.counts.high[0] == pytest.approx(expected.high)
 
 
-def test_a_result_prints_a_summary():
-    lines = str(search()).splitlines()
-    assert lines[0] == "random search"
-    assert any("candidates" in line for line in lines)
-
-
 def test_expected_best_is_the_mean_over_all_samples():
     values, draws = np.array([1.0, 2.0, 2.0, 5.0]), 2
     histogram = Histogram(np.array([0.5, 1.5, 2.5, 4.5, 5.5]), np.array([1, 2, 0, 1]))

@@ -153,10 +153,7 @@ def test_in_float64():
         ((31, 4), 16, "by scalars"),
         ((32, 4), 16, "by rows"),
         ((9, 16), 16, "by rows"),
-        ((2, 40, 40, 3), 16, "by rows"),
-        ((90, 12), 16, "by rows"),
         ((3, 17), 16, "plain"),
-        ((9, 17), 16, "plain"),
     ],
 )
 def test_the_layout_goes_by_weights_outputs_and_width(sizes, width, layout):
