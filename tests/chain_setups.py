@@ -132,14 +132,6 @@ def scan_of(name):
     return one_by_one(**FAMILY[name])
 
 
-def same(one, other):
-    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
-    return len(leaves) == len(others) and all(
-        np.array_equal(a, b, equal_nan=True) if not isinstance(a, str) else a == b
-        for a, b in zip(leaves, others, strict=True)
-    )
-
-
 def chain_of(result, chain=0):
     """The state of one chain of a result."""
     return jax.tree.map(lambda leaf: leaf[chain], result.state)

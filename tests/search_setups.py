@@ -55,15 +55,6 @@ def search(**options) -> Any:
     return jaxnn.random_search(*OWN, **{**OPTIONS, **options})
 
 
-def same(one, other):
-    """Whether two results agree in every bit."""
-    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
-    return len(leaves) == len(others) and all(
-        np.array_equal(a, b, equal_nan=True) if not isinstance(a, str) else a == b
-        for a, b in zip(leaves, others, strict=True)
-    )
-
-
 def stop_after(chunks, seen):
     """A callback that lists what it sees, and ends a run with its chunk of this number."""
 

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from chain_setups import FAMILY, STAIRS, START, loss_fn, same, search, searched
+from chain_setups import FAMILY, STAIRS, START, loss_fn, search, searched
+from tolerances import same
 
 from jaxnn.chains import history, lookahead
 from jaxnn.run import loop

@@ -18,12 +18,12 @@ from chain_setups import (
     loss_fn,
     network_search,
     one_by_one,
-    same,
     scan_of,
     search,
     searched,
 )
 from jax.flatten_util import ravel_pytree
+from tolerances import same
 
 from jaxnn import moves
 from jaxnn.chains import chain_key, kernel, perturbation_kernel

@@ -201,6 +201,11 @@ def test_a_fault_fails_in_the_leaves_it_reaches_and_in_no_other(name):
             assert leaf.error == leaf.difference_error == np.inf
     # The differences find a fault alone, without `jax.grad`, unless they are too coarse for it.
     assert wrong_leaves(check(name, tolerance=1e30)) == ([] if "millionth" in name else wrong)
+    (suggestion,) = report.suggestions
+    leaves, sentence = suggestion.split(": ", 1)
+    assert leaves == ", ".join(wrong)
+    assert re.search(fault.said, sentence), sentence
+    assert f"perhaps: {suggestion}" in str(report)
     if "millionth" in name:
         assert report.worst.error == pytest.approx(1e-6, rel=1e-3)
         assert report.worst.coordinate == (1, 2)

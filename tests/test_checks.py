@@ -188,14 +188,6 @@ def test_a_long_double_becomes_a_float64_and_must_fit_it():
         checks.as_values("x", np.array([1, np.longdouble(1e300)]))
 
 
-def test_pandas_frames_and_series_are_arrays():
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"a": [1.5, 2.5], "b": [3, 4]})
-    np.testing.assert_array_equal(checks.as_numpy("x", frame), [[1.5, 3], [2.5, 4]])
-    arrays = checks.as_arrays("batch", {"x": frame, "y": frame["b"]})
-    assert (arrays["x"].dtype, arrays["y"].dtype) == (jnp.float32, jnp.int32)
-
-
 def test_masked_entries_are_refused_and_a_mask_of_none_passes():
     masked = np.ma.masked_array(NATIVE, NATIVE < 0)
     with pytest.raises(ValueError, match=r"^x must have no masked entries; got 1$"):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tolerances import same
 
 import jaxnn
 from jaxnn.descent import history
@@ -38,11 +39,6 @@ def descend(num_epochs=60, **options) -> Any:
 @functools.cache
 def whole(name) -> Any:
     return descend(**OPTIONS[name])
-
-
-def same(one, other):
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def stop(progress):

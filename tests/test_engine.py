@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from search_setups import BATCH, BUDGET, COUNT, KEY, OWN, TILE, loss_fn, same, sample_fn, search
+from search_setups import BATCH, BUDGET, COUNT, KEY, OWN, TILE, loss_fn, sample_fn, search
+from tolerances import same
 
 import jaxnn
 from jaxnn.run import loop

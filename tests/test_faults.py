@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from programs import end_at_random_moments
+from tolerances import same
 
 import jaxnn
 from jaxnn.chains import lookahead, perturbation_search
@@ -57,11 +58,6 @@ def count(number, **options) -> Any:
 
 RUNS = {"search": search, "climb": climb, "descend": descend, "count": count}
 every_run = pytest.mark.parametrize("name", RUNS)
-
-
-def same(one, other):
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return all(np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f") for a, b in pairs)
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,11 @@ from chain_setups import (
     START,
     WIDE,
     loss_fn,
-    same,
     search,
     searched,
 )
 from programs import start_program
+from tolerances import same
 
 from jaxnn import moves
 from jaxnn.chains import lookahead

@@ -8,16 +8,8 @@ import numpy as np
 import pytest
 from programs import start_program
 from scipy import stats
-from search_setups import (
-    COUNT,
-    OPTIONS,
-    OWN,
-    same,
-    sample_fn,
-    search,
-    stop_after,
-    whole,
-)  # fmt: skip
+from search_setups import COUNT, OPTIONS, OWN, sample_fn, search, stop_after, whole  # fmt: skip
+from tolerances import same
 
 import jaxnn
 from jaxnn.search import engine, merge

@@ -253,7 +253,6 @@ def test_constant_loss_is_none_where_no_constant_answer_is_known():
         ({"sizes": (3,)}, ValueError, r"^sizes must have at least 2 entries.*got \(3,\)"),
         ({"sizes": (3, 0, 2)}, ValueError, r"^sizes\[1\] must be an integer of at least 1; got 0"),
         ({"sizes": (3, 5.5, 2)}, TypeError, r"^sizes\[1\] must be.*got 5.5 \(float\)"),
-        ({"sizes": (3, True)}, TypeError, r"^sizes\[1\] must be.*got True"),
         ({"sizes": "352"}, TypeError, "^sizes must be a sequence of integers; got a str"),
         ({"sizes": (3, 1)}, ValueError, "^sizes must end in at least 2 for output 'softmax'"),
         ({"hidden": "ReLU"}, ValueError, "^hidden must be one of 'identity', 'relu'.*got 'ReLU'"),

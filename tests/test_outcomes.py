@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from search_setups import same, stop_after
+from search_setups import stop_after
+from tolerances import same
 
 import jaxnn
 from jaxnn.run import loop

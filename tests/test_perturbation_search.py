@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chain_setups import NOWHERE, STAIRS, START, loss_fn, same, search
+from chain_setups import NOWHERE, STAIRS, START, loss_fn, search
+from tolerances import same
 
 import jaxnn
-from jaxnn import moves
 
 STEPS = 250
 
@@ -103,11 +103,8 @@ def test_float64_params_are_searched_in_float64():
         ({"scale": lambda step: jnp.ones(2)}, TypeError, "scale must return a float scalar"),
         ({"temperature": -1.0}, ValueError, "temperature must be a finite number above 0"),
         ({"temperature": np.nan}, ValueError, "temperature must be"),
-        ({"temperature": "hot"}, TypeError, "temperature must be"),
         ({"temperature": False}, TypeError, "temperature must be"),
         ({"patience": 0}, ValueError, "patience must be an integer of at least 1"),
-        ({"patience": moves.restart(lambda key: 0.0, 5)}, TypeError, "sample_fn must return"),
-        ({"propose_fn": lambda k, p, s: p["w"]}, TypeError, "propose_fn must return params"),
         ({"max_seconds": -1}, ValueError, "max_seconds must be"),
         ({"callback": 3}, TypeError, "callback must be callable"),
         ({"devices": []}, ValueError, "devices must hold at least one device"),

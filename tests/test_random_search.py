@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from search_setups import (
+from search_setups import (  # fmt: skip
     BATCH,
     BUDGET,
     KEY,
@@ -15,11 +15,11 @@ from search_setups import (
     OWN,
     TILE,
     loss_fn,
-    same,
     sample_fn,
     search,
     stop_after,
-)  # fmt: skip
+)
+from tolerances import same
 
 import jaxnn
 from jaxnn.run import loop

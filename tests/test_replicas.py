@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 from programs import start_program
-from tolerances import leaf_error
+from tolerances import assert_same, leaf_error
 
 import jaxnn
 from jaxnn import optimizers, schedules
 from jaxnn.typing import Traits
 
 KEY = jax.random.key(5)
-MODEL = jaxnn.mlp((2, 4, 3))
+MODEL = jaxnn.mlp((2, 2, 3))
 BATCH = jaxnn.datasets.vertical(jax.random.key(1), samples=20)
 VALIDATION = jaxnn.datasets.vertical(jax.random.key(9), samples=30)
 NUM = 20  # more than a block, and not a whole number of them
@@ -35,12 +35,6 @@ def of(tree, number):
 def alone(number, **options: Any):
     key = jax.random.fold_in(KEY, number)
     return jaxnn.gradient_descent(key, MODEL.value_and_grad, of(STARTS, number), BATCH, **options)
-
-
-def assert_same(got, expected):
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 RATES = np.geomspace(0.01, 0.5, NUM)

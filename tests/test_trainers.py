@@ -548,16 +548,6 @@ def test_validate_is_asked_before_the_function(train):
     assert batch is rows
 
 
-@every_bare_trainer
-def test_a_network_refuses_params_of_another_one(train):
-    model, other = jaxnn.mlp((2, 3, 3)), jaxnn.mlp((2, 4, 3))
-    function = model.value_and_grad if train is follow else model.loss
-    params = jax.tree.map(np.asarray, other.init(KEY))
-    batch = jaxnn.datasets.nnfs_vertical(samples=4)
-    with pytest.raises(ValueError, match=r"params\[0\]\.weights.*\(2, 3\).*\(2, 4\)"):
-        train(KEY, function, params, batch)
-
-
 # --- the user's own settings of JAX
 
 HOSTILE = {

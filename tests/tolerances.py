@@ -25,6 +25,22 @@ def leaf_error(got, expected) -> float:
     return max(_error(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs)
 
 
+def same(one, other) -> bool:
+    """Whether two trees agree in every bit; nan is nan."""
+    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
+    return len(leaves) == len(others) and all(
+        np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind == "f")
+        for a, b in zip(leaves, others, strict=True)
+    )
+
+
+def assert_same(got, expected) -> None:
+    """The trees have one structure, and their leaves agree in every bit."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
 def _error(got: np.ndarray, expected: np.ndarray) -> float:
     assert got.shape == expected.shape
     largest = float(np.max(np.abs(expected)))
