@@ -9,7 +9,7 @@ draws the figures.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ SAMPLES, CLASSES = 100, 3
 HELD_OUT = 20_000
 """Fresh rows a class, on which accuracy is measured again."""
 BAYES = {"vertical": jaxnn.datasets.vertical_bayes(CLASSES)}
+OPTIMIZERS = {"SGD 1.0": jaxnn.optimizers.sgd(1.0), "Adam 0.05": jaxnn.optimizers.adam(0.05)}
 
 
 class Experiment(NamedTuple):
@@ -60,15 +61,18 @@ class Setting(NamedTuple):
     batch: jaxnn.Batch
     held_out: jaxnn.Batch
 
+    def accuracies(self, params: Any) -> tuple[float, float]:
+        """Return the accuracy on the rows trained on, and on fresh rows."""
+        accuracy = self.model.accuracy
+        return float(accuracy(params, self.batch)), float(accuracy(params, self.held_out))
+
 
 class Method(NamedTuple):
     """A way to train: `train(setting, **{amount: number})` returns a result."""
 
-    name: str
+    train: Any
     amount: str
     number: int
-    train: Callable[..., Any]
-    scale: float = 0.0
 
 
 class Run(NamedTuple):
@@ -113,68 +117,62 @@ def descend(given: Setting, optimizer: Any, **amount: Any) -> Any:
     )  # fmt: skip
 
 
-def methods(experiment: Experiment, arguments: argparse.Namespace) -> list[Method]:
+def methods(experiment: Experiment, arguments: argparse.Namespace) -> dict[str, Method]:
     """Return the three methods, random search at two scales and descent by two optimizers."""
-    optimizers = {"SGD 1.0": jaxnn.optimizers.sgd(1.0), "Adam 0.05": jaxnn.optimizers.adam(0.05)}
-    searches = [
-        Method(
-            f"random search, scale {scale:g}", "num_candidates", arguments.candidates,
-            partial(draw_candidates, scale=scale), scale,
-        )
-        for scale in (0.05, experiment.scale)
-    ]  # fmt: skip
-    descents = [
-        Method(
-            f"gradient descent, {name}", "num_epochs", arguments.epochs,
-            partial(descend, optimizer=optimizer),
-        )
-        for name, optimizer in optimizers.items()
-    ]  # fmt: skip
-    chain = Method("perturbation search", "num_steps", arguments.steps, climb)
-    return [*searches, chain, *descents]
+    found = {}
+    for scale in (0.05, experiment.scale):
+        train = partial(draw_candidates, scale=scale)
+        name = f"random search, scale {scale:g}"
+        found[name] = Method(train, "num_candidates", arguments.candidates)
+    found["perturbation search"] = Method(climb, "num_steps", arguments.steps)
+    for name, optimizer in OPTIMIZERS.items():
+        train = partial(descend, optimizer=optimizer)
+        found[f"gradient descent, {name}"] = Method(train, "num_epochs", arguments.epochs)
+    return found
 
 
-def run(experiment: Experiment, method: Method, seed: int, verbose: bool) -> Run:
+def run(experiment: Experiment, name: str, method: Method, seed: int, verbose: bool) -> Run:
     """Train once, timed without compilation."""
     given = setting_of(experiment, seed)
-    key, model, _, batch, held_out = given
     result, seconds = timed(partial(method.train, given), method.amount, method.number)
     finished(result)
     if verbose:
-        tqdm.write(f"\n{experiment.title}, seed {seed}, {method.name}")
-        lines = iter(())
-        if isinstance(result, jaxnn.RandomSearchResult):
-            sample_fn = model.sampler(scale=method.scale)
-            lines = candidate_improvements(result, key, sample_fn, model, batch)
-        elif isinstance(result, jaxnn.PerturbationSearchResult):
-            lines = step_improvements(result)
-        for line in lines:
+        tqdm.write(f"\n{experiment.title}, seed {seed}, {name}")
+        for line in improvements(given, method, result):
             tqdm.write(f"  {line}")
-    accuracies = (float(model.accuracy(result.params, rows)) for rows in (batch, held_out))
-    return Run(experiment, method.name, seed, result, seconds, *accuracies)
+    return Run(experiment, name, seed, result, seconds, *given.accuracies(result.params))
+
+
+def improvements(given: Setting, method: Method, result: Any) -> Iterable[str]:
+    """Return a line for each improvement of a search, none for a descent."""
+    if isinstance(result, jaxnn.RandomSearchResult):
+        sample_fn = given.model.sampler(**method.train.keywords)
+        return candidate_improvements(result, given.key, sample_fn, given.model, given.batch)
+    return step_improvements(result) if isinstance(result, jaxnn.PerturbationSearchResult) else ()
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """Return what all seeds of one method came to, with mean and standard deviation."""
-    known = BAYES.get(runs[0].experiment.data)
+    experiment, method = runs[0][:2]
     columns = {
         "loss": [run.result.loss for run in runs],
         "accuracy": [run.accuracy for run in runs],
         "held_out_accuracy": [run.held_out_accuracy for run in runs],
         "seconds": [run.seconds for run in runs],
     }
+    bayes = BAYES.get(experiment.data)
     return {
-        "data": runs[0].experiment.data,
-        "sizes": runs[0].experiment.sizes,
-        "method": runs[0].method,
+        "data": experiment.data,
+        "sizes": experiment.sizes,
+        "method": method,
         "seeds": [run.seed for run in runs],
         "status": [run.result.status for run in runs],
         "evaluations": [run.result.num_evaluations for run in runs],
         **columns,
         "mean": {name: float(np.mean(column)) for name, column in columns.items()},
         "sd": {name: float(np.std(column)) for name, column in columns.items()},
-        "bayes_accuracy": known and known.accuracy,
-        "bayes_crossentropy": known and known.crossentropy,
+        "bayes_accuracy": bayes and bayes.accuracy,
+        "bayes_crossentropy": bayes and bayes.crossentropy,
     }
 
 
@@ -192,11 +190,16 @@ def table_of(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "seconds": f"{mean['seconds']:.2f}",
             **{title: f"{mean[c]:.3f} +- {deviation[c]:.3f}" for c, title in columns.items()},
         })  # fmt: skip
-    for data in {row["data"] for row in summaries} & set(BAYES):
-        values = {"loss": f"{BAYES[data].crossentropy:.4f}"}
-        values["held out"] = f"{BAYES[data].accuracy:.4f}"
-        rows.append({"data": data, "method": "population Bayes value", **values})
-    return rows
+    return rows + [
+        {
+            "data": data,
+            "method": "population Bayes value",
+            "loss": f"{bayes.crossentropy:.4f}",
+            "held out": f"{bayes.accuracy:.4f}",
+        }
+        for data, bayes in BAYES.items()
+        if any(row["data"] == data for row in summaries)
+    ]
 
 
 def curve(result: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -210,28 +213,27 @@ def curve(result: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def share_legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """Draw one legend below the panels in place of one in each."""
-    handles, labels = axes[0].get_legend_handles_labels()
     for legend in filter(None, (ax.get_legend() for ax in axes)):
         legend.remove()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def draw_methods(runs: Sequence[Run]) -> Figure:
     """Draw the loss of every method against evaluations and against seconds."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
-    by_evaluations: dict[str, list] = {}
-    for run in runs:
-        by_evaluations.setdefault(run.method, []).append(curve(run.result))
-    by_seconds: dict[str, list] = {}
-    for method, curves in by_evaluations.items():
-        rates = [r.seconds / r.result.num_evaluations for r in runs if r.method == method]
-        by_seconds[method] = [(x * np.mean(rates), y) for x, y in curves]
-    known = BAYES.get(runs[0].experiment.data)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True)
+    by_evaluations, by_seconds = {}, {}
+    for method, group in groupby(runs, key=lambda run: run.method):
+        members = list(group)
+        pace = np.mean([run.seconds / run.result.num_evaluations for run in members])
+        by_evaluations[method] = [curve(run.result) for run in members]
+        by_seconds[method] = [(pace * x, loss) for x, loss in by_evaluations[method]]
+    bayes = BAYES.get(runs[0].experiment.data)
     labels = ("loss evaluations", "seconds, compilation left out")
     for ax, curves, label in zip(axes, (by_evaluations, by_seconds), labels, strict=True):
         jaxnn.plotting.loss_curves(
             curves, ax, xlabel=label, log_x=True, log_y=True, steps=True,
-            reference=known and known.crossentropy, reference_label="population Bayes value",
+            reference=bayes and bayes.crossentropy, reference_label="population Bayes value",
         )  # fmt: skip
     axes[1].set_ylabel("")
     share_legend(figure, axes)
@@ -242,7 +244,7 @@ def draw_methods(runs: Sequence[Run]) -> Figure:
 def draw_regions(runs: Sequence[Run]) -> Figure:
     """Draw the decision regions of every method on the first seed's data."""
     first = [run for run in runs if run.seed == runs[0].seed]
-    figure, axes = plt.subplots(1, len(first), figsize=(4 * len(first), 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(first), figsize=(4 * len(first), 4.4))
     for run, ax in zip(first, axes, strict=True):
         given = setting_of(run.experiment, run.seed)
         predict = partial(given.model.apply, run.result.params)
@@ -255,7 +257,7 @@ def draw_regions(runs: Sequence[Run]) -> Figure:
 
 def draw_proposals(run: Run) -> Figure:
     """Draw the book's pictures of one perturbation search: loss, on two scales, and accuracy."""
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.4))
     history = run.result.history
     steps = np.arange(len(history.proposed_loss))
     curves = {"proposed": (steps, history.proposed_loss), "best so far": (steps, history.best_loss)}
@@ -277,7 +279,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--candidates", type=some, default=20_000, help="The candidates of random search.")
     add("--steps", type=some, default=10_000, help="The steps of perturbation search.")
     add("--epochs", type=some, default=10_000, help="The epochs of gradient descent.")
-    add("--verbose", action="store_true", help="Print a line at every improvement.")
+    cli.add_verbose(parser)
     cli.add_output(parser)
     return parser.parse_args(argv)
 
@@ -287,14 +289,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run every method on every experiment, print the table and draw the figures."""
     arguments = parse(argv)
     work = [
-        (experiment, method, seed)
+        (experiment, name, method, seed, arguments.verbose)
         for experiment in EXPERIMENTS
-        for method in methods(experiment, arguments)
+        for name, method in methods(experiment, arguments).items()
         for seed in range(arguments.seeds)
     ]
-    runs = [run(*each, arguments.verbose) for each in tqdm(work, unit=" runs")]
-    groups = groupby(runs, key=lambda run: (run.experiment, run.method))
-    summaries = [summary(list(group)) for _, group in groups]
+    runs = [run(*each) for each in tqdm(work, unit=" runs")]
+    by_method = groupby(runs, key=lambda run: (run.experiment, run.method))
+    summaries = [summary(list(group)) for _, group in by_method]
     cli.print_table(table_of(summaries))
     for experiment, group in groupby(runs, key=lambda run: run.experiment):
         members, name = list(group), experiment.title.replace(", ", "-")

@@ -21,7 +21,7 @@ Processes that can reach each other search together; the address is that of proc
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,14 @@ from typing import Any
 import jax
 import numpy as np
 from shared import cli
-from shared.figures import BLUE, ORANGE, plt, save
-from shared.problems import DATA
+from shared.figures import BLUE, ORANGE, colors_of, plt, save
+from shared.problems import problem_of
 from shared.runs import candidate_improvements, done_before, finished, timed
 
 import jaxnn
+
+BINS_A_BAR = 64
+"""Of the 512 bins that a histogram has for each power of two."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -55,7 +58,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--distributed", nargs="*", metavar="PART", help="Search with other processes: give "
         "ADDRESS:PORT of the first, their number and the own index, or nothing on clusters that "
         "JAX knows.")  # fmt: skip
-    add("--verbose", action="store_true", help="Print a line at every improvement.")
+    cli.add_verbose(parser)
     add("--plot", action="store_true", help="Draw the histogram and the expected best of n.")
     cli.add_output(parser)
     arguments = parser.parse_args(argv)
@@ -73,59 +76,51 @@ def join_processes(parts: Sequence[str] | None) -> None:
         jax.distributed.initialize()
 
 
-def search(arguments: argparse.Namespace, given: Sequence[Any]) -> tuple[Any, dict[str, float]]:
+def search(
+    arguments: argparse.Namespace, train: Callable[..., Any]
+) -> tuple[Any, dict[str, float]]:
     """Run the search; return the result and its pace."""
     before = done_before(arguments.checkpoint)
-    thresholds = sorted(arguments.thresholds)
     result, seconds = timed(
-        partial(jaxnn.random_search, *given, top_k=arguments.top_k, thresholds=thresholds),
+        train,
         "num_candidates",
         arguments.candidates,
         start=arguments.start,
-        target_loss=arguments.target_loss,
-        max_seconds=arguments.max_seconds,
-        checkpoint=arguments.checkpoint,
         devices=jax.local_devices()[: arguments.devices],
         progress=True,
+        **cli.limits_of(arguments),
     )
     rate = (result.num_evaluations - before) / seconds
     return result, {"seconds": seconds, "candidates_per_second": rate}
 
 
-def report(result: Any, accuracy: float | None) -> dict[str, Any]:
-    """Return what the JSON file says."""
+def report(result: Any) -> dict[str, Any]:
+    """Return what the JSON file says of the result."""
+
+    def records(columns: Any) -> list[dict[str, Any]]:
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [dict(zip(columns._fields, row, strict=True)) for row in rows]
+
     return {
         "best_loss": result.loss if result.params is not None else None,
         "best_candidate": result.candidate,
-        "accuracy": accuracy,
         "num_candidates": result.num_evaluations,
         "num_nonfinite": result.num_nonfinite,
         "status": result.status,
-        "top": [
-            {"candidate": int(candidate), "loss": float(loss)}
-            for candidate, loss in zip(*result.top, strict=True)
-        ],
-        "counts": [
-            dict(zip(result.counts._fields, map(float, row), strict=True))
-            for row in zip(*result.counts, strict=True)
-        ],
+        "top": records(result.top),
+        "counts": records(result.counts),
     }
-
-
-def density(histogram: Any, bins_a_bar: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Return edges and density of the positive losses over their logarithm."""
-    positive = histogram.edges[:-1] > 0
-    edges = np.append(histogram.edges[:-1][positive][::bins_a_bar], histogram.edges[-1])
-    counts = np.add.reduceat(histogram.counts[positive], range(0, positive.sum(), bins_a_bar))
-    return edges, counts / histogram.counts.sum() / np.diff(np.log(edges))
 
 
 def draw(result: Any, path: Path) -> None:
     """Draw the histogram of losses, and the expected best of n beside this search's best."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
-    edges, heights = density(result.histogram)
-    left.stairs(heights, edges, fill=True, color="#56B4E9")
-    left.set(xscale="log", yscale="log", xlabel="loss", ylabel="share of candidates, per e-fold")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6))
+    edges, counts = result.histogram.edges[:-1], result.histogram.counts
+    positive = edges > 0
+    bars = np.append(edges[positive][::BINS_A_BAR], result.histogram.edges[-1])
+    shares = counts[positive] / counts.sum()
+    left.hist(edges[positive], bars, weights=shares, color="#56B4E9")
+    left.set(xscale="log", yscale="log", xlabel="loss", ylabel="share of candidates, per bar")
     left.set_title("How losses are distributed")
     draws = np.geomspace(1, result.num_evaluations, 200)
     expected = jaxnn.expected_best(result.histogram, draws)
@@ -135,7 +130,7 @@ def draw(result: Any, path: Path) -> None:
     right.step(evaluations, losses, "--", where="post", color=ORANGE, label="this search")
     right.set(xscale="log", yscale="log", xlabel="candidates", ylabel="lowest loss")
     right.set_title("What more candidates bring")
-    right.legend(frameon=False)
+    right.legend()
     save(figure, path)
 
 
@@ -151,57 +146,51 @@ def show(result: Any, rate: float | None) -> None:
         print(f"  loss <= {threshold:g}: {number:,}, a share of {share:.3g} ({interval})")
 
 
-def compare_scales(
-    arguments: argparse.Namespace, key: jax.Array, model: jaxnn.Model, batch: jaxnn.Batch
-) -> None:
+def compare_scales(arguments: argparse.Namespace, name: str, train: Callable[..., Any]) -> None:
     """Search at each scale; print and draw the expected best of each count."""
-    counts = [10**n for n in range(3, len(str(arguments.candidates)))]
-    counts = [count for count in counts if count < arguments.candidates]
-    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(arguments.scale)))
+    number, scales = arguments.candidates, sorted(arguments.scale)
+    counts = [10**power for power in range(3, 20) if 10**power < number]
+    draws = np.geomspace(1, number, 200)
+    figure, axes = plt.subplots(figsize=(8, 4.6))
     rows = []
-    for scale, color in zip(sorted(arguments.scale), colors, strict=True):
-        sample_fn = sampler_of(arguments, model, scale)
-        search = partial(jaxnn.random_search, key, model.loss, sample_fn, batch, progress=True)
-        found = finished(search(num_candidates=arguments.candidates))
-        best = jaxnn.expected_best(found.histogram, counts)
-        columns = dict(zip((f"{count:,}" for count in counts), best.tolist(), strict=True))
-        last = {f"{found.num_evaluations:,} drawn": found.loss}
-        rows.append({"scale": f"{scale:g}"} | columns | last)
-        draws = np.geomspace(1, found.num_evaluations, 200)
-        best = jaxnn.expected_best(found.histogram, draws)
-        axes.plot(draws, best, color=color, label=f"{scale:g}")
+    for scale, color in zip(scales, colors_of(len(scales)), strict=True):
+        found = finished(train(scale, num_candidates=number, progress=True))
+        best = jaxnn.expected_best(found.histogram, counts).tolist()
+        columns = {f"{count:,}": loss for count, loss in zip(counts, best, strict=True)}
+        rows.append({"scale": f"{scale:g}", **columns, f"{number:,} drawn": found.loss})
+        expected = jaxnn.expected_best(found.histogram, draws)
+        axes.plot(draws, expected, color=color, label=f"{scale:g}")
     cli.print_table(rows)
     cli.write_json(arguments.json, rows)
-    sizes = cli.join_sizes(model.settings.sizes)
     axes.set(xscale="log", yscale="log", xlabel="candidates", ylabel="expected lowest loss")
-    axes.set_title(f"Random search on {arguments.data}, network {sizes}")
-    axes.legend(title="scale", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    save(figure, arguments.output / f"scales-{arguments.data}-{sizes}.png")
-
-
-def sampler_of(arguments: argparse.Namespace, model: jaxnn.Model, scale: float) -> Any:
-    """Return what draws the candidates."""
-    distribution, bias_scale = arguments.distribution, arguments.bias_scale
-    return model.sampler(scale=scale, distribution=distribution, bias_scale=bias_scale)
+    axes.set_title(f"Random search, {name}")
+    axes.legend(title="scale", loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, arguments.output / f"scales-{name}.png")
 
 
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one search, or merge several, and report."""
+    """Run one search, or several, or merge several, and report."""
     arguments = parse(argv)
     join_processes(arguments.distributed)
-    data_key, key = jax.random.split(jax.random.key(arguments.seed))
-    batch = DATA[arguments.data](data_key, samples=arguments.samples)
-    model = jaxnn.mlp((2, *arguments.hidden, 3))
+    model, batch, (key,) = problem_of(arguments, 1)
+    sampler = partial(
+        model.sampler, distribution=arguments.distribution, bias_scale=arguments.bias_scale
+    )
+
+    def train(scale: float, **options: Any) -> Any:
+        return jaxnn.random_search(key, model.loss, sampler(scale=scale), batch, **options)
+
     if len(arguments.scale) > 1:
-        compare_scales(arguments, key, model, batch)
+        sizes = cli.join_sizes(model.settings.sizes)
+        compare_scales(arguments, f"{arguments.data}-{sizes}", train)
         return
-    sample_fn = sampler_of(arguments, model, arguments.scale[0])
+    sample_fn = sampler(scale=arguments.scale[0])
     if arguments.merge:
         result, pace = jaxnn.merge_searches(arguments.merge, sample_fn), {}
     else:
-        result, pace = search(arguments, (key, model.loss, sample_fn, batch))
+        lists = {"top_k": arguments.top_k, "thresholds": sorted(arguments.thresholds)}
+        result, pace = search(arguments, partial(train, arguments.scale[0], **lists))
     if jax.process_index():  # The first process alone reports.
         finished(result)
         return
@@ -214,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         accuracy = float(model.accuracy(result.params, batch))
         if arguments.plot:
             draw(result, arguments.output / f"random-search-{arguments.data}.png")
-    cli.write_json(arguments.json, report(result, accuracy) | pace)
+    cli.write_json(arguments.json, report(result) | {"accuracy": accuracy} | pace)
     if not arguments.merge:
         finished(result)
 

@@ -77,7 +77,7 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
-    """Add the option that seeds everything a script draws."""
+    """Add the seed."""
     parser.add_argument("--seed", type=int, default=0, help="The seed of everything drawn.")
 
 
@@ -87,6 +87,16 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     add("--target-loss", type=float, help="Stop at the first loss at or below this one.")
     add("--max-seconds", type=float, help="Stop after this many seconds.")
     add("--checkpoint", type=Path, help="Save to this file, and resume from it.")
+
+
+def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `add_limits` as those of a trainer."""
+    return {name: getattr(arguments, name) for name in ("target_loss", "max_seconds", "checkpoint")}
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Add the option that prints what the book prints."""
+    parser.add_argument("--verbose", action="store_true", help="Print a line at every improvement.")
 
 
 def add_output(parser: argparse.ArgumentParser, json_file: bool = True) -> None:

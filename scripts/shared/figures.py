@@ -7,6 +7,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 import jaxnn
 from shared.runs import finished
@@ -16,6 +18,10 @@ import matplotlib.pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
+plt.rcParams |= {
+    "figure.constrained_layout.use": True, "legend.frameon": False, "grid.alpha": 0.3,
+    "errorbar.capsize": 3, "lines.markersize": 5,
+}  # fmt: skip
 FRAMES = 24
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 """Colours that colour-blind readers tell apart (Okabe and Ito)."""
@@ -29,11 +35,23 @@ def save(figure: Figure, path: Path, dpi: int = 110) -> None:
     print(path)
 
 
+def error_bars(axes: Axes, x: ArrayLike, middle: ArrayLike, ends: ArrayLike, **style: Any) -> None:
+    """Draw values `(points,)` with bars from the first to the last of their ends `(points, 2)`."""
+    axes.errorbar(x, middle, np.abs(np.transpose(ends) - middle), **style)
+    axes.grid(visible=True)
+
+
+def colors_of(number: int) -> np.ndarray:
+    """Return colours in order, dark to light, for numbers that rise."""
+    return plt.get_cmap("viridis")(np.linspace(0, 0.92, number))
+
+
 def save_film(film: FuncAnimation, path: Path) -> None:
     """Write a film as a GIF of five frames a second, and print the file's name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     film.save(path, PillowWriter(fps=5))
     print(path)
+    plt.close("all")
 
 
 def film_regions(
@@ -41,7 +59,7 @@ def film_regions(
 ) -> None:
     """Film the decision regions after ever more steps; `train(steps)` returns a result."""
     counts = np.unique(np.geomspace(1, steps + 1, FRAMES).astype(int)) - 1
-    figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.4, 5.2))
 
     def frame(number: int) -> list[Any]:
         axes.clear()
@@ -51,4 +69,3 @@ def film_regions(
         return []
 
     save_film(FuncAnimation(figure, frame, frames=len(counts)), path)
-    plt.close(figure)

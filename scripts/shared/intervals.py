@@ -12,13 +12,12 @@ def of_mean(values: ArrayLike) -> tuple[float, float]:
     values = np.asarray(values, float)
     if len(values) < 2:
         return float("nan"), float("nan")
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+    spread = {"loc": np.mean(values), "scale": stats.sem(values)}
+    low, high = stats.t.interval(LEVEL, len(values) - 1, **spread)
+    return float(low), float(high)
 
 
 def of_share(hits: int, draws: int) -> tuple[float, float]:
     """Return the exact interval of Clopper and Pearson."""
-    tail, misses = (1 - LEVEL) / 2, draws - hits
-    low = stats.beta.ppf(tail, hits, misses + 1) if hits else 0.0
-    high = stats.beta.ppf(1 - tail, hits + 1, misses) if misses else 1.0
-    return float(low), float(high)
+    interval = stats.binomtest(hits, draws).proportion_ci(LEVEL, method="exact")
+    return float(interval.low), float(interval.high)

@@ -1,5 +1,6 @@
 """Data sets by name, as the option `--data` has them, and two more for single experiments."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -16,6 +17,13 @@ DATA: dict[str, Callable[..., jaxnn.Batch]] = {
     "nnfs-spiral": lambda key, samples: jaxnn.datasets.nnfs_spiral(0, samples),
 }
 """`DATA[name](key, samples=...)` draws `samples` rows a class: three classes, two features."""
+
+
+def problem_of(arguments: Namespace, num_keys: int) -> tuple[jaxnn.Model, jaxnn.Batch, jax.Array]:
+    """Return the network and the rows that `cli.add_problem` asks for, and more keys."""
+    keys = jax.random.split(jax.random.key(arguments.seed), 1 + num_keys)
+    batch = DATA[arguments.data](keys[0], samples=arguments.samples)
+    return jaxnn.mlp((2, *arguments.hidden, 3)), batch, keys[1:]
 
 
 def from_sklearn(name: str, key: jax.Array, rows: int) -> jaxnn.Batch:

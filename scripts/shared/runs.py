@@ -37,13 +37,9 @@ def done_before(checkpoint: Path | None) -> int:
 
 
 def candidate_improvements(
-    found: Any,
-    key: jax.Array,
-    sample_fn: Any,
-    model: jaxnn.Model,
-    batch: jaxnn.Batch,
+    found: Any, key: jax.Array, sample_fn: Any, model: jaxnn.Model, batch: jaxnn.Batch
 ) -> Iterator[str]:
-    """Yield a line at each improvement of a random search: candidate, loss and accuracy."""
+    """Yield the book's line at each improvement of a random search."""
     for candidate, loss in zip(found.history.candidate, found.history.loss, strict=True):
         params = jaxnn.candidate_params(key, sample_fn, int(candidate))
         yield line(int(candidate), loss, model.accuracy(params, batch))
