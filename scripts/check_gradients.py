@@ -12,6 +12,7 @@ arguments is called, and a function of a key, `sample_fn(key)`, draws params.
 
 import argparse
 import inspect
+import os
 import runpy
 import sys
 import traceback
@@ -19,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,11 @@ def random_batch(loss: str, seed: int) -> jaxnn.Batch:
     return jaxnn.Batch(x, generator.normal(size=(ROWS, OUTPUTS)).astype(np.float32))
 
 
-def check(model: jaxnn.Model, arguments: argparse.Namespace) -> jaxnn.GradientReport:
-    """Check one network."""
+def check(arguments: argparse.Namespace, *given: Any) -> jaxnn.GradientReport:
+    """Check one gradient: a loss, its gradient, params or their sampler, and a batch."""
     return jaxnn.check_gradients(
         jax.random.key(arguments.seed),
-        model.loss_reference,
-        model.value_and_grad,
-        model.sampler(scale=1.0),
-        random_batch(model.settings.loss, arguments.seed),
+        *given,
         num_samples=arguments.samples,
         tolerance=arguments.tolerance,
     )
@@ -87,18 +84,9 @@ def as_dict(report: jaxnn.GradientReport) -> dict[str, Any]:
 @cache
 def scope_of(place: str) -> dict[str, Any]:
     """Return the names in a file, or in a module, which may be in the working folder."""
-    if place.endswith(".py"):
-        sys.path.append(str(Path(place).resolve().parent))
-        return runpy.run_path(place)
-    sys.path.append(str(Path.cwd()))
-    return vars(import_module(place))
-
-
-def file_of(place: str) -> Path | None:
-    """Return the file that a place is in, if there is one."""
-    spec = None if place.endswith(".py") else find_spec(place)
-    name = place if place.endswith(".py") else spec and spec.origin
-    return Path(name).resolve() if name else None
+    is_file = place.endswith(".py")
+    sys.path.append(str(Path(place).resolve().parent if is_file else Path.cwd()))
+    return runpy.run_path(place) if is_file else vars(import_module(place))
 
 
 @contextmanager
@@ -106,12 +94,12 @@ def blamed(*places: str) -> Iterator[None]:
     """Turn an error in the user's own files into a `ValueError` that says where it arose."""
     try:
         yield
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except (Exception, SystemExit) as error:
-        own = {file_of(place) for place in places}
+        own = tuple(place.removesuffix(".py").replace(".", os.sep) + ".py" for place in places)
         lines = traceback.extract_tb(error.__traceback__)
-        lines = [line for line in lines if Path(line.filename).resolve() in own]
-        if isinstance(error, SyntaxError):
-            raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
+        lines = [line for line in lines if line.filename.endswith(own)]
         if not lines:
             raise
         where = f"{lines[-1].filename}, line {lines[-1].lineno}, in {lines[-1].name}"
@@ -129,26 +117,24 @@ def named(text: str, called: bool) -> Any:
     except (ImportError, OSError, KeyError) as error:
         raise argparse.ArgumentTypeError(f"there is no {text}: {error!r}") from error
     with blamed(place):
-        return value() if called and callable(value) and not needs(value) else value
+        return value() if called and callable(value) and takes(value) else value
 
 
-def needs(function: Callable[..., Any]) -> bool:
-    """Tell whether a function needs arguments."""
-    parameters = inspect.signature(function).parameters.values()
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(p.default is p.empty and p.kind in positional for p in parameters)
+def takes(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Tell whether a function can be called with these arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def refuse_other_arguments(function: Any) -> None:
     """Refuse a function that does not take params and batch, and say where it is."""
-    try:
-        inspect.signature(function).bind("params", "batch")
-    except TypeError as error:
-        code = getattr(inspect.unwrap(function), "__code__", None)
-        if code is None:
-            raise
+    if callable(function) and not takes(function, "params", "batch"):
+        code = inspect.unwrap(function).__code__
         where = f"{code.co_filename}, line {code.co_firstlineno}, in {code.co_name}"
-        raise ValueError(f"{where}: {error} for (params, batch)") from error
+        raise ValueError(f"{where}: must take (params, batch)")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -191,39 +177,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def check_own(arguments: argparse.Namespace) -> int:
     """Check the user's own functions; return the exit status."""
     functions = arguments.loss, arguments.gradient
-    for function in filter(callable, functions):
+    for function in functions:
         refuse_other_arguments(function)
+    params, batch = arguments.params, arguments.batch
     with blamed(*arguments.places):
-        report = jaxnn.check_gradients(
-            jax.random.key(arguments.seed),
-            *functions,
-            arguments.params,
-            arguments.batch,
-            num_samples=arguments.samples,
-            tolerance=arguments.tolerance,
-        )
+        report = check(arguments, *functions, params, batch)
     print(report)
     cli.write_json(arguments.json, as_dict(report))
     if arguments.plot:
-        params = arguments.params
         if report.worst_key is not None:
             params = params(report.worst_key)
-        errors = jaxnn.difference_errors(*functions, params, arguments.batch)
-        draw(errors, report, arguments.plot)
+        draw(jaxnn.difference_errors(*functions, params, batch), report, arguments.plot)
     return 0 if report.passed else 1
 
 
 def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Path) -> None:
     """Draw the errors: a V for a right gradient, a flat line for a wrong one."""
     curves = {"gradient checked": errors.gradient, "jax.grad": errors.by_jax}
-    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    jaxnn.plotting.loss_curves(
-        {name: (errors.step, np.maximum(curve, 1e-17)) for name, curve in curves.items()},
-        ax,
-        xlabel="step of the central difference, relative to the largest parameter",
-        log_x=True,
-        log_y=True,
-    )
+    figure, ax = plt.subplots(figsize=(7, 4.5))
+    curves = {name: (errors.step, np.maximum(curve, 1e-17)) for name, curve in curves.items()}
+    label = "step of the central difference, relative to the largest parameter"
+    jaxnn.plotting.loss_curves(curves, ax, xlabel=label, log_x=True, log_y=True)
     ax.set_ylabel("largest distance from the difference, relative")
     word = "right" if report.passed else "wrong: a flat line never meets the differences"
     ax.set_title(f"params {report.worst.sample}: {word}")
@@ -232,25 +206,24 @@ def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Pat
 
 def check_all(arguments: argparse.Namespace) -> int:
     """Check the library's gradients; return the exit status."""
-    models = list(networks(arguments.depths))
-    reports = []
-    for model in tqdm(models, unit=" networks"):
-        reports.append(check(model, arguments))
-        if arguments.verbose or not reports[-1].passed:
-            tqdm.write(f"\n{model}\n{reports[-1]}")
-    pairs = zip(models, reports, strict=True)
-    cli.write_json(
-        arguments.json,
-        [{"network": model.settings._asdict()} | as_dict(report) for model, report in pairs],
-    )
-    failed = sum(not report.passed for report in reports)
+    reports, results = [], []
+    for model in tqdm(list(networks(arguments.depths)), unit=" networks"):
+        batch = random_batch(model.settings.loss, arguments.seed)
+        functions = model.loss_reference, model.value_and_grad
+        report = check(arguments, *functions, model.sampler(scale=1.0), batch)
+        if arguments.verbose or not report.passed:
+            tqdm.write(f"\n{model}\n{report}")
+        reports.append(report)
+        results.append({"network": model.settings._asdict()} | as_dict(report))
+    cli.write_json(arguments.json, results)
+    passed = sum(report.passed for report in reports)
     leaves = [leaf for report in reports for leaf in report.leaves]
     print(
-        f"{len(models) - failed} of {len(models)} networks passed; largest relative error "
+        f"{passed} of {len(reports)} networks passed; largest relative error "
         f"{max(leaf.error for leaf in leaves):.1e} against jax.grad, "
         f"{max(leaf.difference_error for leaf in leaves):.1e} against finite differences"
     )
-    return 1 if failed else 0
+    return 0 if passed == len(reports) else 1
 
 
 @cli.command

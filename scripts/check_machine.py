@@ -67,15 +67,13 @@ def check_network(kind: str, sizes: cli.Sizes, networks: int, lengths: Sequence[
     model = jaxnn.mlp(sizes, hidden=hidden)
     function = model.loss if kind == "loss" else model.value_and_grad
     params = [draw_params(sizes, seed) for seed in range(networks)]
-    if networks == 1:
-        arguments, join = params[0], lambda trees: trees[0]
-    else:
+    join = stack if networks > 1 else lambda trees: trees[0]
+    if networks > 1:
         function = jax.jit(jax.vmap(function, in_axes=(0, None)))
-        arguments, join = stack(params), stack
     errors = {}
     for rows in lengths:
         expected = join([expected_of(kind, sizes, seed, rows) for seed in range(networks)])
-        got = function(arguments, draw_batch(rows, sizes, hidden))
+        got = function(join(params), draw_batch(rows, sizes, hidden))
         errors[rows] = relative_error(got, expected)
     return worst(f"{kind}, {cli.join_sizes(sizes)}, {networks} at once", errors, "rows")
 
@@ -289,13 +287,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def row_of(check: Check) -> dict[str, str]:
-    """Return a check as a row of the table."""
-    numbers = {"measured": f"{check.measured:.2g}", "allowed": f"{check.allowed:.2g}"}
-    outcome = "ok" if check.passed else "WRONG"
-    return {"check": check.name, **numbers, "": outcome, "note": check.note}
-
-
 @cli.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks; return the exit status."""
@@ -305,7 +296,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = time.perf_counter() - began
     here = machine()
     print(", ".join(f"{name} {value}" for name, value in here.items()))
-    cli.print_table([row_of(check) for check in checks])
+    cli.print_table([
+        {
+            "check": check.name,
+            "measured": f"{check.measured:.2g}",
+            "allowed": f"{check.allowed:.2g}",
+            "": "ok" if check.passed else "WRONG",
+            "note": check.note,
+        }
+        for check in checks
+    ])  # fmt: skip
     failed = sum(not check.passed for check in checks)
     print(f"{len(checks) - failed} of {len(checks)} checks passed, {seconds:.0f} seconds")
     results = [check._asdict() | {"passed": check.passed} for check in checks]

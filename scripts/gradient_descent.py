@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from shared import cli
 from shared.figures import Figure, film_regions, plt, save
-from shared.problems import DATA
-from shared.runs import finished, timed
+from shared.problems import DATA, problem_of
+from shared.runs import done_before, finished, timed
 
 import jaxnn
 
@@ -37,11 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_problem(parser)
     add, number = parser.add_argument, cli.at_least(0)
     add("--epochs", type=number, default=10_000, help="The passes over the rows, such as 1e4.")
-    add(
-        "--networks",
-        type=cli.at_least(1),
-        help="Train this many networks, each from its own start.",
-    )
+    add("--networks", type=cli.at_least(1), help="Train this many, each from its own start.")
     add("--start", choices=STARTS, default="he", help='"small" is 0.01 times normals.')
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="The optimizer.")
     add("--learning-rate", type=float, default=0.05, help="The learning rate at the start.")
@@ -96,27 +92,25 @@ def steps_of(arguments: argparse.Namespace, rows: int) -> int:
     return full + (arguments.keep_remainder and rest > 0)
 
 
-def problem_of(arguments: argparse.Namespace) -> tuple[jaxnn.Model, jaxnn.Batch, partial]:
-    """Return the network, its batch, and the descent except for its length."""
-    data_key, init_key, key, validation_key = jax.random.split(jax.random.key(arguments.seed), 4)
-    draw_rows, networks = DATA[arguments.data], arguments.networks
-    batch, validation = draw_rows(data_key, samples=arguments.samples), None
+def descent_of(
+    arguments: argparse.Namespace, model: jaxnn.Model, batch: jaxnn.Batch, keys: jax.Array
+) -> partial:
+    """Return the descent except for its length."""
+    init_key, key, validation_key = keys
+    start = partial(model.init, **STARTS[arguments.start])
+    if arguments.networks is not None:
+        start, init_key = jax.vmap(start), jax.random.split(init_key, arguments.networks)
+    validation = None
     if arguments.validation:
-        validation = draw_rows(validation_key, samples=arguments.validation)
-    model = jaxnn.mlp((2, *arguments.hidden, 3))
-    init = partial(model.init, **STARTS[arguments.start])
-    if networks is None:
-        start = init(init_key)
-    else:
-        start = jax.vmap(init)(jax.random.split(init_key, networks))
-    train = partial(
+        validation = DATA[arguments.data](validation_key, samples=arguments.validation)
+    return partial(
         jaxnn.gradient_descent,
         key,
         model.value_and_grad,
-        start,
+        start(init_key),
         batch,
         optimizer=optimizer_of(arguments, arguments.epochs * steps_of(arguments, len(batch.x))),
-        num_networks=networks,
+        num_networks=arguments.networks,
         batch_size=arguments.batch_size,
         drop_remainder=not arguments.keep_remainder,
         tolerance=arguments.tolerance,
@@ -124,12 +118,11 @@ def problem_of(arguments: argparse.Namespace) -> tuple[jaxnn.Model, jaxnn.Batch,
         validation_batch=validation,
         patience=arguments.patience,
     )
-    return model, batch, train
 
 
 def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str) -> Figure:
     """Draw the losses, and the decision regions of the best network at the end."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5))
     history, losses = result.history, np.atleast_1d(result.loss)
     curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
     if history.validation_loss is not None:
@@ -138,8 +131,8 @@ def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str) -> Fig
     jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
     best = result.params
     if np.ndim(result.loss):
-        best = jax.tree.map(lambda leaf: leaf[np.argmin(losses)], best)
-    jaxnn.plotting.decision_regions(partial(model.apply, best), batch, ax=right)
+        best = jax.tree.map(lambda leaf: leaf[losses.argmin()], best)
+    jaxnn.plotting.decision_regions(partial(model.apply, best), batch, right)
     right.set_title(f"loss {losses.min():.3f}")
     return figure
 
@@ -161,29 +154,24 @@ def outcome(result: Any, accuracy: np.ndarray, seconds: float) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and report."""
     arguments = parse(argv)
-    model, batch, train = problem_of(arguments)
-    resumes = arguments.checkpoint is not None and arguments.checkpoint.exists()
-    result, seconds = timed(
-        train,
-        "num_epochs",
-        arguments.epochs,
-        max_seconds=arguments.max_seconds,
-        checkpoint=arguments.checkpoint,
-        progress=True,
-    )
+    model, batch, keys = problem_of(arguments, 3)
+    train = descent_of(arguments, model, batch, keys)
+    before = done_before(arguments.checkpoint)
+    limits = cli.limits_of(arguments)
+    result, seconds = timed(train, "num_epochs", arguments.epochs, progress=True, **limits)
     accuracy_of = model.accuracy
     if arguments.networks is not None:
         accuracy_of = jax.vmap(accuracy_of, in_axes=(0, None))
     accuracy = np.asarray(accuracy_of(result.params, batch))
     print(outcome(result, accuracy, seconds))
-    sizes = cli.join_sizes(model.settings.sizes)
+    name = f"{arguments.data}-{cli.join_sizes(model.settings.sizes)}"
     if arguments.plot and np.any(result.num_steps):
-        figure = draw(result, model, batch, f"{arguments.data}, {sizes}, {arguments.optimizer}")
-        save(figure, arguments.output / f"gradient-descent-{arguments.data}-{sizes}.png", 100)
+        figure = draw(result, model, batch, f"{name}, {arguments.optimizer}")
+        save(figure, arguments.output / f"gradient-descent-{name}.png")
     names = ("loss", "num_steps", "num_evaluations", "status")
     report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
     report |= {"accuracy": accuracy.tolist(), "seconds": seconds}
-    if not resumes:
+    if not before:
         report["steps_per_second"] = int(np.sum(result.num_steps)) / seconds
     cli.write_json(arguments.json, report)
     finished(result)

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from shared import cli
 from shared.figures import BLUE, Figure, film_regions, plt, save
-from shared.problems import DATA
+from shared.problems import problem_of
 from shared.runs import done_before, finished, step_improvements, timed
 
 import jaxnn
@@ -27,12 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.parser_for(__doc__)
     cli.add_problem(parser)
     add = parser.add_argument
-    add(
-        "--steps",
-        type=cli.at_least(0),
-        default=10_000,
-        help="The steps of each chain, such as 1e5.",
-    )
+    add("--steps", type=cli.at_least(0), default=10_000, help="The steps of each chain.")
     add("--scale", type=float, default=0.05, help="Move every weight by this times a normal.")
     add("--final-scale", type=float, help="Lower the scale to this, by one factor a step.")
     add("--one-fifth", action="store_true", help="Adapt the scale by the one-fifth rule.")
@@ -44,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--one-coordinate", action="store_true", help="Move one weight a step, as mlrose does.")
     add("--chains", type=int, default=1, help="Run this many chains side by side.")
     cli.add_limits(parser)
-    add("--verbose", action="store_true", help="Print a line at every improvement.")
+    cli.add_verbose(parser)
     add("--plot", action="store_true", help="Draw the loss, the accuracy and the acceptance rate.")
     add("--animate", type=cli.gif_file, metavar="FILE.gif", help="Film the decision regions.")
     cli.add_output(parser)
@@ -58,29 +52,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def options_of(arguments: argparse.Namespace, model: jaxnn.Model) -> dict[str, Any]:
     """Return the trainer's options that make this kind of chain."""
-    steps = max(arguments.steps, 1)
-    decay, moves = jaxnn.schedules.exponential_decay, jaxnn.moves
-    options: dict[str, Any] = {"scale": arguments.scale, "num_proposals": arguments.proposals}
+    moves, scale, heat = jaxnn.moves, arguments.scale, arguments.temperature
+    decay = partial(jaxnn.schedules.exponential_decay, transition_steps=max(arguments.steps, 1))
+    patience = arguments.patience
     if arguments.final_scale is not None:
-        options["scale"] = decay(arguments.scale, arguments.final_scale, steps)
+        scale = decay(scale, arguments.final_scale)
     if arguments.one_fifth:
-        options["scale"] = moves.one_fifth(arguments.scale)
-    if arguments.temperature is not None:
-        heat = arguments.temperature
-        options["temperature"] = decay(heat, heat / 1_000, steps) if heat else 0.0
-    if arguments.patience is not None:
-        options["patience"] = arguments.patience
-        if arguments.restart:
-            sample_fn = model.sampler(distribution="he")
-            options["patience"] = moves.restart(sample_fn, arguments.patience)
-    if arguments.one_coordinate:
-        options["propose_fn"] = moves.one_coordinate
-    return options
+        scale = moves.one_fifth(scale)
+    if arguments.restart:
+        patience = moves.restart(model.sampler(distribution="he"), patience)
+    return {
+        "scale": scale,
+        "temperature": decay(heat, heat / 1_000) if heat else heat,
+        "num_proposals": arguments.proposals,
+        "patience": patience,
+        "propose_fn": moves.one_coordinate if arguments.one_coordinate else None,
+        "num_chains": arguments.chains,
+        "metric_fn": model.accuracy if arguments.plot or arguments.verbose else None,
+    }
 
 
 def draw(history: Any, title: str) -> Figure:
     """Draw loss, smoothed accuracy and acceptance rate of the first chain over its steps."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(19, 4.6), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(19, 4.6))
     evaluations, proposed = history.evaluations, history.proposed_loss[0]
     left.plot(evaluations, proposed, ".", color="0.75", markersize=2, rasterized=True)
     losses = {"current": history.current_loss[0], "best": history.best_loss[0]}
@@ -98,48 +92,17 @@ def draw(history: Any, title: str) -> Figure:
     return figure
 
 
-def report(result: Any, accuracy: float) -> dict[str, Any]:
-    """Return what the JSON file says of the result."""
-    return {
-        "best_loss": result.loss,
-        "accuracy": accuracy,
-        "num_evaluations": result.num_evaluations,
-        "num_accepted": result.num_accepted,
-        "status": result.status,
-        "loss_of_each_chain": np.asarray(result.state.best_loss, float).tolist(),
-    }
-
-
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one search and report."""
     arguments = parse(argv)
-    data_key, init_key, key = jax.random.split(jax.random.key(arguments.seed), 3)
-    batch = DATA[arguments.data](data_key, samples=arguments.samples)
-    model = jaxnn.mlp((2, *arguments.hidden, 3))
-    climb = partial(
-        jaxnn.perturbation_search,
-        key,
-        model.loss,
-        model.init(init_key),
-        batch,
-        num_chains=arguments.chains,
-        metric_fn=model.accuracy if arguments.plot or arguments.verbose else None,
-        **options_of(arguments, model),
-    )
+    model, batch, (init_key, key) = problem_of(arguments, 2)
+    given = key, model.loss, model.init(init_key), batch
+    climb = partial(jaxnn.perturbation_search, *given, **options_of(arguments, model))
     before = done_before(arguments.checkpoint)
-    result, seconds = timed(
-        climb,
-        "num_steps",
-        arguments.steps,
-        target_loss=arguments.target_loss,
-        max_seconds=arguments.max_seconds,
-        checkpoint=arguments.checkpoint,
-        progress=True,
-    )
+    limits = cli.limits_of(arguments)
+    result, seconds = timed(climb, "num_steps", arguments.steps, progress=True, **limits)
     steps = (result.num_evaluations // arguments.chains - 1) // arguments.proposals
-    pace = {"num_chains": arguments.chains, "num_steps": steps, "seconds": seconds}
-    pace["steps_per_second"] = (steps - before) * arguments.chains / seconds
     accuracy = float(model.accuracy(result.params, batch))
     if arguments.verbose:
         for line in step_improvements(result, arguments.proposals):
@@ -148,11 +111,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; {steps:,} steps of "
         f"{arguments.chains:,} chains, {result.num_accepted:,} accepted, {seconds:.2f} seconds"
     )
-    sizes = cli.join_sizes(model.settings.sizes)
+    name = f"{arguments.data}-{cli.join_sizes(model.settings.sizes)}"
     if arguments.plot and len(result.history.evaluations) > 1:
-        figure = draw(result.history, f"{arguments.data}, {sizes}")
-        save(figure, arguments.output / f"perturbation-search-{arguments.data}-{sizes}.png", 100)
-    cli.write_json(arguments.json, report(result, accuracy) | pace)
+        figure = draw(result.history, name)
+        save(figure, arguments.output / f"perturbation-search-{name}.png")
+    report = {
+        "best_loss": result.loss,
+        "accuracy": accuracy,
+        "num_evaluations": result.num_evaluations,
+        "num_accepted": result.num_accepted,
+        "status": result.status,
+        "loss_of_each_chain": np.asarray(result.state.best_loss, float).tolist(),
+        "num_chains": arguments.chains,
+        "num_steps": steps,
+        "seconds": seconds,
+        "steps_per_second": (steps - before) * arguments.chains / seconds,
+    }
+    cli.write_json(arguments.json, report)
     finished(result)
     if arguments.animate:
         film_regions(lambda steps: climb(num_steps=steps), model, batch, steps, arguments.animate)

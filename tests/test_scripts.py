@@ -378,7 +378,7 @@ def test_a_gradient_of_ones_own_is_checked(gradient, status, tmp_path, capsys):
     [
         ({"gradient": "broken"}, OWN, "own.py, line 15, in broken: ZeroDivisionError: division by"),
         ({"params": "leaves"}, OWN, "own.py, line 16, in leaves: SystemExit: 0"),
-        ({"gradient": "sample"}, OWN, "too many positional arguments for (params, batch)"),
+        ({"gradient": "sample"}, OWN, "in sample: must take (params, batch)"),
         ({"gradient": "loss"}, OWN, "error: value_and_grad_fn must return"),
         ({"loss": "lost"}, OWN, "own.py:lost: KeyError('lost')"),
         ({}, "loss = undefined", "own.py, line 1, in <module>: NameError: name 'undefined'"),

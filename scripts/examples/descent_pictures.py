@@ -92,7 +92,7 @@ def draw_surface(ax: Axes, path: np.ndarray, rate: float, style: tuple, batch: j
 def film(path: np.ndarray, rates: np.ndarray, draw: Callable[..., None]) -> FuncAnimation:
     """Film a panel a learning rate and a frame a step; the last one is held."""
     size = (3.4 * len(rates), 3.4)
-    figure, row = plt.subplots(1, len(rates), figsize=size, layout="constrained", squeeze=False)
+    figure, row = plt.subplots(1, len(rates), figsize=size, squeeze=False)
 
     def frame(number: int) -> list[Any]:
         step = min(number, len(path) - 1)

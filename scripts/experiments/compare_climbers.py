@@ -118,9 +118,8 @@ def row_of(name: str, kind: str, runs: Sequence[Climb], plain: Sequence[Climb]) 
 
 def draw(climbs: dict[str, dict[str, list[Climb]]]) -> Figure:
     """Draw the median of the best loss so far over evaluations, a panel a problem."""
-    figure, panels = plt.subplots(
-        1, len(climbs), figsize=(5 * len(climbs) + 2, 4.6), layout="constrained", squeeze=False
-    )
+    size = (5 * len(climbs) + 2, 4.6)
+    figure, panels = plt.subplots(1, len(climbs), figsize=size, squeeze=False)
     for axes, (name, by_kind) in zip(panels[0], climbs.items(), strict=True):
         curves = {
             kind: (runs[0].evaluations, np.median([run.best_loss for run in runs], axis=0))

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import cli
-from shared.figures import BLUE, ORANGE, Figure, plt, save
+from shared.figures import BLUE, ORANGE, Figure, error_bars, plt, save
 from shared.intervals import of_mean, of_share
 from shared.problems import kink
 from shared.resuming import run_pieces
@@ -143,8 +143,7 @@ def share_of_class_0(model: jaxnn.Model, params: Any) -> np.ndarray:
 
         return jax.lax.scan(add, jnp.zeros(len(points), jnp.int32), params)[0]
 
-    sums = np.asarray(total(params, plane), float)
-    return (sums / len(params[0].weights)).reshape(SIDE, SIDE)
+    return np.asarray(total(params, plane)).reshape(SIDE, SIDE) / len(params[0].weights)
 
 
 def row_of(width: int, guessed: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
@@ -169,22 +168,21 @@ def row_of(width: int, guessed: dict[str, Any], trained: dict[str, Any]) -> dict
 
 def draw_curves(found: dict[str, Any], widths: Sequence[int]) -> Figure:
     """Draw acceptance and fresh accuracy against the width; bars are 95 % intervals."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
     labels = ("share of guesses that get all rows right", "mean accuracy on 30 fresh rows")
     for ax, name, label in zip(axes, ("acceptance", "test_accuracy"), labels, strict=True):
         for marker, (method, color) in zip("os", METHODS.items(), strict=True):
             pieces = {width: found[f"{method}, width {width}"] for width in widths}
             known = {w: piece for w, piece in pieces.items() if piece.get(f"{name}_interval")}
             if known:
-                middle = np.array([piece[name] for piece in known.values()])
-                ends = np.array([piece[f"{name}_interval"] for piece in known.values()])
-                style = {"marker": marker, "capsize": 3, "markersize": 5, "color": color}
-                ax.errorbar(list(known), middle, np.abs(ends.T - middle), label=method, **style)
+                middle = [piece[name] for piece in known.values()]
+                ends = [piece[f"{name}_interval"] for piece in known.values()]
+                style = {"marker": marker, "color": color, "label": method}
+                error_bars(ax, list(known), middle, ends, **style)
         ax.set(xlabel="hidden units", ylabel=label, xticks=widths)
-        ax.grid(alpha=0.3)
     axes[0].set_ylim(bottom=0)
     axes[0].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes[1].legend(frameon=False)
+    axes[1].legend()
     figure.suptitle("Guess and check on the kink data, 11 rows; 95 % intervals")
     return figure
 
@@ -192,7 +190,7 @@ def draw_curves(found: dict[str, Any], widths: Sequence[int]) -> Figure:
 def draw_maps(found: dict[str, Any], widths: Sequence[int]) -> Figure:
     """Draw what all solutions together answer, a row a method and a column a width."""
     size = (2.0 * len(widths) + 1.2, 4.6)
-    figure, axes = plt.subplots(2, len(widths), figsize=size, layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(2, len(widths), figsize=size, squeeze=False)
     style = {"cmap": "PuOr", "vmin": -1 / 3, "vmax": 4 / 3, "origin": "lower"}
     image = None
     for row, method in zip(axes, METHODS, strict=True):

@@ -22,9 +22,9 @@ from jax.flatten_util import ravel_pytree
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import cli
-from shared.figures import BLUE, GREEN, ORANGE, Figure, plt, save
+from shared.figures import BLUE, GREEN, ORANGE, Figure, error_bars, plt, save
 from shared.intervals import of_mean
-from shared.problems import DATA
+from shared.problems import problem_of
 from shared.resuming import run_pieces
 from shared.runs import finished
 
@@ -50,18 +50,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def problems(arguments: argparse.Namespace) -> dict[str, Problem]:
     """Return the losses and the params at which gradients are taken."""
-    data_key, init_key, key = jax.random.split(jax.random.key(arguments.seed), 3)
-    batch = DATA[arguments.data](data_key, samples=arguments.samples)
-    model = jaxnn.mlp((2, *arguments.hidden, 3))
+    model, batch, (init_key, key) = problem_of(arguments, 2)
     start = model.init(init_key, scale=1.0, distribution="he")
-    trained = jaxnn.gradient_descent(
-        key,
-        model.value_and_grad,
-        start,
-        batch,
-        num_epochs=arguments.epochs,
-        optimizer=jaxnn.optimizers.adam(0.05),
-    )
+    adam = {"num_epochs": arguments.epochs, "optimizer": jaxnn.optimizers.adam(0.05)}
+    trained = jaxnn.gradient_descent(key, model.value_and_grad, start, batch, **adam)
     slopes = ravel_pytree(start)[0]
     return {
         "linear loss": (jnp.vdot, slopes, slopes),
@@ -74,21 +66,18 @@ def cosines(problem: Problem, num_pairs: int, arguments: argparse.Namespace) -> 
     """Return the cosines between estimates and the exact gradient, and the ratio of lengths."""
     loss_fn, params, batch = problem
     exact = ravel_pytree(jax.grad(loss_fn)(params, batch))[0]
-    found, lengths = [], []
-    for key in jax.random.split(jax.random.key(arguments.seed + 1), arguments.estimates):
-        estimate = jaxnn.perturbation_gradient(
-            key, loss_fn, params, batch, num_pairs=num_pairs, scale=arguments.scale
-        )
-        flat = ravel_pytree(estimate)[0]
-        lengths.append(float(jnp.linalg.norm(flat)))
-        found.append(float(jnp.vdot(flat, exact)) / (lengths[-1] * float(jnp.linalg.norm(exact))))
-    squares = np.square(found)
+    estimate = partial(jaxnn.perturbation_gradient, num_pairs=num_pairs, scale=arguments.scale)
+    keys = jax.random.split(jax.random.key(arguments.seed + 1), arguments.estimates)
+    gradients = [estimate(key, loss_fn, params, batch) for key in keys]
+    found = np.stack([ravel_pytree(gradient)[0] for gradient in gradients])
+    lengths, length = np.linalg.norm(found, axis=1), np.linalg.norm(exact)
+    squares = np.square(found @ exact / (lengths * length))
     return {
         "pairs": num_pairs,
         "dimensions": len(exact),
         "root_mean_square": float(np.sqrt(np.mean(squares))),
         "interval": np.sqrt(np.clip(of_mean(squares), 0, 1)).tolist(),
-        "length_ratio": float(np.median(lengths)) / float(jnp.linalg.norm(exact)),
+        "length_ratio": float(np.median(lengths) / length),
     }
 
 
@@ -99,22 +88,19 @@ def predicted(num_pairs: Any, dimensions: int) -> Any:
 
 def draw(found: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     """Draw root mean squares against the number of pairs; bars are 95 % intervals."""
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4.8))
     first = next(iter(found.values()))
     pairs = np.geomspace(first[0]["pairs"], first[-1]["pairs"], 200)
     law = predicted(pairs, first[0]["dimensions"])
     axes.plot(pairs, law, "k--", label=r"$\sqrt{n / (n + d - 1)}$")
     styles = zip((BLUE, ORANGE, GREEN), "os^", (0.93, 1, 1.07), strict=True)
     for (name, rows), (color, marker, shift) in zip(found.items(), styles, strict=True):
-        middle = np.array([row["root_mean_square"] for row in rows])
-        bars = np.abs(np.transpose([row["interval"] for row in rows]) - middle)
-        at = shift * np.array([row["pairs"] for row in rows])
-        style = {"fmt": marker, "capsize": 3, "markersize": 5}
-        axes.errorbar(at, middle, bars, color=color, label=name, **style)
+        middle, ends = ([row[part] for row in rows] for part in ("root_mean_square", "interval"))
+        at = [shift * row["pairs"] for row in rows]
+        error_bars(axes, at, middle, ends, fmt=marker, color=color, label=name)
     axes.set(xscale="log", xlabel="pairs of perturbations n", ylabel="cosine, root mean square")
     axes.set(ylim=(0, 1.03), title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(loc="lower right")
     return figure
 
 
@@ -142,11 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, pieces_of in found.items()
         for piece in pieces_of
     ])  # fmt: skip
-    sizes, dimensions = (
-        cli.join_sizes((2, *arguments.hidden, 3)),
-        found["linear loss"][0]["dimensions"],
-    )
-    title = f"Perturbation gradients, {sizes} on {arguments.data}: {dimensions} weights"
+    sizes = cli.join_sizes((2, *arguments.hidden, 3))
+    title = f"Perturbation gradients, {sizes} on {arguments.data}"
     save(draw(found, title), arguments.output / "perturbation-gradients.png")
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from compare import Experiment, climb, descend, draw_candidates, setting_of
+from compare import OPTIMIZERS, Experiment, climb, descend, draw_candidates, setting_of
 from shared import cli
-from shared.figures import Figure, plt, save
+from shared.figures import Figure, colors_of, error_bars, plt, save
 from shared.resuming import run_pieces
 from shared.runs import candidate_improvements, finished, step_improvements
 
@@ -31,7 +31,6 @@ LONG = 10**9
 """Candidates of the random search that the book gave up."""
 STEPS, EPOCHS = (10_000, 100_000), 10_000
 DATA_SETS = ("vertical", "spiral")
-OPTIMIZERS = {"SGD 1.0": jaxnn.optimizers.sgd(1.0), "Adam 0.05": jaxnn.optimizers.adam(0.05)}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,20 +49,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def over_seeds(train: Callable[..., Any], experiment: Experiment, seeds: int) -> dict[str, Any]:
     """Return losses and accuracies over the seeds of `train(setting)`."""
-    found: dict[str, Any] = {"evaluations": [], "loss": [], "accuracy": [], "held out": []}
+    rows = []
     for seed in range(seeds):
         given = setting_of(experiment, seed)
         result = finished(train(given))
-        found["evaluations"].append(int(result.num_evaluations))
-        found["loss"].append(float(result.loss))
-        found["accuracy"].append(float(given.model.accuracy(result.params, given.batch)))
-        found["held out"].append(float(given.model.accuracy(result.params, given.held_out)))
-    return found
+        rows.append((result.num_evaluations, result.loss, *given.accuracies(result.params)))
+    names = ("evaluations", "loss", "accuracy", "held out")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
 def name_of(data: str, method: str, amount: int, sizes: Sequence[int] = SMALL) -> str:
     """Return the name of a piece: data, network, method and amount."""
-    return f"{data} | {'-'.join(map(str, sizes))} | {method} | {amount:,}"
+    return f"{data} | {cli.join_sizes(sizes)} | {method} | {amount:,}"
 
 
 def random_name(data: str, scale: float, number: int) -> str:
@@ -146,25 +143,23 @@ def write_improvements(path: Path) -> None:
 
 def draw(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> Figure:
     """Draw the best loss of random search against the count, a line a scale; bars are ranges."""
-    figure, panels = plt.subplots(1, 2, figsize=(11.5, 4.6), layout="constrained")
-    colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(arguments.scales)))
+    figure, panels = plt.subplots(1, 2, figsize=(11.5, 4.6))
+    colors = colors_of(len(arguments.scales))
     shifts = np.geomspace(0.85, 1.18, len(arguments.scales))  # or bars hide each other
     counts = np.array([*arguments.counts, *[LONG] * arguments.full])
     for ax, data in zip(panels, DATA_SETS, strict=True):
         for scale, color, shift in zip(arguments.scales, colors, shifts, strict=True):
             losses = [found[random_name(data, scale, n)]["loss"] for n in counts]
-            middle = np.array([np.median(each) for each in losses])
-            ends = np.array([(min(each), max(each)) for each in losses])
-            style = {"marker": "o", "markersize": 4, "capsize": 3, "label": f"{scale:g}"}
-            bars = np.abs(ends.T - middle)
-            ax.errorbar(counts * shift, middle, bars, color=color, **style)
+            middle = [np.median(each) for each in losses]
+            ends = [(min(each), max(each)) for each in losses]
+            style = {"marker": "o", "color": color, "label": f"{scale:g}"}
+            error_bars(ax, counts * shift, middle, ends, **style)
         ax.set(xscale="log", xlabel="candidates", title=f"{data}, 2-3-3")
-        ax.grid(alpha=0.3)
     bayes = jaxnn.datasets.vertical_bayes(3).crossentropy
     panels[0].axhline(bayes, color="black", linestyle="--", label="population Bayes value")
     panels[0].set_ylabel("best loss: median and range over seeds")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", title="scale", frameon=False)
+    figure.legend(handles, labels, loc="outside right center", title="scale")
     return figure
 
 

@@ -165,29 +165,26 @@ def interval_of(number: int, found: dict[str, Any]) -> tuple[float, float]:
 
 def draw(found: dict[str, dict[str, Any]]) -> Figure:
     """Draw shares against rank and against complexity; bands are 95 % intervals."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")
-    last = 1
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.8))
     styles = zip((BLUE, ORANGE), "os", strict=True)
     for (kind, piece), (color, marker) in zip(found.items(), styles, strict=True):
         ranks, counts = np.array(piece["rank"]), np.array(piece["count"])
-        often = counts >= OFTEN
-        last = max(last, *ranks[often])
-        ends = np.reshape([interval_of(int(n), piece) for n in counts[often]], (-1, 2))
-        left.plot(ranks[often], counts[often] / piece["samples"], color=color, label=kind)
-        left.fill_between(ranks[often], *ends.T, color=color, alpha=0.2, linewidth=0)
-        several = counts > 1
         bits, shares = np.array(piece["complexity"]), counts / piece["samples"]
+        often, several = counts >= OFTEN, counts > 1
+        ends = np.reshape([interval_of(int(n), piece) for n in counts[often]], (-1, 2))
+        left.plot(ranks[often], shares[often], color=color, label=kind)
+        left.fill_between(ranks[often], *ends.T, color=color, alpha=0.2, linewidth=0)
         style = {"s": 9, "color": color, "marker": marker, "alpha": 0.4, "linewidths": 0}
         right.scatter(bits[several], shares[several], label=kind, **style)
-    zipf = np.array([1, last])
+    zipf = np.array([1, left.dataLim.x1])
     left.plot(zipf, 1 / (zipf * LOG_FUNCTIONS), "k--", label=r"1 / (rank ln $2^{128}$)")
     left.set(xscale="log", yscale="log", xlabel="rank", ylabel="share of networks")
     right.set(yscale="log", xlabel="Lempel-Ziv complexity, bits", ylabel="share of networks")
     left.set_title(f"functions seen {OFTEN} times or more; 95 % intervals", fontsize=10)
     right.set_title("functions seen more than once", fontsize=10)
     for ax in (left, right):
-        ax.legend(frameon=False)
-        ax.grid(alpha=0.3)
+        ax.legend()
+        ax.grid(visible=True)
     samples = next(iter(found.values()))["samples"]
     figure.suptitle(f"Boolean functions of {samples:,} random networks 7-40-40-1")
     return figure
