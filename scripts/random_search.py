@@ -118,9 +118,9 @@ def draw(result: Any, path: Path) -> None:
     edges, counts = result.histogram.edges[:-1], result.histogram.counts
     positive = edges > 0
     bars = np.append(edges[positive][::BINS_A_BAR], result.histogram.edges[-1])
-    shares = counts[positive] / counts.sum()
-    left.hist(edges[positive], bars, weights=shares, color="#56B4E9")
-    left.set(xscale="log", yscale="log", xlabel="loss", ylabel="share of candidates, per bar")
+    shares = np.histogram(edges[positive], bars, weights=counts[positive] / counts.sum())[0]
+    left.stairs(shares / np.diff(np.log(bars)), bars, fill=True, color="#56B4E9")
+    left.set(xscale="log", yscale="log", xlabel="loss", ylabel="share of candidates, per e-fold")
     left.set_title("How losses are distributed")
     draws = np.geomspace(1, result.num_evaluations, 200)
     expected = jaxnn.expected_best(result.histogram, draws)

@@ -129,7 +129,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for piece in pieces_of
     ])  # fmt: skip
     sizes = cli.join_sizes((2, *arguments.hidden, 3))
-    title = f"Perturbation gradients, {sizes} on {arguments.data}"
+    dimensions = found["linear loss"][0]["dimensions"]
+    title = f"Perturbation gradients, {sizes} on {arguments.data}: {dimensions} weights"
     save(draw(found, title), arguments.output / "perturbation-gradients.png")
 
 

@@ -18,19 +18,11 @@ from shared.timing import machine
 def run_pieces(
     path: Path, settings: Mapping[str, Any], pieces: Mapping[str, Callable[[], dict[str, Any]]]
 ) -> dict[str, Any]:
-    """Return the results of every piece, from the file or found now and added to it.
+    """Return the results of every piece, read from a JSON file or found now and added to it.
 
-    Args:
-        path: a JSON file, written anew after each piece.
-        settings: what the results depend on.
-        pieces: functions that find the results, by name; each returns what JSON can hold.
-
-    Returns:
-        `{name: results}`, in the order of the pieces, each with the `seconds` that it took.
-
-    Raises:
-        ValueError: if the file holds other settings, or results of another version of jaxnn.
-        SystemExit: with 130, after Ctrl-C.
+    Each piece is a function that returns what JSON can hold; its results also say the `seconds`
+    that it took. After Ctrl-C the next call goes on; a file of other settings, or of another
+    version of jaxnn, is refused with a `ValueError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps({**settings, "package": checksum()}))
