@@ -12,7 +12,6 @@ arguments is called, and a function of a key, `sample_fn(key)`, draws params.
 
 import argparse
 import inspect
-import os
 import runpy
 import sys
 import traceback
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,13 @@ def scope_of(place: str) -> dict[str, Any]:
     return runpy.run_path(place) if is_file else vars(import_module(place))
 
 
+def file_of(place: str) -> Path | None:
+    """Return the file that a place is in, if there is one."""
+    spec = None if place.endswith(".py") else find_spec(place)
+    name = place if place.endswith(".py") else spec and spec.origin
+    return Path(name).resolve() if name else None
+
+
 @contextmanager
 def blamed(*places: str) -> Iterator[None]:
     """Turn an error in the user's own files into a `ValueError` that says where it arose."""
@@ -97,9 +104,9 @@ def blamed(*places: str) -> Iterator[None]:
     except SyntaxError as error:
         raise ValueError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     except (Exception, SystemExit) as error:
-        own = tuple(place.removesuffix(".py").replace(".", os.sep) + ".py" for place in places)
+        own = {file_of(place) for place in places}
         lines = traceback.extract_tb(error.__traceback__)
-        lines = [line for line in lines if line.filename.endswith(own)]
+        lines = [line for line in lines if Path(line.filename).resolve() in own]
         if not lines:
             raise
         where = f"{lines[-1].filename}, line {lines[-1].lineno}, in {lines[-1].name}"
@@ -132,8 +139,9 @@ def takes(function: Callable[..., Any], *arguments: Any) -> bool:
 def refuse_other_arguments(function: Any) -> None:
     """Refuse a function that does not take params and batch, and say where it is."""
     if callable(function) and not takes(function, "params", "batch"):
-        code = inspect.unwrap(function).__code__
-        where = f"{code.co_filename}, line {code.co_firstlineno}, in {code.co_name}"
+        where, code = str(function), getattr(inspect.unwrap(function), "__code__", None)
+        if code is not None:
+            where = f"{code.co_filename}, line {code.co_firstlineno}, in {code.co_name}"
         raise ValueError(f"{where}: must take (params, batch)")
 
 

@@ -164,10 +164,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         accuracy_of = jax.vmap(accuracy_of, in_axes=(0, None))
     accuracy = np.asarray(accuracy_of(result.params, batch))
     print(outcome(result, accuracy, seconds))
-    name = f"{arguments.data}-{cli.join_sizes(model.settings.sizes)}"
+    title = f"{arguments.data}, {cli.join_sizes(model.settings.sizes)}"
+    path = arguments.output / f"gradient-descent-{title.replace(', ', '-')}.png"
     if arguments.plot and np.any(result.num_steps):
-        figure = draw(result, model, batch, f"{name}, {arguments.optimizer}")
-        save(figure, arguments.output / f"gradient-descent-{name}.png")
+        save(draw(result, model, batch, f"{title}, {arguments.optimizer}"), path)
     names = ("loss", "num_steps", "num_evaluations", "status")
     report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
     report |= {"accuracy": accuracy.tolist(), "seconds": seconds}

@@ -111,10 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; {steps:,} steps of "
         f"{arguments.chains:,} chains, {result.num_accepted:,} accepted, {seconds:.2f} seconds"
     )
-    name = f"{arguments.data}-{cli.join_sizes(model.settings.sizes)}"
+    title = f"{arguments.data}, {cli.join_sizes(model.settings.sizes)}"
+    path = arguments.output / f"perturbation-search-{title.replace(', ', '-')}.png"
     if arguments.plot and len(result.history.evaluations) > 1:
-        figure = draw(result.history, name)
-        save(figure, arguments.output / f"perturbation-search-{name}.png")
+        save(draw(result.history, title), path)
     report = {
         "best_loss": result.loss,
         "accuracy": accuracy,

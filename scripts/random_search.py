@@ -146,7 +146,7 @@ def show(result: Any, rate: float | None) -> None:
         print(f"  loss <= {threshold:g}: {number:,}, a share of {share:.3g} ({interval})")
 
 
-def compare_scales(arguments: argparse.Namespace, name: str, train: Callable[..., Any]) -> None:
+def compare_scales(arguments: argparse.Namespace, title: str, train: Callable[..., Any]) -> None:
     """Search at each scale; print and draw the expected best of each count."""
     number, scales = arguments.candidates, sorted(arguments.scale)
     counts = [10**power for power in range(3, 20) if 10**power < number]
@@ -163,9 +163,9 @@ def compare_scales(arguments: argparse.Namespace, name: str, train: Callable[...
     cli.print_table(rows)
     cli.write_json(arguments.json, rows)
     axes.set(xscale="log", yscale="log", xlabel="candidates", ylabel="expected lowest loss")
-    axes.set_title(f"Random search, {name}")
+    axes.set_title(f"Random search, {title}")
     axes.legend(title="scale", loc="center left", bbox_to_anchor=(1, 0.5))
-    save(figure, arguments.output / f"scales-{name}.png")
+    save(figure, arguments.output / f"scales-{title.replace(', ', '-')}.png")
 
 
 @cli.command
@@ -182,8 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return jaxnn.random_search(key, model.loss, sampler(scale=scale), batch, **options)
 
     if len(arguments.scale) > 1:
-        sizes = cli.join_sizes(model.settings.sizes)
-        compare_scales(arguments, f"{arguments.data}-{sizes}", train)
+        title = f"{arguments.data}, {cli.join_sizes(model.settings.sizes)}"
+        compare_scales(arguments, title, train)
         return
     sample_fn = sampler(scale=arguments.scale[0])
     if arguments.merge:
