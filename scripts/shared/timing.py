@@ -3,14 +3,17 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import monitoring
 
 MISSING = "not installed"
 PACKAGES = (
@@ -27,6 +30,41 @@ def seconds_of(search: Search, count: int) -> float:
     started = time.perf_counter()
     search(count)
     return time.perf_counter() - started
+
+
+def timed_call(search: Search, count: int) -> tuple[float, float]:
+    """Return the seconds of one call, and how many of them JAX traced, lowered or compiled."""
+    with compilation() as spans:
+        seconds = seconds_of(search, count)
+    compiling, end = 0.0, 0.0
+    for begin, finish in sorted(spans):  # they nest, and overlap between threads
+        compiling += max(finish - max(begin, end), 0)
+        end = max(end, finish)
+    return seconds, compiling
+
+
+@contextmanager
+def compilation() -> Iterator[list[tuple[float, float]]]:
+    """Give a list that gets the begin and the end of whatever JAX traces, lowers or compiles."""
+    spans: list[tuple[float, float]] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            now = time.perf_counter()
+            spans.append((now - duration_secs, now))
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield spans
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+
+
+def matrix_product(side: int, precision: str = "highest") -> Search:
+    """Return what multiplies a square float32 matrix with itself, as often as asked."""
+    square = jnp.asarray(np.random.default_rng(0).normal(size=(side, side)), jnp.float32)
+    multiply = jax.jit(lambda matrix: jnp.matmul(matrix, matrix, precision=precision))
+    return lambda count: jax.block_until_ready([multiply(square) for _ in range(count)][-1])
 
 
 def take_turns(searches: Mapping[Any, tuple[Search, int]], repeats: int) -> dict[Any, np.ndarray]:

@@ -188,12 +188,20 @@ def torch_search(
     return search
 
 
-def jaxnn_search(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int = 1, seed: int = 0) -> Search:
+def jaxnn_search(
+    sizes: cli.Sizes,
+    batch: jaxnn.Batch,
+    tile: int = 1,
+    seed: int = 0,
+    scale: float = SCALE,
+    **options: Any,
+) -> Search:
     """Search by `jaxnn.random_search` as users call it: it chooses its tile."""
     del tile
     model = jaxnn.mlp(sizes)
-    given = jax.random.key(seed), model.loss, model.sampler(scale=SCALE), batch
-    return lambda count: finished(jaxnn.random_search(*given, num_candidates=count)).loss
+    given = jax.random.key(seed), model.loss, model.sampler(scale=scale), batch
+    search = partial(jaxnn.random_search, *given, **options)
+    return lambda count: finished(search(num_candidates=count)).loss
 
 
 JAX_TILES, TORCH_TILES = (32, 128, 512, 2048), tuple(2**n for n in range(4, 12))
