@@ -67,7 +67,7 @@ def descend(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Sea
 
 def without(peers: Iterable[str]) -> list[str]:
     """Return the peers but for those that do other work, or are slow for networks this small."""
-    left_out = ("chains", "random", "networks", "compiled")
+    left_out = ("chains", "random", "networks", "compiled", "momentum", "Adam")
     return [peer for peer in peers if not any(word in peer for word in left_out)]
 
 

@@ -16,6 +16,11 @@ import jaxnn
 from peers.search import jax_loss, start_of, torch_network
 
 RATE = 0.1
+RULES = {
+    "SGD": jaxnn.optimizers.sgd(RATE),
+    "momentum": jaxnn.optimizers.sgd(RATE, momentum=0.9),
+    "Adam": jaxnn.optimizers.adam(0.01),
+}
 
 
 def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: int | None) -> int:
@@ -121,6 +126,7 @@ def jaxnn_descent(
     batch: jaxnn.Batch,
     batch_size: int | None,
     seed: int = 0,
+    rule: str = "SGD",
 ) -> Search:
     """Descend by `jaxnn.gradient_descent` as users call it, with either gradient."""
     function = model.value_and_grad if by_hand else jax.value_and_grad(model.loss_reference)
@@ -133,7 +139,7 @@ def jaxnn_descent(
         trained = jaxnn.gradient_descent(
             *given,
             num_epochs=epochs_of(steps // (networks or 1), batch, batch_size),
-            learning_rate=RATE,
+            optimizer=RULES[rule],
             batch_size=batch_size,
             num_networks=networks,
         )
@@ -153,6 +159,8 @@ DESCENTS: dict[str, tuple[Callable[..., Search], float]] = {
     ONE: (partial(jaxnn_descent, True, None), 1),
     f"{PLAIN}, {NETWORKS:,} networks": (partial(jaxnn_descent, False, NETWORKS), 20),
     f"{ONE}, {NETWORKS:,} networks": (partial(jaxnn_descent, True, NETWORKS), 50),
+    f"{ONE}, momentum": (partial(jaxnn_descent, True, None, rule="momentum"), 1),
+    f"{ONE}, Adam": (partial(jaxnn_descent, True, None, rule="Adam"), 1),
 }
 """`prepare(model, batch, batch_size, seed=0)`, where no batch size means all rows, and how many
 times a tenth of `--steps` it takes; slow ones take fewer."""

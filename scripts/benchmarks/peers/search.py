@@ -204,6 +204,39 @@ def jaxnn_search(
     return lambda count: finished(search(num_candidates=count)).loss
 
 
+def part_search(
+    draws: bool, scores: bool, sizes: cli.Sizes, batch: jaxnn.Batch, seed: int = 0
+) -> Search:
+    """Run parts of jaxnn's search alone: draw or not, score or not, and keep the lowest value.
+
+    Without draws a candidate is one random number times fixed params; without losses its value is
+    the sum of what was drawn, since the compiler would leave out draws that nobody uses.
+    """
+    model = jaxnn.mlp(sizes)
+    draw = model.sampler(scale=SCALE)
+    fixed = draw(jax.random.key(seed + 1))
+
+    def one_number(key: jax.Array) -> Any:
+        number = jax.random.uniform(key)
+        return jax.tree.map(lambda leaf: number * leaf, fixed)
+
+    def add_up(params: Any, _: Any) -> jax.Array:
+        return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(params)), jnp.float32(0))
+
+    def keep_lowest(lowest: jax.Array, tile: jaxnn.search.Tile) -> jax.Array:
+        return jnp.minimum(lowest, jnp.min(jnp.where(tile.inside, tile.value, jnp.inf)))
+
+    value_fn, sample_fn = model.loss if scores else add_up, draw if draws else one_number
+    statistics = {"lowest": jaxnn.search.Statistic(np.float32(np.inf), keep_lowest, np.minimum)}
+    given = jax.random.key(seed), value_fn, sample_fn, batch, statistics
+    return lambda count: jaxnn.search.reduce(*given, num_candidates=count)["lowest"]
+
+
+PARTS = {
+    "draw": partial(part_search, True, False),
+    "loss": partial(part_search, False, True),
+    "draw and loss": partial(part_search, True, True),
+}
 JAX_TILES, TORCH_TILES = (32, 128, 512, 2048), tuple(2**n for n in range(4, 12))
 SEARCHES: dict[str, tuple[Callable[..., Search], Sequence[int]]] = {
     "NumPy loop": (numpy_search, [1]),
