@@ -170,7 +170,7 @@ def measurements(small: bool) -> list[Measurement]:
     return [
         *(
             Measurement(f"matmul {side}, float32, precision {precision}", "GFLOP",
-                        partial(by_gflop, side, precision), 1, 10**6)
+                        partial(by_gflop, side, precision), math.ceil(2 * side**3 / 1e9), 10**7)
             for precision in ("highest", "default")
         ),
         # Random search: other options of it are rows here.
@@ -193,7 +193,7 @@ def measurements(small: bool) -> list[Measurement]:
 def by_gflop(side: int, precision: str) -> Search:
     """Return what multiplies matrices until so many 10^9 operations are done."""
     multiply, gflop = matrix_product(side, precision), 2 * side**3 / 1e9
-    return lambda count: multiply(math.ceil(count / gflop))
+    return lambda count: multiply(max(round(count / gflop), 1))
 
 
 def check(name: str, compare: Callable[[], Row]) -> Row:
@@ -210,7 +210,8 @@ def check(name: str, compare: Callable[[], Row]) -> Row:
 def measure(row: Measurement, seconds: float) -> Row:
     """Return the pace of a row: work grows till it lasts some seconds, then it is repeated."""
     told: Row = {"row": row.name, "unit": row.unit, "units/s": ""}
-    deadline, count, paces = time.perf_counter() + seconds, row.least, []
+    deadline, count = time.perf_counter() + seconds, row.least
+    paces, was_compiling = [], False
     try:
         if seconds <= 0:
             raise TimeoutError("no time is left of --seconds")
@@ -222,7 +223,10 @@ def measure(row: Measurement, seconds: float) -> Row:
             if count < row.most and taken < seconds / 16 and time.perf_counter() < deadline:
                 count = min(8 * count, row.most)
                 continue
-            if compiling == 0 or not paces:
+            if was_compiling:  # a pace after compilation takes its place
+                paces = []
+            was_compiling = compiling > 0
+            if not was_compiling or not paces:
                 paces.append(count / (taken - compiling))
             if len(paces) == ROUNDS or time.perf_counter() + taken > deadline:
                 break
