@@ -114,12 +114,17 @@ class Traits(NamedTuple):
             returns the same bits for a candidate at every width that is a multiple of 16.
         constant_loss: `constant_loss(batch)` -> the lowest loss of an answer that is the same for
             every row, or None where it is not known.
+        lower_bound: `lower_bound(params, batch)` -> a number that the loss is at least, for a loss
+            that is the mean over the rows of its batch of losses of 0 or more: the mean of as
+            much a row, or the loss itself. Random search calls it with some rows of the batch,
+            the first axis of every array in it, to drop bad candidates early.
     """
 
     validate: Callable[[PyTree, PyTree], None] = lambda params, batch: None
     candidate_bytes: Callable[[PyTree, PyTree], int] | None = None
     batch_invariant: Callable[[PyTree, PyTree], bool] = lambda params, batch: False
     constant_loss: Callable[[PyTree], float | None] = lambda batch: None
+    lower_bound: Callable[[PyTree, PyTree], jax.Array] | None = None
 
 
 def traits_of(function: object) -> Traits:

@@ -217,10 +217,10 @@ def test_a_network_says_what_its_losses_need(sizes, tile):
 def test_a_tile_that_does_not_fit_names_the_budget_and_keeps_the_checkpoint(monkeypatch, tmp_path):
     path, shard = tmp_path / "search.npz", engine._reduce_shard
 
-    def starved(problem, updates, states, begin, size, **settings):
+    def starved(problem, rejection, updates, states, begin, size, **settings):
         if begin[1] >= 8 * TILE:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return shard(problem, updates, states, begin, size, **settings)
+        return shard(problem, rejection, updates, states, begin, size, **settings)
 
     monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", 1e-9)
     with monkeypatch.context() as patch:

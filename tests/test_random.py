@@ -8,8 +8,8 @@ import scipy.special
 from jax.extend.random import threefry_2x32
 from keys import KEY_IMPLEMENTATIONS
 
-from jaxnn.run import random as streams
 from jaxnn.run.random import normals, threefry, uniforms
+from jaxnn.search import engine as streams
 
 BORDERS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53 - 1, 2**53 + 1, 2**63 - 4, 2**63 - 1)
 KEY = jax.random.key(11)

@@ -89,7 +89,7 @@ def check_candidates(found, losses, start, options):
 def check_spread(found, losses, options):
     below = [np.sum(losses <= np.float32(threshold)) for threshold in options["thresholds"]]
     assert found.counts.num_below.tolist() == below
-    edges, counts = found.histogram
+    edges, counts, _ = found.histogram
     places = np.searchsorted(edges, losses, side="right") - 1
     assert np.all((losses >= edges[places]) & (losses < edges[places + 1]))
     np.testing.assert_array_equal(counts, np.bincount(places, minlength=len(edges) - 1))

@@ -20,12 +20,14 @@ from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
 from jaxnn.model.init import sampler
 from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, logits_of
-from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES, constant_loss
+from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES, Units, constant_loss
 from jaxnn.model.vmapped_loss import (
     BINARY_ACCURACY,
     CATEGORICAL_ACCURACY,
+    MAX_OUTPUTS,
     batch_invariant,
     candidate_bytes,
+    loss_by_rows,
     with_fast_vmap,
 )
 from jaxnn.run.checks import as_choice, as_count, as_flag, as_key
@@ -194,8 +196,15 @@ def _traits(settings: Settings, name: str) -> Traits:
         return constant_loss(output, loss, np.asarray(targets), sizes[-1])
 
     if name == "loss":
-        return Traits(validate, candidate_bytes, batch_invariant, lowest)
+        bound = _bound_of(settings) if sizes[-1] <= MAX_OUTPUTS else None
+        return Traits(validate, candidate_bytes, batch_invariant, lowest, bound)
     return Traits(validate, constant_loss=lowest)
+
+
+@cache
+def _bound_of(settings: Settings) -> ModelFunction:
+    """Return what a loss is at least, one object for the same settings."""
+    return ModelFunction(settings, "lower_bound")
 
 
 def _border(settings: Settings, name: str, params: Params, batch: Batch) -> tuple[Params, Batch]:
@@ -276,6 +285,17 @@ def _loss(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     return loss(params, batch)
 
 
+def _lower_bound(settings: Settings, params: Params, batch: Batch) -> jax.Array:
+    """What the loss is at least, without its factors of 1 or more: no exp, and no log."""
+    per_example = OUTPUT_LOSSES[settings.output, settings.loss].per_example_loss
+
+    def score(logits: Units, target: jax.Array) -> tuple[None, jax.Array]:
+        return None, per_example.score(logits, target)[1]
+
+    options = {"hidden": settings.hidden, "per_example": per_example._replace(score=score)}
+    return with_fast_vmap(partial(loss_by_rows, **options), **options)(params, batch)
+
+
 def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     """The share of right answers, with a fast `vmap`."""
     is_binary = settings.loss == "binary_crossentropy"
@@ -300,10 +320,11 @@ FUNCTIONS: dict[str, Function] = {
     "loss": _loss,
     "value_and_grad": _value_and_grad,
     "loss_reference": _loss_reference,
+    "lower_bound": _lower_bound,
     "accuracy": _accuracy,
     "sampler": _sampler,
 }
 """The functions of a `Model`, with its settings in front."""
 
-BATCH_FUNCTIONS = ("loss", "value_and_grad", "loss_reference", "accuracy")
+BATCH_FUNCTIONS = ("loss", "value_and_grad", "loss_reference", "accuracy", "lower_bound")
 """Those of params and a batch, which run compiled and have traits."""

@@ -1,13 +1,9 @@
-"""Random numbers by index: draw `i` is a function of the key and of `i` alone.
+"""Uniform and normal numbers, drawn at the pace that random search asks for.
 
-Indices go to 2^63. Inside compiled code an index is two uint32 words, `high` and `low`; outside
-it is a Python int.
-
-Uniform and normal numbers are drawn at the pace that random search asks for. `jax.random.bits`
-runs threefry as a rolled loop on CPUs, which writes its state to memory in each round, and throws
-away one of the two words that each block yields. Here the rounds are written out, so XLA keeps
-them in registers, and both words are used: 525 against 215 million words a second on 2 cores with
-AVX-512 (jax 0.10.2, 21 words for each of 16,384 keys).
+`jax.random.bits` runs threefry as a rolled loop on CPUs, which writes its state to memory in each
+round, and throws away one of the two words that each block yields. Here the rounds are written out,
+so XLA keeps them in registers, and both words are used: 525 against 215 million words a second on
+2 cores with AVX-512 (jax 0.10.2, 21 words for each of 16,384 keys).
 
 Reference: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (threefry).
 """
@@ -20,28 +16,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-
-def words(index: int) -> tuple[np.uint32, np.uint32]:
-    """The high and the low 32 bits of an index."""
-    return np.uint32(index >> 32), np.uint32(index & 0xFFFFFFFF)
-
-
-def join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """The uint64 index, or indices, of two uint32 words."""
-    return np.asarray(high, np.uint64) << np.uint64(32) | np.asarray(low, np.uint64)
-
-
-def add(high: jax.Array, low: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The words of `index + offset`; all uint32, the carry included."""
-    sums = low + offset
-    return high + (sums < low).astype(jnp.uint32), sums
-
-
-def fold_index(stream: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
-    """The key of one index: `fold_in(fold_in(stream, high), low)`."""
-    return jax.random.fold_in(jax.random.fold_in(stream, high), low)
-
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = np.uint32(0x1BD11BDA)

@@ -3,7 +3,8 @@
 Candidate `i` is `sample_fn(key_i)`, whose key depends on the search's key and on `i` alone. An
 index thus stands for its params: a search stores indices, and `candidate_params` returns the
 params. Values are always computed in tiles of one width, so they are the same bits however a
-range is cut into chunks, devices, processes or runs.
+range is cut into chunks, devices, processes or runs. Indices go to 2^63: inside compiled code
+an index is two uint32 words, `high` and `low`; outside it is a Python int.
 
 `evaluate` returns the losses of a range, and `reduce` what any `Statistic` learns about it.
 `run_search` is the loop of random search: chunks, stop rules and checkpoints.
@@ -40,7 +41,8 @@ from jaxnn.run.checks import (
 from jaxnn.run.fingerprint import run_metadata
 from jaxnn.run.loop import Limits, Progress, Work, run
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
-from jaxnn.run.random import add, fold_index, join, words
+from jaxnn.search import rejection as rejecting
+from jaxnn.search.rejection import Rejection
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
 from jaxnn.typing import Device, Function, LossFn, PyTree, SampleFn, Status, traits_of
 
@@ -320,6 +322,7 @@ def run_search(
     progress: Callable[[RunState], Progress],
     *,
     rules: Sequence[StopRule] = (),
+    rejection: Rejection | None = None,
     largest_chunk: int | None = None,
 ) -> RunState:
     """Reduce the span, from its checkpoint if there is one, to its end or to a stop rule."""
@@ -334,7 +337,7 @@ def run_search(
 
     def take(state: RunState, end: int, threshold: float | None = None) -> RunState:
         chunk = span._replace(start=state.end, stop=end)
-        totals = reduce_range(problem, statistics, chunk, devices, state.totals)
+        totals = reduce_range(problem, statistics, chunk, devices, state.totals, rejection)
         return RunState(totals, end, stop_threshold=threshold)
 
     def advance(state: RunState, _: int, tiles: int) -> tuple[RunState, Status | None]:
@@ -394,14 +397,18 @@ def reduce_range(
     span: Span,
     devices: Sequence[Device],
     totals: Totals,
+    rejection: Rejection | None = None,
 ) -> Totals:
     """Take at most 2^30 candidates into the totals; each device reduces its shard of the tiles."""
     states = {name: each.start for name, each in statistics.items()}
     updates = {name: each.update for name, each in statistics.items()}
     running = []
+    if rejection is not None:
+        rejection = _planned(problem, rejection, span, totals)
     try:
         for (first, last), device in zip(shards(span, len(devices)), devices, strict=False):
-            given = *jax.device_put((problem, updates, states), device), words(first)
+            shared = problem, rejection, updates, states
+            given = *jax.device_put(shared, device), words(first)
             running.append(_reduce_shard(*given, np.uint32(last - first), tile=span.tile))
         parts = [jax.tree.map(np.asarray, reduced) for reduced in running]
     except jax.errors.JaxRuntimeError as error:
@@ -412,6 +419,28 @@ def reduce_range(
             f"a tile of {span.tile} candidates does not fit: give a lower memory_budget"
         ) from error
     return merge_states(statistics, totals, *parts)
+
+
+def _planned(
+    problem: SearchProblem, rejection: Rejection, span: Span, totals: Totals
+) -> Rejection | None:
+    """Choose how many rows come first, by what they drop of the range's first tile."""
+    rejection = rejection._replace(kth_best=totals["best"].loss[-1:].min(initial=np.inf))
+    dropped = _dropped(problem, rejection, words(span.start), tile=span.tile)
+    num_blocks = rejecting.best_num_blocks(np.asarray(dropped), rejection.share)
+    return rejection._replace(num_blocks=np.int32(num_blocks)) if num_blocks else None
+
+
+@program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)
+def _dropped(
+    problem: SearchProblem,
+    rejection: Rejection,
+    begin: tuple[jax.Array, jax.Array],
+    *,
+    tile: int,
+) -> jax.Array:
+    indices = add(*begin, jnp.arange(tile, dtype=jnp.uint32))
+    return rejecting.share_dropped(rejection, _params_of(problem, *indices))
 
 
 def shards(span: Span, workers: int) -> Iterator[tuple[int, int]]:
@@ -425,6 +454,7 @@ def shards(span: Span, workers: int) -> Iterator[tuple[int, int]]:
 @program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)
 def _reduce_shard(
     problem: SearchProblem,
+    rejection: Rejection | None,
     updates: Mapping[str, Partial],
     states: Totals,
     begin: tuple[jax.Array, jax.Array],
@@ -435,20 +465,52 @@ def _reduce_shard(
     """Take `size` candidates from index `begin` on into the states, tile after tile."""
     lanes = jnp.arange(tile, dtype=jnp.uint32)
 
-    def value_of(high: jax.Array, low: jax.Array) -> PyTree:
+    def score(states: Totals, offset: jax.Array, inside: jax.Array) -> Totals:
         # The key, and so the candidate, is a function of the index alone.
-        params = problem.sample(fold_index(problem.stream, high, low))
-        return problem.value(params, problem.batch)
+        high, low = add(*begin, offset)
+        params = _params_of(problem, high, low)
+        values = Tile(high, low, inside, jax.vmap(problem.value, (0, None))(params, problem.batch))
+        return {name: update(states[name], values) for name, update in updates.items()}
 
     def take_tile(number: jax.Array, states: Totals) -> Totals:
         # Lanes past the end are evaluated as well, since all tiles have one width.
         offset = number * jnp.uint32(tile) + lanes
-        high, low = add(*begin, offset)
-        values = Tile(high, low, offset < size, jax.vmap(value_of)(high, low))
-        return {name: update(states[name], values) for name, update in updates.items()}
+        return score(states, offset, offset < size)
 
+    def is_dropped(rejection: Rejection, states: Totals, offset: jax.Array) -> jax.Array:
+        bounds = rejecting.lower_bounds(rejection, _params_of(problem, *add(*begin, offset)))
+        return rejecting.is_too_high(rejection, bounds, states["best"].loss[-1])
+
+    if rejection is not None:
+        dropped = functools.partial(is_dropped, rejection)
+        return rejecting.reduce_survivors(dropped, score, dict(states), size, tile)
     num_tiles = (size + jnp.uint32(tile - 1)) // jnp.uint32(tile)
     return jax.lax.fori_loop(jnp.uint32(0), num_tiles, take_tile, dict(states))
+
+
+def _params_of(problem: SearchProblem, high: jax.Array, low: jax.Array) -> PyTree:
+    return jax.vmap(lambda *index: problem.sample(fold_index(problem.stream, *index)))(high, low)
+
+
+def words(index: int) -> tuple[np.uint32, np.uint32]:
+    """The high and the low 32 bits of an index."""
+    return np.uint32(index >> 32), np.uint32(index & 0xFFFFFFFF)
+
+
+def join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """The uint64 index, or indices, of two uint32 words."""
+    return np.asarray(high, np.uint64) << np.uint64(32) | np.asarray(low, np.uint64)
+
+
+def add(high: jax.Array, low: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The words of `index + offset`; all uint32, the carry included."""
+    sums = low + offset
+    return high + (sums < low).astype(jnp.uint32), sums
+
+
+def fold_index(stream: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
+    """The key of one index: `fold_in(fold_in(stream, high), low)`."""
+    return jax.random.fold_in(jax.random.fold_in(stream, high), low)
 
 
 def check_draws(problem: SearchProblem, start: int) -> None:

@@ -15,8 +15,7 @@ from scipy.special import betaincinv
 
 from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import summary
-from jaxnn.run.random import join
-from jaxnn.search.engine import RunState
+from jaxnn.search.engine import RunState, join
 from jaxnn.search.statistics import CandidateTable, StatisticsConfig, bin_edges
 from jaxnn.typing import PyTree, Status
 
@@ -42,10 +41,12 @@ class Histogram(NamedTuple):
     Attributes:
         edges: rising edges, `(bins + 1,)`; the outer ones are infinite where bins were chosen.
         counts: losses with `edges[b] <= loss < edges[b + 1]`, `(bins,)`, int64.
+        highest: losses above this were not counted; inf if all were.
     """
 
     edges: np.ndarray
     counts: np.ndarray
+    highest: float = np.inf
 
 
 class ThresholdCounts(NamedTuple):
@@ -99,7 +100,8 @@ class RandomSearchResult(NamedTuple):
         loss: its loss; inf if none was finite.
         candidate: its index; None if none was finite. Ties go to the lowest index.
         num_evaluations: candidates evaluated.
-        num_nonfinite: how many of them had a loss of NaN or +-inf; those never win.
+        num_nonfinite: how many of them had a loss of NaN or +-inf; those never win. None for a
+            search with `keep_below`.
         status: "completed", "interrupted", "reached", "stopped" or "nonfinite".
         history: the trail of improvements.
         top: the `top_k` best candidates, best first.
@@ -112,7 +114,7 @@ class RandomSearchResult(NamedTuple):
     loss: float
     candidate: int | None
     num_evaluations: int
-    num_nonfinite: int
+    num_nonfinite: int | None
     status: Status
     history: Improvements
     top: Candidates
@@ -148,7 +150,8 @@ def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:
         Expected losses, float64, the shape of `num_draws`.
 
     Raises:
-        ValueError: if the histogram is empty or an `n` is below 1.
+        ValueError: if the histogram is empty or of a search with `keep_below`, or an `n` is
+            below 1.
 
     Example:
         >>> histogram = Histogram(np.array([0.0, 1.0, 2.0]), np.array([1, 1]))
@@ -157,6 +160,11 @@ def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:
     """
     if not isinstance(histogram, Histogram):
         raise TypeError(f"histogram must be that of a search; got a {type(histogram).__name__}")
+    if histogram.highest < np.inf:
+        raise ValueError(
+            "histogram must count all losses; got one of a search with keep_below="
+            f"{histogram.highest:g}"
+        )
     draws = as_numpy("num_draws", num_draws).astype(np.float64)
     if np.any(draws < 1):
         raise ValueError(f"num_draws must be at least 1; got {draws.min():g}")
@@ -190,7 +198,9 @@ def make_result(
         loss=loss,
         candidate=candidate,
         num_evaluations=num_evaluations,
-        num_nonfinite=num_evaluations - int(totals["histogram"].sum()),
+        num_nonfinite=None
+        if config.keep_below is not None
+        else num_evaluations - int(totals["histogram"].sum()),
         status="nonfinite" if is_nonfinite else state.status,
         history=Improvements(_evaluations(spans, trail.candidate), *trail),
         top=as_candidates(totals["best"]),
@@ -214,13 +224,15 @@ def as_candidates(table: CandidateTable) -> Candidates:
 
 def _as_histogram(counts: np.ndarray, config: StatisticsConfig) -> Histogram:
     """The bins chosen with one below and one above, or the automatic ones that are in use."""
+    highest = np.inf if config.keep_below is None else config.keep_below
     if config.bins is not None:
-        return Histogram(np.array([-np.inf, *config.bins, np.inf]), counts)
+        return Histogram(np.array([-np.inf, *config.bins, np.inf]), counts, highest)
     used = np.flatnonzero(counts)
     if not used.size:
-        return Histogram(np.zeros(1), np.zeros(0, np.int64))
+        return Histogram(np.zeros(1), np.zeros(0, np.int64), highest)
     first, last = int(used[0]), int(used[-1])
-    return Histogram(bin_edges(first, last).astype(np.float64), counts[first : last + 1])
+    edges = bin_edges(first, last).astype(np.float64)
+    return Histogram(edges, counts[first : last + 1], highest)
 
 
 def interval(

@@ -106,6 +106,7 @@ class StatisticsConfig(NamedTuple):
     thresholds: list[float]
     bins: list[float] | None  # None for those of the float's own bits
     collect: list[Any] | None  # threshold and limit
+    keep_below: float | None  # None where every loss is kept
 
 
 class CandidateTable(NamedTuple):
@@ -129,6 +130,7 @@ def as_config(
     thresholds: Sequence[float],
     bins: Sequence[float] | None,
     collect: Collect | None,
+    keep_below: float | None,
 ) -> StatisticsConfig:
     """Return what a user asks of a search, checked."""
     edges = None if bins is None else _as_rising("bins", bins, dtype)
@@ -143,7 +145,11 @@ def as_config(
         collected = [threshold, as_count("collect.limit", collect.limit, 1, MOST_LISTED)]
     top_k = as_count("top_k", top_k, 1, MOST_LISTED)
     limits = _as_rising("thresholds", thresholds, dtype)
-    return StatisticsConfig(str(dtype), top_k, limits, edges, collected)
+    if keep_below is not None:  # all that is asked for is kept as well
+        as_real("keep_below", keep_below, minimum=-np.inf)
+        lowest = _as_rising("keep_below", [keep_below], dtype)
+        keep_below = max([*lowest, *limits, *(collected or [])[:1]])
+    return StatisticsConfig(str(dtype), top_k, limits, edges, collected, keep_below)
 
 
 def statistics_of(config: StatisticsConfig) -> dict[str, Statistic]:
@@ -152,6 +158,7 @@ def statistics_of(config: StatisticsConfig) -> dict[str, Statistic]:
     edges = None if config.bins is None else np.array(config.bins, dtype)
     counts = np.zeros(NUM_BINS if edges is None else len(edges) + 1, np.uint32)
     thresholds = np.array(config.thresholds, dtype)
+    highest = None if config.keep_below is None else np.array(config.keep_below, dtype)
     chosen = {
         # The lowest losses, in order; ties go to the lowest index.
         "best": Statistic(
@@ -164,7 +171,7 @@ def statistics_of(config: StatisticsConfig) -> dict[str, Statistic]:
             _merge_improvements,
         ),
         # How many losses fall between edges, and below and above them.
-        "histogram": Statistic(counts, Partial(_count_in_bins, edges), _add_counts),
+        "histogram": Statistic(counts, Partial(_count_in_bins, edges, highest), _add_counts),
         # How many losses are at most each threshold.
         "num_below": Statistic(
             np.zeros(len(thresholds), np.uint32), Partial(_count_at_most, thresholds), _add_counts
@@ -224,7 +231,9 @@ def _count_at_most(thresholds: jax.Array, counts: jax.Array, tile: Tile) -> jax.
     return counts + jnp.sum(below, axis=1, dtype=counts.dtype)
 
 
-def _count_in_bins(edges: jax.Array | None, counts: jax.Array, tile: Tile) -> jax.Array:
+def _count_in_bins(
+    edges: jax.Array | None, highest: jax.Array | None, counts: jax.Array, tile: Tile
+) -> jax.Array:
     if edges is None:
         # The bits of floats order as integers, once those of the negative ones are turned.
         bits = jax.lax.bitcast_convert_type(_ranked(tile).astype(jnp.float32), jnp.int32)
@@ -232,7 +241,8 @@ def _count_in_bins(edges: jax.Array | None, counts: jax.Array, tile: Tile) -> ja
         bins = (ordered >> SHIFT) + jnp.int32(NUM_BINS // 2)
     else:
         bins = jnp.searchsorted(edges, tile.value, side="right")
-    return counts.at[bins].add(_is_loss(tile).astype(counts.dtype))
+    counted = _is_loss(tile) if highest is None else _is_loss(tile) & (tile.value <= highest)
+    return counts.at[bins].add(counted.astype(counts.dtype))
 
 
 def _keep_best(table: CandidateTable, tile: Tile) -> CandidateTable:

@@ -1,0 +1,143 @@
+"""Early rejection: drop a candidate as soon as a few rows say that its loss is too high.
+
+A loss that is a mean over rows, none of which is below 0, is at least what some of its rows add up
+to. So a candidate is dropped when the lower bound from the first rows exceeds the highest loss
+that still matters. Those that are left are packed side by side and scored in full, in tiles of the
+same width as in a search without rejection: their losses are the same bits.
+
+The rows of the bound are spread evenly over the batch. How many pay is chosen for each chunk from
+the share of one tile that they drop; where no bound drops enough, every candidate is scored.
+
+Measured on 2 cores with AVX-512, vertical data, 300 rows, only the best kept, in candidates a
+second without and with rejection: see the README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from jaxnn.run.checks import as_partial
+from jaxnn.typing import Function, PyTree, traits_of
+
+State = TypeVar("State")
+
+ROWS_PER_BLOCK = 30
+GOLDEN = (5**0.5 - 1) / 2
+MARGIN = 2.0**-10
+"""Share by which a bound must exceed the limit: the two sums are rounded in different orders."""
+WORTH = 0.8
+"""Share of the work of scoring every candidate that bounds and survivors together may take."""
+
+
+class Rejection(NamedTuple):
+    """What drops candidates: an argument of the compiled loop."""
+
+    bound: Partial  # bound(params, batch) -> the mean over its rows of what each loses at least
+    blocks: PyTree  # the rows of the batch, (blocks, rows of a block, ...)
+    share: ArrayLike  # rows of a block, as a share of all rows
+    keep_below: ArrayLike  # losses up to this always matter
+    kth_best: ArrayLike  # and those up to this may, until a lower one is found
+    num_blocks: ArrayLike = 0  # how many blocks the bound looks at; 0 drops nothing
+
+
+def as_rejection(loss_fn: Function, batch: PyTree, keep_below: float, dtype: np.dtype) -> Rejection:
+    """Return what drops candidates with a loss above `keep_below`, checked."""
+    bound = traits_of(loss_fn).lower_bound
+    if bound is None:
+        raise ValueError(
+            "keep_below needs a loss_fn whose traits have a lower_bound, as model.loss has of a "
+            "network of at most 16 outputs; see jaxnn.typing.Traits for a loss of your own"
+        )
+    rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(rows) != 1 or () in rows:
+        raise ValueError("keep_below needs a batch whose arrays all have the rows as first axis")
+    ((num_rows,),) = rows
+    size = min(ROWS_PER_BLOCK, num_rows)
+    # Multiples of the golden ratio spread every prefix evenly, so classes come in turn.
+    order = np.argsort(np.arange(num_rows) * GOLDEN % 1)[: num_rows // size * size]
+    blocks = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf)[order].reshape(-1, size, *leaf.shape[1:]), batch
+    )
+    share, limits = np.array(size / num_rows, dtype), np.array([keep_below, np.inf], dtype)
+    return Rejection(as_partial("loss_fn.traits.lower_bound", bound), blocks, share, *limits)
+
+
+def lower_bounds(rejection: Rejection, params: PyTree) -> jax.Array:
+    """Return what the loss of each candidate is at least, `(candidates,)`."""
+    bound = jax.vmap(rejection.bound, (0, None))
+
+    def add_block(number: jax.Array, total: jax.Array) -> jax.Array:
+        return total + bound(params, jax.tree.map(lambda leaf: leaf[number], rejection.blocks))
+
+    num_candidates = jax.tree.leaves(params)[0].shape[0]
+    zeros = jnp.zeros(num_candidates, jnp.result_type(rejection.share))
+    return rejection.share * jax.lax.fori_loop(0, rejection.num_blocks, add_block, zeros)
+
+
+def is_too_high(rejection: Rejection, bounds: jax.Array, kth_best: ArrayLike) -> jax.Array:
+    """Return which losses cannot matter; NaN compares false, and so is never dropped."""
+    limit = jnp.maximum(jnp.minimum(rejection.kth_best, kth_best), rejection.keep_below)
+    return bounds * (1 - MARGIN) > limit
+
+
+def share_dropped(rejection: Rejection, params: PyTree) -> jax.Array:
+    """Return the share of candidates that is dropped after each block, `(blocks,)`."""
+    bound = jax.vmap(rejection.bound, (0, None))
+
+    def add_block(total: jax.Array, block: PyTree) -> tuple[jax.Array, jax.Array]:
+        total = total + rejection.share * bound(params, block)
+        return total, jnp.mean(is_too_high(rejection, total, rejection.kth_best))
+
+    num_candidates = jax.tree.leaves(params)[0].shape[0]
+    zeros = jnp.zeros(num_candidates, jnp.result_type(rejection.share))
+    return jax.lax.scan(add_block, zeros, rejection.blocks)[1]
+
+
+def best_num_blocks(dropped: np.ndarray, share: ArrayLike) -> int:
+    """Return how many blocks make the least work; 0 if no number of them is worth it."""
+    work = np.asarray(share) * np.arange(1, len(dropped) + 1) + 1 - dropped
+    best = int(np.argmin(work))
+    return best + 1 if work[best] < WORTH else 0
+
+
+def reduce_survivors(
+    is_dropped: Callable[[State, jax.Array], jax.Array],
+    score: Callable[[State, jax.Array, jax.Array], State],
+    states: State,
+    size: jax.Array,
+    tile: int,
+) -> State:
+    """Score the candidates of `range(size)` that are not dropped, in order, in full tiles.
+
+    `is_dropped(states, offset)` tells which candidates of a tile are, and `score(states, offset,
+    inside)` takes a tile into the states.
+    """
+    lanes = jnp.arange(tile, dtype=jnp.uint32)
+
+    def score_waiting(carry: tuple[State, jax.Array, jax.Array]):
+        states, waiting, count = carry
+        states = score(states, waiting[:tile], lanes < count)
+        return states, jnp.roll(waiting, -tile), jnp.maximum(count, tile) - jnp.uint32(tile)
+
+    def look_at_tile(number: jax.Array, carry: tuple[State, jax.Array, jax.Array]):
+        # Survivors queue up, fewer than a tile before and fewer than two after, until a whole tile
+        # of them can be scored.
+        states, waiting, count = carry
+        offset = number * jnp.uint32(tile) + lanes
+        kept = (offset < size) & ~is_dropped(states, offset)
+        place = count + jnp.cumsum(kept, dtype=jnp.uint32) - 1
+        waiting = waiting.at[jnp.where(kept, place, 2 * tile)].set(offset, mode="drop")
+        carry = states, waiting, count + jnp.sum(kept, dtype=jnp.uint32)
+        return jax.lax.cond(carry[2] >= tile, score_waiting, lambda carry: carry, carry)
+
+    num_tiles = (size + jnp.uint32(tile - 1)) // jnp.uint32(tile)
+    waiting, count = jnp.zeros(2 * tile, jnp.uint32), jnp.uint32(0)
+    carry = jax.lax.fori_loop(jnp.uint32(0), num_tiles, look_at_tile, (states, waiting, count))
+    return score_waiting(carry)[0]

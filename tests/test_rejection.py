@@ -1,0 +1,203 @@
+"""Early rejection: what is left out changes nothing of what a search was asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from search_setups import set_up
+
+import jaxnn
+from jaxnn.run import loop
+from jaxnn.search import rejection
+from jaxnn.typing import Traits, traits_of
+
+KEY = jax.random.key(3)
+ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(60, 2)), jnp.float32)
+
+
+def absolute_error(params, batch):
+    """The mean over the rows of their distances from a line; it is its own lower bound."""
+    loss = jnp.mean(jnp.abs(batch[:, 1] - params[0] * batch[:, 0] - params[1]))
+    return jnp.where(params[0] > 2.2, jnp.nan, jnp.where(params[0] < -2.4, jnp.inf, loss))
+
+
+vars(absolute_error)["traits"] = Traits(lower_bound=absolute_error)
+
+
+def sample_fn(key):
+    return 2 * jax.random.normal(key, (2,))
+
+
+OWN = (KEY, absolute_error, sample_fn, ROWS)
+OPTIONS = {"num_candidates": 6_000, "memory_budget": 2**16, "top_k": 5, "thresholds": [0.9, 1.1]}
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Short chunks and few rows a block, and a bound that is always thought to be worth it."""
+    monkeypatch.setattr(rejection, "ROWS_PER_BLOCK", 8)
+    monkeypatch.setattr(rejection, "WORTH", np.inf)
+    monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", 1e-9)
+    monkeypatch.setattr(loop, "LARGEST_GROWTH", 1e9)
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """The numbers of blocks that the chunks of the searches looked at."""
+    numbers, choose = [], rejection.best_num_blocks
+
+    def best_num_blocks(dropped, share):
+        numbers.append(choose(dropped, share))
+        return numbers[-1]
+
+    monkeypatch.setattr(rejection, "best_num_blocks", best_num_blocks)
+    return numbers
+
+
+def check_same(found, whole, highest):
+    """All but the losses above the highest that matters is the same, bit for bit."""
+    given_up = {"histogram": None, "num_nonfinite": None}
+    leaves, others = (jax.tree.leaves(each._replace(**given_up)) for each in (found, whole))
+    for leaf, other in zip(leaves, others, strict=True):
+        np.testing.assert_array_equal(leaf, other)
+    assert found.num_nonfinite is None
+    assert found.histogram.highest == np.float32(highest)
+    # Bins below the highest count the same; the one that holds it counts up to it.
+    edges = found.histogram.edges[1:] <= found.histogram.highest
+    for edge, counted in zip(
+        found.histogram.edges[:-1][edges], found.histogram.counts, strict=False
+    ):
+        assert counted == whole.histogram.counts[np.searchsorted(whole.histogram.edges, edge)]
+    if len(whole.counts.num_below):
+        assert found.histogram.counts.sum() >= whole.counts.num_below[-1]
+
+
+@pytest.mark.parametrize("keep_below", [0.0, 1.3])
+def test_a_loss_of_ones_own_finds_the_same_with_and_without(eager, looked_at, keep_below):
+    collect = jaxnn.Collect(1.0, 50)
+    whole = jaxnn.random_search(*OWN, **OPTIONS, collect=collect)
+    found = jaxnn.random_search(*OWN, **OPTIONS, collect=collect, keep_below=keep_below)
+    check_same(found, whole, max(keep_below, 1.1))
+    assert max(looked_at) >= 1
+    assert whole.num_nonfinite  # NaN and inf were among them
+
+
+def test_few_candidates_are_scored(eager, monkeypatch):
+    scored, real = [], rejection.reduce_survivors
+
+    def counting(is_dropped, score, states, size, tile):
+        def counted(states, offset, inside):
+            jax.debug.callback(lambda inside: scored.append(int(np.sum(inside))), inside)
+            return score(states, offset, inside)
+
+        return real(is_dropped, counted, states, size, tile)
+
+    monkeypatch.setattr(rejection, "reduce_survivors", counting)
+    options = {**OPTIONS, "thresholds": [], "memory_budget": 2**17}
+    jaxnn.random_search(*OWN, **options, keep_below=0.0)
+    jax.effects_barrier()
+    assert 0 < sum(scored) < 3_000  # of 6,000
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_networks_find_the_same_with_and_without(eager, number):
+    check_set_up(number, keep_below=0.5)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("number", range(3, 203))
+def test_many_networks_find_the_same_with_and_without(eager, monkeypatch, number):
+    monkeypatch.setattr(rejection, "WORTH", [np.inf, 0.8][number % 2])
+    check_set_up(number, keep_below=float(np.random.default_rng(number).uniform(0, 2)))
+
+
+def check_set_up(number, keep_below):
+    given, options = set_up(number)
+    whole = jaxnn.random_search(*given, **options)
+    found = jaxnn.random_search(*given, **options, keep_below=keep_below)
+    highest = max(keep_below, options["thresholds"][-1], options["collect"].threshold)
+    check_same(found, whole, highest)
+
+
+WIDE = [
+    ((2, 40, 3), "softmax", "categorical_crossentropy"),
+    ((2, 40, 2), "sigmoid", "binary_crossentropy"),
+    ((2, 40, 2), "tanh", "mean_squared_error"),
+]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "output", "loss"),
+    [WIDE[0], *(pytest.param(*each, marks=pytest.mark.slow) for each in WIDE[1:])],
+)
+def test_wide_networks_find_the_same_with_and_without(eager, sizes, output, loss):
+    model = jaxnn.mlp(sizes, output=output, loss=loss)
+    rng = np.random.default_rng(1)
+    targets = rng.integers(0, 3, 50) if sizes[-1] == 3 else rng.random((50, 2))
+    batch = jaxnn.Batch(rng.normal(size=(50, 2)).astype(np.float32), targets)
+    given = KEY, model.loss, model.sampler(scale=2.0), batch
+    whole = jaxnn.random_search(*given, num_candidates=2_000, top_k=4)
+    found = jaxnn.random_search(*given, num_candidates=2_000, top_k=4, keep_below=0.0)
+    check_same(found, whole, 0.0)
+
+
+@pytest.mark.parametrize(("sizes", "output", "loss"), [*WIDE, ((2, 3, 3), *WIDE[0][1:])])
+def test_the_bound_of_a_network_is_below_its_loss_and_not_far(sizes, output, loss):
+    model, rng = jaxnn.mlp(sizes, output=output, loss=loss), np.random.default_rng(2)
+    rows = rng.normal(size=(40, 2)).astype(np.float32)
+    params = jax.vmap(model.sampler(scale=8.0))(jax.random.split(KEY, 64))
+    kinds = [rng.integers(0, 3, 40), rng.random((40, 3))]
+    bound = traits_of(model.loss).lower_bound or pytest.fail("the loss has no bound")
+    for targets in kinds if sizes[-1] == 3 else [rng.random((40, 2))]:
+        batch = jaxnn.Batch(rows, targets)
+        losses = jax.vmap(model.loss, (0, None))(params, batch)
+        bounds = jax.vmap(bound, (0, None))(params, batch)
+        assert np.all(bounds >= 0)
+        assert np.all(bounds <= losses * (1 + 1e-6))
+        # What is left out is the log of a factor: at most the outputs, or 2 for each of them.
+        assert np.all(losses - bounds <= 1.7 * np.log(4))
+
+
+def test_a_resumed_search_is_the_whole_and_another_limit_is_refused(eager, tmp_path):
+    path = tmp_path / "search.npz"
+    whole = jaxnn.random_search(*OWN, **OPTIONS, keep_below=1.3)
+    first = {**OPTIONS, "num_candidates": 2_500}
+    jaxnn.random_search(*OWN, **first, keep_below=1.3, checkpoint=path)
+    found = jaxnn.random_search(*OWN, **OPTIONS, keep_below=1.3, checkpoint=path)
+    for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+    with pytest.raises(ValueError, match="keep_below"):
+        jaxnn.random_search(*OWN, **OPTIONS, keep_below=1.4, checkpoint=path)
+
+
+def test_losses_that_lie_close_together_are_all_scored(looked_at, monkeypatch):
+    monkeypatch.setattr(loop, "SECONDS_PER_CHUNK", 1e-9)
+    narrow = jax.tree_util.Partial(lambda scale, key: scale * sample_fn(key), 1e-3)
+    jaxnn.random_search(KEY, absolute_error, narrow, ROWS, num_candidates=3_000, keep_below=0.0)
+    assert max(looked_at) == 0
+
+
+def test_a_histogram_of_some_losses_tells_no_expected_best():
+    found = jaxnn.random_search(*OWN, **OPTIONS, keep_below=0.0)
+    with pytest.raises(ValueError, match="histogram must count all losses; got one of a search"):
+        jaxnn.expected_best(found.histogram, 10)
+
+
+def test_rows_are_looked_at_in_an_order_that_is_even():
+    plan = rejection.as_rejection(
+        absolute_error, np.arange(300.0).reshape(300, 1), 0.0, np.dtype("float32")
+    )
+    classes = np.asarray(plan.blocks)[0, :, 0] // 100
+    assert np.ptp(np.bincount(classes.astype(int), minlength=3)) <= 2
+
+
+def test_what_has_no_bound_or_no_rows_is_refused():
+    def bare(params, batch):
+        return absolute_error(params, batch)
+
+    with pytest.raises(ValueError, match="keep_below needs a loss_fn whose traits have a lower_bo"):
+        jaxnn.random_search(KEY, bare, sample_fn, ROWS, num_candidates=10, keep_below=0.0)
+    with pytest.raises(ValueError, match="keep_below needs a batch whose arrays all have the rows"):
+        rejection.as_rejection(absolute_error, (ROWS, 1.0), 0.0, np.dtype("float32"))
+    with pytest.raises(ValueError, match="keep_below must be"):
+        jaxnn.random_search(*OWN, num_candidates=10, keep_below=np.nan)
