@@ -3,6 +3,10 @@
     python scripts/random_search.py --candidates 1e8 --scale 4 --thresholds 0.2 0.3 --plot
     python scripts/random_search.py --candidates 1e10 --checkpoint search.npz
 
+Where only the best and the thresholds are asked for, --keep-below drops other candidates early.
+
+    python scripts/random_search.py --candidates 1e9 --thresholds 0.2 0.3 --keep-below 0
+
 Several scales are compared: one search a scale tells the expected best of every smaller count.
 
     python scripts/random_search.py --candidates 1e7 --scale 0.05 0.5 1 2 4 8 16
@@ -52,6 +56,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--bias-scale", type=float, help="Multiply the draws of biases by this; --scale if absent.")
     add("--top-k", type=int, default=10, help="List this many of the best.")
     add("--thresholds", type=float, nargs="*", default=[], help="Count the losses up to each.")
+    add("--keep-below", type=float, help="Ask nothing of losses above this and the thresholds, "
+        "which is several times faster; without a figure.")  # fmt: skip
     cli.add_limits(parser)
     add("--merge", type=Path, nargs="+", metavar="FILE", help="Merge these checkpoints instead.")
     add("--devices", type=int, help="Use this many devices; all if absent.")
@@ -62,6 +68,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--plot", action="store_true", help="Draw the histogram and the expected best of n.")
     cli.add_output(parser)
     arguments = parser.parse_args(argv)
+    if arguments.keep_below is not None and (arguments.plot or len(arguments.scale) > 1):
+        parser.error("--keep-below must come without --plot and with one --scale")
     if arguments.distributed and len(arguments.distributed) != 3:
         parser.error("--distributed must be followed by ADDRESS:PORT, a number and an index")
     return arguments
@@ -138,7 +146,8 @@ def show(result: Any, rate: float | None) -> None:
     """Print what was found."""
     pace = "" if rate is None else f"{rate:,.0f} a second, "
     head = f"{result.status}: {result.num_evaluations:,} candidates, {pace}"
-    print(f"{head}{result.num_nonfinite:,} not finite")
+    unscored = result.num_nonfinite is None
+    print(head + ("most dropped early" if unscored else f"{result.num_nonfinite:,} not finite"))
     for candidate, loss in zip(*result.top, strict=True):
         print(f"  candidate {candidate:>16,}  loss {loss:.6f}")
     for threshold, number, share, low, high in zip(*result.counts, strict=True):
@@ -189,8 +198,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.merge:
         result, pace = jaxnn.merge_searches(arguments.merge, sample_fn), {}
     else:
-        lists = {"top_k": arguments.top_k, "thresholds": sorted(arguments.thresholds)}
-        result, pace = search(arguments, partial(train, arguments.scale[0], **lists))
+        asked = {"top_k": arguments.top_k, "thresholds": sorted(arguments.thresholds)}
+        asked["keep_below"] = arguments.keep_below
+        result, pace = search(arguments, partial(train, arguments.scale[0], **asked))
     if jax.process_index():  # The first process alone reports.
         finished(result)
         return

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
+import scipy.stats
 from jax.extend.random import threefry_2x32
 from keys import KEY_IMPLEMENTATIONS
 
+from jaxnn.run import random
 from jaxnn.run.random import normals, threefry, uniforms
 from jaxnn.search import engine as streams
 
@@ -111,14 +112,67 @@ def test_uniforms_are_odd_multiples_of_two_to_the_minus_23(key):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_normals_are_the_inverse_of_the_uniforms(key):
-    u = np.asarray(uniforms(key, 10_001), np.float64)
-    expected = np.sqrt(2) * scipy.special.erfinv(u)
-    np.testing.assert_allclose(normals(key, 10_001), expected, rtol=1e-5)  # erf_inv, in the tails
+def test_normals_are_those_of_box_and_muller(key):
+    u = np.asarray(uniforms(key, 20_002), np.float64)  # of the same words, halved and paired
+    share, angle = (1 + u[:10_001]) / 2, np.pi * u[10_001:]
+    radius = np.sqrt(-2 * np.log(share))
+    expected = np.concatenate([radius * np.sin(angle), radius * np.cos(angle)])
+    drawn = np.asarray(normals(key, 20_002), np.float64)
+    assert np.all(np.abs(drawn - expected) < 1e-6 * np.tile(radius, 2))
 
 
 def test_the_longest_normal_is_finite_and_as_stated():
-    ends = np.array([2**-23 - 1, 1 - 2**-23], np.float32)
-    longest = np.sqrt(2) * np.asarray(jax.lax.erf_inv(ends))
-    assert longest[0] == -longest[1]
-    assert 5.2 < longest[1] < 5.3
+    words = jnp.array([0, 2**32 - 1], jnp.uint32), jnp.array([2**31, 0], jnp.uint32)
+    drawn = np.asarray(random._normal_pair(*words))
+    assert np.all(np.isfinite(drawn))
+    assert 5.76 < np.abs(drawn).max() < 5.77
+
+
+def normals_of_keys(seed, num_keys, count):
+    keys = jax.random.split(jax.random.key(seed), num_keys)
+    return np.asarray(jax.jit(jax.vmap(lambda key: normals(key, count)))(keys))
+
+
+@pytest.mark.parametrize("count", [1, 2, 21, 128, 129, 371])
+@pytest.mark.parametrize("num_keys", [1, 3, 100])
+def test_normals_are_the_same_bits_beside_any_others(count, num_keys):
+    keys = jax.random.split(jax.random.key(9), num_keys)
+    alone = np.stack([normals(key, count) for key in keys[:3]])
+    np.testing.assert_array_equal(normals_of_keys(9, num_keys, count)[:3], alone)
+    nested = jax.vmap(jax.vmap(lambda key: normals(key, count)))(keys[:, None])
+    np.testing.assert_array_equal(nested[:3, 0], alone)
+
+
+def test_normals_are_pinned():
+    drawn = np.asarray(normals(jax.random.key(0), 5))
+    pinned = [0.7792131, 1.649704, 0.1971028, 1.065453, -0.583695]
+    np.testing.assert_allclose(drawn, pinned, rtol=1e-6)
+
+
+def check_moments(drawn):
+    """The first four, and neighbours that are unrelated, each within 5 standard errors."""
+    for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3)):
+        error = np.sqrt(np.prod(np.arange(1, 2 * power, 2)) / drawn.size)
+        assert abs(np.mean(drawn**power) - moment) < 5 * error
+    pairs = drawn[: drawn.size // 2 * 2].reshape(-1, 2)
+    assert abs(np.mean(pairs[:, 0] * pairs[:, 1])) < 5 / np.sqrt(len(pairs))
+
+
+@pytest.mark.parametrize("count", [21, 1_000])
+def test_normals_are_normal(count):
+    drawn = normals_of_keys(3, 1_000_000 // count, count).astype(np.float64)
+    halves = drawn[:, : count // 2] * drawn[:, -(count // 2) :]  # both of each pair
+    assert abs(halves.mean()) < 5 / np.sqrt(halves.size)
+    check_moments(drawn.ravel())
+    assert scipy.stats.kstest(drawn.ravel(), "norm").pvalue > 1e-4
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("count", [20, 1_000])
+def test_a_hundred_million_normals_are_normal_to_the_tails(count):
+    drawn = normals_of_keys(4, 10**8 // count, count).ravel().astype(np.float64)
+    check_moments(drawn)
+    assert scipy.stats.kstest(drawn, "norm").pvalue > 1e-4
+    for limit in (3, 4, 5, 5.3):
+        expected = 2 * scipy.stats.norm.sf(limit) * drawn.size
+        assert abs(np.sum(np.abs(drawn) > limit) - expected) < 5 * np.sqrt(expected) + 1

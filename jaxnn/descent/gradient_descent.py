@@ -34,7 +34,7 @@ from jaxnn.optim.schedules import Schedule
 from jaxnn.run import checks, loop
 from jaxnn.run.checkpoint import Checkpoint, check_saveable
 from jaxnn.run.fingerprint import as_metadata, fingerprint, run_metadata
-from jaxnn.run.programs import own_settings
+from jaxnn.run.programs import own_settings, run_at_once
 from jaxnn.typing import Device, PyTree, Status, ValueAndGradFn, traits_of
 
 CONSTANT_MARGIN = 1e-3
@@ -233,9 +233,8 @@ def gradient_descent(
 
         def advance(blocks: Blocks, *epochs: np.uint32, capacity: int) -> list[kernel.Chunk]:
             arguments = [(*own, run, *epochs) for own, run in zip(fixed, blocks, strict=True)]
-            return replicas.run_blocks(
-                kernel.run_epochs, arguments, networks, plan=plan, capacity=capacity
-            )
+            options = {"plan": plan, "capacity": capacity}
+            return run_at_once(kernel.run_epochs, arguments, networks.devices, **options)
 
         saved = None
         if checkpoint is not None:
@@ -247,7 +246,7 @@ def gradient_descent(
             advance, blocks, num_epochs, plan, networks, limits, saved
         )
         ends = [(*own[:2], run) for own, run in zip(fixed, blocks, strict=True)]
-        ends = replicas.run_blocks(kernel.finalize, ends, networks)
+        ends = run_at_once(kernel.finalize, ends, networks.devices)
         result = _result(ends, blocks, history, status, plan, networks)
         notes = _notes(result, params, constant_loss)
         return loop.told(result._replace(notes=notes), is_interrupted)

@@ -16,9 +16,7 @@ kernels a step, and no less time.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -100,29 +98,3 @@ def place(shared: tuple[Any, ...], own: PyTree, networks: Networks) -> list[tupl
         (*copies[number % len(devices)], *jax.device_put(block, devices[number % len(devices)]))
         for number, block in enumerate(blocks)
     ]
-
-
-def run_blocks(
-    function: Any, blocks: Sequence[tuple[Any, ...]], networks: Networks, **options: Any
-) -> list[Any]:
-    """`function(*block, **options)` of every block, as many at once as there are cores.
-
-    `function` is a `Program`. It is compiled here, in the caller's settings of JAX, which the
-    threads would not know.
-    """
-    if len(blocks) == 1:
-        return [function(*blocks[0], **options)]
-    programs = [function.compile(*block, **options) for block in blocks[: len(networks.devices)]]
-
-    def run(number: int) -> Any:
-        return jax.block_until_ready(programs[number % len(programs)](*blocks[number]))
-
-    with ThreadPoolExecutor(_num_threads(networks.devices)) as threads:
-        return list(threads.map(run, range(len(blocks))))
-
-
-def _num_threads(devices: Sequence[Device]) -> int:
-    if devices[0].platform != "cpu":
-        return len(devices)
-    affinity: Callable[[int], Any] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 from weakref import WeakMethod, ref
@@ -19,7 +21,7 @@ from weakref import WeakMethod, ref
 import jax
 from jax.tree_util import Partial
 
-from jaxnn.typing import Function, PyTree
+from jaxnn.typing import Device, Function, PyTree
 
 BOX: Any = type(Partial(functools.partial(int)).func)
 """What JAX puts around a `functools.partial`, anew for each `Partial`."""
@@ -115,6 +117,34 @@ class Program:
 def program(**options: Any) -> Callable[[Function], Program]:
     """Return a decorator that makes a `Program`; the options are those of `jax.jit`."""
     return functools.partial(Program, **options)
+
+
+def run_at_once(
+    function: Program, calls: Sequence[tuple[PyTree, ...]], devices: Sequence[Device], **static: Any
+) -> list[PyTree]:
+    """Return what a program makes of each call's arguments, as many at once as there are cores.
+
+    Small work pays this way: XLA by itself keeps 1.4 of 2 cores busy on wide networks. The
+    arguments of call `n` are on device `n % len(devices)`. All is compiled here, in the caller's
+    settings of JAX, which the threads would not know.
+    """
+    if len(calls) == 1:
+        return [function(*calls[0], **static)]
+    programs = [function.compile(*call, **static) for call in calls[: len(devices)]]
+
+    def run(number: int) -> PyTree:
+        return jax.block_until_ready(programs[number % len(programs)](*calls[number]))
+
+    with ThreadPoolExecutor(num_threads(devices)) as threads:
+        return list(threads.map(run, range(len(calls))))
+
+
+def num_threads(devices: Sequence[Device]) -> int:
+    """Return how many programs are worth running at once."""
+    if devices[0].platform != "cpu":
+        return len(devices)
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def forget(tree: PyTree) -> None:

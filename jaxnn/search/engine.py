@@ -40,7 +40,13 @@ from jaxnn.run.checks import (
 )
 from jaxnn.run.fingerprint import run_metadata
 from jaxnn.run.loop import Limits, Progress, Work, run
-from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
+from jaxnn.run.programs import (
+    COMPILER_OPTIONS,
+    num_threads,
+    own_settings,
+    program,
+    run_at_once,
+)
 from jaxnn.search import rejection as rejecting
 from jaxnn.search.rejection import Rejection
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
@@ -54,8 +60,8 @@ ON_CPUS, ELSEWHERE = (2**22, 2**14), (2**28, 2**20)
 """Bytes for a tile, and its largest size; on CPUs it stays in the caches of the cores."""
 LARGEST_CHUNK = 2**30
 """Candidates in one call of the compiled loop, whose counts are of 32 bits."""
-TILES_PER_CHUNK = 64
-"""For each device, in `reduce`: a fixed number, so that sums of floats are the same each time."""
+TILES_PER_CHUNK, SHARDS_PER_CHUNK = 64, 8
+"""For each device, in `reduce`: fixed numbers, so that sums of floats are the same on any cores."""
 
 Statistics = Mapping[str, Statistic]
 Totals = dict[str, PyTree]  # the state of each statistic, by its name
@@ -168,8 +174,9 @@ def evaluate(
     check_scalar("loss_fn", loss)
     tile = tile_size(loss_fn, params, problem.batch, memory_budget, devices[0].platform)
     span = Span(start, stop, tile)
-    # A power of two of tiles, so that few programs serve all counts.
-    room = span.tile << (-(-count // span.tile) - 1).bit_length()
+    # A power of two of tiles for each shard, so that few programs serve all counts.
+    num_shards = max(len(devices), num_threads(devices))
+    room = span.tile << (-(-count // (span.tile * num_shards)) - 1).bit_length()
     rows = Rows(np.zeros(room, loss.dtype), np.uint32(0))
     statistics = {"losses": Statistic(rows, Partial(append_rows), concatenate_rows)}
     with own_settings():
@@ -239,7 +246,8 @@ def reduce(
         check_draws(problem, span.start)
         for first in range(span.start, span.stop, width):
             chunk = span._replace(start=first, stop=min(first + width, span.stop))
-            totals = reduce_range(problem, statistics, chunk, devices, totals)
+            num_shards = SHARDS_PER_CHUNK * len(devices)
+            totals = reduce_range(problem, statistics, chunk, devices, totals, None, num_shards)
     return totals
 
 
@@ -398,19 +406,22 @@ def reduce_range(
     devices: Sequence[Device],
     totals: Totals,
     rejection: Rejection | None = None,
+    num_shards: int | None = None,
 ) -> Totals:
-    """Take at most 2^30 candidates into the totals; each device reduces its shard of the tiles."""
+    """Take at most 2^30 candidates into the totals; each thread reduces a shard of the tiles."""
+    num_shards = num_shards or max(len(devices), num_threads(devices))
     states = {name: each.start for name, each in statistics.items()}
     updates = {name: each.update for name, each in statistics.items()}
-    running = []
     if rejection is not None:
         rejection = _planned(problem, rejection, span, totals)
     try:
-        for (first, last), device in zip(shards(span, len(devices)), devices, strict=False):
-            shared = problem, rejection, updates, states
-            given = *jax.device_put(shared, device), words(first)
-            running.append(_reduce_shard(*given, np.uint32(last - first), tile=span.tile))
-        parts = [jax.tree.map(np.asarray, reduced) for reduced in running]
+        shared = [jax.device_put((problem, rejection, updates, states), each) for each in devices]
+        calls = [
+            (*shared[number % len(devices)], words(first), np.uint32(last - first))
+            for number, (first, last) in enumerate(shards(span, num_shards))
+        ]
+        parts = run_at_once(_reduce_shard, calls, devices, tile=span.tile)
+        parts = [jax.tree.map(np.asarray, part) for part in parts]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
