@@ -29,7 +29,7 @@ def test_steps_are_normal_with_the_scale_as_standard_deviation():
 
 
 def test_the_best_chain_is_returned_and_every_chain_kept():
-    found = search(num_chains=3)
+    found = search(num_chains=3, key=jax.random.key(6))
     losses, proposed = found.state.best_loss, found.history.proposed_loss
     assert not np.array_equal(proposed[0], proposed[1])
     best = int(np.argmin(losses))

@@ -8,8 +8,10 @@ same width as in a search without rejection: their losses are the same bits.
 The rows of the bound are spread evenly over the batch. How many pay is chosen for each chunk from
 the share of one tile that they drop; where no bound drops enough, every candidate is scored.
 
-Measured on 2 cores with AVX-512, vertical data, 300 rows, only the best kept, in candidates a
-second without and with rejection: see the README.
+Measured on 2 cores with AVX-512 (jax 0.10.1, vertical data, 300 rows, only the best asked for), in
+million candidates a second, in full and with rejection: 2-3-3 at scale 4 8.8 and 25, 2-16-16-3 at
+scale 2 0.73 and 2.1, 2-64-64-3 at scale 1 0.084 and 0.157. Of 2-3-3, the first 30 rows drop 92 % of
+the candidates, 60 rows 98 %; at scale 1 they drop 1 % and 12 %, and all are scored.
 """
 
 from __future__ import annotations
