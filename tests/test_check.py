@@ -681,3 +681,18 @@ def test_the_callers_arrays_and_settings_are_left_alone():
     assert {name: leaf.tobytes() for name, leaf in batch.items()} == before
     assert not jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
     assert jnp.ones(()).dtype == np.float32
+
+
+@pytest.mark.parametrize(("factor", "wrong"), [(1.0, "a"), (0.5, "ab")])
+def test_a_leaf_whose_true_gradient_is_nan_fails_and_takes_no_other_with_it(factor, wrong):
+    def nowhere(params, batch):
+        return jnp.sqrt(params["a"] * batch) + jnp.sum(params["b"])
+
+    def by_hand(params, batch):
+        value, gradient = jax.value_and_grad(nowhere)(params, batch)
+        return value, gradient | {"b": factor * gradient["b"]}
+
+    start = {"a": np.float32(1), "b": np.ones(2, np.float32)}
+    report = check_gradients(KEY, nowhere, by_hand, start, np.float32(0))
+    assert report.value_error == 0
+    assert wrong_leaves(report) == [f"params['{name}']" for name in wrong]

@@ -5,6 +5,7 @@ import inspect
 import pickle
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
@@ -352,3 +353,23 @@ print(loss(params, batch).item().hex(), value_and_grad(params, batch)[0].item().
     params = sample_fn(key)
     expected = model.loss(params, batch), model.value_and_grad(params, batch)[0]
     assert printed.split() == [value.item().hex() for value in expected]
+
+
+@pytest.mark.exhaustive
+def test_loss_reference_has_second_derivatives():
+    model = mlp(SIZES, hidden="tanh")
+    batch, step = Batch(X, CLASSES), 1e-5
+    with jax.enable_x64(True):
+        params = jax.tree.map(np.float64, PARAMS)
+
+        def at(biases):
+            return (Dense(params[0].weights, biases), params[1])
+
+        start = jnp.asarray(params[0].biases)
+        hessian = jax.hessian(lambda b: model.loss_reference(at(b), batch))(start)
+        slopes = [
+            [model.value_and_grad(at(start + sign * move), batch)[1][0].biases for sign in (1, -1)]
+            for move in step * np.eye(5)
+        ]
+    expected = np.array([np.subtract(*pair) / (2 * step) for pair in slopes])
+    assert leaf_error(hessian, expected) <= 1e-7  # what central differences can tell

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -590,3 +591,26 @@ def test_results_are_the_same_bits_under_all_hostile_settings_at_once():
     out, err = running.communicate(timeout=600)
     assert running.returncode == 0, err
     assert json.loads(out) == expected
+
+
+def resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.exhaustive
+@every_trainer
+def test_a_thousand_calls_look_at_the_loss_no_more_and_keep_no_memory(train):
+    """Resident memory may grow by 5 MB, after 100 calls to settle."""
+
+    def call(number):
+        key, size = jax.random.key(number), 0.01 + 1e-4 * number
+        train(key, squared_error, *problem(seed=number), size=size, steps=20)
+
+    for number in range(100):
+        call(number)
+    before = len(LOOKS), resident_bytes()
+    for number in range(100, 1_100):
+        call(number)
+    assert len(LOOKS) == before[0]
+    assert resident_bytes() - before[1] < 5e6
