@@ -173,13 +173,16 @@ def measurements(small: bool) -> list[Measurement]:
                         partial(by_gflop, side, precision), math.ceil(2 * side**3 / 1e9), 10**7)
             for precision in ("highest", "default")
         ),
-        # Random search: other options of it are rows here.
         Measurement("search 2-3-3, all statistics", "candidates",
                     search((2, 3, 3), 4.0, **everything), 2**16, 10**9),
         Measurement("search 2-3-3", "candidates", search((2, 3, 3), 4.0), 2**16, 10**9),
+        Measurement("search 2-3-3, early rejection", "candidates",
+                    search((2, 3, 3), 4.0, keep_below=0.0), 2**16, 10**9),
         Measurement("search 2-16-16-3", "candidates", search((2, 16, 16, 3), 2.0), 2**12, 10**9),
         Measurement("search 2-64-64-3", "candidates",
                     search(wide.settings.sizes, 1.0), 2**10, 10**8),
+        Measurement("search 2-64-64-3, early rejection", "candidates",
+                    search(wide.settings.sizes, 1.0, keep_below=0.0), 2**10, 10**8),
         Measurement("one chain, 2-3-3", "steps", climb(None), 1_000, 10**6),
         Measurement(f"{many:,} chains, 2-3-3", "steps", climb(many), many, 10**9),
         Measurement(f"{thousand:,} networks, 2-3-3", "steps",
