@@ -114,10 +114,10 @@ class Traits(NamedTuple):
             returns the same bits for a candidate at every width that is a multiple of 16.
         constant_loss: `constant_loss(batch)` -> the lowest loss of an answer that is the same for
             every row, or None where it is not known.
-        lower_bound: `lower_bound(params, batch)` -> a number that the loss is at least, for a loss
-            that is the mean over the rows of its batch of losses of 0 or more: the mean of as
-            much a row, or the loss itself. Random search calls it with some rows of the batch,
-            the first axis of every array in it, to drop bad candidates early.
+        lower_bound: `lower_bound(params, batch)` -> a float scalar of the loss's dtype that is at
+            most the loss. The loss has to be the mean over rows, the first axis of every array of
+            the batch, of losses of 0 or more. The bound is such a mean as well; the loss itself
+            will do. With `keep_below`, random search calls it with some of the rows.
     """
 
     validate: Callable[[PyTree, PyTree], None] = lambda params, batch: None

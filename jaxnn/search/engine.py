@@ -175,8 +175,8 @@ def evaluate(
     tile = tile_size(loss_fn, params, problem.batch, memory_budget, devices[0].platform)
     span = Span(start, stop, tile)
     # A power of two of tiles for each shard, so that few programs serve all counts.
-    num_shards = max(len(devices), num_threads(devices))
-    room = span.tile << (-(-count // (span.tile * num_shards)) - 1).bit_length()
+    tiles = -(-count // (span.tile * _num_shards(devices)))
+    room = span.tile << (tiles - 1).bit_length()
     rows = Rows(np.zeros(room, loss.dtype), np.uint32(0))
     statistics = {"losses": Statistic(rows, Partial(append_rows), concatenate_rows)}
     with own_settings():
@@ -409,7 +409,7 @@ def reduce_range(
     num_shards: int | None = None,
 ) -> Totals:
     """Take at most 2^30 candidates into the totals; each thread reduces a shard of the tiles."""
-    num_shards = num_shards or max(len(devices), num_threads(devices))
+    num_shards = num_shards or _num_shards(devices)
     states = {name: each.start for name, each in statistics.items()}
     updates = {name: each.update for name, each in statistics.items()}
     if rejection is not None:
@@ -452,6 +452,10 @@ def _dropped(
 ) -> jax.Array:
     indices = add(*begin, jnp.arange(tile, dtype=jnp.uint32))
     return rejecting.share_dropped(rejection, _params_of(problem, *indices))
+
+
+def _num_shards(devices: Sequence[Device]) -> int:
+    return max(len(devices), num_threads(devices))
 
 
 def shards(span: Span, workers: int) -> Iterator[tuple[int, int]]:

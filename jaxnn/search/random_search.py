@@ -105,7 +105,7 @@ def random_search(
         A `RandomSearchResult`.
 
     Raises:
-        TypeError: if the loss is not a float scalar.
+        TypeError: if the loss, or its lower bound, is not a float scalar.
         ValueError: if a number is out of range, `start + num_candidates` exceeds 2^63, the sampler
             draws the same params from 64 keys, the loss has no lower bound for `keep_below`, or
             the checkpoint is of another search or damaged.
@@ -132,7 +132,7 @@ def random_search(
     config = as_config(loss.dtype, top_k, thresholds, bins, collect, keep_below)
     rejection = None
     if config.keep_below is not None:
-        rejection = as_rejection(loss_fn, problem.batch, config.keep_below, loss.dtype)
+        rejection = as_rejection(loss_fn, params, problem.batch, config.keep_below, loss)
     target = as_target(target_loss, loss.dtype)
     rules = [] if target is None else [StopRule("improvements", target, 1)]
     if collect and collect.stop and config.collect:

@@ -25,7 +25,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
-from jaxnn.run.checks import as_partial
+from jaxnn.run.checks import as_partial, check_scalar, shapes_of
 from jaxnn.typing import Function, PyTree, traits_of
 
 State = TypeVar("State")
@@ -49,8 +49,13 @@ class Rejection(NamedTuple):
     num_blocks: ArrayLike = 0  # how many blocks the bound looks at; 0 drops nothing
 
 
-def as_rejection(loss_fn: Function, batch: PyTree, keep_below: float, dtype: np.dtype) -> Rejection:
-    """Return what drops candidates with a loss above `keep_below`, checked."""
+def as_rejection(
+    loss_fn: Function, params: PyTree, batch: PyTree, keep_below: float, loss: jax.ShapeDtypeStruct
+) -> Rejection:
+    """Return what drops candidates with a loss above `keep_below`, checked.
+
+    `params` and `loss` are the shapes of a candidate and of its loss.
+    """
     bound = traits_of(loss_fn).lower_bound
     if bound is None:
         raise ValueError(
@@ -67,20 +72,24 @@ def as_rejection(loss_fn: Function, batch: PyTree, keep_below: float, dtype: np.
     blocks = jax.tree.map(
         lambda leaf: jnp.asarray(leaf)[order].reshape(-1, size, *leaf.shape[1:]), batch
     )
-    share, limits = np.array(size / num_rows, dtype), np.array([keep_below, np.inf], dtype)
-    return Rejection(as_partial("loss_fn.traits.lower_bound", bound), blocks, share, *limits)
+    name = "loss_fn.traits.lower_bound"
+    bound = as_partial(name, bound)
+    told = shapes_of(name, bound, params, jax.tree.map(lambda leaf: leaf[0], blocks))
+    check_scalar(name, told)
+    if told.dtype != loss.dtype:
+        raise TypeError(f"{name} must return {loss.dtype}, as loss_fn does; got {told.dtype}")
+    share = np.array(size / num_rows, loss.dtype)
+    return Rejection(bound, blocks, share, *np.array([keep_below, np.inf], loss.dtype))
 
 
 def lower_bounds(rejection: Rejection, params: PyTree) -> jax.Array:
     """Return what the loss of each candidate is at least, `(candidates,)`."""
-    bound = jax.vmap(rejection.bound, (0, None))
 
-    def add_block(number: jax.Array, total: jax.Array) -> jax.Array:
-        return total + bound(params, jax.tree.map(lambda leaf: leaf[number], rejection.blocks))
+    def add(number: jax.Array, total: jax.Array) -> jax.Array:
+        block = jax.tree.map(lambda leaf: leaf[number], rejection.blocks)
+        return _add_block(rejection, params, total, block)
 
-    num_candidates = jax.tree.leaves(params)[0].shape[0]
-    zeros = jnp.zeros(num_candidates, jnp.result_type(rejection.share))
-    return rejection.share * jax.lax.fori_loop(0, rejection.num_blocks, add_block, zeros)
+    return jax.lax.fori_loop(0, rejection.num_blocks, add, _nothing_known(rejection, params))
 
 
 def is_too_high(rejection: Rejection, bounds: jax.Array, kth_best: ArrayLike) -> jax.Array:
@@ -91,15 +100,22 @@ def is_too_high(rejection: Rejection, bounds: jax.Array, kth_best: ArrayLike) ->
 
 def share_dropped(rejection: Rejection, params: PyTree) -> jax.Array:
     """Return the share of candidates that is dropped after each block, `(blocks,)`."""
-    bound = jax.vmap(rejection.bound, (0, None))
 
-    def add_block(total: jax.Array, block: PyTree) -> tuple[jax.Array, jax.Array]:
-        total = total + rejection.share * bound(params, block)
+    def add(total: jax.Array, block: PyTree) -> tuple[jax.Array, jax.Array]:
+        total = _add_block(rejection, params, total, block)
         return total, jnp.mean(is_too_high(rejection, total, rejection.kth_best))
 
+    return jax.lax.scan(add, _nothing_known(rejection, params), rejection.blocks)[1]
+
+
+def _nothing_known(rejection: Rejection, params: PyTree) -> jax.Array:
+    """The bound of each candidate before any row, which is 0."""
     num_candidates = jax.tree.leaves(params)[0].shape[0]
-    zeros = jnp.zeros(num_candidates, jnp.result_type(rejection.share))
-    return jax.lax.scan(add_block, zeros, rejection.blocks)[1]
+    return jnp.zeros(num_candidates, jnp.result_type(rejection.share))
+
+
+def _add_block(rejection: Rejection, params: PyTree, total: jax.Array, block: PyTree) -> jax.Array:
+    return total + rejection.share * jax.vmap(rejection.bound, (0, None))(params, block)
 
 
 def best_num_blocks(dropped: np.ndarray, share: ArrayLike) -> int:

@@ -192,15 +192,16 @@ def make_result(
     candidate, loss = best_of(totals)
     trail = as_candidates(totals["improvements"])
     no_table = CandidateTable(*np.zeros((3, 0), config.loss_dtype))
+    num_nonfinite = num_evaluations - int(totals["histogram"].sum())
+    if config.keep_below is not None:  # What was dropped is not in the histogram either.
+        num_nonfinite = None
     is_nonfinite = candidate is None and state.status == "completed"
     return RandomSearchResult(
         params=None if candidate is None else params_of(candidate),
         loss=loss,
         candidate=candidate,
         num_evaluations=num_evaluations,
-        num_nonfinite=None
-        if config.keep_below is not None
-        else num_evaluations - int(totals["histogram"].sum()),
+        num_nonfinite=num_nonfinite,
         status="nonfinite" if is_nonfinite else state.status,
         history=Improvements(_evaluations(spans, trail.candidate), *trail),
         top=as_candidates(totals["best"]),

@@ -179,6 +179,8 @@ def measurements(small: bool) -> list[Measurement]:
         Measurement("search 2-3-3, early rejection", "candidates",
                     search((2, 3, 3), 4.0, keep_below=0.0), 2**16, 10**9),
         Measurement("search 2-16-16-3", "candidates", search((2, 16, 16, 3), 2.0), 2**12, 10**9),
+        Measurement("search 2-16-16-3, early rejection", "candidates",
+                    search((2, 16, 16, 3), 2.0, keep_below=0.0), 2**12, 10**9),
         Measurement("search 2-64-64-3", "candidates",
                     search(wide.settings.sizes, 1.0), 2**10, 10**8),
         Measurement("search 2-64-64-3, early rejection", "candidates",
@@ -194,7 +196,7 @@ def measurements(small: bool) -> list[Measurement]:
 
 
 def by_gflop(side: int, precision: str) -> Search:
-    """Return what multiplies matrices until so many 10^9 operations are done."""
+    """Return a function that multiplies matrices, `count` times 10^9 operations in all."""
     multiply, gflop = matrix_product(side, precision), 2 * side**3 / 1e9
     return lambda count: multiply(max(round(count / gflop), 1))
 
