@@ -9,6 +9,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
 import pytest
+from jax import monitoring
 from xdist.scheduler import LoadFileScheduling
 
 # Traces and programs make many objects that live long: at Python's own threshold, looking for
@@ -30,3 +31,17 @@ def _no_figures_left():
 def pytest_xdist_make_scheduler(config, log):
     """Give all tests of a file to one process, which compiles their programs once."""
     return LoadFileScheduling(config, log)
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows with whatever JAX traces, lowers or compiles."""
+    events = []
+
+    def listen(event, duration_secs, **_):
+        if event.startswith("/jax/core/compile"):
+            events.append((event, duration_secs))
+
+    monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    monitoring.unregister_event_duration_listener(listen)

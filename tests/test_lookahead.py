@@ -1,6 +1,7 @@
 """Looking ahead: the same chain at every look-ahead, on every device, however it is cut."""
 
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from chain_setups import (
     FAMILY,
+    KEY,
+    NETWORK,
     NOWHERE,
     ROUNDED,
     ROWS,
@@ -21,9 +24,9 @@ from chain_setups import (
 from programs import start_program
 from tolerances import same
 
-from jaxnn import moves
+from jaxnn import moves, schedules
 from jaxnn.chains import lookahead
-from jaxnn.chains.lookahead import Pace, best_lookahead, learn
+from jaxnn.chains.lookahead import choose_lookahead
 from jaxnn.run import checkpoint as checkpoints
 from jaxnn.run import fingerprint, loop
 
@@ -32,7 +35,7 @@ EXHAUSTIVE = pytest.mark.exhaustive
 
 def at_lookahead(monkeypatch, steps, *arguments, **options):
     with monkeypatch.context() as patch:
-        patch.setattr(lookahead, "LOOKAHEADS", (steps,))
+        patch.setattr(lookahead, "choose_lookahead", lambda *_: steps)
         return search(*arguments, **options)
 
 
@@ -51,25 +54,51 @@ def test_a_loss_that_rounds_has_the_same_bits_at_every_lookahead(monkeypatch, na
     assert same(alone.history.proposed_loss, first.history.proposed_loss[0])
 
 
-def test_the_lookahead_follows_how_rare_acceptance_is():
-    def wanted(share, width, block=None):
-        return best_lookahead(Pace(accepted=share), width, block, 1_000)
+@pytest.mark.parametrize(
+    ("block", "num_chains", "num_proposals", "accepted", "wanted"),
+    [
+        (None, 1, 1, 0.1, 64),  # somewhat less than it takes until a step is accepted
+        (None, 1, 1, 0.11, 16),
+        (None, 4, 2, 0.0, 8),
+        (None, 1_000, 1, 0.0, 1),
+        (32, 1, 1, 0.0, 32),  # a whole block, whatever is accepted
+        (32, 1, 1, 0.9, 32),
+        (2, 1, 3, 0.0, 1),
+    ],
+)
+def test_a_window_is_a_block_or_follows_how_often_steps_are_accepted(
+    block, num_chains, num_proposals, accepted, wanted
+):
+    problem: Any = SimpleNamespace(block=block, num_proposals=num_proposals)
+    assert choose_lookahead(problem, num_chains, accepted) == wanted
 
-    assert [wanted(share, 1) for share in (0.5, 0.05, 0.02, 0.01, 0.002)] == [16, 16, 16, 64, 128]
-    assert [wanted(share, 1_024) for share in (0.5, 0.1, 0.01)] == [1, 4, 4]
-    assert [wanted(share, 1, block=16) for share in (0.5, 0.01)] == [16, 64]
-    assert wanted(0.01, 10_000) == 1
+
+def test_threads_share_the_chains_and_change_no_bit(monkeypatch):
+    monkeypatch.setattr(lookahead, "num_threads", lambda _: 2)
+    monkeypatch.setattr(lookahead, "MIN_CHAINS_IN_A_THREAD", 1)  # two and one of the three
+    assert same(
+        searched("strict", 3, ROUNDED), search(num_chains=3, batch=ROUNDED, **FAMILY["strict"])
+    )
 
 
-def test_a_lookahead_is_compiled_only_if_the_steps_left_pay_for_it():
-    pace = learn(Pace(), 4, 0.5, 1, 3.0)
-    assert best_lookahead(pace._replace(accepted=0.002), 12, None, 10**6) == 4  # not measured yet
-    pace = learn(pace, 4, 0.002, 1_000, 0.5)
-    assert best_lookahead(pace, 12, None, 12_000) == 4  # 6 s left, 3 s to compile
-    assert best_lookahead(pace, 12, None, 12_001) == 128
-    pace = learn(pace, 128, 0.002, 1_000, 4.0)
-    assert best_lookahead(pace, 12, None, 1) == 128
-    assert best_lookahead(pace._replace(accepted=0.5), 12, None, 1) == 4
+def test_a_second_search_compiles_nothing(monkeypatch, compilations):
+    used, advance = [], lookahead._advance_shards
+
+    def spy(*arguments):
+        used.append(arguments[-1])
+        return advance(*arguments)
+
+    monkeypatch.setattr(lookahead, "_advance_shards", spy)
+    options = {"loss_fn": NETWORK.loss, "batch": ROWS, "params": NETWORK.init(KEY)}
+    monkeypatch.setattr(lookahead, "STEPS_PER_CHUNK", 256)
+    monkeypatch.setattr(lookahead, "STEPS_TO_JUDGE", 256)
+    options |= {"metric_fn": None, "num_steps": 2_000}
+    options |= {"temperature": schedules.linear(1.0, 1e-6, 1_000)}
+    first = search(**options)
+    assert set(used) == {16, 64}  # at first hot, later cold
+    compilations.clear()
+    assert same(first, search(**options))
+    assert not compilations
 
 
 @pytest.mark.parametrize(

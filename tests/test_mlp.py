@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
-from jax import monitoring
 from programs import start_program
 from test_activations import VALUES as ACTIVATE
 from tolerances import FORWARD, float32, leaf_error
@@ -57,20 +56,6 @@ def put(array, index, value):
     copy = np.array(array, np.result_type(array, np.asarray(value)))
     copy[index] = value
     return copy
-
-
-@pytest.fixture
-def compilations():
-    """A list that grows with whatever JAX traces, lowers or compiles."""
-    events = []
-
-    def listen(event, duration_secs, **_):
-        if event.startswith("/jax/core/compile"):
-            events.append((event, duration_secs))
-
-    monitoring.register_event_duration_secs_listener(listen)
-    yield events
-    monitoring.unregister_event_duration_listener(listen)
 
 
 # What a model computes.

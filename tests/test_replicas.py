@@ -14,6 +14,7 @@ from tolerances import assert_same, leaf_error
 
 import jaxnn
 from jaxnn import optimizers, schedules
+from jaxnn.descent import replicas
 from jaxnn.typing import Traits
 
 KEY = jax.random.key(5)
@@ -82,6 +83,20 @@ def test_a_network_comes_to_the_same_bits_however_many_there_are(count, plan):
     assert_same(fewer.params, of(many.params, slice(count)))
     np.testing.assert_array_equal(fewer.loss, many.loss[:count])
     np.testing.assert_array_equal(fewer.history.loss, many.history.loss[:count])
+
+
+def test_a_block_of_several_tiles_changes_no_bit(monkeypatch):
+    monkeypatch.setattr(replicas, "MOST_BLOCKS", 1)
+    places = np.resize(np.arange(NUM), 37)  # two tiles of 16 in a block, and two blocks
+    assert replicas.Networks(len(places), jax.devices()).width == 32
+    optimizer = optimizers.each(with_cosine, RATES[places])
+    blocks = descend(
+        of(STARTS, places), BATCH, num_networks=37, optimizer=optimizer, **PLANS["batches"]
+    )
+    many = many_of(NUM, "batches")
+    for tree, other in ((blocks.params, many.params), (blocks.loss, many.loss)):
+        assert_same(of(tree, slice(NUM)), other)
+    np.testing.assert_array_equal(blocks.history.loss[:NUM], many.history.loss)
 
 
 def bowl(params, batch):

@@ -7,14 +7,12 @@ at a time. What follows in the window is thrown away, and proposed again from th
 
 This is exact. Step `t` draws from the chain's key and `t` alone, a rejection changes nothing but
 counters, and a loss has the same bits in every window; so the chain is the same however far the
-windows look ahead. How far pays is chosen between the chunks, by how rare acceptance is. Several
-devices share the chains.
+windows look ahead. Several devices share the chains.
 """
 
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,16 +46,15 @@ from jaxnn.chains.kernel import (
 )
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.loop import Limits, Progress, Work, record_interval, run
-from jaxnn.run.programs import COMPILER_OPTIONS, program
+from jaxnn.run.programs import COMPILER_OPTIONS, num_threads, program, run_at_once
 from jaxnn.typing import Device, PyTree, Status
 
 RECORDS_PER_CHUNK, STEPS_PER_CHUNK = 2**20, 2**18
-LOOKAHEADS = (1, 4, 16, 64, 128)
-FREE_LANES = 16
-"""This many losses take no longer than one: fewer are never scored, unless in smaller blocks."""
-MOST_LANES = 2**12
-PATIENT = 0.75
-"""Look ahead this share of the expected number of steps to the next acceptance (tuned)."""
+WIDE, NARROW, OFTEN = 64, MIN_LANES, 0.1
+"""Losses of a window that is not one block: wide, unless steps are accepted this often."""
+STEPS_TO_JUDGE = 2**12
+MIN_CHAINS_IN_A_THREAD = 64
+"""Fewer chains run in one thread, where XLA shares out their losses."""
 
 
 @program(static_argnames="lookahead", compiler_options=COMPILER_OPTIONS)
@@ -163,17 +160,20 @@ class RunState(NamedTuple):
         return int(self.chains.step[0])
 
 
-Shard = tuple[slice, Problem, jax.Array]
+Shard = tuple[np.ndarray, Problem, jax.Array]
 """Which chains, and the problem and their keys on the device that runs them."""
 
 
 def deal(problem: Problem, keys: jax.Array, devices: Sequence[Device]) -> list[Shard]:
-    """Return the shards of the chains, as equal as can be, each on its device."""
-    parts = np.array_split(np.arange(len(keys)), min(len(devices), len(keys)))
-    slices = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+    """Return the shards of the chains, of one size: the last chain fills the last one up."""
+    count = min(len(keys), max(len(devices), num_threads(devices)))
+    if len(keys) < MIN_CHAINS_IN_A_THREAD * count:
+        count = min(len(keys), len(devices))
+    size = -(-len(keys) // count)
+    places = np.minimum(np.arange(count * size), len(keys) - 1).reshape(count, size)
     return [
-        (part, *jax.device_put((problem, keys[part]), device))
-        for part, device in zip(slices, devices, strict=False)
+        (part, *jax.device_put((problem, keys[part]), devices[number % len(devices)]))
+        for number, part in enumerate(places)
     ]
 
 
@@ -188,21 +188,19 @@ def run_chains(
     checkpoint: Checkpoint | None,
 ) -> tuple[RunState, Status, Piece]:
     """Run from the start, or from the checkpoint, to the last step or to a stop rule."""
-    num_chains, pace, shards = len(keys), Pace(), deal(problem, keys, devices)
-    width = len(shards[0][2]) * problem.num_proposals
+    num_chains, accepted, shards = len(keys), 0.0, deal(problem, keys, devices)
     first, piece, every = _begin(shards[0][1], keys, num_steps, checkpoint)
     pieces = [piece]
 
     def advance(before: RunState, begin: int, end: int) -> tuple[RunState, Status | None]:
-        nonlocal pace
-        lookahead, size = best_lookahead(pace, width, problem.block, num_steps - begin), end - begin
-        began = time.perf_counter()
-        chains, records = _advance_shards(shards, before.chains, begin, size, lookahead)
-        seconds = time.perf_counter() - began
-        pace = learn(pace, lookahead, np.mean(records.accepted), size, seconds)
+        nonlocal accepted
+        lookahead, size = choose_lookahead(problem, len(shards[0][2]), accepted), end - begin
+        chains, records = _advance_shards(shards, devices, before.chains, begin, size, lookahead)
+        if size >= STEPS_TO_JUDGE:
+            accepted = float(np.mean(records.accepted))
         cut, status = first_stop(records, before.chains, target_loss, patience)
         if cut < size:
-            chains, records = _advance_shards(shards, before.chains, begin, cut, lookahead)
+            chains, records = _advance_shards(shards, devices, before.chains, begin, cut, lookahead)
         pieces.append(record(records, before.chains, before.metric, begin, every))
         metric = before.metric
         if metric is not None:
@@ -254,17 +252,28 @@ def _begin(
 
 
 def _advance_shards(
-    shards: Sequence[Shard], state: State, first: int, size: int, lookahead: int
+    shards: Sequence[Shard],
+    devices: Sequence[Device],
+    state: State,
+    first: int,
+    size: int,
+    lookahead: int,
 ) -> tuple[State, Records]:
     """Run every shard on its device, all at once, and put the results together."""
-    running = []
-    for part, problem, keys in shards:
-        own = jax.tree.map(operator.itemgetter(part), state)
-        span = np.uint32(first), np.uint32(size)
-        running.append(advance_chains(problem, keys, own, *span, lookahead=lookahead))
-    states, records = zip(*running, strict=True)
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *states), jax.tree.map(
-        lambda *leaves: np.concatenate([np.asarray(leaf)[:, :size] for leaf in leaves]), *records
+    span = np.uint32(first), np.uint32(size)
+    calls = [
+        (problem, keys, jax.tree.map(operator.itemgetter(part), state), *span)
+        for part, problem, keys in shards
+    ]
+    results = run_at_once(advance_chains, calls, devices, lookahead=lookahead)
+    num_chains = len(state.loss)
+
+    def joined(*leaves: jax.Array | np.ndarray) -> np.ndarray:
+        return np.concatenate(leaves)[:num_chains]
+
+    states, records = zip(*results, strict=True)
+    return jax.tree.map(joined, *states), jax.tree.map(
+        lambda *leaves: joined(*(np.asarray(leaf)[:, :size] for leaf in leaves)), *records
     )
 
 
@@ -311,36 +320,11 @@ def first_stop(
     return cut, status
 
 
-class Pace(NamedTuple):
-    """What a search has measured of itself."""
+def choose_lookahead(problem: Problem, num_chains: int, accepted: float) -> int:
+    """Return how far to look ahead, given the share of the last steps that was accepted.
 
-    accepted: float = 1.0  # share of the steps of the last chunk
-    steps_per_second: dict[int, float] = {}  # noqa: RUF012  # by look-ahead; inf if only compiled
-    compile_seconds: float = 0.0  # of the last compilation
-
-
-def best_lookahead(pace: Pace, width: int, block: int | None, steps_left: int) -> int:
-    """Return how far to look ahead: somewhat less than it takes until a step is accepted.
-
-    A deep window is wasted where steps are often accepted, a shallow one where they hardly ever
-    are. A look-ahead that was not used yet has to be compiled, which must pay.
+    A window is one block of losses, since a part of a block takes as long. Where any width will
+    do, a wide window pays until about a step in ten is accepted.
     """
-    least, most = (block or FREE_LANES) / width, MOST_LANES / width
-    wanted = max(min(max(PATIENT / pace.accepted, least), most), 1)
-    lookahead = max((each for each in LOOKAHEADS if each <= wanted), default=LOOKAHEADS[0])
-    known = pace.steps_per_second
-    if lookahead in known or not known:
-        return lookahead
-    nearest = min(known, key=lambda used: abs(used - lookahead))
-    return lookahead if steps_left / known[nearest] > 2 * pace.compile_seconds else nearest
-
-
-def learn(pace: Pace, lookahead: int, accepted: Any, steps: int, seconds: float) -> Pace:
-    """Return what is known after a chunk; one that had to compile says nothing about speed."""
-    is_known = lookahead in pace.steps_per_second
-    speed = {lookahead: steps / seconds if is_known else float("inf")}
-    return Pace(
-        max(float(accepted), PATIENT / LOOKAHEADS[-1]),
-        pace.steps_per_second | speed,
-        pace.compile_seconds if is_known else seconds,
-    )
+    lanes = problem.block or (NARROW if accepted > OFTEN else WIDE)
+    return max(lanes // (num_chains * problem.num_proposals), 1)

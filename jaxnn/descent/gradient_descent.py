@@ -233,7 +233,7 @@ def gradient_descent(
 
         def advance(blocks: Blocks, *epochs: np.uint32, capacity: int) -> list[kernel.Chunk]:
             arguments = [(*own, run, *epochs) for own, run in zip(fixed, blocks, strict=True)]
-            options = {"plan": plan, "capacity": capacity}
+            options = {"plan": plan, "capacity": capacity, "tile": networks.tile}
             return run_at_once(kernel.run_epochs, arguments, networks.devices, **options)
 
         saved = None
@@ -246,7 +246,7 @@ def gradient_descent(
             advance, blocks, num_epochs, plan, networks, limits, saved
         )
         ends = [(*own[:2], run) for own, run in zip(fixed, blocks, strict=True)]
-        ends = run_at_once(kernel.finalize, ends, networks.devices)
+        ends = run_at_once(kernel.finalize, ends, networks.devices, tile=networks.tile)
         result = _result(ends, blocks, history, status, plan, networks)
         notes = _notes(result, params, constant_loss)
         return loop.told(result._replace(notes=notes), is_interrupted)

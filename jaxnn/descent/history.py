@@ -19,7 +19,8 @@ from jaxnn.typing import PyTree, Status
 
 EVALUATIONS_PER_GRADIENT = 3
 """A forward pass, and a backward pass that costs twice as much."""
-RECORDS_PER_CHUNK = 2**17
+RECORDS_PER_CHUNK, EPOCHS_PER_CHUNK, MOST_RECORDS = 2**17, 16, 2**22
+"""A chunk has room for 2^17 losses, but for 16 epochs of many networks, if they are below 2^22."""
 SECONDS_PER_BLOCK, MOST_SECONDS = 0.015, 1.0
 """A chunk takes so long for each block of networks, or calling them would take longest."""
 
@@ -51,7 +52,9 @@ def run_descent(
     """
     blocks, history, interval = _begin(blocks, num_epochs, plan, networks, checkpoint)
     parts = [history]
-    capacity = max(RECORDS_PER_CHUNK // (plan.steps_per_epoch * (networks.count or 1)), 1)
+    losses = plan.steps_per_epoch * (networks.count or 1)  # of an epoch
+    records = min(max(RECORDS_PER_CHUNK, EPOCHS_PER_CHUNK * losses), MOST_RECORDS)
+    capacity = max(records // losses, 1)
 
     def advance(before: Blocks, begin: int, end: int) -> tuple[Blocks, Status | None]:
         chunk = np.uint32(begin), np.uint32(end - begin)
@@ -140,9 +143,8 @@ def _records(before: Blocks, results: list[Chunk], plan: BatchPlan, networks: Ne
     first = _epochs_begun(before, plan)
 
     def kept(blocks: Sequence[jax.Array], made: np.ndarray) -> np.ndarray:
-        cut = [np.asarray(block)[: np.max(made)] for block in blocks]
-        joined = np.concatenate([block.reshape(len(block), -1) for block in cut], axis=1)
-        joined = joined[:, : networks.count]
+        cut = [np.atleast_2d(np.asarray(block))[:, : np.max(made)] for block in blocks]
+        joined = np.concatenate(cut)[: networks.count].T
         joined[np.arange(len(joined))[:, None] >= made] = np.nan
         return joined
 

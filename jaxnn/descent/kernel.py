@@ -270,7 +270,7 @@ def init(rules: Rules, optimizer: Optimizer, params: PyTree, *, loss_dtype: np.d
     return RunState(state, params, unmet, unmet, jnp.int32(RUNNING), best, means)
 
 
-@program(static_argnames=("plan", "capacity"), compiler_options=COMPILER_OPTIONS)
+@program(static_argnames=("plan", "capacity", "tile"), compiler_options=COMPILER_OPTIONS)
 def run_epochs(
     function: Partial,
     batch: PyTree,
@@ -283,12 +283,43 @@ def run_epochs(
     *,
     plan: BatchPlan,
     capacity: int,
+    tile: int | None,
 ) -> Chunk:
     """One chunk: `num_epochs` epochs, at most `capacity`, or fewer if a stop rule is met.
 
-    Returns the state, the losses before the steps, and those on the validation batch. Only as
-    many losses mean something as steps were made.
+    Returns the state, the losses before the steps, and those on the validation batch, the steps
+    in their last axis. Only as many losses mean something as steps were made.
     """
+
+    def run_tile(optimizer: Optimizer, key: jax.Array, start: RunState) -> Chunk:
+        own, epochs = (optimizer, key, start), (first_epoch, num_epochs)
+        return _run_tile(function, batch, rules, *own, *epochs, plan, capacity)
+
+    return _in_tiles(run_tile, tile, optimizer, key, start)
+
+
+def _in_tiles(function: Function, tile: int | None, *own: PyTree) -> PyTree:
+    """Apply a function of so many networks to any multiple of them, one tile after the other."""
+    if tile is None or jax.tree.leaves(own)[0].shape[0] == tile:
+        return function(*own)
+    tiles = jax.tree.map(lambda leaf: leaf.reshape(-1, tile, *leaf.shape[1:]), own)
+    results = jax.lax.map(lambda one: function(*one), tiles)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
+
+
+def _run_tile(
+    function: Partial,
+    batch: PyTree,
+    rules: Rules,
+    optimizer: Optimizer,
+    key: jax.Array,
+    start: RunState,
+    first_epoch: jax.Array,
+    num_epochs: jax.Array,
+    plan: BatchPlan,
+    capacity: int,
+) -> Chunk:
+    """The chunk of one network, or of a tile of them."""
 
     # A step of every network, on all rows or on those at `places`, an array for each network.
     def take_step(number: jax.Array, places: jax.Array | None, run: RunState, losses: jax.Array):
@@ -323,7 +354,8 @@ def run_epochs(
 
     validation_losses = None if rules.validation_batch is None else empty(capacity)
     carry = first_epoch, start, empty(capacity * plan.steps_per_epoch), validation_losses
-    return jax.lax.while_loop(more_epochs, run_epoch, carry)[1:]
+    _, run, losses, validation_losses = jax.lax.while_loop(more_epochs, run_epoch, carry)
+    return run, losses.T, None if validation_losses is None else validation_losses.T
 
 
 def _each(run: RunState, function: Function, axes: tuple[int | None, ...]):
@@ -481,9 +513,9 @@ def _validate(
     return _select(ran, run._replace(best=best, status_code=status_code), run), loss
 
 
-@program()
+@program(static_argnames="tile")
 def finalize(
-    function: Partial, batch: PyTree, run: RunState
+    function: Partial, batch: PyTree, run: RunState, *, tile: int | None
 ) -> tuple[PyTree, jax.Array, jax.Array]:
     """The params to return, their loss and the status code; of each network if there are several.
 
@@ -502,7 +534,7 @@ def finalize(
         status_code = jnp.where(is_sound, run.status_code, DIVERGED)
         return _select(take_reached, reached, measured), loss, status_code
 
-    return _each(run, of_one, (0,))(run)
+    return _in_tiles(_each(run, of_one, (0,)), tile, run)
 
 
 @program()

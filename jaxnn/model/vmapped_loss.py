@@ -18,8 +18,11 @@ Faster by scalars: labels chosen by `where`, not by a product with one-hot rows,
 running softmax 1.2; 10 rows a block instead of 6 1.1 (20 are no better); 512-bit vectors 1.6.
 Faster by rows, on 2-16-16-3: the last layer and the softmax as one loop 1.2 times, the middle
 layer as a sum instead of a product 1.8, rows padded to whole vectors 1.25.
+By scalars, 99 weights (2-16-3) take 1.9 s of compilation and 0.65 us a candidate, by rows 0.2 s
+and 0.75 us; 21 weights (2-3-3) 0.5 s and 0.16 us, by rows 0.15 s and 0.41 us.
 Slower: by scalars above 130 weights (2-16-16-3: 40 s of compilation, a tenth of the pace) or
-above 16 outputs; sums for 64 x 32 weights and more (a tenth of the pace); tiles by rows beyond
+above 16 outputs; by scalars with the rows of a block as an axis (faster to compile, but XLA makes
+one loop of it at some block sizes only); sums for 64 x 32 weights and more (a tenth of the pace); tiles by rows beyond
 the caches; candidates last, with a scan over a layer's inputs or outputs (a fifth of the pace).
 """
 
@@ -41,8 +44,8 @@ from jaxnn.model.losses import PerExample, Units, sum_of
 ROWS_PER_BLOCK = 10
 MIN_LANES = 16
 """Fewer candidates than this do not fill a vector: they go through plain `vmap`."""
-MAX_SCALARS = 128
-"""Networks with more weights than this fill more registers than there are: they take rows last."""
+MAX_SCALARS = 64
+"""Networks with more weights than this take long to compile: they take rows last."""
 MAX_WRITTEN_OUT = 1024
 """Weights of a layer that is a sum of products by rows; larger ones are matrix products."""
 MAX_OUTPUTS = 16
