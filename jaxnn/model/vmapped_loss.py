@@ -22,8 +22,9 @@ By scalars, 99 weights (2-16-3) take 1.9 s of compilation and 0.65 us a candidat
 and 0.75 us; 21 weights (2-3-3) 0.5 s and 0.16 us, by rows 0.15 s and 0.41 us.
 Slower: by scalars above 130 weights (2-16-16-3: 40 s of compilation, a tenth of the pace) or
 above 16 outputs; by scalars with the rows of a block as an axis (faster to compile, but XLA makes
-one loop of it at some block sizes only); sums for 64 x 32 weights and more (a tenth of the pace); tiles by rows beyond
-the caches; candidates last, with a scan over a layer's inputs or outputs (a fifth of the pace).
+one loop of it at some block sizes only); sums for 64 x 32 weights and more (a tenth of the pace);
+tiles by rows beyond the caches; candidates last, with a scan over a layer's inputs or outputs (a
+fifth of the pace).
 """
 
 from __future__ import annotations
