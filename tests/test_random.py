@@ -1,5 +1,7 @@
 """Indices as two words, exact at every border, the keys of them, and the draws of a key."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,3 +178,44 @@ def test_a_hundred_million_normals_are_normal_to_the_tails(count):
     for limit in (3, 4, 5, 5.3):
         expected = 2 * scipy.stats.norm.sf(limit) * drawn.size
         assert abs(np.sum(np.abs(drawn) > limit) - expected) < 5 * np.sqrt(expected) + 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 300, 1024, 1025, 5000, 2**16 + 1])
+@pytest.mark.parametrize("key", KEYS, ids=KEY_IMPLEMENTATIONS)
+def test_a_permutation_holds_every_place_once_alone_or_beside_others(key, count):
+    alone = random.permutation(key, count)
+    assert alone.dtype == jnp.int32
+    np.testing.assert_array_equal(np.sort(alone), np.arange(count))
+    if count <= 5000:
+        beside = jax.vmap(partial(random.permutation, count=count))(jax.random.split(key, 3))
+        for each, own in zip(jax.random.split(key, 3), beside, strict=True):
+            np.testing.assert_array_equal(random.permutation(each, count), own)
+
+
+def permutations(key, number, count):
+    draw = jax.jit(jax.vmap(partial(random.permutation, count=count)))
+    return np.asarray(draw(jax.random.split(key, number)))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_all_orders_of_four_are_as_frequent(ties, monkeypatch):
+    words = random._from_words
+    if ties:  # Of a ticket only the highest 3 bits are random: more than half of the draws tie.
+        monkeypatch.setattr(random, "_from_words", lambda *a: words(*a) & np.uint32(0xE0000007))
+    random.permutation.clear_cache()
+    orders = permutations(jax.random.key(3), 48_000, 4)
+    random.permutation.clear_cache()
+    _, counts = np.unique(orders, axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_every_place_meets_every_row_of_a_long_permutation():
+    for count in (100, 1100):  # one round, and two
+        orders = permutations(jax.random.key(8), 2_000, count)
+        sums = np.sum(orders[:, ::2].astype(np.int64), axis=1)  # without replacement
+        deviation = np.sqrt(count / 2 * (count / 2) * (count + 1) / 12)
+        z = (sums - count / 2 * (count - 1) / 2) / deviation
+        assert scipy.stats.kstest(z, "norm").pvalue > 1e-3
+        table = np.stack([np.bincount(orders[:, place], minlength=count) for place in (0, 7, -1)])
+        assert scipy.stats.chisquare(table.ravel()).pvalue > 1e-3
