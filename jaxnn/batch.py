@@ -14,6 +14,9 @@ import numpy as np
 from jaxnn.run.checks import array_record, as_values, is_traced
 from jaxnn.typing import PyTree
 
+CROSSENTROPIES = ("binary_crossentropy", "categorical_crossentropy")
+"""The losses of labels; the targets of all others are numbers."""
+
 
 @array_record
 class Batch(NamedTuple):
@@ -23,7 +26,7 @@ class Batch(NamedTuple):
         x: inputs, shape `(rows, features)`, float32.
         y: targets. For categorical cross-entropy, integer classes `(rows,)` or non-negative
             weights `(rows, classes)`, which are one-hot rows or soft labels. For binary
-            cross-entropy, numbers from 0 to 1 `(rows, outputs)`. For squared error, numbers
+            cross-entropy, numbers from 0 to 1 `(rows, outputs)`. For other losses, numbers
             `(rows, outputs)`.
 
     Example:
@@ -78,7 +81,7 @@ def check_targets(
     if loss == "categorical_crossentropy":
         _check_classes(name, array, rows, outputs)
     elif array.shape != (rows, outputs):
-        wanted = "numbers" if loss == "mean_squared_error" else "numbers from 0 to 1"
+        wanted = "numbers from 0 to 1" if loss == "binary_crossentropy" else "numbers"
         wanted = f"{wanted} of shape {(rows, outputs)}, as the predictions"
         raise ValueError(f"{name} must be {wanted}; got {array.dtype} of shape {array.shape}")
     if is_traced(array):
@@ -111,7 +114,7 @@ def _valid_entries(
         classes = targets.astype(int)
         return (classes >= 0) & (classes < outputs)
     numbers = targets.astype(float)
-    if loss == "mean_squared_error":
+    if loss not in CROSSENTROPIES:
         return abs(numbers) < np.inf
     return (numbers >= 0) & (numbers <= 1 if loss == "binary_crossentropy" else numbers < np.inf)
 
@@ -128,8 +131,10 @@ def _check_classes(name: str, array: np.ndarray | jax.Array, rows: int, classes:
 
 def _check_values(name: str, array: np.ndarray, loss: str, outputs: int) -> None:
     """Refuse values without a meaning to the loss, and show the first."""
-    wanted = {"mean_squared_error": "finite", "binary_crossentropy": "numbers from 0 to 1"}
-    wanted, highest = wanted.get(loss, "non-negative weights"), 1
+    wanted, highest = "finite", 1
+    if loss in CROSSENTROPIES:
+        is_binary = loss == "binary_crossentropy"
+        wanted = "numbers from 0 to 1" if is_binary else "non-negative weights"
     if array.ndim == 1:
         wanted, highest = f"classes 0 to {outputs - 1}", outputs - 1
     bad = np.argwhere(~_valid_entries(array, loss, outputs))

@@ -30,15 +30,11 @@ from shared.figures import plt, save
 from tqdm import tqdm
 
 import jaxnn
+from jaxnn.model.activations import HIDDEN_ACTIVATIONS
+from jaxnn.model.losses import OUTPUT_LOSSES
 
 FEATURES, OUTPUTS, ROWS = 3, 2, 7
 WIDTHS = (5, 4, 6, 3)
-HIDDEN = ("identity", "relu", "sigmoid", "tanh")
-OUTPUT_LOSSES = (
-    *((output, "mean_squared_error") for output in (*HIDDEN, "softmax")),
-    ("sigmoid", "binary_crossentropy"),
-    ("softmax", "categorical_crossentropy"),
-)
 
 
 def networks(depths: Sequence[int]) -> Iterator[jaxnn.Model]:
@@ -46,7 +42,7 @@ def networks(depths: Sequence[int]) -> Iterator[jaxnn.Model]:
     for output, loss in OUTPUT_LOSSES:
         for depth in depths:
             sizes = (FEATURES, *WIDTHS[: depth - 1], OUTPUTS)
-            for hidden in HIDDEN if depth > 1 else HIDDEN[:1]:
+            for hidden in HIDDEN_ACTIVATIONS[: None if depth > 1 else 1]:
                 yield jaxnn.mlp(sizes, hidden=hidden, output=output, loss=loss)
 
 

@@ -60,11 +60,11 @@ def test_the_tables_name_every_activation():
 
 def evaluate(name, z, upstream, dtype="float32"):
     """Outputs, `upstream` pulled back by hand and by JAX, compiled as one."""
-    forward, backward = ACTIVATIONS[name]
+    activation = ACTIVATIONS[name]
 
     def all_three(z, upstream):
-        outputs, pull_back = jax.vjp(forward, z)
-        return outputs, backward(outputs, upstream), *pull_back(upstream)
+        outputs, pull_back = jax.vjp(activation.forward, z)
+        return outputs, activation.pull_back(z, outputs, upstream), *pull_back(upstream)
 
     with jax.enable_x64(dtype == "float64"):
         return jax.jit(all_three)(jnp.asarray(z, dtype), jnp.asarray(upstream, dtype))
@@ -81,6 +81,15 @@ def test_value_and_slope(name, dtype):
     np.testing.assert_allclose(outputs, expected, rtol=10 * FORWARD[dtype], atol=1e-37)
     assert leaf_error(by_hand, expected_slope) <= GRADIENT[dtype]
     assert leaf_error(by_hand, by_jax) <= GRADIENT[dtype]
+
+
+def test_outputs_lie_within_their_bounds_and_reach_them():
+    z = np.append(np.linspace(-40, 40, 100_001), [-1e30, 1e30])
+    for name in ELEMENTWISE:
+        outputs, (low, high) = VALUES[name](z), ACTIVATIONS[name].bounds
+        ends = [np.min(outputs) if np.isfinite(low) else -1e99, np.max(outputs)]
+        np.testing.assert_allclose(ends, [max(low, -1e99), min(high, 1e30)], atol=1e-8)
+        assert np.isfinite(low) or np.min(outputs) < -1e20
 
 
 def test_infinities_have_limits_and_nan_stays_nan():

@@ -6,8 +6,8 @@ Each activation `f` comes as a pair. `f(z)` maps pre-activations to outputs of t
     upstream * f'(z)        for those that act element by element, and
     J(z)^T upstream         for softmax, whose outputs depend on the whole row.
 
-All five derivatives can be written in the *outputs* `f(z)`, so the backward pass stores nothing
-else. The argument is called `outputs` and must be just that: passing `z` is the classic bug.
+Most derivatives can be written in the *outputs* `f(z)`, so the backward pass stores nothing else.
+The argument is called `outputs` and must be just that: passing `z` is the classic bug.
 
     >>> outputs = relu(jnp.array([-1.0, 0.0, 2.0]))
     >>> relu_backward(outputs, jnp.array([3.0, 3.0, 3.0]))
@@ -16,6 +16,7 @@ else. The argument is called `outputs` and must be just that: passing `z` is the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -45,10 +46,18 @@ class Activation(NamedTuple):
     Attributes:
         forward: pre-activations to outputs, same shape.
         backward: `(outputs, upstream)` to the gradient at the pre-activations, same shape.
+        takes_z: whether `backward` takes `z` in place of the outputs.
+        bounds: the outputs lie between these.
     """
 
     forward: Callable[[jax.Array], jax.Array]
     backward: Callable[[jax.Array, jax.Array], jax.Array]
+    takes_z: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    def pull_back(self, z: jax.Array, outputs: jax.Array, upstream: jax.Array) -> jax.Array:
+        """Return the gradient at the pre-activations, by `backward`."""
+        return self.backward(z if self.takes_z else outputs, upstream)
 
 
 def identity(z: jax.Array) -> jax.Array:
@@ -162,12 +171,12 @@ def softmax_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
 
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(identity, identity_backward),
-    "relu": Activation(relu, relu_backward),
-    "sigmoid": Activation(sigmoid, sigmoid_backward),
-    "tanh": Activation(tanh, tanh_backward),
-    "softmax": Activation(softmax, softmax_backward),
+    "relu": Activation(relu, relu_backward, bounds=(0, math.inf)),
+    "sigmoid": Activation(sigmoid, sigmoid_backward, bounds=(0, 1)),
+    "tanh": Activation(tanh, tanh_backward, bounds=(-1, 1)),
+    "softmax": Activation(softmax, softmax_backward, bounds=(0, 1)),
 }
 """Every activation by its name."""
 
-HIDDEN_ACTIVATIONS = ("identity", "relu", "sigmoid", "tanh")
-"""Those that a hidden layer may use: all but softmax."""
+HIDDEN_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name != "softmax")
+"""Those that a hidden layer may use, which act element by element."""

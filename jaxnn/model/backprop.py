@@ -34,11 +34,12 @@ def value_and_grad(
     activation, (*before, last) = ACTIVATIONS[hidden], params
     rows = batch.x.shape[0]
     x, targets = (_whole_vectors(jnp.asarray(array)) for array in batch)
-    # Every layer's input is `(units, rows)`, and is all that the way back needs: derivatives of
-    # activations are functions of their outputs.
-    inputs = [x.T]
+    # Every layer's input is `(units, rows)`. The way back needs no more, where the derivative of
+    # the activation is a function of its outputs.
+    inputs, sums = [x.T], []
     for layer in before:
-        inputs.append(activation.forward(_affine(layer, inputs[-1])))
+        sums.append(_affine(layer, inputs[-1]))
+        inputs.append(activation.forward(sums[-1]))
     losses, slopes = output_loss.value_and_slope(_affine(last, inputs[-1]), targets)
     if losses.size > rows:  # the padding counts nowhere
         is_row = jnp.arange(losses.size) < rows
@@ -47,7 +48,7 @@ def value_and_grad(
     gradients = [_layer_gradient(last, inputs[-1], delta)]
     for layer in range(len(params) - 2, -1, -1):
         upstream = dot(params[layer + 1].weights, delta)
-        delta = activation.backward(inputs[layer + 1], upstream)  # (2)
+        delta = activation.pull_back(sums[layer], inputs[layer + 1], upstream)  # (2)
         gradients.append(_layer_gradient(params[layer], inputs[layer], delta))
     return jnp.sum(losses) / rows, tuple(reversed(gradients))
 

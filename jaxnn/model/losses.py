@@ -17,7 +17,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from scipy.special import entr
 
-from jaxnn.batch import check_targets, check_values, valid_rows
-from jaxnn.model.activations import ACTIVATIONS, softmax, softmax_backward
+from jaxnn.batch import CROSSENTROPIES, check_targets, check_values, valid_rows
+from jaxnn.model.activations import ACTIVATIONS, Activation, softmax, softmax_backward
 
 __all__ = [
     "LOSSES",
@@ -36,9 +36,6 @@ __all__ = [
     "sigmoid_crossentropy",
     "softmax_crossentropy",
 ]
-
-LOSSES = ("mean_squared_error", "binary_crossentropy", "categorical_crossentropy")
-"""The losses that `jaxnn.mlp` takes."""
 
 CLIP = 1e-7
 MAX_WRITTEN_OUT = 16
@@ -60,8 +57,7 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
         >>> mean_squared_error(jnp.array([[9.0], [3.0]]), jnp.array([[3.0], [3.0]]))
         Array(18., dtype=float32)
     """
-    p, y = _border("predictions", predictions, targets, "mean_squared_error")
-    return jnp.mean(jnp.square(p - y))
+    return _mean_of_errors("mean_squared_error", predictions, targets)
 
 
 def binary_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -145,6 +141,11 @@ def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(z, axis=1), axis=1))
 
 
+def _mean_of_errors(loss: str, predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
+    p, y = _border("predictions", predictions, targets, loss)
+    return jnp.mean(ERROR_LOSSES[loss].value(p - y))
+
+
 def _border(
     name: str, predictions: ArrayLike, targets: ArrayLike, loss: str
 ) -> tuple[jax.Array, jax.Array]:
@@ -152,7 +153,7 @@ def _border(
     values = jnp.asarray(check_values(name, predictions, 2, "numbers of shape (rows, outputs)"))
     if values.dtype not in (jnp.float32, jnp.float64):
         values = values.astype(jnp.float32)  # half precision rounds 1 - 1e-7 to 1
-    targets_name = "targets" if loss == "mean_squared_error" else "labels"
+    targets_name = "labels" if loss in CROSSENTROPIES else "targets"
     y = jnp.asarray(check_targets(targets_name, targets, loss, *values.shape))
     valid = valid_rows(y, loss, values.shape[1])[:, None]
     if y.ndim == 1:
@@ -174,6 +175,18 @@ class PerExample(NamedTuple):
     score: Callable[[Units, jax.Array], tuple[jax.Array | None, jax.Array]]
     per_output: bool = False  # whether the mean is over the outputs as well as over the rows
     factor_doubles: bool = False  # up to 2^outputs; other factors are up to the number of outputs
+
+
+class ErrorLoss(NamedTuple):
+    """A loss of each output by itself, by its error: the prediction minus the target.
+
+    Attributes:
+        value: errors to losses, element by element, of NumPy's arrays and of JAX's.
+        slope: errors to the derivatives of the losses, by hand.
+    """
+
+    value: Callable[[Any], Any]
+    slope: Callable[[jax.Array], jax.Array]
 
 
 class OutputLoss(NamedTuple):
@@ -251,15 +264,19 @@ def _sigmoid_per_example(logits: Units, targets: jax.Array) -> tuple[jax.Array, 
     return factor, sum_of([ACTIVATIONS["relu"].forward(z) - y * z for y, z in pairs])
 
 
-def _squared_error(output: str) -> OutputLoss:
-    forward, backward = plain, _ = ACTIVATIONS[output]
+def _of_errors(output: str, loss: str) -> OutputLoss:
+    of_error, activation = ERROR_LOSSES[loss], ACTIVATIONS[output]
+    plain = activation.forward
     if output == "softmax":  # over the units, which come last there
-        forward, backward = lambda z: softmax(z.T).T, lambda a, g: softmax_backward(a.T, g.T).T
+        activation = Activation(
+            lambda z: softmax(z.T).T, lambda a, upstream: softmax_backward(a.T, upstream.T).T
+        )
 
     def value_and_slope(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        outputs, share = forward(logits), 1 / len(logits)
-        off = outputs - targets.T.astype(logits.dtype)
-        return _over_units(operator.add, off * off)[0] * share, backward(outputs, 2 * off * share)
+        outputs, share = activation.forward(logits), 1 / len(logits)
+        errors = outputs - targets.T.astype(logits.dtype)
+        losses = _over_units(operator.add, of_error.value(errors))[0] * share
+        return losses, activation.pull_back(logits, outputs, of_error.slope(errors) * share)
 
     def score(logits: Units, targets: jax.Array) -> tuple[None, jax.Array]:
         if output == "softmax":
@@ -270,10 +287,10 @@ def _squared_error(output: str) -> OutputLoss:
         else:
             predictions = [plain(z) for z in logits]
         pairs = zip(predictions, list(targets), strict=True)
-        return None, sum_of([jnp.square(p - y) for p, y in pairs])
+        return None, sum_of([of_error.value(p - y) for p, y in pairs])
 
     def mean_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-        return mean_squared_error(plain(logits), targets)
+        return _mean_of_errors(loss, plain(logits), targets)
 
     return OutputLoss(mean_loss, value_and_slope, PerExample(score, per_output=True))
 
@@ -290,6 +307,14 @@ def sum_of(terms: Units) -> jax.Array:
     return reduce(operator.add, terms)
 
 
+ERROR_LOSSES: dict[str, ErrorLoss] = {
+    "mean_squared_error": ErrorLoss(lambda error: error * error, lambda error: 2 * error),
+}
+"""The losses that any output activation goes with."""
+
+LOSSES = (*ERROR_LOSSES, *CROSSENTROPIES)
+"""The losses that `jaxnn.mlp` takes."""
+
 OUTPUT_LOSSES: dict[tuple[str, str], OutputLoss] = {
     ("softmax", "categorical_crossentropy"): OutputLoss(
         softmax_crossentropy, _softmax_value_and_slope, PerExample(_softmax_per_example)
@@ -297,7 +322,7 @@ OUTPUT_LOSSES: dict[tuple[str, str], OutputLoss] = {
     ("sigmoid", "binary_crossentropy"): OutputLoss(
         sigmoid_crossentropy, _sigmoid_value_and_slope, PerExample(_sigmoid_per_example, True, True)
     ),
-    **{(output, "mean_squared_error"): _squared_error(output) for output in ACTIVATIONS},
+    **{(output, loss): _of_errors(output, loss) for loss in ERROR_LOSSES for output in ACTIVATIONS},
 }
 """Every sensible pair of output activation and loss."""
 
@@ -317,6 +342,5 @@ def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> 
         return float(np.mean(entr(mean) + entr(1 - mean)))
     if output == "softmax" and not (np.all(mean >= 0) and np.isclose(mean.sum(), 1)):
         return None
-    bounds = {"relu": (0, np.inf), "sigmoid": (0, 1), "tanh": (-1, 1)}
-    beyond = mean - np.clip(mean, *bounds.get(output, (-np.inf, np.inf)))
+    beyond = mean - np.clip(mean, *ACTIVATIONS[output].bounds)
     return float(np.mean(rows.var(axis=0) + np.square(beyond)))

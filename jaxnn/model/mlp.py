@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from jaxnn import metrics
-from jaxnn.batch import Batch, check_batch, check_inputs, valid_rows
+from jaxnn.batch import CROSSENTROPIES, Batch, check_batch, check_inputs, valid_rows
 from jaxnn.model import backprop
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
 from jaxnn.model.init import sampler
@@ -211,9 +211,9 @@ def _border(settings: Settings, name: str, params: Params, batch: Batch) -> tupl
     """Refuse params or a batch of another network; return them as arrays."""
     params = check_params("params", params, settings.shapes)
     batch = check_batch("batch", batch, settings.loss, settings.sizes[0], settings.sizes[-1])
-    if name == "accuracy" and settings.loss == "mean_squared_error":
+    if name == "accuracy" and settings.loss not in CROSSENTROPIES:
         raise ValueError(
-            "accuracy must be of classes; got a network of loss 'mean_squared_error': "
+            f"accuracy must be of classes; got a network of loss {settings.loss!r}: "
             "use jaxnn.metrics.r2(model.apply(params, batch.x), batch.y)"
         )
     return params, batch
