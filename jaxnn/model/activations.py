@@ -27,8 +27,14 @@ __all__ = [
     "ACTIVATIONS",
     "HIDDEN_ACTIVATIONS",
     "Activation",
+    "elu",
+    "elu_backward",
+    "gelu",
+    "gelu_backward",
     "identity",
     "identity_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
     "relu",
     "relu_backward",
     "sigmoid",
@@ -38,6 +44,12 @@ __all__ = [
     "tanh",
     "tanh_backward",
 ]
+
+
+LEAK = 0.01
+GELU_CUBIC = 0.044715
+GELU_REACH = 30.0
+"""Beyond it the gate of gelu is 0 or 1 in float64 as well, and the cube may overflow."""
 
 
 class Activation(NamedTuple):
@@ -99,6 +111,80 @@ def relu_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
         Array([0., 0., 3.], dtype=float32)
     """
     return jnp.where(outputs <= 0, jnp.zeros_like(upstream), upstream)
+
+
+def leaky_relu(z: jax.Array) -> jax.Array:
+    """Return `z` where it is at least 0, else `0.01 z`, element by element, any shape.
+
+    Example:
+        >>> leaky_relu(jnp.array([-1.0, 2.0]))
+        Array([-0.01,  2.  ], dtype=float32)
+    """
+    return jax.nn.leaky_relu(z, LEAK)
+
+
+def leaky_relu_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
+    """Return `upstream`, times 0.01 below 0; the slope at 0 is 1, as in `jax.nn.leaky_relu`.
+
+    Example:
+        >>> leaky_relu_backward(leaky_relu(jnp.array([-1.0, 0.0])), jnp.array([3.0, 3.0]))
+        Array([0.03, 3.  ], dtype=float32)
+    """
+    return jnp.where(outputs >= 0, upstream, LEAK * upstream)
+
+
+def elu(z: jax.Array) -> jax.Array:
+    """Return `z` where it is above 0, else `exp(z) - 1`, element by element, any shape.
+
+    Example:
+        >>> elu(jnp.array([-1e4, 0.0, 2.0]))
+        Array([-1.,  0.,  2.], dtype=float32)
+    """
+    return jax.nn.elu(z)
+
+
+def elu_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
+    """Return `upstream`, times `a + 1`, which is `exp(z)`, where the output `a` is at most 0.
+
+    Example:
+        >>> elu_backward(elu(jnp.array([-1e4, 0.0, 2.0])), jnp.array([3.0, 3.0, 3.0]))
+        Array([0., 3., 3.], dtype=float32)
+    """
+    return jnp.where(outputs > 0, upstream, upstream * (outputs + 1))
+
+
+def gelu(z: jax.Array) -> jax.Array:
+    """Return `z/2 (1 + tanh(sqrt(2/pi) (z + 0.044715 z^3)))`, element by element, any shape.
+
+    It is the default of `jax.nn.gelu`, and close to `z` times the normal distribution function
+    (Hendrycks and Gimpel 2016).
+
+    Example:
+        >>> gelu(jnp.array([-1e4, 0.0, 2.0])).round(4)
+        Array([-0.    ,  0.    ,  1.9546], dtype=float32)
+    """
+    return jnp.maximum(z, -GELU_REACH) * _gelu_gate(z)[1]
+
+
+def gelu_backward(z: jax.Array, upstream: jax.Array) -> jax.Array:
+    """Return `upstream * (s + z s')` at the pre-activations `z`, with the gate `s = gelu(z) / z`.
+
+    It takes `z`, as no function of the outputs can be the slope: on both sides of -0.75 outputs
+    are the same.
+
+    Example:
+        >>> gelu_backward(jnp.array([-1e4, 0.0, 1e4]), jnp.array([4.0, 4.0, 4.0]))
+        Array([0., 2., 4.], dtype=float32)
+    """
+    z, gate = _gelu_gate(z)
+    slope = 2 * math.sqrt(2 / math.pi) * (1 + 3 * GELU_CUBIC * z * z) * gate * (1 - gate)
+    return upstream * (gate + z * slope)
+
+
+def _gelu_gate(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`z` without what is out of reach, and `1/2 (1 + tanh u) = sigmoid(2 u)` with all digits."""
+    z = jnp.clip(z, -GELU_REACH, GELU_REACH)
+    return z, jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (z + GELU_CUBIC * z * z * z))
 
 
 def sigmoid(z: jax.Array) -> jax.Array:
@@ -172,6 +258,9 @@ def softmax_backward(outputs: jax.Array, upstream: jax.Array) -> jax.Array:
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(identity, identity_backward),
     "relu": Activation(relu, relu_backward, bounds=(0, math.inf)),
+    "leaky_relu": Activation(leaky_relu, leaky_relu_backward),
+    "elu": Activation(elu, elu_backward, bounds=(-1, math.inf)),
+    "gelu": Activation(gelu, gelu_backward, takes_z=True, bounds=(-0.17004075, math.inf)),
     "sigmoid": Activation(sigmoid, sigmoid_backward, bounds=(0, 1)),
     "tanh": Activation(tanh, tanh_backward, bounds=(-1, 1)),
     "softmax": Activation(softmax, softmax_backward, bounds=(0, 1)),
