@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import scipy.optimize
 from jax import monitoring
+from output_losses import PAIRS
 from programs import start_program
 from test_activations import VALUES as ACTIVATE
+from test_losses import ENTRIES
 from tolerances import FORWARD, float32, leaf_error
 
 from jaxnn import gradient_descent, metrics
-from jaxnn.batch import Batch
+from jaxnn.batch import CROSSENTROPIES, Batch
 from jaxnn.model.layers import Dense
-from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES
 from jaxnn.model.mlp import Model, ModelFunction, mlp
 from jaxnn.typing import traits_of
 
@@ -33,8 +34,9 @@ PARAMS = tuple(
     Dense(float32(RNG.normal(0.2, 0.9, (i, o))), float32(RNG.normal(0.5, 1.0, o)))
     for i, o in ((3, 5), (5, 2))
 )
-CATEGORICAL, BINARY, SQUARED = LOSSES[::-1]
-TARGETS = {CATEGORICAL: CLASSES, BINARY: BITS, SQUARED: NUMBERS}
+BINARY, CATEGORICAL = CROSSENTROPIES
+SQUARED = "mean_squared_error"
+TARGETS = {CATEGORICAL: CLASSES, BINARY: BITS, **dict.fromkeys(ENTRIES, NUMBERS)}
 BATCH_FUNCTIONS = ("loss", "value_and_grad", "loss_reference", "accuracy")
 
 
@@ -46,8 +48,8 @@ def numpy_outputs(params, x, hidden, output):
 
 
 def numpy_loss(outputs, targets, loss):
-    if loss == SQUARED:
-        return np.mean((outputs - targets) ** 2)
+    if loss in ENTRIES:
+        return np.mean(ENTRIES[loss](outputs - targets))
     if loss == BINARY:
         return -np.mean(targets * np.log(outputs) + (1 - targets) * np.log(1 - outputs))
     return -np.mean(np.log(outputs[np.arange(len(outputs)), targets]))
@@ -77,7 +79,7 @@ def compilations():
 
 
 @pytest.mark.parametrize(
-    ("pair", "dtype"), [*((p, "float64") for p in OUTPUT_LOSSES), (CATEGORICAL_PAIR, "float32")]
+    ("pair", "dtype"), [*((p, "float64") for p in PAIRS), (CATEGORICAL_PAIR, "float32")]
 )
 def test_outputs_and_losses_are_numpys(pair, dtype):
     (output, loss), y = pair, TARGETS[pair[1]]
@@ -219,6 +221,11 @@ CONSTANT = [
     (SQUARED, "identity", 7 * SPREAD - 3),
     (SQUARED, "relu", SPREAD - [2, 0]),
     (SQUARED, "tanh", 3 * SPREAD - 6),
+    (SQUARED, "elu", SPREAD - [2, 0]),
+    ("mean_absolute_error", "identity", 7 * SPREAD - 3),
+    ("mean_absolute_error", "tanh", 3 * SPREAD - 6),
+    ("huber", "identity", 7 * SPREAD - 3),
+    ("huber", "gelu", SPREAD - [2, 0]),
 ]
 
 

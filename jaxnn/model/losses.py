@@ -1,8 +1,8 @@
 """Losses: public functions of predictions and targets, and `OutputLoss`, which networks train with.
 
 Each public loss takes predictions and targets, rows first, and returns their mean over the rows, a
-scalar of the predictions' dtype. `mean_squared_error`, `binary_crossentropy` and
-`categorical_crossentropy` take what the output layer returns; the latter two clip probabilities
+scalar of the predictions' dtype. The losses of errors, and `binary_crossentropy` and
+`categorical_crossentropy`, take what the output layer returns; the latter two clip probabilities
 to `[1e-7, 1 - 1e-7]`, as textbooks do. `sigmoid_crossentropy` and `softmax_crossentropy` take the
 logits before the output activation, and are exact and finite for logits of +-1e4.
 
@@ -17,12 +17,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from scipy.optimize import minimize_scalar
 from scipy.special import entr
 
 from jaxnn.batch import CROSSENTROPIES, check_targets, check_values, valid_rows
@@ -32,6 +33,8 @@ __all__ = [
     "LOSSES",
     "binary_crossentropy",
     "categorical_crossentropy",
+    "huber",
+    "mean_absolute_error",
     "mean_squared_error",
     "sigmoid_crossentropy",
     "softmax_crossentropy",
@@ -58,6 +61,32 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
         Array(18., dtype=float32)
     """
     return _mean_of_errors("mean_squared_error", predictions, targets)
+
+
+def mean_absolute_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
+    """Return the mean absolute error `mean(|predictions - targets|)`; its slope at 0 is 0.
+
+    Arguments and errors are those of `mean_squared_error`.
+
+    Example:
+        >>> mean_absolute_error(jnp.array([[9.0], [3.0]]), jnp.array([[3.0], [3.0]]))
+        Array(3., dtype=float32)
+    """
+    return _mean_of_errors("mean_absolute_error", predictions, targets)
+
+
+def huber(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
+    """Return the mean of `e^2 / 2` for errors `e` from -1 to 1, and of `|e| - 1/2` for others.
+
+    It is the loss of Huber (1964) with a delta of 1.
+
+    Arguments and errors are those of `mean_squared_error`.
+
+    Example:
+        >>> huber(jnp.array([[9.0], [4.0]]), jnp.array([[3.0], [3.0]]))
+        Array(3., dtype=float32)
+    """
+    return _mean_of_errors("huber", predictions, targets)
 
 
 def binary_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -181,11 +210,11 @@ class ErrorLoss(NamedTuple):
     """A loss of each output by itself, by its error: the prediction minus the target.
 
     Attributes:
-        value: errors to losses, element by element, of NumPy's arrays and of JAX's.
+        value: errors to losses, element by element.
         slope: errors to the derivatives of the losses, by hand.
     """
 
-    value: Callable[[Any], Any]
+    value: Callable[[jax.Array], jax.Array]
     slope: Callable[[jax.Array], jax.Array]
 
 
@@ -309,6 +338,12 @@ def sum_of(terms: Units) -> jax.Array:
 
 ERROR_LOSSES: dict[str, ErrorLoss] = {
     "mean_squared_error": ErrorLoss(lambda error: error * error, lambda error: 2 * error),
+    # Not `abs`, whose derivative by JAX is 1 at 0.
+    "mean_absolute_error": ErrorLoss(lambda error: error * jnp.sign(error), jnp.sign),
+    "huber": ErrorLoss(
+        lambda error: (near := jnp.clip(error, -1, 1)) * (error - near / 2),
+        lambda error: jnp.clip(error, -1, 1),
+    ),
 }
 """The losses that any output activation goes with."""
 
@@ -331,8 +366,8 @@ def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> 
     """Return the lowest loss of an answer that is the same for every row, in float64.
 
     It is the entropy of the mean distribution, the mean entropy of the outputs, or their mean
-    variance, and more where the output activation cannot reach the mean. None stands for the
-    squared error of softmax outputs that cannot.
+    variance, and more where the output activation cannot reach the mean. Of other losses of errors
+    it is looked for. None stands for softmax outputs of which it is not known.
     """
     rows = np.eye(outputs)[targets] if targets.ndim == 1 else targets.astype(np.float64)
     mean = rows.mean(axis=0)
@@ -340,7 +375,24 @@ def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> 
         return float(mean.sum() * entr(mean / mean.sum()).sum())
     if loss == "binary_crossentropy":
         return float(np.mean(entr(mean) + entr(1 - mean)))
-    if output == "softmax" and not (np.all(mean >= 0) and np.isclose(mean.sum(), 1)):
+    is_squared, bounds = loss == "mean_squared_error", ACTIVATIONS[output].bounds
+    is_reached = is_squared and np.all(mean >= 0) and np.isclose(mean.sum(), 1)
+    if output == "softmax" and not is_reached:
         return None
-    beyond = mean - np.clip(mean, *ACTIVATIONS[output].bounds)
-    return float(np.mean(rows.var(axis=0) + np.square(beyond)))
+    if is_squared:
+        beyond = mean - np.clip(mean, *bounds)
+        return float(np.mean(rows.var(axis=0) + np.square(beyond)))
+    ends = np.clip([rows.min(axis=0), rows.max(axis=0)], *bounds).T
+    columns = zip(rows.T, ends, strict=True)
+    return float(np.mean([_lowest(ERROR_LOSSES[loss], *column) for column in columns]))
+
+
+def _lowest(of_error: ErrorLoss, numbers: np.ndarray, ends: np.ndarray) -> float:
+    """The lowest mean loss of one answer between these ends; the losses are convex."""
+    with jax.enable_x64(True):
+        return minimize_scalar(
+            lambda answer: float(jnp.mean(of_error.value(jnp.asarray(answer - numbers)))),
+            bounds=ends,
+            method="bounded",
+            options={"xatol": 1e-9 * (1 + np.max(np.abs(ends)))},
+        ).fun

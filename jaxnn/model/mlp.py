@@ -111,10 +111,11 @@ def mlp(
 
     Args:
         sizes: features, units of each hidden layer, outputs; at least two entries.
-        hidden: activation of the hidden layers: `"identity"`, `"relu"`, `"sigmoid"`, `"tanh"`.
+        hidden: activation of the hidden layers: `"identity"`, `"relu"`, `"leaky_relu"`, `"elu"`,
+            `"gelu"`, `"sigmoid"`, `"tanh"`.
         output: activation of the last layer: one of these or `"softmax"`.
-        loss: `"mean_squared_error"` with any output, `"binary_crossentropy"` with sigmoid,
-            `"categorical_crossentropy"` with softmax.
+        loss: `"mean_squared_error"`, `"mean_absolute_error"` or `"huber"` with any output,
+            `"binary_crossentropy"` with sigmoid, `"categorical_crossentropy"` with softmax.
         hidden_biases: False leaves the biases of the hidden layers out.
 
     Raises:
