@@ -14,7 +14,7 @@ from output_losses import PAIRS
 from programs import start_program
 from test_activations import VALUES as ACTIVATE
 from test_losses import ENTRIES
-from tolerances import FORWARD, float32, leaf_error
+from tolerances import FORWARD, GRADIENT, float32, leaf_error
 
 from jaxnn import gradient_descent, metrics
 from jaxnn.batch import CROSSENTROPIES, Batch
@@ -43,7 +43,8 @@ BATCH_FUNCTIONS = ("loss", "value_and_grad", "loss_reference", "accuracy")
 def numpy_outputs(params, x, hidden, output):
     for layer, (weights, biases) in enumerate(params):
         x = x.astype(float) @ weights.astype(float) + biases.astype(float)
-        x = ACTIVATE[output if layer == len(params) - 1 else hidden](x)
+        names = (hidden,) * 9 if isinstance(hidden, str) else hidden
+        x = ACTIVATE[output if layer == len(params) - 1 else names[layer]](x)
     return x
 
 
@@ -102,6 +103,26 @@ def test_outputs_and_losses_are_numpys(pair, dtype):
         assert value.dtype == dtype
         assert value.shape == ()
         assert leaf_error(value, numpy_loss(expected, y, loss)) <= FORWARD[dtype]
+
+
+@pytest.mark.parametrize(  # by rows, by scalars
+    ("sizes", "hidden"),
+    [((3, 9, 8, 4, 2), ("gelu", "tanh", "relu")), ((3, 3, 3, 2), ("relu", "elu"))],
+)
+def test_each_layer_may_have_an_activation_of_its_own(sizes, hidden):
+    model, batch = mlp(sizes, hidden=hidden), Batch(X, CLASSES)
+    sample_fn = model.sampler(distribution="lecun", scale=2.0)
+    population = jax.vmap(sample_fn)(jax.random.split(jax.random.key(1), 16))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf[0]), population)
+    outputs = numpy_outputs(params, X, hidden, "softmax")
+    value, gradient = model.value_and_grad(params, batch)
+    expected = numpy_loss(outputs, CLASSES, CATEGORICAL)
+    of_many = jax.vmap(model.loss, (0, None))(population, batch)[0]
+    for got in (value, model.loss(params, batch), model.loss_reference(params, batch), of_many):
+        assert leaf_error(got, expected) <= FORWARD["float32"]
+    assert leaf_error(model.apply(params, X), outputs) <= FORWARD["float32"]
+    by_jax = jax.grad(model.loss_reference)(params, batch)
+    assert leaf_error(gradient, by_jax) <= GRADIENT["float32"]
 
 
 def test_there_is_no_accuracy_of_numbers(compilations):
@@ -264,6 +285,12 @@ def test_constant_loss_is_none_where_no_constant_answer_is_known():
         ({"sizes": "352"}, TypeError, "^sizes must be a sequence of integers; got a str"),
         ({"sizes": (3, 1)}, ValueError, "^sizes must end in at least 2 for output 'softmax'"),
         ({"hidden": "ReLU"}, ValueError, "^hidden must be one of 'identity', 'relu'.*got 'ReLU'"),
+        (
+            {"hidden": ("relu", "tanh")},
+            ValueError,
+            "^hidden must be one activation or 1, ",
+        ),
+        ({"hidden": ("softmax",)}, ValueError, r"^hidden\[0\] must be one of .*got 'softmax'"),
         ({"output": None}, TypeError, "^output must be one of.*got None"),
         ({"loss": "mse"}, ValueError, "^loss must be one of 'mean_squared_error'.*got 'mse'"),
         ({"output": "sigmoid"}, ValueError, "^output must be softmax for loss 'categorical_cross"),
@@ -327,6 +354,10 @@ def test_repr_is_the_call_that_builds_it():
     assert repr(mlp((2, 3, 3))) == expected
     model = mlp((3, 5, 2), output="sigmoid", loss="binary_crossentropy", hidden_biases=False)
     assert eval(repr(model)) is model
+    mixed = mlp((3, 5, 5, 2), hidden=["relu", "tanh"])
+    assert "hidden=('relu', 'tanh')" in repr(mixed)
+    assert eval(repr(mixed)) is mixed
+    assert mlp((3, 5, 5, 2), hidden=("tanh", "tanh")) is mlp((3, 5, 5, 2), hidden="tanh")
 
 
 @pytest.mark.parametrize("leaf", range(4))

@@ -1,6 +1,6 @@
 """The chain rule by hand, units first and rows last.
 
-With layer inputs `h_0 = x^T, h_1, ...`, pre-activations `z_l = W_l^T h_l + b_l`, hidden activation
+With layer inputs `h_0 = x^T, h_1, ...`, pre-activations `z_l = W_l^T h_l + b_l`, hidden activations
 `f` and `delta_l` the gradient of the loss by `z_l` (Rumelhart, Hinton and Williams 1986):
 
     (1)  delta_L = d loss / d logits                   the slope of `OutputLoss`, over the rows
@@ -22,22 +22,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.batch import Batch
-from jaxnn.model.activations import ACTIVATIONS
-from jaxnn.model.layers import VECTOR, Dense, Params, dot
+from jaxnn.model.layers import VECTOR, Dense, Hidden, Params, activations_of, dot
 from jaxnn.model.losses import OutputLoss
 
 
 def value_and_grad(
-    params: Params, batch: Batch, hidden: str, output_loss: OutputLoss
+    params: Params, batch: Batch, hidden: Hidden, output_loss: OutputLoss
 ) -> tuple[jax.Array, Params]:
     """Return the mean loss and its gradient by every weight and bias, a tree like `params`."""
-    activation, (*before, last) = ACTIVATIONS[hidden], params
+    activations, (*before, last) = activations_of(hidden, params), params
     rows = batch.x.shape[0]
     x, targets = (_whole_vectors(jnp.asarray(array)) for array in batch)
     # Every layer's input is `(units, rows)`. The way back needs no more, where the derivative of
     # the activation is a function of its outputs.
     inputs, sums = [x.T], []
-    for layer in before:
+    for layer, activation in zip(before, activations, strict=True):
         sums.append(_affine(layer, inputs[-1]))
         inputs.append(activation.forward(sums[-1]))
     losses, slopes = output_loss.value_and_slope(_affine(last, inputs[-1]), targets)
@@ -48,7 +47,7 @@ def value_and_grad(
     gradients = [_layer_gradient(last, inputs[-1], delta)]
     for layer in range(len(params) - 2, -1, -1):
         upstream = dot(params[layer + 1].weights, delta)
-        delta = activation.pull_back(sums[layer], inputs[layer + 1], upstream)  # (2)
+        delta = activations[layer].pull_back(sums[layer], inputs[layer + 1], upstream)  # (2)
         gradients.append(_layer_gradient(params[layer], inputs[layer], delta))
     return jnp.sum(losses) / rows, tuple(reversed(gradients))
 

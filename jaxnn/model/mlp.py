@@ -17,9 +17,18 @@ from jax.typing import ArrayLike
 from jaxnn import metrics
 from jaxnn.batch import CROSSENTROPIES, Batch, check_batch, check_inputs, valid_rows
 from jaxnn.model import backprop
-from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
+from jaxnn.model.activations import ACTIVATIONS
 from jaxnn.model.init import sampler
-from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, logits_of
+from jaxnn.model.layers import (
+    Hidden,
+    LayerShapes,
+    Params,
+    as_hidden,
+    check_params,
+    forward,
+    layer_shapes,
+    logits_of,
+)
 from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES, Units, constant_loss
 from jaxnn.model.vmapped_loss import (
     BINARY_ACCURACY,
@@ -38,7 +47,7 @@ class Settings(NamedTuple):
     """What a network is. The same settings share one `Model`."""
 
     sizes: tuple[int, ...]
-    hidden: str
+    hidden: Hidden
     output: str
     loss: str
     hidden_biases: bool
@@ -102,7 +111,7 @@ class Model(NamedTuple):
 def mlp(
     sizes: Sequence[int],
     *,
-    hidden: str = "relu",
+    hidden: str | Sequence[str] = "relu",
     output: str = "softmax",
     loss: str = "categorical_crossentropy",
     hidden_biases: bool = True,
@@ -112,7 +121,7 @@ def mlp(
     Args:
         sizes: features, units of each hidden layer, outputs; at least two entries.
         hidden: activation of the hidden layers: `"identity"`, `"relu"`, `"leaky_relu"`, `"elu"`,
-            `"gelu"`, `"sigmoid"`, `"tanh"`.
+            `"gelu"`, `"sigmoid"`, `"tanh"`; or one a hidden layer, as `("relu", "tanh")`.
         output: activation of the last layer: one of these or `"softmax"`.
         loss: `"mean_squared_error"`, `"mean_absolute_error"` or `"huber"` with any output,
             `"binary_crossentropy"` with sigmoid, `"categorical_crossentropy"` with softmax.
@@ -131,7 +140,7 @@ def mlp(
     if len(sizes) < 2:
         raise ValueError(f"sizes must have at least 2 entries, features and outputs; got {sizes}")
     counts = tuple(as_count(f"sizes[{i}]", size, minimum=1) for i, size in enumerate(sizes))
-    as_choice("hidden", hidden, HIDDEN_ACTIVATIONS)
+    hidden = as_hidden(hidden, len(counts) - 2)
     as_choice("output", output, tuple(ACTIVATIONS))
     as_choice("loss", loss, LOSSES)
     if (output, loss) not in OUTPUT_LOSSES:
