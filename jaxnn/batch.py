@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.run.checks import array_record, as_values, is_traced
@@ -28,6 +29,9 @@ class Batch(NamedTuple):
             weights `(rows, classes)`, which are one-hot rows or soft labels. For binary
             cross-entropy, numbers from 0 to 1 `(rows, outputs)`. For other losses, numbers
             `(rows, outputs)`.
+        weights: how much each row counts, `(rows,)`, numbers of at least 0, not all 0; or None.
+            Loss, gradient and accuracy are then `sum(w l) / sum(w)` over the rows. A minibatch
+            divides by the weights of its own rows; where they are all 0, its loss is nan.
 
     Example:
         >>> Batch(x=np.zeros((4, 2), np.float32), y=np.zeros(4, np.int32)).x.shape
@@ -36,6 +40,7 @@ class Batch(NamedTuple):
 
     x: Any
     y: Any
+    weights: Any = None
 
 
 def check_batch(name: str, batch: PyTree, loss: str, features: int, outputs: int) -> Batch:
@@ -46,7 +51,8 @@ def check_batch(name: str, batch: PyTree, loss: str, features: int, outputs: int
     y, rows = as_values(f"{name}.y", batch.y), x.shape[0]
     if not is_traced(y) and y.ndim and y.shape[0] != rows:
         raise ValueError(f"{name}.y must have {rows} rows, as {name}.x; got shape {y.shape}")
-    return Batch(x, check_targets(f"{name}.y", y, loss, rows, outputs))
+    y = check_targets(f"{name}.y", y, loss, rows, outputs)
+    return Batch(x, y, check_weights(f"{name}.weights", batch.weights, rows))
 
 
 def check_values(name: str, values: object, dimensions: int, wanted: str) -> np.ndarray | jax.Array:
@@ -92,6 +98,45 @@ def check_targets(
     if is_weights and np.all(np.isin(values, (0, 1))) and np.all(values.sum(axis=1) == 1):
         return np.argmax(values, axis=1).astype(np.int32)
     return array
+
+
+def check_weights(name: str, weights: object, rows: int) -> jax.Array | np.ndarray | None:
+    """Return the weights of the rows as an array, if there are any; refuse what weighs nothing."""
+    if weights is None:
+        return None
+    array = as_values(name, weights)
+    if array.shape != (rows,):
+        raise ValueError(f"{name} must be of shape {(rows,)}, one a row; got {array.shape}")
+    if is_traced(array):
+        return array
+    values = np.asarray(array, np.float32)
+    bad = np.flatnonzero(~_valid_weights(values))
+    if bad.size:
+        came = f"{values[bad[0]]} at [{bad[0]}]"
+        raise ValueError(f"{name} must be finite numbers of at least 0; got {came}")
+    if not 0 < np.sum(values) < np.inf:
+        raise ValueError(f"{name} must have a finite sum above 0; got {np.sum(values)}")
+    return array
+
+
+def mean_over_rows(numbers: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Return the mean of numbers `(rows,)` or `(rows, outputs)`, weighted if there are weights."""
+    if weights is None:
+        return jnp.mean(numbers)
+    by_row = numbers if numbers.ndim == 1 else jnp.mean(numbers, axis=1)
+    return jnp.sum(weights * by_row) / jnp.sum(weights)
+
+
+def as_weights(weights: jax.Array | np.ndarray | None, dtype: Any) -> jax.Array | None:
+    """Return checked weights in this dtype; traced ones without a meaning become nan."""
+    if weights is None:
+        return None
+    w = jnp.asarray(weights).astype(dtype)
+    return jnp.where(_valid_weights(w), w, jnp.nan)
+
+
+def _valid_weights(weights: Any) -> Any:
+    return (weights >= 0) & (weights < np.inf)
 
 
 def valid_rows(targets: np.ndarray | jax.Array, loss: str, outputs: int) -> Any:

@@ -120,8 +120,8 @@ def linear(
         ValueError: if there is no weight, or a number is out of range.
 
     Example:
-        >>> x, y = linear(jax.random.key(0), samples=50, noise=0.1)
-        >>> x.shape, y.shape
+        >>> batch = linear(jax.random.key(0), samples=50, noise=0.1)
+        >>> batch.x.shape, batch.y.shape
         ((50, 2), (50, 1))
     """
     samples = as_count("samples", samples, minimum=1)

@@ -4,6 +4,7 @@ With layer inputs `h_0 = x^T, h_1, ...`, pre-activations `z_l = W_l^T h_l + b_l`
 `f` and `delta_l` the gradient of the loss by `z_l` (Rumelhart, Hinton and Williams 1986):
 
     (1)  delta_L = d loss / d logits                   the slope of `OutputLoss`, over the rows
+                                                       or by their shares of the weights
     (2)  delta_l = (W_{l+1} delta_{l+1}) * f'(z_l)
     (3)  d loss / d W_l = h_l delta_l^T
     (4)  d loss / d b_l = sum over rows of delta_l
@@ -32,7 +33,7 @@ def value_and_grad(
     """Return the mean loss and its gradient by every weight and bias, a tree like `params`."""
     activations, (*before, last) = activations_of(hidden, params), params
     rows = batch.x.shape[0]
-    x, targets = (_whole_vectors(jnp.asarray(array)) for array in batch)
+    x, targets, weights = jax.tree.map(_whole_vectors, batch)
     # Every layer's input is `(units, rows)`. The way back needs no more, where the derivative of
     # the activation is a function of its outputs.
     inputs, sums = [x.T], []
@@ -43,13 +44,17 @@ def value_and_grad(
     if losses.size > rows:  # the padding counts nowhere
         is_row = jnp.arange(losses.size) < rows
         losses, slopes = jnp.where(is_row, losses, 0), jnp.where(is_row, slopes, 0)
-    delta = slopes / rows  # (1)
+    total = rows
+    if weights is not None:
+        total = jnp.sum(batch.weights)
+        losses, slopes = losses * weights, slopes * weights[None, :]
+    delta = slopes / total  # (1)
     gradients = [_layer_gradient(last, inputs[-1], delta)]
     for layer in range(len(params) - 2, -1, -1):
         upstream = dot(params[layer + 1].weights, delta)
         delta = activations[layer].pull_back(sums[layer], inputs[layer + 1], upstream)  # (2)
         gradients.append(_layer_gradient(params[layer], inputs[layer], delta))
-    return jnp.sum(losses) / rows, tuple(reversed(gradients))
+    return jnp.sum(losses) / total, tuple(reversed(gradients))
 
 
 def _whole_vectors(array: jax.Array) -> jax.Array:

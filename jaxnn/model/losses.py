@@ -1,10 +1,11 @@
 """Losses: public functions of predictions and targets, and `OutputLoss`, which networks train with.
 
 Each public loss takes predictions and targets, rows first, and returns their mean over the rows, a
-scalar of the predictions' dtype. The losses of errors, and `binary_crossentropy` and
-`categorical_crossentropy`, take what the output layer returns; the latter two clip probabilities
-to `[1e-7, 1 - 1e-7]`, as textbooks do. `sigmoid_crossentropy` and `softmax_crossentropy` take the
-logits before the output activation, and are exact and finite for logits of +-1e4.
+scalar of the predictions' dtype; with weights, one a row, `sum(w l) / sum(w)`. The losses of
+errors, and `binary_crossentropy` and `categorical_crossentropy`, take what the output layer
+returns; the latter two clip probabilities to `[1e-7, 1 - 1e-7]`, as textbooks do.
+`sigmoid_crossentropy` and `softmax_crossentropy` take the logits before the output activation, and
+are exact and finite for logits of +-1e4.
 
 A shape that does not fit, and targets without a meaning (a class out of range, a negative weight,
 a row of weights that are all 0, a binary label outside of 0 to 1, a number that is not finite),
@@ -26,7 +27,15 @@ from jax.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import entr
 
-from jaxnn.batch import CROSSENTROPIES, check_targets, check_values, valid_rows
+from jaxnn.batch import (
+    CROSSENTROPIES,
+    as_weights,
+    check_targets,
+    check_values,
+    check_weights,
+    mean_over_rows,
+    valid_rows,
+)
 from jaxnn.model.activations import ACTIVATIONS, Activation, softmax, softmax_backward
 
 __all__ = [
@@ -45,12 +54,15 @@ MAX_WRITTEN_OUT = 16
 """Units over which a sum is written out, as XLA then fuses it with what stands around it."""
 
 
-def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
+def mean_squared_error(
+    predictions: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
     """Return the mean squared error `mean((predictions - targets)^2)`, without a factor 1/2.
 
     Args:
         predictions: shape `(rows, outputs)`, float.
         targets: numbers of the same shape.
+        weights: how much each row counts, `(rows,)`, as in a `Batch`.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
@@ -60,10 +72,12 @@ def mean_squared_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
         >>> mean_squared_error(jnp.array([[9.0], [3.0]]), jnp.array([[3.0], [3.0]]))
         Array(18., dtype=float32)
     """
-    return _mean_of_errors("mean_squared_error", predictions, targets)
+    return _mean_of_errors("mean_squared_error", predictions, targets, weights)
 
 
-def mean_absolute_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
+def mean_absolute_error(
+    predictions: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
     """Return the mean absolute error `mean(|predictions - targets|)`; its slope at 0 is 0.
 
     Arguments and errors are those of `mean_squared_error`.
@@ -72,10 +86,12 @@ def mean_absolute_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array
         >>> mean_absolute_error(jnp.array([[9.0], [3.0]]), jnp.array([[3.0], [3.0]]))
         Array(3., dtype=float32)
     """
-    return _mean_of_errors("mean_absolute_error", predictions, targets)
+    return _mean_of_errors("mean_absolute_error", predictions, targets, weights)
 
 
-def huber(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
+def huber(
+    predictions: ArrayLike, targets: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
     """Return the mean of `e^2 / 2` for errors `e` from -1 to 1, and of `|e| - 1/2` for others.
 
     It is the loss of Huber (1964) with a delta of 1.
@@ -86,15 +102,18 @@ def huber(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
         >>> huber(jnp.array([[9.0], [4.0]]), jnp.array([[3.0], [3.0]]))
         Array(3., dtype=float32)
     """
-    return _mean_of_errors("huber", predictions, targets)
+    return _mean_of_errors("huber", predictions, targets, weights)
 
 
-def binary_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
+def binary_crossentropy(
+    probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
     """Return the binary cross-entropy `-mean(y log p + (1 - y) log(1 - p))`.
 
     Args:
         probabilities: `p`, shape `(rows, outputs)`, float; clipped.
         labels: `y`, from 0 to 1, same shape.
+        weights: how much each row counts, `(rows,)`, as in a `Batch`.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
@@ -104,18 +123,21 @@ def binary_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Arra
         >>> binary_crossentropy(jnp.array([[0.5], [0.5]]), jnp.array([[0.0], [1.0]]))
         Array(0.6931472, dtype=float32)
     """
-    p, y = _border("probabilities", probabilities, labels, "binary_crossentropy")
+    p, y, w = _border("probabilities", probabilities, labels, weights, "binary_crossentropy")
     p = jnp.clip(p, CLIP, 1 - CLIP)
-    return -jnp.mean(y * jnp.log(p) + (1 - y) * jnp.log1p(-p))
+    return -mean_over_rows(y * jnp.log(p) + (1 - y) * jnp.log1p(-p), w)
 
 
-def categorical_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
+def categorical_crossentropy(
+    probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
     """Return the categorical cross-entropy `-mean over rows of log p_y`, or of `sum_k w_k log p_k`.
 
     Args:
         probabilities: `p`, shape `(rows, classes)`, float; clipped.
         labels: integer classes `(rows,)`, or non-negative weights `w` `(rows, classes)`, which
             are one-hot rows or soft labels.
+        weights: how much each row counts, `(rows,)`, as in a `Batch`.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
@@ -126,16 +148,19 @@ def categorical_crossentropy(probabilities: ArrayLike, labels: ArrayLike) -> jax
         >>> categorical_crossentropy(jnp.full((4, 3), 1 / 3), jnp.array([0, 1, 2, 0]))
         Array(1.0986123, dtype=float32)
     """
-    p, y = _border("probabilities", probabilities, labels, "categorical_crossentropy")
-    return -jnp.mean(jnp.sum(y * jnp.log(jnp.clip(p, CLIP, 1 - CLIP)), axis=1))
+    p, y, w = _border("probabilities", probabilities, labels, weights, "categorical_crossentropy")
+    return -mean_over_rows(jnp.sum(y * jnp.log(jnp.clip(p, CLIP, 1 - CLIP)), axis=1), w)
 
 
-def sigmoid_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+def sigmoid_crossentropy(
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
     """Return the binary cross-entropy of `sigmoid(logits)`: `mean(log(1 + e^z) - y z)`.
 
     Args:
         logits: `z`, shape `(rows, outputs)`, float, any size.
         labels: `y`, from 0 to 1, same shape.
+        weights: how much each row counts, `(rows,)`, as in a `Batch`.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
@@ -145,10 +170,13 @@ def sigmoid_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
         >>> sigmoid_crossentropy(jnp.array([[-1e4], [1e4]]), jnp.array([[1.0], [1.0]]))
         Array(5000., dtype=float32)
     """
-    return jnp.mean(_sigmoid_terms(*_border("logits", logits, labels, "binary_crossentropy")))
+    z, y, w = _border("logits", logits, labels, weights, "binary_crossentropy")
+    return mean_over_rows(_sigmoid_terms(z, y), w)
 
 
-def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+def softmax_crossentropy(
+    logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
+) -> jax.Array:
     """Return the categorical cross-entropy of `softmax(logits)`: `mean of log sum e^z - z_y`.
 
     With weights in place of classes, return the mean of `sum_k w_k (log sum e^z - z_k)`.
@@ -156,6 +184,7 @@ def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     Args:
         logits: `z`, shape `(rows, classes)`, float, any size.
         labels: classes or weights, as for `categorical_crossentropy`.
+        weights: how much each row counts, `(rows,)`, as in a `Batch`.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
@@ -166,19 +195,21 @@ def softmax_crossentropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
         >>> softmax_crossentropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))
         Array(20000., dtype=float32)
     """
-    z, y = _border("logits", logits, labels, "categorical_crossentropy")
-    return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(z, axis=1), axis=1))
+    z, y, w = _border("logits", logits, labels, weights, "categorical_crossentropy")
+    return -mean_over_rows(jnp.sum(y * jax.nn.log_softmax(z, axis=1), axis=1), w)
 
 
-def _mean_of_errors(loss: str, predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
-    p, y = _border("predictions", predictions, targets, loss)
-    return jnp.mean(ERROR_LOSSES[loss].value(p - y))
+def _mean_of_errors(
+    loss: str, predictions: ArrayLike, targets: ArrayLike, weights: ArrayLike | None
+) -> jax.Array:
+    p, y, w = _border("predictions", predictions, targets, weights, loss)
+    return mean_over_rows(ERROR_LOSSES[loss].value(p - y), w)
 
 
 def _border(
-    name: str, predictions: ArrayLike, targets: ArrayLike, loss: str
-) -> tuple[jax.Array, jax.Array]:
-    """Refuse what does not fit; return predictions and `(rows, outputs)` targets of one dtype."""
+    name: str, predictions: ArrayLike, targets: ArrayLike, weights: ArrayLike | None, loss: str
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Refuse what does not fit; return predictions, `(rows, outputs)` targets and weights."""
     values = jnp.asarray(check_values(name, predictions, 2, "numbers of shape (rows, outputs)"))
     if values.dtype not in (jnp.float32, jnp.float64):
         values = values.astype(jnp.float32)  # half precision rounds 1 - 1e-7 to 1
@@ -187,7 +218,8 @@ def _border(
     valid = valid_rows(y, loss, values.shape[1])[:, None]
     if y.ndim == 1:
         y = jax.nn.one_hot(y.astype(int), values.shape[1])
-    return values, jnp.where(valid, y.astype(values.dtype), jnp.nan)
+    w = as_weights(check_weights("weights", weights, len(values)), values.dtype)
+    return values, jnp.where(valid, y.astype(values.dtype), jnp.nan), w
 
 
 Units = Sequence[jax.Array]
@@ -204,6 +236,15 @@ class PerExample(NamedTuple):
     score: Callable[[Units, jax.Array], tuple[jax.Array | None, jax.Array]]
     per_output: bool = False  # whether the mean is over the outputs as well as over the rows
     factor_doubles: bool = False  # up to 2^outputs; other factors are up to the number of outputs
+
+    def weighted(
+        self, logits: Units, target: jax.Array, weight: jax.Array | None
+    ) -> tuple[jax.Array | None, jax.Array]:
+        """Return the score times the weight of its row; it needs a logarithm of its own."""
+        factor, rest = self.score(logits, target)
+        if weight is None:
+            return factor, rest
+        return None, weight * (rest if factor is None else rest + jnp.log(factor))
 
 
 class ErrorLoss(NamedTuple):
@@ -226,13 +267,13 @@ class OutputLoss(NamedTuple):
     by itself; the form per example saves one exponential a row, and most logarithms.
 
     Attributes:
-        mean_loss: `(logits, targets)`, rows first, to the mean loss, for `jax.grad`.
+        mean_loss: `(logits, targets, weights)`, rows first, to the mean loss, for `jax.grad`.
         value_and_slope: `(logits, targets)`, logits `(outputs, rows)`, to each row's loss `(rows,)`
             and its derivative by the logits, `(outputs, rows)`, by hand.
         per_example_loss: the same loss for `jax.vmap` over many candidates.
     """
 
-    mean_loss: Callable[[jax.Array, jax.Array], jax.Array]
+    mean_loss: Callable[..., jax.Array]
     value_and_slope: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     per_example_loss: PerExample
 
@@ -318,8 +359,10 @@ def _of_errors(output: str, loss: str) -> OutputLoss:
         pairs = zip(predictions, list(targets), strict=True)
         return None, sum_of([of_error.value(p - y) for p, y in pairs])
 
-    def mean_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-        return _mean_of_errors(loss, plain(logits), targets)
+    def mean_loss(
+        logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None
+    ) -> jax.Array:
+        return _mean_of_errors(loss, plain(logits), targets, weights)
 
     return OutputLoss(mean_loss, value_and_slope, PerExample(score, per_output=True))
 
@@ -362,7 +405,9 @@ OUTPUT_LOSSES: dict[tuple[str, str], OutputLoss] = {
 """Every sensible pair of output activation and loss."""
 
 
-def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> float | None:
+def constant_loss(
+    output: str, loss: str, targets: np.ndarray, weights: np.ndarray | None, outputs: int
+) -> float | None:
     """Return the lowest loss of an answer that is the same for every row, in float64.
 
     It is the entropy of the mean distribution, the mean entropy of the outputs, or their mean
@@ -370,7 +415,7 @@ def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> 
     it is looked for. None stands for softmax outputs of which it is not known.
     """
     rows = np.eye(outputs)[targets] if targets.ndim == 1 else targets.astype(np.float64)
-    mean = rows.mean(axis=0)
+    mean = np.average(rows, axis=0, weights=weights)
     if loss == "categorical_crossentropy":
         return float(mean.sum() * entr(mean / mean.sum()).sum())
     if loss == "binary_crossentropy":
@@ -381,18 +426,21 @@ def constant_loss(output: str, loss: str, targets: np.ndarray, outputs: int) -> 
         return None
     if is_squared:
         beyond = mean - np.clip(mean, *bounds)
-        return float(np.mean(rows.var(axis=0) + np.square(beyond)))
+        variance = np.average(np.square(rows - mean), axis=0, weights=weights)
+        return float(np.mean(variance + np.square(beyond)))
     ends = np.clip([rows.min(axis=0), rows.max(axis=0)], *bounds).T
     columns = zip(rows.T, ends, strict=True)
-    return float(np.mean([_lowest(ERROR_LOSSES[loss], *column) for column in columns]))
+    return float(np.mean([_lowest(ERROR_LOSSES[loss], *column, weights) for column in columns]))
 
 
-def _lowest(of_error: ErrorLoss, numbers: np.ndarray, ends: np.ndarray) -> float:
+def _lowest(
+    of_error: ErrorLoss, numbers: np.ndarray, ends: np.ndarray, weights: np.ndarray | None
+) -> float:
     """The lowest mean loss of one answer between these ends; the losses are convex."""
+
+    def mean_loss(answer: float) -> np.floating:
+        return np.average(of_error.value(jnp.asarray(answer - numbers)), weights=weights)
+
+    options = {"xatol": 1e-9 * (1 + np.max(np.abs(ends)))}
     with jax.enable_x64(True):
-        return minimize_scalar(
-            lambda answer: float(jnp.mean(of_error.value(jnp.asarray(answer - numbers)))),
-            bounds=ends,
-            method="bounded",
-            options={"xatol": 1e-9 * (1 + np.max(np.abs(ends)))},
-        ).fun
+        return minimize_scalar(mean_loss, bounds=ends, method="bounded", options=options).fun

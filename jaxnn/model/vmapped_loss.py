@@ -98,13 +98,14 @@ def loss_by_scalars(
         # XLA makes one loop of the whole block, in which they stay in registers. The factors of
         # all rows share one logarithm.
         factors, rests = [], []
-        for x, target in zip(*block, strict=True):
+        weights = [None] * len(block.x) if block.weights is None else block.weights
+        for x, target, weight in zip(block.x, block.y, weights, strict=True):
             values = list(x)
             for layer, neurons in enumerate(layers):
                 values = [_neuron(values, *neuron) for neuron in neurons]
                 if layer < len(activations):
                     values = [activations[layer].forward(z) for z in values]
-            factor, rest = per_example.score(values, target)
+            factor, rest = per_example.weighted(values, target, weight)
             factors.append(factor)
             rests.append(rest)
         losses = sum_of(rests)
@@ -122,7 +123,7 @@ def loss_by_scalars(
         total, _ = jax.lax.scan(add_block, total, blocks)
     if in_blocks < rows:
         total, _ = add_block(total, jax.tree.map(lambda a: a[in_blocks:], batch))
-    return total / (rows * outputs if per_example.per_output else rows)
+    return total / (_total_weight(batch) * (outputs if per_example.per_output else 1))
 
 
 def loss_by_rows(
@@ -132,9 +133,9 @@ def loss_by_rows(
     # Rows, padded to whole vectors, are the lanes: an array here is `(units, rows)`, and the
     # candidates that `vmap` adds come before both.
     rows = batch.x.shape[0]
-    values, targets = (
-        jnp.moveaxis(jnp.pad(a, ((0, -rows % VECTOR), *[(0, 0)] * (a.ndim - 1))), 0, -1)
-        for a in batch
+    values, targets, weights = jax.tree.map(
+        lambda a: jnp.moveaxis(jnp.pad(a, ((0, -rows % VECTOR), *[(0, 0)] * (a.ndim - 1))), 0, -1),
+        batch,
     )
     *before, last = params
     activations = activations_of(hidden, params)
@@ -146,11 +147,16 @@ def loss_by_rows(
         logits = list(_dense(values, *last))
     else:  # A list of units lets XLA fuse the last layer with the score.
         logits = [_neuron(list(values), *neuron) for neuron in _neurons(*last)]
-    factors, losses = per_example.score(logits, targets)
+    factors, losses = per_example.weighted(logits, targets, weights)
     if factors is not None:
         losses = losses + jnp.log(factors)
     total = jnp.sum(jnp.where(jnp.arange(losses.size) < rows, losses, 0))
-    return total / (rows * len(logits) if per_example.per_output else rows)
+    return total / (_total_weight(batch) * (len(logits) if per_example.per_output else 1))
+
+
+def _total_weight(batch: Batch) -> int | jax.Array:
+    """What the rows count together."""
+    return batch.x.shape[0] if batch.weights is None else jnp.sum(batch.weights)
 
 
 def _dense(inputs: jax.Array, weights: jax.Array, biases: jax.Array | None) -> jax.Array:
