@@ -228,6 +228,21 @@ def test_bayes_agrees_with_adaptive_integration(classes, layout, step, deviation
     assert datasets.vertical_bayes(classes, layout=layout) == pytest.approx(expected, abs=1e-11)
 
 
+def test_balanced_weights_make_every_class_count_the_same():
+    y = np.array([3, 0, 0, 3, 0, 7, 0, 0])
+    weights = datasets.balanced_weights(y)
+    np.testing.assert_allclose([np.sum(weights[y == c]) for c in (0, 3, 7)], 8 / 3, rtol=1e-6)
+    assert weights.dtype == np.float32
+    np.testing.assert_array_equal(datasets.balanced_weights(y.tolist()), weights)
+    np.testing.assert_allclose(np.asarray(weights)[[1, 0, 5]], [8 / 15, 8 / 6, 8 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("y", [[0.5, 1.0], [[0, 1]], [], ["a", "b"]])
+def test_balanced_weights_refuse_what_is_no_class(y):
+    with pytest.raises((TypeError, ValueError), match=r"^y must be (integer classes|an array)"):
+        datasets.balanced_weights(y)
+
+
 # Bad input: the type of the error, the argument that the message names, what came, for whom.
 
 MAKERS = [datasets.vertical, datasets.spiral, datasets.linear]
