@@ -9,10 +9,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.run.checks import array_record, as_values, is_traced
 from jaxnn.typing import PyTree
+
+CROSSENTROPIES = ("binary_crossentropy", "categorical_crossentropy")
+"""The losses of labels; the targets of all others are numbers."""
 
 
 @array_record
@@ -23,8 +27,11 @@ class Batch(NamedTuple):
         x: inputs, shape `(rows, features)`, float32.
         y: targets. For categorical cross-entropy, integer classes `(rows,)` or non-negative
             weights `(rows, classes)`, which are one-hot rows or soft labels. For binary
-            cross-entropy, numbers from 0 to 1 `(rows, outputs)`. For squared error, numbers
+            cross-entropy, numbers from 0 to 1 `(rows, outputs)`. For other losses, numbers
             `(rows, outputs)`.
+        weights: how much each row counts, `(rows,)`, numbers of at least 0, not all 0; or None.
+            Loss, gradient and accuracy are then `sum(w l) / sum(w)` over the rows. A minibatch
+            divides by the weights of its own rows; where they are all 0, its loss is nan.
 
     Example:
         >>> Batch(x=np.zeros((4, 2), np.float32), y=np.zeros(4, np.int32)).x.shape
@@ -33,6 +40,7 @@ class Batch(NamedTuple):
 
     x: Any
     y: Any
+    weights: Any = None
 
 
 def check_batch(name: str, batch: PyTree, loss: str, features: int, outputs: int) -> Batch:
@@ -43,7 +51,8 @@ def check_batch(name: str, batch: PyTree, loss: str, features: int, outputs: int
     y, rows = as_values(f"{name}.y", batch.y), x.shape[0]
     if not is_traced(y) and y.ndim and y.shape[0] != rows:
         raise ValueError(f"{name}.y must have {rows} rows, as {name}.x; got shape {y.shape}")
-    return Batch(x, check_targets(f"{name}.y", y, loss, rows, outputs))
+    y = check_targets(f"{name}.y", y, loss, rows, outputs)
+    return Batch(x, y, check_weights(f"{name}.weights", batch.weights, rows))
 
 
 def check_values(name: str, values: object, dimensions: int, wanted: str) -> np.ndarray | jax.Array:
@@ -78,7 +87,7 @@ def check_targets(
     if loss == "categorical_crossentropy":
         _check_classes(name, array, rows, outputs)
     elif array.shape != (rows, outputs):
-        wanted = "numbers" if loss == "mean_squared_error" else "numbers from 0 to 1"
+        wanted = "numbers from 0 to 1" if loss == "binary_crossentropy" else "numbers"
         wanted = f"{wanted} of shape {(rows, outputs)}, as the predictions"
         raise ValueError(f"{name} must be {wanted}; got {array.dtype} of shape {array.shape}")
     if is_traced(array):
@@ -89,6 +98,45 @@ def check_targets(
     if is_weights and np.all(np.isin(values, (0, 1))) and np.all(values.sum(axis=1) == 1):
         return np.argmax(values, axis=1).astype(np.int32)
     return array
+
+
+def check_weights(name: str, weights: object, rows: int) -> jax.Array | np.ndarray | None:
+    """Return the weights of the rows as an array, if there are any; refuse what weighs nothing."""
+    if weights is None:
+        return None
+    array = as_values(name, weights)
+    if array.shape != (rows,):
+        raise ValueError(f"{name} must be of shape {(rows,)}, one a row; got {array.shape}")
+    if is_traced(array):
+        return array
+    values = np.asarray(array, np.float32)
+    bad = np.flatnonzero(~_valid_weights(values))
+    if bad.size:
+        came = f"{values[bad[0]]} at [{bad[0]}]"
+        raise ValueError(f"{name} must be finite numbers of at least 0; got {came}")
+    if not 0 < np.sum(values) < np.inf:
+        raise ValueError(f"{name} must have a finite sum above 0; got {np.sum(values)}")
+    return array
+
+
+def mean_over_rows(numbers: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Return the mean of numbers `(rows,)` or `(rows, outputs)`, weighted if there are weights."""
+    if weights is None:
+        return jnp.mean(numbers)
+    by_row = numbers if numbers.ndim == 1 else jnp.mean(numbers, axis=1)
+    return jnp.sum(weights * by_row) / jnp.sum(weights)
+
+
+def as_weights(weights: jax.Array | np.ndarray | None, dtype: Any) -> jax.Array | None:
+    """Return checked weights in this dtype; traced ones without a meaning become nan."""
+    if weights is None:
+        return None
+    w = jnp.asarray(weights).astype(dtype)
+    return jnp.where(_valid_weights(w), w, jnp.nan)
+
+
+def _valid_weights(weights: Any) -> Any:
+    return (weights >= 0) & (weights < np.inf)
 
 
 def valid_rows(targets: np.ndarray | jax.Array, loss: str, outputs: int) -> Any:
@@ -111,7 +159,7 @@ def _valid_entries(
         classes = targets.astype(int)
         return (classes >= 0) & (classes < outputs)
     numbers = targets.astype(float)
-    if loss == "mean_squared_error":
+    if loss not in CROSSENTROPIES:
         return abs(numbers) < np.inf
     return (numbers >= 0) & (numbers <= 1 if loss == "binary_crossentropy" else numbers < np.inf)
 
@@ -128,8 +176,10 @@ def _check_classes(name: str, array: np.ndarray | jax.Array, rows: int, classes:
 
 def _check_values(name: str, array: np.ndarray, loss: str, outputs: int) -> None:
     """Refuse values without a meaning to the loss, and show the first."""
-    wanted = {"mean_squared_error": "finite", "binary_crossentropy": "numbers from 0 to 1"}
-    wanted, highest = wanted.get(loss, "non-negative weights"), 1
+    wanted, highest = "finite", 1
+    if loss in CROSSENTROPIES:
+        is_binary = loss == "binary_crossentropy"
+        wanted = "numbers from 0 to 1" if is_binary else "non-negative weights"
     if array.ndim == 1:
         wanted, highest = f"classes 0 to {outputs - 1}", outputs - 1
     bad = np.argwhere(~_valid_entries(array, loss, outputs))

@@ -1,4 +1,4 @@
-"""Small data sets to train on, and what the best possible classifier would score on one of them.
+"""Small data sets to train on, weights of their rows, and what the best classifier would score.
 
 Every set is a `Batch` of JAX arrays, x float32; classes are int32 and come in order. A function
 with a key draws new rows, the same for the same key, whether JAX's x64 mode is on or off.
@@ -15,12 +15,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxnn.batch import Batch, check_values
 from jaxnn.run.checks import as_choice, as_count, as_key, as_real
 
 __all__ = [
     "Bayes",
+    "balanced_weights",
     "linear",
     "linear_rows",
     "nnfs_spiral",
@@ -120,8 +122,8 @@ def linear(
         ValueError: if there is no weight, or a number is out of range.
 
     Example:
-        >>> x, y = linear(jax.random.key(0), samples=50, noise=0.1)
-        >>> x.shape, y.shape
+        >>> batch = linear(jax.random.key(0), samples=50, noise=0.1)
+        >>> batch.x.shape, batch.y.shape
         ((50, 2), (50, 1))
     """
     samples = as_count("samples", samples, minimum=1)
@@ -182,6 +184,34 @@ def nnfs_spiral(seed: int = 0, samples: int = 100, classes: int = 3) -> Batch:
         Array([0.00299556, 0.00964661], dtype=float32)
     """
     return _classified(_spiral(_nnfs_normals(seed, samples, classes, 1)[:, 0]))
+
+
+def balanced_weights(y: ArrayLike) -> jax.Array:
+    """Return a weight for each row with which every class counts the same: `Batch.weights`.
+
+    A row weighs `rows / (classes * rows of its class)`, as in "balanced" of scikit-learn. For
+    weights of your own, `class_weights[y]` is the same form.
+
+    Args:
+        y: integer classes `(rows,)`; those that are not there do not count.
+
+    Returns:
+        An array `(rows,)`, float32, with a mean of 1.
+
+    Raises:
+        TypeError: if the classes are not numbers.
+        ValueError: if they are not integers `(rows,)`.
+
+    Example:
+        >>> balanced_weights([0, 0, 0, 1])
+        Array([0.6666667, 0.6666667, 0.6666667, 2.       ], dtype=float32)
+    """
+    wanted = "integer classes, one a row"
+    classes = np.asarray(check_values("y", y, 1, wanted))
+    if classes.dtype.kind not in "iu":
+        raise ValueError(f"y must be {wanted}; got dtype {classes.dtype}")
+    _, places, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    return jnp.asarray(len(classes) / (len(counts) * counts[places]), jnp.float32)
 
 
 class Bayes(NamedTuple):

@@ -118,6 +118,8 @@ class Traits(NamedTuple):
             most the loss. The loss has to be the mean over rows, the first axis of every array of
             the batch, of losses of 0 or more. The bound is such a mean as well; the loss itself
             will do. With `keep_below`, random search calls it with some of the rows.
+        bound_batch: `bound_batch(batch)` -> the batch of which `lower_bound` takes rows; where a
+            loss divides by the sum of its weights, one whose weights are so divided before.
     """
 
     validate: Callable[[PyTree, PyTree], None] = lambda params, batch: None
@@ -125,6 +127,7 @@ class Traits(NamedTuple):
     batch_invariant: Callable[[PyTree, PyTree], bool] = lambda params, batch: False
     constant_loss: Callable[[PyTree], float | None] = lambda batch: None
     lower_bound: Callable[[PyTree, PyTree], jax.Array] | None = None
+    bound_batch: Callable[[PyTree], PyTree] = lambda batch: batch
 
 
 def traits_of(function: object) -> Traits:

@@ -30,35 +30,38 @@ from shared.figures import plt, save
 from tqdm import tqdm
 
 import jaxnn
+from jaxnn.model.activations import HIDDEN_ACTIVATIONS
+from jaxnn.model.losses import OUTPUT_LOSSES
 
 FEATURES, OUTPUTS, ROWS = 3, 2, 7
 WIDTHS = (5, 4, 6, 3)
-HIDDEN = ("identity", "relu", "sigmoid", "tanh")
-OUTPUT_LOSSES = (
-    *((output, "mean_squared_error") for output in (*HIDDEN, "softmax")),
-    ("sigmoid", "binary_crossentropy"),
-    ("softmax", "categorical_crossentropy"),
-)
 
 
 def networks(depths: Sequence[int]) -> Iterator[jaxnn.Model]:
-    """Yield every network of the library; one layer has no hidden activation to vary."""
+    """Yield networks with every pair of output and loss, and with every hidden activation.
+
+    One layer has no hidden activation to vary; others vary it for one pair of each loss.
+    """
+    seen = set()
     for output, loss in OUTPUT_LOSSES:
         for depth in depths:
             sizes = (FEATURES, *WIDTHS[: depth - 1], OUTPUTS)
-            for hidden in HIDDEN if depth > 1 else HIDDEN[:1]:
+            varies = depth > 1 and loss not in seen
+            for hidden in HIDDEN_ACTIVATIONS if varies else ["tanh"]:
                 yield jaxnn.mlp(sizes, hidden=hidden, output=output, loss=loss)
+        seen.add(loss)
 
 
-def random_batch(loss: str, seed: int) -> jaxnn.Batch:
-    """Draw rows with targets that the loss allows."""
+def random_batch(loss: str, seed: int, weighted: bool) -> jaxnn.Batch:
+    """Draw rows with targets that the loss allows, and with weights."""
     generator = np.random.default_rng(seed)
     x = generator.normal(size=(ROWS, FEATURES)).astype(np.float32)
+    y = generator.normal(size=(ROWS, OUTPUTS)).astype(np.float32)
     if loss == "categorical_crossentropy":
-        return jaxnn.Batch(x, generator.integers(0, OUTPUTS, ROWS))
-    if loss == "binary_crossentropy":
-        return jaxnn.Batch(x, generator.integers(0, 2, (ROWS, OUTPUTS)))
-    return jaxnn.Batch(x, generator.normal(size=(ROWS, OUTPUTS)).astype(np.float32))
+        y = generator.integers(0, OUTPUTS, ROWS)
+    elif loss == "binary_crossentropy":
+        y = generator.integers(0, 2, (ROWS, OUTPUTS))
+    return jaxnn.Batch(x, y, generator.random(ROWS) if weighted else None)
 
 
 def check(arguments: argparse.Namespace, *given: Any) -> jaxnn.GradientReport:
@@ -215,8 +218,8 @@ def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Pat
 def check_all(arguments: argparse.Namespace) -> int:
     """Check the library's gradients; return the exit status."""
     reports, results = [], []
-    for model in tqdm(list(networks(arguments.depths)), unit=" networks"):
-        batch = random_batch(model.settings.loss, arguments.seed)
+    for number, model in enumerate(tqdm(list(networks(arguments.depths)), unit=" networks")):
+        batch = random_batch(model.settings.loss, arguments.seed, weighted=number % 2 == 1)
         functions = model.loss_reference, model.value_and_grad
         report = check(arguments, *functions, model.sampler(scale=1.0), batch)
         if arguments.verbose or not report.passed:

@@ -53,6 +53,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tolerance", type=float, default=0.0, help="Stop when losses differ by less than this.")
     add("--validation", type=number, default=0, help="Validate on this many fresh rows a class.")
     add("--patience", type=number, help="Stop after this many epochs without a lower loss there.")
+    add("--min-delta", type=float, default=0.0, help="Lower by more than this, that is.")
     cli.add_limits(parser)
     add("--plot", action="store_true", help="Draw the loss and the decision regions.")
     add("--animate", type=cli.gif_file, metavar="FILE.gif", help="Film the decision regions.")
@@ -62,6 +63,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--animate films one network: leave out --networks")
     if arguments.patience and not arguments.validation:
         parser.error("--patience needs rows to validate on: give --validation")
+    if arguments.min_delta and not arguments.patience:
+        parser.error("--min-delta needs --patience")
     if arguments.keep_remainder and arguments.batch_size is None:
         parser.error("--keep-remainder needs --batch-size")
     if arguments.weight_decay and arguments.optimizer != "adam":
@@ -117,6 +120,7 @@ def descent_of(
         target_loss=arguments.target_loss,
         validation_batch=validation,
         patience=arguments.patience,
+        min_delta=arguments.min_delta,
     )
 
 

@@ -11,16 +11,30 @@ from jaxnn.model import activations
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
 
 DTYPES = ("float32", "float64")
-ELEMENTWISE = ("identity", "relu", "sigmoid", "tanh")
+OF_JAX = ("leaky_relu", "elu", "gelu")
+ELEMENTWISE = ("identity", "relu", *OF_JAX, "sigmoid", "tanh")
 TINY = 1e-30
 POINTS = np.array([0.0, TINY, -TINY, 0.3, -0.7, 1.9, -3.1, 20, -20, 88, -89, 1e4, -1e4, 5.5])
 Z = np.float32(POINTS).astype(np.float64).reshape(2, 7)
 UPSTREAM = np.float32(np.random.default_rng(2).normal(0.5, 2.0, Z.shape)).astype(np.float64)
 ROWS = np.array([[0.3, -1.2, 2.5], [1e4, -1e4, 0.0], [0.0, 0.0, 0.0], [-1e4, 20.0, 19.0]])
 
+
+def gelu_of(z):
+    """With the gate as a logistic function; any complex number within 20."""
+    return z / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+
+
+def gelu_near(z):
+    return np.where(z > -20, np.maximum(z, 20) - 20 + gelu_of(np.clip(z, -20, 20)), 0)
+
+
 VALUES = {
     "identity": lambda z: z,
     "relu": lambda z: np.maximum(z, 0),
+    "leaky_relu": lambda z: np.maximum(z, 0.01 * z),
+    "elu": lambda z: np.maximum(z, np.expm1(np.minimum(z, 0))),
+    "gelu": gelu_near,
     "sigmoid": scipy.special.expit,
     "tanh": np.tanh,
     "softmax": lambda z: scipy.special.softmax(z, axis=-1),
@@ -28,6 +42,9 @@ VALUES = {
 SLOPES = {
     "identity": np.ones_like,
     "relu": lambda z: (z > 0).astype(float),
+    "leaky_relu": lambda z: np.where(z < 0, 0.01, 1),
+    "elu": lambda z: np.exp(np.minimum(z, 0)),
+    "gelu": lambda z: np.imag(gelu_of(np.clip(z, -20, 20) + 1e-20j)) / 1e-20,
     "sigmoid": lambda z: scipy.special.expit(z) * scipy.special.expit(-z),
     "tanh": lambda z: 1 / np.cosh(np.clip(z, -300, 300)) ** 2,
 }
@@ -60,11 +77,11 @@ def test_the_tables_name_every_activation():
 
 def evaluate(name, z, upstream, dtype="float32"):
     """Outputs, `upstream` pulled back by hand and by JAX, compiled as one."""
-    forward, backward = ACTIVATIONS[name]
+    activation = ACTIVATIONS[name]
 
     def all_three(z, upstream):
-        outputs, pull_back = jax.vjp(forward, z)
-        return outputs, backward(outputs, upstream), *pull_back(upstream)
+        outputs, pull_back = jax.vjp(activation.forward, z)
+        return outputs, activation.pull_back(z, outputs, upstream), *pull_back(upstream)
 
     with jax.enable_x64(dtype == "float64"):
         return jax.jit(all_three)(jnp.asarray(z, dtype), jnp.asarray(upstream, dtype))
@@ -83,10 +100,31 @@ def test_value_and_slope(name, dtype):
     assert leaf_error(by_hand, by_jax) <= GRADIENT[dtype]
 
 
+@pytest.mark.parametrize("name", OF_JAX)
+def test_these_are_the_defaults_of_jax_nn_with_the_same_slope_at_0(name):
+    forward, by_jax = ACTIVATIONS[name].forward, getattr(jax.nn, name)
+    z = jnp.linspace(-6, 6, 49)
+    assert leaf_error(forward(z), by_jax(z)) <= 2e-7
+    at_0 = [evaluate(name, [0.0], [1.0])[1][0], jax.grad(by_jax)(0.0)]
+    np.testing.assert_array_equal(at_0, SLOPES[name](np.zeros(1))[0])
+
+
+def test_outputs_lie_within_their_bounds_and_reach_them():
+    z = np.append(np.linspace(-40, 40, 100_001), [-1e30, 1e30])
+    for name in ELEMENTWISE:
+        outputs, (low, high) = VALUES[name](z), ACTIVATIONS[name].bounds
+        ends = [np.min(outputs) if np.isfinite(low) else -1e99, np.max(outputs)]
+        np.testing.assert_allclose(ends, [max(low, -1e99), min(high, 1e30)], atol=1e-8)
+        assert np.isfinite(low) or np.min(outputs) < -1e20
+
+
 def test_infinities_have_limits_and_nan_stays_nan():
     limits = {
         "identity": ([-np.inf, np.inf], [2, 3]),
         "relu": ([0, np.inf], [0, 3]),
+        "leaky_relu": ([-np.inf, np.inf], [2 * np.float32(0.01), 3]),
+        "elu": ([-1, np.inf], [0, 3]),
+        "gelu": ([0, np.inf], [0, 3]),
         "sigmoid": ([0, 1], [0, 0]),
         "tanh": ([-1, 1], [0, 0]),
     }

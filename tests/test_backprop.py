@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from output_losses import PAIRS
 from tolerances import FORWARD, GRADIENT, leaf_error
 
 from jaxnn.batch import Batch
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
 from jaxnn.model.layers import Dense, layer_shapes
-from jaxnn.model.losses import OUTPUT_LOSSES
 from jaxnn.model.mlp import mlp
 
 ROWS, WIDTHS, OUTPUTS = 7, (3, 5, 4, 6, 3), 2
 DTYPES = ("float32", "float64")
 EXHAUSTIVE = pytest.mark.exhaustive
 CLASSES = ("softmax", "categorical_crossentropy")
-CHOICES = itertools.product(HIDDEN_ACTIVATIONS, OUTPUT_LOSSES, range(1, 6), (True, False))
+CHOICES = itertools.product(HIDDEN_ACTIVATIONS, PAIRS, range(1, 6), (True, False))
 PRODUCT = list(enumerate(CHOICES))
 
 
@@ -41,12 +41,12 @@ def problem(model, dtype, seed=7, rows=ROWS):
         Dense(draw(0.2, 1.0 / np.sqrt(w[0]), w), b and draw(0.4, 0.3, b))
         for w, b in layer_shapes(sizes, hidden_biases)
     )
+    numbers = draw(0.3, 1.0, (rows, outputs))
     y = {
-        "mean_squared_error": draw(0.3, 1.0, (rows, outputs)),
         "binary_crossentropy": draw(0.2, 1.0, (rows, outputs)) > 0,
         "categorical_crossentropy": jnp.asarray(rng.integers(0, outputs, rows)),
     }
-    return params, Batch(draw(0.5, 1.0, (rows, sizes[0])), y[loss])
+    return params, Batch(draw(0.5, 1.0, (rows, sizes[0])), y.get(loss, numbers))
 
 
 def check_case(case, dtype):
@@ -75,7 +75,8 @@ def check_case(case, dtype):
 
 @pytest.mark.parametrize("hidden", HIDDEN_ACTIVATIONS)
 def test_by_hand_is_by_jax_for_every_loss_in_float64(hidden):
-    models = [network(hidden, pair, 2, True) for pair in OUTPUT_LOSSES]
+    pairs = PAIRS if hidden == "tanh" else PAIRS[:3]
+    models = [network(hidden, pair, 2, True) for pair in pairs]
     with jax.enable_x64(True):
         given = [problem(model, "float64") for model in models]
         by_hand, by_jax = jax.jit(
@@ -96,7 +97,7 @@ def test_by_hand_is_by_jax_for_every_loss_in_float64(hidden):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(c, marks=() if i in (27, 78) else EXHAUSTIVE) for i, c in PRODUCT],
+    [pytest.param(c, marks=() if i % 397 == 27 else EXHAUSTIVE) for i, c in PRODUCT],
     ids=str,
 )
 def test_by_hand_is_by_jax_and_through_loss(case, dtype):
@@ -126,7 +127,7 @@ def test_padded_rows_bring_no_nan_and_a_bad_last_row_brings_it_everywhere():
         assert {bool(np.isnan(entry)) for leaf in leaves for entry in np.ravel(leaf)} == {label < 0}
 
 
-@pytest.mark.parametrize("pair", list(OUTPUT_LOSSES)[:3], ids="-".join)
+@pytest.mark.parametrize("pair", PAIRS[:3], ids="-".join)
 def test_gradient_by_the_batch_is_right_as_well(pair):
     model = network("tanh", pair, 2, True)
     params, batch = problem(model, "float32")
@@ -145,9 +146,10 @@ def test_gradient_by_the_batch_is_right_as_well(pair):
     assert leaf_error(got, expected) <= GRADIENT["float32"]
 
 
-def test_at_the_kink_of_relu_the_slope_is_0():
+@pytest.mark.parametrize("hidden", ["relu", "leaky_relu", "elu"])
+def test_at_the_kink_the_slope_is_that_of_jax_which_is_0_for_relu(hidden):
     dtype = "float64"
-    model = mlp((3, 5, 2), hidden="relu")
+    model = mlp((3, 5, 2), hidden=hidden)
     with jax.enable_x64(True):
         params, batch = problem(model, dtype)
         first = Dense(params[0].weights, jnp.zeros(5, dtype))
@@ -155,6 +157,6 @@ def test_at_the_kink_of_relu_the_slope_is_0():
         _, gradient = model.value_and_grad(*at_kink)
         assert leaf_error(gradient, jax.grad(model.loss_reference)(*at_kink)) <= GRADIENT[dtype]
     assert not np.any(gradient[0].weights)
-    assert not np.any(gradient[0].biases)
+    assert np.any(gradient[0].biases) == (hidden != "relu")
     assert not np.any(gradient[1].weights)
     assert np.all(gradient[1].biases)

@@ -54,7 +54,7 @@ def assert_uncorrelated(columns: np.ndarray) -> None:
 
 
 def assert_same(first: Batch, second: Batch) -> None:
-    for mine, other in zip(first, second, strict=True):
+    for mine, other in zip(*map(jax.tree.leaves, (first, second)), strict=True):
         assert mine.dtype == other.dtype
         assert np.asarray(mine).tobytes() == np.asarray(other).tobytes()
 
@@ -135,7 +135,7 @@ def test_spiral_angle_runs_evenly_from_4c_to_4c_plus_4_with_noise():
 
 @pytest.mark.parametrize(("weights", "bias"), [((1.5, 1.5), 0.1), ((0.25, -3.0, 1e4), -7.0)])
 def test_linear_without_noise_is_on_the_plane_to_rounding(weights, bias):
-    x, y = datasets.linear(KEY, 100, weights=weights, bias=bias)
+    x, y, _ = datasets.linear(KEY, 100, weights=weights, bias=bias)
     assert (x.dtype, y.dtype) == (np.float32, np.float32)
     assert (x.shape, y.shape) == ((100, len(weights)), (100, 1))
     plane = np.asarray(x, np.float64) @ np.array(weights)[:, None] + np.float32(bias)
@@ -143,7 +143,7 @@ def test_linear_without_noise_is_on_the_plane_to_rounding(weights, bias):
 
 
 def test_linear_inputs_and_noise_are_normal():
-    x, y = (np.asarray(part) for part in datasets.linear(KEY, 20_000, noise=0.3))
+    x, y = (np.asarray(part) for part in datasets.linear(KEY, 20_000, noise=0.3)[:2])
     noise = y[:, 0] - x.astype(np.float64) @ [1.5, 1.5] - 0.1
     assert_normal(x[:, 0].astype(np.float64), 0, 1)
     assert_normal(x[:, 1].astype(np.float64), 0, 1)
@@ -152,7 +152,7 @@ def test_linear_inputs_and_noise_are_normal():
 
 
 def test_linear_rows_are_the_published_ones():
-    x, y = datasets.linear_rows()
+    x, y, _ = datasets.linear_rows()
     assert (x.dtype, y.dtype, y.shape) == (np.float32, np.float32, (12, 1))
     rows = [[1, 2], [3, 1], [1, 1], [0, 1], [2, 2], [-2, 3]]
     rows += [[1, 2], [-1, -0.5], [0.5, 1.2], [2, 1], [-2, 3], [-1, 1]]
@@ -226,6 +226,21 @@ def test_bayes_agrees_with_adaptive_integration(classes, layout, step, deviation
         for f in (lambda position: joint(position).max(), surprise)
     ]
     assert datasets.vertical_bayes(classes, layout=layout) == pytest.approx(expected, abs=1e-11)
+
+
+def test_balanced_weights_make_every_class_count_the_same():
+    y = np.array([3, 0, 0, 3, 0, 7, 0, 0])
+    weights = datasets.balanced_weights(y)
+    np.testing.assert_allclose([np.sum(weights[y == c]) for c in (0, 3, 7)], 8 / 3, rtol=1e-6)
+    assert weights.dtype == np.float32
+    np.testing.assert_array_equal(datasets.balanced_weights(y.tolist()), weights)
+    np.testing.assert_allclose(np.asarray(weights)[[1, 0, 5]], [8 / 15, 8 / 6, 8 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("y", [[0.5, 1.0], [[0, 1]], [], ["a", "b"]])
+def test_balanced_weights_refuse_what_is_no_class(y):
+    with pytest.raises((TypeError, ValueError), match=r"^y must be (integer classes|an array)"):
+        datasets.balanced_weights(y)
 
 
 # Bad input: the type of the error, the argument that the message names, what came, for whom.

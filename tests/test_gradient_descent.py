@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import FORWARD
+from tolerances import FORWARD, assert_same
 
 import jaxnn
 from jaxnn.typing import Traits
@@ -390,6 +390,8 @@ def test_the_loss_may_be_wider_than_the_params():
         ({"epochs": 2**32}, ValueError, "num_epochs must be at most 4294967295"),
         ({"patience": 3}, ValueError, "validation_batch must be given with patience"),
         ({"patience": 0, "validation_batch": LINE}, ValueError, "patience must be an integer"),
+        ({"min_delta": 0.1}, ValueError, "patience must be given with min_delta; got None"),
+        ({"min_delta": -0.1}, ValueError, "min_delta must be a finite number of at least 0"),
         ({"drop_remainder": 1}, TypeError, "drop_remainder must be True or False"),
         ({"target_loss": "low"}, TypeError, "target_loss must be a finite number"),
         ({"max_seconds": 0}, ValueError, "max_seconds must be a finite number above 0"),
@@ -448,6 +450,28 @@ def test_the_params_returned_are_the_best_on_the_validation_batch():
     stopped = descend(jnp.array(0.0), epochs=40, patience=5, **options)
     assert (stopped.status, stopped.num_steps) == ("converged", best + 1 + 5)
     assert stopped.params == found.params
+
+
+@pytest.mark.parametrize("min_delta", [0.0, 0.02, 0.3, 100.0])
+def test_patience_waits_for_losses_that_are_lower_by_more_than_min_delta(min_delta):
+    """Small steps down count in sum: each is compared with the last that counted."""
+    options = {"batch": jnp.array(3.0), "function": swinging, "learning_rate": 0.01}
+    options |= {"validation_batch": jnp.array(1.0), "epochs": 60}
+    losses = descend(jnp.array(0.0), **options).history.validation_loss
+    to_beat, since, number = np.inf, 0, 0
+    while number < len(losses) and since < 4:
+        is_improvement = losses[number] < to_beat - np.float32(min_delta)
+        to_beat, since = (losses[number], 0) if is_improvement else (to_beat, since + 1)
+        number += 1
+    found = descend(jnp.array(0.0), patience=4, min_delta=min_delta, **options)
+    assert (found.status, found.num_steps) == ("converged", number)
+    assert 5 <= number < 60
+    lowest = losses[:number].min()
+    assert float(found.params - 1) ** 2 == pytest.approx(float(lowest), rel=1e-5)
+    if min_delta:
+        return
+    default = descend(jnp.array(0.0), patience=4, **options)
+    assert_same(default[:5], found[:5])
 
 
 def test_a_descent_that_diverges_keeps_its_best_on_the_validation_batch():

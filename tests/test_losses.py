@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from output_losses import PAIRS
 from tolerances import FORWARD, GRADIENT, leaf_error
 
 from jaxnn.model import losses
@@ -24,8 +25,15 @@ WEIGHTS = SOFT + 0.5 * ONE_HOT  # rows that do not sum to 1, some entries 0
 NUMBERS = np.float32(RNG.normal(-2.0, 4.0, (ROWS, OUTPUTS))).astype(float)
 EVEN = np.float32(scipy.special.softmax(LOGITS / 4, axis=1)).astype(float)  # 1/p is moderate
 
+ENTRIES = {
+    "mean_squared_error": np.square,
+    "mean_absolute_error": np.abs,
+    "huber": lambda error: scipy.special.huber(1, error),
+}
+"""What each loss of errors makes of them, in float64."""
+
 INPUTS = {
-    "mean_squared_error": (LOGITS, NUMBERS),
+    **dict.fromkeys(ENTRIES, (LOGITS, NUMBERS)),
     "binary_crossentropy": (PROBABILITIES, BITS),
     "categorical_crossentropy": (PROBABILITIES, CLASSES),
     "sigmoid_crossentropy": (LOGITS, BITS),
@@ -50,8 +58,8 @@ def numpy_loss(name, predictions, targets):
     """The textbook formulas, one row after the other, in float64."""
     total = 0.0
     for p, t in zip(predictions, targets, strict=True):
-        if name == "mean_squared_error":
-            total += np.mean((p - t) ** 2)
+        if name in ENTRIES:
+            total += np.mean(ENTRIES[name](p - t))
         elif name == "binary_crossentropy":
             total -= np.mean(t * np.log(p) + (1 - t) * np.log(1 - p))
         elif name == "categorical_crossentropy":
@@ -94,7 +102,7 @@ def test_value_and_slope_are_those_of_the_formula(name, predictions, targets, dt
 @pytest.mark.parametrize(
     ("names", "targets", "same"),
     [
-        (["mean_squared_error"], NUMBERS, [NUMBERS.tolist(), NUMBERS.astype(np.float32)]),
+        (ENTRIES, NUMBERS, [NUMBERS.tolist(), NUMBERS.astype(np.float32)]),
         (BINARY, BITS, [BITS.astype(bool), BITS.astype(np.int32), BITS.astype(np.float16)]),
         (CATEGORICAL, CLASSES, [ONE_HOT.astype(np.int8), CLASSES.astype("u1"), CLASSES.tolist()]),
     ],
@@ -119,6 +127,16 @@ def test_the_clip_holds_value_and_slope(dtype):
         value, slopes = evaluate(loss, rows, labels, dtype)
         assert leaf_error(value, expected.mean()) <= FORWARD[dtype]
         np.testing.assert_array_equal(slopes[:, -1], 0)
+
+
+def test_slopes_at_the_kinks_of_errors_are_those_of_jax():
+    errors, zeros = jnp.array([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]), jnp.zeros((7, 1))
+    expected = {"mean_absolute_error": jnp.sign(errors), "huber": jnp.clip(errors, -1, 1)}
+    for name, slopes in expected.items():
+        by_hand = OUTPUT_LOSSES["identity", name].value_and_slope(errors[None], zeros)[1][0]
+        by_jax = 7 * evaluate(name, errors[:, None], zeros)[1][:, 0]
+        assert leaf_error(by_hand, slopes) == 0
+        assert leaf_error(by_jax, slopes) <= FORWARD["float32"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -164,7 +182,7 @@ def targets_of(loss, rows, outputs):
 
 
 @pytest.mark.parametrize("outputs", [3, *(pytest.param(n, marks=EXHAUSTIVE) for n in (2, 17))])
-@pytest.mark.parametrize("pair", OUTPUT_LOSSES, ids="-".join)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_the_forms_of_an_output_loss_agree(pair, outputs):
     """The mean that JAX differentiates, the slope by hand, and the form per example."""
     mean_loss, value_and_slope, per_example = OUTPUT_LOSSES[pair]
@@ -186,7 +204,7 @@ def test_the_forms_of_an_output_loss_agree(pair, outputs):
 
 
 NONSENSE = {
-    "mean_squared_error": [[np.nan, 0, 0], [0, np.inf, 0], [0, 0, -np.inf]],
+    **{name: [[np.nan, 0, 0], [0, np.inf, 0], [0, 0, -np.inf]] for name in ENTRIES},
     "binary_crossentropy": [[1.5, 0, 0], [0, -0.5, 0], [0, 0, 2], [np.nan, 0, 0], [np.inf, 0, 0]],
     "categorical_crossentropy": [[1, -0.5, 0], [0, 0, 0], [np.nan, 1, 0], [np.inf, 0, 0]],
 }
@@ -225,8 +243,8 @@ def test_the_clip_does_not_hide_a_target_without_a_meaning(clipped):
 def test_bad_arguments_are_refused(name):
     function, (predictions, targets) = getattr(losses, name), INPUTS[name]
     first = "logits" if name.startswith("s") else "probabilities"
-    first = "predictions" if name == "mean_squared_error" else first
-    second = "targets" if name == "mean_squared_error" else "labels"
+    first = "predictions" if name in ENTRIES else first
+    second = "targets" if name in ENTRIES else "labels"
     for bad in (predictions[0], predictions[:0], predictions.astype(complex), None):
         with pytest.raises((TypeError, ValueError), match=f"^{first} must "):
             function(bad, targets)
@@ -237,9 +255,7 @@ def test_bad_arguments_are_refused(name):
         jax.jit(function)(np.float32(predictions), targets[:6])
 
 
-@pytest.mark.parametrize(
-    "name", ["mean_squared_error", "sigmoid_crossentropy", "softmax_crossentropy"]
-)
+@pytest.mark.parametrize("name", [*ENTRIES, "sigmoid_crossentropy", "softmax_crossentropy"])
 def test_logits_up_to_thirty_keep_six_digits(name):
     rng = np.random.default_rng(15)
     logits = rng.uniform(-30, 30, (9 * ROWS, OUTPUTS)).astype(np.float32)

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from output_losses import PAIRS
 from programs import start_program
 from test_activations import VALUES as ACTIVATE
-from tolerances import FORWARD, float32, leaf_error
+from test_losses import ENTRIES
+from tolerances import FORWARD, GRADIENT, float32, leaf_error
 
 from jaxnn import gradient_descent, metrics
-from jaxnn.batch import Batch
+from jaxnn.batch import CROSSENTROPIES, Batch
 from jaxnn.model.layers import Dense
-from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES
 from jaxnn.model.mlp import Model, ModelFunction, mlp
 from jaxnn.typing import traits_of
 
@@ -32,21 +33,23 @@ PARAMS = tuple(
     Dense(float32(RNG.normal(0.2, 0.9, (i, o))), float32(RNG.normal(0.5, 1.0, o)))
     for i, o in ((3, 5), (5, 2))
 )
-CATEGORICAL, BINARY, SQUARED = LOSSES[::-1]
-TARGETS = {CATEGORICAL: CLASSES, BINARY: BITS, SQUARED: NUMBERS}
+BINARY, CATEGORICAL = CROSSENTROPIES
+SQUARED = "mean_squared_error"
+TARGETS = {CATEGORICAL: CLASSES, BINARY: BITS, **dict.fromkeys(ENTRIES, NUMBERS)}
 BATCH_FUNCTIONS = ("loss", "value_and_grad", "loss_reference", "accuracy")
 
 
 def numpy_outputs(params, x, hidden, output):
     for layer, (weights, biases) in enumerate(params):
         x = x.astype(float) @ weights.astype(float) + biases.astype(float)
-        x = ACTIVATE[output if layer == len(params) - 1 else hidden](x)
+        names = (hidden,) * 9 if isinstance(hidden, str) else hidden
+        x = ACTIVATE[output if layer == len(params) - 1 else names[layer]](x)
     return x
 
 
 def numpy_loss(outputs, targets, loss):
-    if loss == SQUARED:
-        return np.mean((outputs - targets) ** 2)
+    if loss in ENTRIES:
+        return np.mean(ENTRIES[loss](outputs - targets))
     if loss == BINARY:
         return -np.mean(targets * np.log(outputs) + (1 - targets) * np.log(1 - outputs))
     return -np.mean(np.log(outputs[np.arange(len(outputs)), targets]))
@@ -62,7 +65,7 @@ def put(array, index, value):
 
 
 @pytest.mark.parametrize(
-    ("pair", "dtype"), [*((p, "float64") for p in OUTPUT_LOSSES), (CATEGORICAL_PAIR, "float32")]
+    ("pair", "dtype"), [*((p, "float64") for p in PAIRS), (CATEGORICAL_PAIR, "float32")]
 )
 def test_outputs_and_losses_are_numpys(pair, dtype):
     (output, loss), y = pair, TARGETS[pair[1]]
@@ -85,6 +88,26 @@ def test_outputs_and_losses_are_numpys(pair, dtype):
         assert value.dtype == dtype
         assert value.shape == ()
         assert leaf_error(value, numpy_loss(expected, y, loss)) <= FORWARD[dtype]
+
+
+@pytest.mark.parametrize(  # by rows, by scalars
+    ("sizes", "hidden"),
+    [((3, 9, 8, 4, 2), ("gelu", "tanh", "relu")), ((3, 3, 3, 2), ("relu", "elu"))],
+)
+def test_each_layer_may_have_an_activation_of_its_own(sizes, hidden):
+    model, batch = mlp(sizes, hidden=hidden), Batch(X, CLASSES)
+    sample_fn = model.sampler(distribution="lecun", scale=2.0)
+    population = jax.vmap(sample_fn)(jax.random.split(jax.random.key(1), 16))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf[0]), population)
+    outputs = numpy_outputs(params, X, hidden, "softmax")
+    value, gradient = model.value_and_grad(params, batch)
+    expected = numpy_loss(outputs, CLASSES, CATEGORICAL)
+    of_many = jax.vmap(model.loss, (0, None))(population, batch)[0]
+    for got in (value, model.loss(params, batch), model.loss_reference(params, batch), of_many):
+        assert leaf_error(got, expected) <= FORWARD["float32"]
+    assert leaf_error(model.apply(params, X), outputs) <= FORWARD["float32"]
+    by_jax = jax.grad(model.loss_reference)(params, batch)
+    assert leaf_error(gradient, by_jax) <= GRADIENT["float32"]
 
 
 def test_there_is_no_accuracy_of_numbers(compilations):
@@ -204,6 +227,11 @@ CONSTANT = [
     (SQUARED, "identity", 7 * SPREAD - 3),
     (SQUARED, "relu", SPREAD - [2, 0]),
     (SQUARED, "tanh", 3 * SPREAD - 6),
+    (SQUARED, "elu", SPREAD - [2, 0]),
+    ("mean_absolute_error", "identity", 7 * SPREAD - 3),
+    ("mean_absolute_error", "tanh", 3 * SPREAD - 6),
+    ("huber", "identity", 7 * SPREAD - 3),
+    ("huber", "gelu", SPREAD - [2, 0]),
 ]
 
 
@@ -242,6 +270,12 @@ def test_constant_loss_is_none_where_no_constant_answer_is_known():
         ({"sizes": "352"}, TypeError, "^sizes must be a sequence of integers; got a str"),
         ({"sizes": (3, 1)}, ValueError, "^sizes must end in at least 2 for output 'softmax'"),
         ({"hidden": "ReLU"}, ValueError, "^hidden must be one of 'identity', 'relu'.*got 'ReLU'"),
+        (
+            {"hidden": ("relu", "tanh")},
+            ValueError,
+            "^hidden must be one activation or 1, ",
+        ),
+        ({"hidden": ("softmax",)}, ValueError, r"^hidden\[0\] must be one of .*got 'softmax'"),
         ({"output": None}, TypeError, "^output must be one of.*got None"),
         ({"loss": "mse"}, ValueError, "^loss must be one of 'mean_squared_error'.*got 'mse'"),
         ({"output": "sigmoid"}, ValueError, "^output must be softmax for loss 'categorical_cross"),
@@ -305,6 +339,10 @@ def test_repr_is_the_call_that_builds_it():
     assert repr(mlp((2, 3, 3))) == expected
     model = mlp((3, 5, 2), output="sigmoid", loss="binary_crossentropy", hidden_biases=False)
     assert eval(repr(model)) is model
+    mixed = mlp((3, 5, 5, 2), hidden=["relu", "tanh"])
+    assert "hidden=('relu', 'tanh')" in repr(mixed)
+    assert eval(repr(mixed)) is mixed
+    assert mlp((3, 5, 5, 2), hidden=("tanh", "tanh")) is mlp((3, 5, 5, 2), hidden="tanh")
 
 
 @pytest.mark.parametrize("leaf", range(4))

@@ -112,6 +112,7 @@ perturbation_search --animate x.png               | must name a .gif file
 gradient_descent --batch-size -1                  | batch_size must be an integer of at least 1
 gradient_descent --learning-rate nan              | must be a finite number above 0
 gradient_descent --optimizer sgd --weight-decay 1 | --weight-decay is Adam's
+gradient_descent --min-delta 0.1                  | --min-delta needs --patience
 check_gradients --depths 9                        | invalid choice: 9
 check_gradients --plot v.png                      | --plot is for your own gradient
 check_gradients --loss math:sin                   | --loss, --gradient and --params go together
@@ -195,9 +196,9 @@ def test_check_gradients_passes_and_writes_its_reports(tmp_path, capsys):
     path = tmp_path / "gradients.json"
     assert check_gradients.main(["--depths", "1", "--samples", "2", "--json", str(path)]) == 0
     rows = json.loads(path.read_text())
-    assert len(rows) == 7
+    assert len(rows) == 26
     assert all(row["passed"] for row in rows)
-    assert "7 of 7 networks passed" in capsys.readouterr().out
+    assert "26 of 26 networks passed" in capsys.readouterr().out
 
 
 SEARCH = ["--candidates", "3000", "--top-k", "3", "--thresholds", "0.9", "1.0"]

@@ -119,6 +119,7 @@ def gradient_descent(
     target_loss: float | None = None,
     validation_batch: PyTree = None,
     patience: int | None = None,
+    min_delta: float = 0.0,
     max_seconds: float | None = None,
     callback: loop.Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -159,8 +160,10 @@ def gradient_descent(
         target_loss: stop at the first step whose batch has a loss at or below, status "reached".
         validation_batch: like `batch`; its loss is taken after every epoch, and the params of
             the lowest one are returned.
-        patience: stop after this many epochs without a lower loss on the validation batch, status
+        patience: stop after this many epochs without an improvement on the validation batch, status
             "converged".
+        min_delta: an improvement is a loss that is lower by more than this than that of the last
+            improvement; the params returned are still those of the lowest loss.
 
         max_seconds: stop when these are over, status "stopped".
         callback: called with a `Progress` about four times a second, or once a second with
@@ -221,6 +224,7 @@ def gradient_descent(
         target_loss=None if target_loss is None else np.asarray(target_loss),
         validation_batch=_as_validation_batch(validation_batch, one, value_and_grad_fn),
         patience=_as_patience(patience, validation_batch),
+        min_delta=_as_min_delta(min_delta, patience),
     )
     with own_settings(), loop.watch_interrupts() as is_interrupted:
         start = partial(kernel.init, rules, loss_dtype=loss_dtype)
@@ -287,12 +291,21 @@ def _as_validation_batch(
 
 
 def _as_patience(patience: int | None, validation_batch: PyTree) -> np.uint32 | None:
-    """Epochs to wait for a lower loss on the validation batch."""
+    """Epochs to wait for an improvement on the validation batch."""
     if patience is None:
         return None
     if validation_batch is None:
         raise ValueError("validation_batch must be given with patience; got None")
     return np.uint32(checks.as_count("patience", patience, 1, 2**32 - 1))
+
+
+def _as_min_delta(min_delta: float, patience: int | None) -> np.float32 | jax.Array | None:
+    """What an improvement has to exceed, where there is patience."""
+    checks.check_concrete("min_delta", min_delta)
+    least = checks.as_real("min_delta", min_delta, inclusive=True)
+    if patience is None and least > 0:
+        raise ValueError("patience must be given with min_delta; got None")
+    return None if patience is None else least
 
 
 def _as_optimizer(

@@ -233,14 +233,16 @@ class Rules(NamedTuple):
     epoch_tolerance: np.float32 | jax.Array | None = None
     target_loss: np.ndarray | jax.Array | None = None  # a loss is at or below
     validation_batch: PyTree = None  # on this the loss is taken after every epoch
-    patience: np.uint32 | jax.Array | None = None  # epochs without a lower loss on it
+    patience: np.uint32 | jax.Array | None = None  # epochs without an improvement on it
+    min_delta: np.float32 | jax.Array | None = None  # by more than this, at least 0
 
 
 class Best(NamedTuple):
-    """The params of the lowest loss on the validation batch, and epochs since."""
+    """The params of the lowest loss on the validation batch, and epochs since an improvement."""
 
     params: PyTree
     loss: jax.Array
+    loss_to_beat: jax.Array  # at the last improvement
     epochs_since_improvement: jax.Array
 
 
@@ -265,7 +267,7 @@ def init(rules: Rules, optimizer: Optimizer, params: PyTree, *, loss_dtype: np.d
     """The state of a network before its first step."""
     state = State(jnp.uint32(0), params, optimizer.init(params))
     unmet = jnp.asarray(jnp.inf, loss_dtype)
-    best = None if rules.validation_batch is None else Best(params, unmet, jnp.uint32(0))
+    best = None if rules.validation_batch is None else Best(params, unmet, unmet, jnp.uint32(0))
     wide = loss_dtype if loss_dtype.itemsize >= 4 else jnp.float32
     means = None if rules.epoch_tolerance is None else jnp.full(2 * EPOCHS_COMPARED, jnp.inf, wide)
     return RunState(state, params, unmet, unmet, jnp.int32(RUNNING), best, means)
@@ -507,9 +509,13 @@ def _validate(
     here = _select(run.status_code == RUNNING, run.state.params, run.last_finite_params)
     loss, _ = function(here, rules.validation_batch)
     old: Any = run.best
-    is_better = jnp.isfinite(loss) & (loss < old.loss)
-    since = jnp.where(is_better, jnp.uint32(0), old.epochs_since_improvement + 1)
-    best = _select(is_better, Best(here, loss, since), old._replace(epochs_since_improvement=since))
+    is_finite, limit = jnp.isfinite(loss), old.loss_to_beat
+    if rules.min_delta is not None:
+        limit = limit - rules.min_delta.astype(loss.dtype)
+    is_improvement = is_finite & (loss < limit)
+    since = jnp.where(is_improvement, jnp.uint32(0), old.epochs_since_improvement + 1)
+    params, lowest = _select(is_finite & (loss < old.loss), (here, loss), (old.params, old.loss))
+    best = Best(params, lowest, jnp.where(is_improvement, loss, old.loss_to_beat), since)
     status_code = run.status_code
     if rules.patience is not None:
         is_over = (status_code == RUNNING) & (since >= rules.patience)

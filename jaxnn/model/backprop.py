@@ -1,9 +1,10 @@
 """The chain rule by hand, units first and rows last.
 
-With layer inputs `h_0 = x^T, h_1, ...`, pre-activations `z_l = W_l^T h_l + b_l`, hidden activation
+With layer inputs `h_0 = x^T, h_1, ...`, pre-activations `z_l = W_l^T h_l + b_l`, hidden activations
 `f` and `delta_l` the gradient of the loss by `z_l` (Rumelhart, Hinton and Williams 1986):
 
     (1)  delta_L = d loss / d logits                   the slope of `OutputLoss`, over the rows
+                                                       or by their shares of the weights
     (2)  delta_l = (W_{l+1} delta_{l+1}) * f'(z_l)
     (3)  d loss / d W_l = h_l delta_l^T
     (4)  d loss / d b_l = sum over rows of delta_l
@@ -22,8 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnn.batch import Batch
-from jaxnn.model.activations import ACTIVATIONS
-from jaxnn.model.layers import VECTOR, Dense, Params, dot
+from jaxnn.model.layers import VECTOR, Dense, Hidden, Params, activations_of, dot
 from jaxnn.model.losses import OutputLoss, sum_of
 
 MAX_TERMS = 4
@@ -32,28 +32,33 @@ MAX_TERMS = 4
 
 
 def value_and_grad(
-    params: Params, batch: Batch, hidden: str, output_loss: OutputLoss
+    params: Params, batch: Batch, hidden: Hidden, output_loss: OutputLoss
 ) -> tuple[jax.Array, Params]:
     """Return the mean loss and its gradient by every weight and bias, a tree like `params`."""
-    activation, (*before, last) = ACTIVATIONS[hidden], params
+    activations, (*before, last) = activations_of(hidden, params), params
     rows = batch.x.shape[0]
-    x, targets = (_whole_vectors(jnp.asarray(array)) for array in batch)
-    # Every layer's input is `(units, rows)`, and is all that the way back needs: derivatives of
-    # activations are functions of their outputs.
-    inputs = [x.T]
-    for layer in before:
-        inputs.append(activation.forward(_affine(layer, inputs[-1])))
+    x, targets, weights = jax.tree.map(_whole_vectors, batch)
+    # Every layer's input is `(units, rows)`. The way back needs no more, where the derivative of
+    # the activation is a function of its outputs.
+    inputs, sums = [x.T], []
+    for layer, activation in zip(before, activations, strict=True):
+        sums.append(_affine(layer, inputs[-1]))
+        inputs.append(activation.forward(sums[-1]))
     losses, slopes = output_loss.value_and_slope(_affine(last, inputs[-1]), targets)
     if losses.size > rows:  # the padding counts nowhere
         is_row = jnp.arange(losses.size) < rows
         losses, slopes = jnp.where(is_row, losses, 0), jnp.where(is_row, slopes, 0)
-    delta = slopes / rows  # (1)
+    total = rows
+    if weights is not None:
+        total = jnp.sum(batch.weights)
+        losses, slopes = losses * weights, slopes * weights[None, :]
+    delta = slopes / total  # (1)
     gradients = [_layer_gradient(last, inputs[-1], delta)]
     for layer in range(len(params) - 2, -1, -1):
         upstream = _product(params[layer + 1].weights, delta)
-        delta = activation.backward(inputs[layer + 1], upstream)  # (2)
+        delta = activations[layer].pull_back(sums[layer], inputs[layer + 1], upstream)  # (2)
         gradients.append(_layer_gradient(params[layer], inputs[layer], delta))
-    return jnp.sum(losses) / rows, tuple(reversed(gradients))
+    return jnp.sum(losses) / total, tuple(reversed(gradients))
 
 
 def _whole_vectors(array: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
+from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, Activation
 from jaxnn.run.checks import array_record, as_choice, as_values
 from jaxnn.typing import PyTree
 
@@ -34,6 +35,8 @@ class Dense(NamedTuple):
 
 
 Params = tuple[Dense, ...]
+Hidden = str | tuple[str, ...]
+"""The activation of all hidden layers, or of each."""
 LayerShapes = tuple[tuple[tuple[int, int], tuple[int] | None], ...]
 """For each layer the shape of its weights, and of its biases or None."""
 
@@ -52,11 +55,28 @@ def dot(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def logits_of(params: Params, x: jax.Array, hidden: str) -> jax.Array:
+def as_hidden(hidden: Hidden | Sequence[str], layers: int) -> Hidden:
+    """Return the activation of all hidden layers, or of each where they differ."""
+    if not isinstance(hidden, (tuple, list)):
+        return as_choice("hidden", hidden, HIDDEN_ACTIVATIONS)
+    if len(hidden) != layers:
+        wanted = f"one activation or {layers}, one a hidden layer"
+        raise ValueError(f"hidden must be {wanted}; got {tuple(hidden)}")
+    names = [as_choice(f"hidden[{i}]", name, HIDDEN_ACTIVATIONS) for i, name in enumerate(hidden)]
+    return names[0] if len(set(names)) == 1 else tuple(names)
+
+
+def activations_of(hidden: Hidden, params: Params) -> list[Activation]:
+    """Return the activation of each layer but the last."""
+    names = [hidden] * (len(params) - 1) if isinstance(hidden, str) else hidden
+    return [ACTIVATIONS[name] for name in names]
+
+
+def logits_of(params: Params, x: jax.Array, hidden: Hidden) -> jax.Array:
     """Return what the last layer makes of `x`, before the output activation: `(rows, out)`."""
     *before, last = params
-    for layer in before:
-        x = ACTIVATIONS[hidden].forward(_affine(layer, x))
+    for layer, activation in zip(before, activations_of(hidden, params), strict=True):
+        x = activation.forward(_affine(layer, x))
     return _affine(last, x)
 
 
@@ -66,14 +86,14 @@ def _affine(layer: Dense, inputs: jax.Array) -> jax.Array:
 
 
 def forward(
-    params: Params, x: ArrayLike, *, hidden: str = "relu", output: str = "identity"
+    params: Params, x: ArrayLike, *, hidden: Hidden = "relu", output: str = "identity"
 ) -> jax.Array:
     """Return outputs `(rows, outputs)`: `hidden` after every layer but the last, then `output`.
 
     Args:
         params: tuple of `Dense`.
         x: inputs, shape `(rows, features)`; an array, a list of rows or a pandas frame.
-        hidden: name of the hidden activation.
+        hidden: name of the hidden activation, or one name a hidden layer.
         output: name of the output activation.
 
     Raises:
@@ -85,9 +105,10 @@ def forward(
         Array([[1.],
                [8.]], dtype=float32)
     """
-    as_choice("hidden", hidden, HIDDEN_ACTIVATIONS)
+    params = _as_layers("params", params)
+    hidden = as_hidden(hidden, len(params) - 1)
     as_choice("output", output, tuple(ACTIVATIONS))
-    logits = logits_of(_as_layers("params", params), jnp.asarray(as_values("x", x)), hidden)
+    logits = logits_of(params, jnp.asarray(as_values("x", x)), hidden)
     return ACTIVATIONS[output].forward(logits)
 
 

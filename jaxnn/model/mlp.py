@@ -15,11 +15,20 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from jaxnn import metrics
-from jaxnn.batch import Batch, check_batch, check_inputs, valid_rows
+from jaxnn.batch import CROSSENTROPIES, Batch, as_weights, check_batch, check_inputs, valid_rows
 from jaxnn.model import backprop
-from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS
+from jaxnn.model.activations import ACTIVATIONS
 from jaxnn.model.init import sampler
-from jaxnn.model.layers import LayerShapes, Params, check_params, forward, layer_shapes, logits_of
+from jaxnn.model.layers import (
+    Hidden,
+    LayerShapes,
+    Params,
+    as_hidden,
+    check_params,
+    forward,
+    layer_shapes,
+    logits_of,
+)
 from jaxnn.model.losses import LOSSES, OUTPUT_LOSSES, Units, constant_loss
 from jaxnn.model.vmapped_loss import (
     BINARY_ACCURACY,
@@ -38,7 +47,7 @@ class Settings(NamedTuple):
     """What a network is. The same settings share one `Model`."""
 
     sizes: tuple[int, ...]
-    hidden: str
+    hidden: Hidden
     output: str
     loss: str
     hidden_biases: bool
@@ -102,7 +111,7 @@ class Model(NamedTuple):
 def mlp(
     sizes: Sequence[int],
     *,
-    hidden: str = "relu",
+    hidden: str | Sequence[str] = "relu",
     output: str = "softmax",
     loss: str = "categorical_crossentropy",
     hidden_biases: bool = True,
@@ -111,10 +120,11 @@ def mlp(
 
     Args:
         sizes: features, units of each hidden layer, outputs; at least two entries.
-        hidden: activation of the hidden layers: `"identity"`, `"relu"`, `"sigmoid"`, `"tanh"`.
+        hidden: activation of the hidden layers: `"identity"`, `"relu"`, `"leaky_relu"`, `"elu"`,
+            `"gelu"`, `"sigmoid"`, `"tanh"`; or one a hidden layer, as `("relu", "tanh")`.
         output: activation of the last layer: one of these or `"softmax"`.
-        loss: `"mean_squared_error"` with any output, `"binary_crossentropy"` with sigmoid,
-            `"categorical_crossentropy"` with softmax.
+        loss: `"mean_squared_error"`, `"mean_absolute_error"` or `"huber"` with any output,
+            `"binary_crossentropy"` with sigmoid, `"categorical_crossentropy"` with softmax.
         hidden_biases: False leaves the biases of the hidden layers out.
 
     Raises:
@@ -130,7 +140,7 @@ def mlp(
     if len(sizes) < 2:
         raise ValueError(f"sizes must have at least 2 entries, features and outputs; got {sizes}")
     counts = tuple(as_count(f"sizes[{i}]", size, minimum=1) for i, size in enumerate(sizes))
-    as_choice("hidden", hidden, HIDDEN_ACTIVATIONS)
+    hidden = as_hidden(hidden, len(counts) - 2)
     as_choice("output", output, tuple(ACTIVATIONS))
     as_choice("loss", loss, LOSSES)
     if (output, loss) not in OUTPUT_LOSSES:
@@ -192,12 +202,13 @@ def _traits(settings: Settings, name: str) -> Traits:
         _border(settings, name, params, batch)
 
     def lowest(batch: Batch) -> float | None:
-        targets = check_batch("batch", batch, loss, sizes[0], sizes[-1]).y
-        return constant_loss(output, loss, np.asarray(targets), sizes[-1])
+        checked = check_batch("batch", batch, loss, sizes[0], sizes[-1])
+        _, targets, weights = jax.tree.map(np.asarray, checked)
+        return constant_loss(output, loss, targets, weights, sizes[-1])
 
     if name == "loss":
         bound = _bound_of(settings) if sizes[-1] <= MAX_OUTPUTS else None
-        return Traits(validate, candidate_bytes, batch_invariant, lowest, bound)
+        return Traits(validate, candidate_bytes, batch_invariant, lowest, bound, _of_mean_weight_1)
     return Traits(validate, constant_loss=lowest)
 
 
@@ -207,13 +218,20 @@ def _bound_of(settings: Settings) -> ModelFunction:
     return ModelFunction(settings, "lower_bound")
 
 
+def _of_mean_weight_1(batch: Batch) -> Batch:
+    """Return the batch with weights that have a mean of 1, if it has weights."""
+    if batch.weights is None:
+        return batch
+    return batch._replace(weights=batch.weights / np.mean(batch.weights))
+
+
 def _border(settings: Settings, name: str, params: Params, batch: Batch) -> tuple[Params, Batch]:
     """Refuse params or a batch of another network; return them as arrays."""
     params = check_params("params", params, settings.shapes)
     batch = check_batch("batch", batch, settings.loss, settings.sizes[0], settings.sizes[-1])
-    if name == "accuracy" and settings.loss == "mean_squared_error":
+    if name == "accuracy" and settings.loss not in CROSSENTROPIES:
         raise ValueError(
-            "accuracy must be of classes; got a network of loss 'mean_squared_error': "
+            f"accuracy must be of classes; got a network of loss {settings.loss!r}: "
             "use jaxnn.metrics.r2(model.apply(params, batch.x), batch.y)"
         )
     return params, batch
@@ -227,7 +245,8 @@ def _compiled(settings: Settings, name: str, params: Params, batch: Batch) -> An
     x, y = jnp.asarray(batch.x).astype(dtype), jnp.asarray(batch.y)
     y = y.astype(dtype) if y.ndim == 2 else y
     valid = valid_rows(y, settings.loss, settings.sizes[-1])[:, None] & jnp.isfinite(x)
-    return FUNCTIONS[name](settings, params, Batch(jnp.where(valid, x, jnp.nan), y))
+    batch = Batch(jnp.where(valid, x, jnp.nan), y, as_weights(batch.weights, dtype))
+    return FUNCTIONS[name](settings, params, batch)
 
 
 def _init(settings: Settings, key: jax.Array, *, scale=0.01, distribution="normal") -> Params:
@@ -258,7 +277,8 @@ def _compiled_apply(settings: Settings, params: Params, x: jax.Array) -> jax.Arr
 
 def _loss_reference(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     logits = logits_of(params, batch.x, settings.hidden)
-    return OUTPUT_LOSSES[settings.output, settings.loss].mean_loss(logits, batch.y)
+    mean_loss = OUTPUT_LOSSES[settings.output, settings.loss].mean_loss
+    return mean_loss(logits, batch.y, batch.weights)
 
 
 def _value_and_grad(settings: Settings, params: Params, batch: Batch) -> tuple[jax.Array, Params]:
@@ -286,14 +306,18 @@ def _loss(settings: Settings, params: Params, batch: Batch) -> jax.Array:
 
 
 def _lower_bound(settings: Settings, params: Params, batch: Batch) -> jax.Array:
-    """What the loss is at least, without its factors of 1 or more: no exp, and no log."""
+    """What the loss is at least, without its factors of 1 or more: no exp, and no log.
+
+    It is the mean over rows of weights times losses: the weights have a mean of 1 in all.
+    """
     per_example = OUTPUT_LOSSES[settings.output, settings.loss].per_example_loss
 
     def score(logits: Units, target: jax.Array) -> tuple[None, jax.Array]:
         return None, per_example.score(logits, target)[1]
 
     options = {"hidden": settings.hidden, "per_example": per_example._replace(score=score)}
-    return with_fast_vmap(partial(loss_by_rows, **options), **options)(params, batch)
+    bound = with_fast_vmap(partial(loss_by_rows, **options), **options)(params, batch)
+    return bound if batch.weights is None else bound * jnp.mean(batch.weights)
 
 
 def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
@@ -301,14 +325,14 @@ def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     is_binary = settings.loss == "binary_crossentropy"
     per_example = BINARY_ACCURACY if is_binary else CATEGORICAL_ACCURACY
     if not is_binary and batch.y.ndim == 2:
-        batch = Batch(batch.x, jnp.argmax(batch.y, axis=1))
+        batch = batch._replace(y=jnp.argmax(batch.y, axis=1))
 
     def plain(params: Params, batch: Batch) -> jax.Array:
         logits = logits_of(params, batch.x, settings.hidden)
         if is_binary:
-            share = metrics.binary_accuracy(jax.nn.sigmoid(logits), batch.y)
+            share = metrics.binary_accuracy(jax.nn.sigmoid(logits), batch.y, batch.weights)
         else:
-            share = metrics.accuracy(logits, batch.y)
+            share = metrics.accuracy(logits, batch.y, batch.weights)
         return share.astype(logits.dtype)
 
     return with_fast_vmap(plain, settings.hidden, per_example)(params, batch).astype(jnp.float32)

@@ -39,7 +39,7 @@ import numpy as np
 
 from jaxnn.batch import Batch
 from jaxnn.model.activations import ACTIVATIONS
-from jaxnn.model.layers import VECTOR, Params, dot
+from jaxnn.model.layers import VECTOR, Hidden, Params, activations_of, dot
 from jaxnn.model.losses import PerExample, Units, sum_of
 
 ROWS_PER_BLOCK = 10
@@ -55,7 +55,7 @@ MAX_OUTPUTS = 16
 LossFn = Callable[[Params, Batch], jax.Array]
 
 
-def with_fast_vmap(plain: LossFn, hidden: str, per_example: PerExample) -> LossFn:
+def with_fast_vmap(plain: LossFn, hidden: Hidden, per_example: PerExample) -> LossFn:
     """Return `plain`, the mean score of one candidate, with a fast `vmap` over params alone."""
     function = jax.custom_batching.custom_vmap(plain)
 
@@ -88,13 +88,13 @@ def batch_invariant(params: Params, batch: Batch) -> bool:
 
 
 def loss_by_scalars(
-    params: Params, batch: Batch, hidden: str, per_example: PerExample
+    params: Params, batch: Batch, hidden: Hidden, per_example: PerExample
 ) -> jax.Array:
     """Return the mean score of one candidate, written out weight by weight.
 
     Rows are added up in order: the relative error is some 1e-7 at 300 rows, and 1e-5 at 10^6.
     """
-    layers = [_neurons(*layer) for layer in params]
+    layers, activations = [_neurons(*layer) for layer in params], activations_of(hidden, params)
     rows, outputs = batch.x.shape[0], len(layers[-1])
 
     def add_block(total: jax.Array, block: Batch) -> tuple[jax.Array, None]:
@@ -102,13 +102,14 @@ def loss_by_scalars(
         # XLA makes one loop of the whole block, in which they stay in registers. The factors of
         # all rows share one logarithm.
         factors, rests = [], []
-        for x, target in zip(*block, strict=True):
+        weights = [None] * len(block.x) if block.weights is None else block.weights
+        for x, target, weight in zip(block.x, block.y, weights, strict=True):
             values = list(x)
             for layer, neurons in enumerate(layers):
                 values = [_neuron(values, *neuron) for neuron in neurons]
-                if layer < len(layers) - 1:
-                    values = [ACTIVATIONS[hidden].forward(z) for z in values]
-            factor, rest = per_example.score(values, target)
+                if layer < len(activations):
+                    values = [activations[layer].forward(z) for z in values]
+            factor, rest = per_example.weighted(values, target, weight)
             factors.append(factor)
             rests.append(rest)
         losses = sum_of(rests)
@@ -126,32 +127,40 @@ def loss_by_scalars(
         total, _ = jax.lax.scan(add_block, total, blocks)
     if in_blocks < rows:
         total, _ = add_block(total, jax.tree.map(lambda a: a[in_blocks:], batch))
-    return total / (rows * outputs if per_example.per_output else rows)
+    return total / (_total_weight(batch) * (outputs if per_example.per_output else 1))
 
 
-def loss_by_rows(params: Params, batch: Batch, hidden: str, per_example: PerExample) -> jax.Array:
+def loss_by_rows(
+    params: Params, batch: Batch, hidden: Hidden, per_example: PerExample
+) -> jax.Array:
     """Return the mean score of one candidate, computed with the rows last."""
     # Rows, padded to whole vectors, are the lanes: an array here is `(units, rows)`, and the
     # candidates that `vmap` adds come before both.
     rows = batch.x.shape[0]
-    values, targets = (
-        jnp.moveaxis(jnp.pad(a, ((0, -rows % VECTOR), *[(0, 0)] * (a.ndim - 1))), 0, -1)
-        for a in batch
+    values, targets, weights = jax.tree.map(
+        lambda a: jnp.moveaxis(jnp.pad(a, ((0, -rows % VECTOR), *[(0, 0)] * (a.ndim - 1))), 0, -1),
+        batch,
     )
     *before, last = params
-    for layer, dense in enumerate(before):
-        values = ACTIVATIONS[hidden].forward(_dense(values, *dense))
+    activations = activations_of(hidden, params)
+    for layer, (dense, activation) in enumerate(zip(before, activations, strict=True)):
+        values = activation.forward(_dense(values, *dense))
         if layer < len(before) - 1:  # or XLA computes a value again for each unit it goes to
             values = jax.lax.optimization_barrier(values)
     if last.weights.size > MAX_WRITTEN_OUT:
         logits = list(_dense(values, *last))
     else:  # A list of units lets XLA fuse the last layer with the score.
         logits = [_neuron(list(values), *neuron) for neuron in _neurons(*last)]
-    factors, losses = per_example.score(logits, targets)
+    factors, losses = per_example.weighted(logits, targets, weights)
     if factors is not None:
         losses = losses + jnp.log(factors)
     total = jnp.sum(jnp.where(jnp.arange(losses.size) < rows, losses, 0))
-    return total / (rows * len(logits) if per_example.per_output else rows)
+    return total / (_total_weight(batch) * (len(logits) if per_example.per_output else 1))
+
+
+def _total_weight(batch: Batch) -> int | jax.Array:
+    """What the rows count together."""
+    return batch.x.shape[0] if batch.weights is None else jnp.sum(batch.weights)
 
 
 def _dense(inputs: jax.Array, weights: jax.Array, biases: jax.Array | None) -> jax.Array:

@@ -56,7 +56,8 @@ def as_rejection(
 
     `params` and `loss` are the shapes of a candidate and of its loss.
     """
-    bound = traits_of(loss_fn).lower_bound
+    traits = traits_of(loss_fn)
+    bound, batch = traits.lower_bound, traits.bound_batch(batch)
     if bound is None:
         raise ValueError(
             "keep_below needs a loss_fn whose traits have a lower_bound, as model.loss has of a "
