@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,10 +39,10 @@ class Columns(NamedTuple):
         std: the standard deviation of each, `(features,)` float64.
     """
 
-    feature_names: tuple[str, ...] | None = None
-    class_names: np.ndarray | None = None
-    mean: np.ndarray | None = None
-    std: np.ndarray | None = None
+    feature_names: Sequence[str] | None = None
+    class_names: Any = None
+    mean: Any = None
+    std: Any = None
 
 
 class Table(NamedTuple):
@@ -175,7 +175,9 @@ def _read(path: Path, delimiter: str) -> _Rows:
     except UnicodeDecodeError:
         raise ValueError(f"{path} must be a CSV file, text in UTF-8; got other bytes") from None
     except csv.Error as error:
-        raise ValueError(f"{path}, line {start} must be of a CSV file; got {error}") from None
+        wanted = f"must be fields separated by {delimiter!r}; got {error}"
+        mend = "mend its quotes, or give another delimiter"
+        raise ValueError(f"{path}, line {start} {wanted}: {mend}") from None
     if len(fields) < 2:
         wanted = "a line that names the columns, and rows below it"
         raise ValueError(f"{path} must have {wanted}; got {len(fields)} lines")
@@ -258,7 +260,7 @@ def _refusal(rows: _Rows, name: str, row: int, wanted: str, otherwise: str) -> V
 def _refuse_constant(rows: _Rows, names: tuple[str, ...], x: np.ndarray) -> None:
     """Refuse a column whose standard deviation is 0."""
     for name, column in zip(names, x.T, strict=True):
-        if column.min() == column.max():
+        if column.min() == column.max() or not column.std():  # Squares may underflow.
             raise ValueError(
                 f"{rows.path}, column {name!r} must vary to be standardised; got {column[0]:g} in "
                 f"all {len(x)} rows: leave it out by features=[...]"

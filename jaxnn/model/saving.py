@@ -23,6 +23,8 @@ from jaxnn.tables import Columns, check_columns
 FORMAT = 1
 """Raised when a file says what an older jaxnn would misread."""
 
+NOT_KNOWN = Columns()
+
 
 class SavedModel(NamedTuple):
     """What `load` returns.
@@ -30,15 +32,15 @@ class SavedModel(NamedTuple):
     Attributes:
         model: the network.
         params: its params, a tuple of `Dense`.
-        columns: what its inputs and outputs mean, or None if that was not saved.
+        columns: what its inputs and outputs mean, as far as that was saved.
     """
 
     model: Model
     params: Params
-    columns: Columns | None
+    columns: Columns
 
 
-def save(path: StrPath, model: Model, params: Params, columns: Columns | None = None) -> None:
+def save(path: StrPath, model: Model, params: Params, columns: Columns = NOT_KNOWN) -> None:
     """Write a network and its params to a file, in place of the one that may be there.
 
     The file is written whole or not at all: after a fault the old one is still there.
@@ -80,12 +82,11 @@ def save(path: StrPath, model: Model, params: Params, columns: Columns | None = 
         if leaf is not None
     }
     metadata: dict[str, object] = {"model_format": FORMAT, "model": model.settings._asdict()}
-    if columns is not None:
-        columns = _fitting(columns, model)
-        if columns.mean is not None:
-            arrays |= {"mean": columns.mean, "std": columns.std}
-        words = None if columns.class_names is None else columns.class_names.tolist()
-        metadata["columns"] = {"feature_names": columns.feature_names, "class_names": words}
+    columns = _fitting(columns, model)
+    if columns.mean is not None:
+        arrays |= {"mean": columns.mean, "std": columns.std}
+    words = None if columns.class_names is None else columns.class_names.tolist()
+    metadata["columns"] = {"feature_names": columns.feature_names, "class_names": words}
     checkpoint.save(path, arrays, json.loads(json.dumps(metadata)))
 
 
@@ -124,18 +125,16 @@ def _restored(arrays: dict[str, np.ndarray], metadata: dict[str, Any]) -> SavedM
     settings: dict[str, Any] = metadata["model"]
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     model = mlp(**settings)
-    leaves = {name: jnp.asarray(array) for name, array in arrays.items() if "." in name}
+    leaves: dict[str, Any] = {n: jnp.asarray(a) for n, a in arrays.items() if "." in n}
     params = tuple(
-        Dense(leaves.pop(f"weights.{layer}"), leaves.pop(f"biases.{layer}", None))
+        Dense(leaves.pop(f"weights.{layer}", None), leaves.pop(f"biases.{layer}", None))
         for layer in range(len(model.settings.shapes))
     )
     if leaves:
         raise ValueError(f"it has arrays of another network: {sorted(leaves)}")
     params = check_params("params", params, model.settings.shapes)
-    names = metadata.get("columns")
-    if names is None:
-        return SavedModel(model, params, None)
-    columns = Columns(**names)._replace(mean=arrays.get("mean"), std=arrays.get("std"))
+    figures: dict[str, Any] = {field: arrays.get(field) for field in ("mean", "std")}
+    columns = Columns(**metadata["columns"], **figures)
     return SavedModel(model, params, _fitting(columns, model))
 
 
