@@ -95,19 +95,29 @@ def steps_of(arguments: argparse.Namespace, rows: int) -> int:
     return full + (arguments.keep_remainder and rest > 0)
 
 
+def rows_of(
+    arguments: argparse.Namespace, batch: jaxnn.Batch, key: jax.Array
+) -> tuple[jaxnn.Batch, jaxnn.Batch | None]:
+    """Return the rows to train on and those to validate on: fresh ones, or some of a file's."""
+    if not arguments.validation:
+        return batch, None
+    if arguments.data in DATA:
+        return batch, DATA[arguments.data](key, samples=arguments.validation)
+    return split(key, batch, arguments.validation)
+
+
 def descent_of(
-    arguments: argparse.Namespace, model: jaxnn.Model, batch: jaxnn.Batch, keys: jax.Array
+    arguments: argparse.Namespace,
+    model: jaxnn.Model,
+    batch: jaxnn.Batch,
+    validation: jaxnn.Batch | None,
+    keys: jax.Array,
 ) -> partial:
     """Return the descent except for its length."""
-    init_key, key, validation_key = keys
+    init_key, key = keys
     start = partial(model.init, **STARTS[arguments.start])
     if arguments.networks is not None:
         start, init_key = jax.vmap(start), jax.random.split(init_key, arguments.networks)
-    validation = None
-    if arguments.validation and arguments.data in DATA:
-        validation = DATA[arguments.data](validation_key, samples=arguments.validation)
-    elif arguments.validation:
-        batch, validation = split(validation_key, batch, arguments.validation)
     return partial(
         jaxnn.gradient_descent,
         key,
@@ -149,16 +159,17 @@ def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str) -> Fig
     return figure
 
 
-def outcome(result: Any, name: str, score: np.ndarray, seconds: float) -> str:
+def outcome(result: Any, scores: dict[str, np.ndarray], seconds: float) -> str:
     """Return what came out: a line, or for many networks a line a measure."""
     end = f"{np.sum(result.num_steps):,} steps, {seconds:.2f} seconds"
     if np.ndim(result.loss) == 0:
-        return f"{result.status}: loss {result.loss:.4f}, {name} {score:.3f}; {end}"
+        told = ", ".join(f"{name.replace('_', ' ')} {score:.3f}" for name, score in scores.items())
+        return f"{result.status}: loss {result.loss:.4f}, {told}; {end}"
     words, counts = np.unique(result.status, return_counts=True)
     lines = [", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True)) + f"; {end}"]
-    for measure, values in {"loss": result.loss, name: score}.items():
+    for name, values in {"loss": result.loss, **scores}.items():
         low, middle, high = np.quantile(values, [0, 0.5, 1])
-        lines.append(f"{measure}: {low:.4f} to {high:.4f}, median {middle:.4f}")
+        lines.append(f"{name.replace('_', ' ')}: {low:.4f} to {high:.4f}, median {middle:.4f}")
     return "\n".join(lines)
 
 
@@ -167,25 +178,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train and report."""
     arguments = parse(argv)
     problem = problem_of(arguments, 3)
-    model, batch, keys, _ = problem
+    model, keys = problem.model, problem.keys
+    batch, validation = rows_of(arguments, problem.batch, keys[2])
     if arguments.animate and not has_regions(model):
         raise ValueError("--animate films the regions of classes of two features")
-    train = descent_of(arguments, model, batch, keys)
+    train = descent_of(arguments, model, batch, validation, keys[:2])
     before = done_before(arguments.checkpoint)
     limits = cli.limits_of(arguments)
     result, seconds = timed(train, "num_epochs", arguments.epochs, progress=True, **limits)
     name, metric_fn = score_of(model)
     if arguments.networks is not None:
         metric_fn = jax.vmap(metric_fn, in_axes=(0, None))
-    score = np.asarray(metric_fn(result.params, batch))
-    print(outcome(result, name, score, seconds))
+    scores = {name: np.asarray(metric_fn(result.params, batch))}
+    if validation is not None:
+        scores[f"validation_{name}"] = np.asarray(metric_fn(result.params, validation))
+    print(outcome(result, scores, seconds))
     title = cli.title_of(arguments.data, model.settings.sizes)
     path = arguments.output / f"gradient-descent-{title.replace(', ', '-')}.png"
     if arguments.plot and np.any(result.num_steps):
         save(draw(result, model, batch, f"{title}, {arguments.optimizer}"), path)
     names = ("loss", "num_steps", "num_evaluations", "status")
     report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
-    report |= {name: score.tolist(), "seconds": seconds}
+    report |= {name: score.tolist() for name, score in scores.items()} | {"seconds": seconds}
     if not before:
         report["steps_per_second"] = int(np.sum(result.num_steps)) / seconds
     problem.save(arguments.save, best_of(result))

@@ -79,11 +79,11 @@ def test_every_network_comes_back_bit_for_bit(
 ):
     model = mlp(sizes, hidden=hidden, output="sigmoid", loss=loss, hidden_biases=hidden_biases)
     draws = np.random.default_rng(random.getrandbits(32))
-    leaves = [
+    leaves: Any = [
         [shape and jnp.asarray(draws.normal(size=shape), np.float32) for shape in layer]
         for layer in model.settings.shapes
     ]
-    params: Any = tuple(Dense(*layer) for layer in leaves)
+    params = tuple(Dense(*layer) for layer in leaves)
     path = tmp_path_factory.mktemp("net") / "a"
     save(path, model, params)
     saved = load(path)

@@ -82,13 +82,14 @@ def add_data(parser: argparse.ArgumentParser, meaning: str, default: str | None 
 
     def data_set(text: str) -> str:
         if text not in names and not Path(text).is_file():
-            wanted = ", ".join((*names, "a CSV file"))
-            raise argparse.ArgumentTypeError(f"must be one of {wanted}; there is no file {text}")
+            wanted = "".join(f"{name}, " for name in names) + "or " * bool(names) + "a CSV file"
+            raise argparse.ArgumentTypeError(f"must be {wanted}; there is no file {text}")
         return text
 
     add = parser.add_argument
     add("--data", type=data_set, metavar="DATA", default=default, help=meaning)
     add("--target", metavar="COLUMN", help="The column of the CSV file to predict.")
+    add("--features", nargs="+", metavar="COLUMN", help="The columns to learn from; all if absent.")
     add("--standardise", action="store_true", help="Standardise the features of the CSV file.")
 
 

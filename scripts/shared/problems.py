@@ -57,7 +57,7 @@ def csv_of(arguments: Namespace) -> jaxnn.datasets.Table | None:
         )
     if path is None:
         return None
-    options = {"target": arguments.target, "standardise": arguments.standardise}
+    options = {name: getattr(arguments, name) for name in ("target", "features", "standardise")}
     return jaxnn.datasets.load_csv(path, **options)
 
 
