@@ -137,12 +137,17 @@ def test_predictions_have_the_form_of_the_targets_and_agree_with_the_outputs(out
         assert leaf_error(model.predict_proba(PARAMS, X.tolist()), outputs) <= FORWARD["float32"]
 
 
-def test_a_prediction_is_of_the_logits_where_probabilities_are_rounded_to_one_number():
+def test_the_likelier_answer_is_predicted_also_where_probabilities_round_to_one_number():
     model = mlp((1, 3))
     params = (Dense(float32([[1, 1 + 2**-20, 0]]), float32([0, 0, -200])),)
     x = float32([[1e-3], [0.0]])  # a tie goes to the lowest class
     assert len(np.unique(model.predict_proba(params, x)[0, :2])) == 1
     np.testing.assert_array_equal(model.predict(params, x), [1, 0])
+    binary = mlp((1, 1), output="sigmoid", loss=BINARY)
+    params = (Dense(float32([[1]]), float32([0])),)
+    np.testing.assert_array_equal(
+        binary.predict(params, float32([[0.01], [0.0], [-0.01]])), [[1], [0], [0]]
+    )
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])

@@ -49,6 +49,7 @@ def target(*labels):
         PETS.replace("\n", "\r\n"),
         "\ufeff" + PETS,
         PETS.strip(),
+        PETS.replace("ears", " ears").replace("cat", " cat "),
         PETS.replace("weight", '"weight"').replace("dog", '"dog"'),
     ],
 )
@@ -213,6 +214,11 @@ FAULTS = {
         "size,kind\n0.1,a\n0.1,b\n0.1,a\n",
         {"target": "kind", "standardise": True},
         "column 'size' must vary to be standardised; got 0.1 in all 3 rows: leave it out",
+    ),
+    "squares that underflow": (
+        "size,kind\n1e-200,a\n2e-200,b\n",
+        {"target": "kind", "standardise": True},
+        "column 'size' must vary",
     ),
     "words for a regression": (
         WORDS,
