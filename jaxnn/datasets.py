@@ -1,7 +1,7 @@
 """Small data sets to train on, what the best possible classifier scores on one, and CSV files.
 
-Every set is a `Batch` of JAX arrays, x float32; classes are int32, and come in order but in a file.
-A function with a key draws new rows, the same for the same key, with JAX's x64 mode on or off.
+Every set but a file's is a `Batch` of JAX arrays, x float32; classes are int32 and come in order. A
+function with a key draws new rows, the same for the same key, with JAX's x64 mode on or off.
 `nnfs_vertical`, `nnfs_spiral` and `linear_rows` are fixed rows that others have published. JAX
 draws the normals and NumPy places the points, so drawn and published sets share their geometry.
 """
