@@ -27,6 +27,7 @@ from jaxnn.gradients.estimate import perturbation_gradient
 from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.mlp import Model, mlp
+from jaxnn.model.saving import SavedModel, load, save
 from jaxnn.optim import optimizers, schedules
 from jaxnn.run.checkpoint import SavedProgress, saved_progress
 from jaxnn.run.loop import Every, Progress
@@ -36,6 +37,7 @@ from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
 from jaxnn.search.random_search import random_search
 from jaxnn.search.result import RandomSearchResult, expected_best
 from jaxnn.search.statistics import Collect
+from jaxnn.tables import Columns
 
 if TYPE_CHECKING:
     from jaxnn import plotting
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Collect",
+    "Columns",
     "Dense",
     "DifferenceErrors",
     "Every",
@@ -54,6 +57,7 @@ __all__ = [
     "PerturbationSearchResult",
     "Progress",
     "RandomSearchResult",
+    "SavedModel",
     "SavedProgress",
     "activations",
     "calibrated_temperature",
@@ -67,6 +71,7 @@ __all__ = [
     "expected_best",
     "forward",
     "gradient_descent",
+    "load",
     "losses",
     "merge_searches",
     "metrics",
@@ -77,6 +82,7 @@ __all__ = [
     "perturbation_search",
     "plotting",
     "random_search",
+    "save",
     "saved_progress",
     "schedules",
     "search",

@@ -1,7 +1,7 @@
-"""Small data sets to train on, weights of their rows, and what the best classifier would score.
+"""Small data sets to train on, CSV files, weights of rows, and what the best classifier scores.
 
-Every set is a `Batch` of JAX arrays, x float32; classes are int32 and come in order. A function
-with a key draws new rows, the same for the same key, whether JAX's x64 mode is on or off.
+Every set but a file's is a `Batch` of JAX arrays, x float32; classes are int32 and come in order. A
+function with a key draws new rows, the same for the same key, with JAX's x64 mode on or off.
 `nnfs_vertical`, `nnfs_spiral` and `linear_rows` are fixed rows that others have published. JAX
 draws the normals and NumPy places the points, so drawn and published sets share their geometry.
 """
@@ -19,12 +19,15 @@ from jax.typing import ArrayLike
 
 from jaxnn.batch import Batch, check_values
 from jaxnn.run.checks import as_choice, as_count, as_key, as_real
+from jaxnn.tables import Table, load_csv
 
 __all__ = [
     "Bayes",
+    "Table",
     "balanced_weights",
     "linear",
     "linear_rows",
+    "load_csv",
     "nnfs_spiral",
     "nnfs_vertical",
     "spiral",

@@ -8,6 +8,10 @@ arguments is called, and a function of a key, `sample_fn(key)`, draws params.
     python scripts/check_gradients.py --depths 1 2 3 4 5 --samples 100 --json gradients.json
     python scripts/check_gradients.py --loss my.py:loss --gradient my.py:value_and_grad \
         --params my.py:sample --batch my.py:batch --samples 10000 --plot gradients.png
+
+With a CSV file the rows are those of the file, for the library's networks or for your gradient.
+
+    python scripts/check_gradients.py --data iris.csv --target species
 """
 
 import argparse
@@ -27,25 +31,35 @@ import jax
 import numpy as np
 from shared import cli
 from shared.figures import plt, save
+from shared.problems import csv_of
 from tqdm import tqdm
 
 import jaxnn
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
-from jaxnn.model.losses import OUTPUT_LOSSES
+from jaxnn.model.losses import ERROR_LOSSES, OUTPUT_LOSSES
 
 FEATURES, OUTPUTS, ROWS = 3, 2, 7
 WIDTHS = (5, 4, 6, 3)
 
 
-def networks(depths: Sequence[int]) -> Iterator[jaxnn.Model]:
+def networks(
+    depths: Sequence[int], table: jaxnn.datasets.Table | None = None
+) -> Iterator[jaxnn.Model]:
     """Yield networks with every pair of output and loss, and with every hidden activation.
 
-    One layer has no hidden activation to vary; others vary it for one pair of each loss.
+    One layer has no hidden activation to vary; others vary it for one pair of each loss. A file's
+    rows have either classes or numbers as targets, and the losses of those.
     """
+    features, outputs, pairs = FEATURES, OUTPUTS, list(OUTPUT_LOSSES)
+    if table is not None:
+        classes, features = table.columns.class_names, table.batch.x.shape[1]
+        outputs, pairs = len(classes or [0]), [("softmax", "categorical_crossentropy")]
+        if classes is None:
+            pairs = [p for p in OUTPUT_LOSSES if p[1] in ERROR_LOSSES and p[0] != "softmax"]
     seen = set()
-    for output, loss in OUTPUT_LOSSES:
+    for output, loss in pairs:
         for depth in depths:
-            sizes = (FEATURES, *WIDTHS[: depth - 1], OUTPUTS)
+            sizes = (features, *WIDTHS[: depth - 1], outputs)
             varies = depth > 1 and loss not in seen
             for hidden in HIDDEN_ACTIVATIONS if varies else ["tanh"]:
                 yield jaxnn.mlp(sizes, hidden=hidden, output=output, loss=loss)
@@ -155,6 +169,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--depths", type=int, nargs="+", default=[1, 2, 3], choices=range(1, most + 1),
         help="Check networks of these numbers of layers.")  # fmt: skip
     add("--samples", type=cli.at_least(0), default=20, help="Draw this many params a network.")
+    cli.add_data(parser, "Check on the rows of this CSV file.")
     cli.add_seed(parser)
     add("--tolerance", type=float, default=1e-9, help="The relative tolerance against jax.grad.")
     add("--verbose", action="store_true", help="Print the table of every network.")
@@ -176,6 +191,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--loss, --gradient and --params go together")
     if arguments.plot and not given:
         parser.error("--plot is for your own gradient: give --loss, --gradient and --params")
+    if arguments.data and arguments.batch:
+        parser.error("--data and --batch exclude each other")
     arguments.places = [getattr(arguments, name).partition(":")[0] for name in given]
     try:
         for name in given:
@@ -190,7 +207,8 @@ def check_own(arguments: argparse.Namespace) -> int:
     functions = arguments.loss, arguments.gradient
     for function in functions:
         refuse_other_arguments(function)
-    params, batch = arguments.params, arguments.batch
+    params, table = arguments.params, csv_of(arguments)
+    batch = arguments.batch if table is None else table.batch
     with blamed(*arguments.places):
         report = check(arguments, *functions, params, batch)
     print(report)
@@ -217,9 +235,11 @@ def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Pat
 
 def check_all(arguments: argparse.Namespace) -> int:
     """Check the library's gradients; return the exit status."""
-    reports, results = [], []
-    for number, model in enumerate(tqdm(list(networks(arguments.depths)), unit=" networks")):
-        batch = random_batch(model.settings.loss, arguments.seed, weighted=number % 2 == 1)
+    reports, results, table = [], [], csv_of(arguments)
+    models = list(networks(arguments.depths, table))
+    for number, model in enumerate(tqdm(models, unit=" networks")):
+        drawn = random_batch(model.settings.loss, arguments.seed, weighted=number % 2 == 1)
+        batch = table.batch if table else drawn
         functions = model.loss_reference, model.value_and_grad
         report = check(arguments, *functions, model.sampler(scale=1.0), batch)
         if arguments.verbose or not report.passed:

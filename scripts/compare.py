@@ -5,6 +5,10 @@ draws the figures.
 
     python scripts/compare.py
     python scripts/compare.py --seeds 10 --verbose --json comparison.json
+
+A CSV file takes the place of the data; every seed holds out another quarter of its rows.
+
+    python scripts/compare.py --data iris.csv --target species --standardise --hidden 16
 """
 
 import argparse
@@ -12,6 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +24,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from shared import cli
 from shared.figures import Figure, plt, save
-from shared.problems import DATA
+from shared.problems import DATA, csv_of, has_regions, model_of, score_of, split
 from shared.runs import candidate_improvements, finished, step_improvements, timed
 from tqdm import tqdm
 
@@ -38,11 +43,19 @@ class Experiment(NamedTuple):
     data: str
     sizes: cli.Sizes
     scale: float
+    table: jaxnn.datasets.Table | None = None
 
     @property
     def title(self) -> str:
         """Return data and network in words."""
-        return f"{self.data}, {cli.join_sizes(self.sizes)}"
+        return cli.title_of(self.data, self.sizes)
+
+    @property
+    def model(self) -> jaxnn.Model:
+        """Return the network."""
+        if self.table is not None:
+            return model_of(self.sizes[1:-1], self.table)
+        return jaxnn.mlp(self.sizes)
 
 
 EXPERIMENTS = (
@@ -61,10 +74,10 @@ class Setting(NamedTuple):
     batch: jaxnn.Batch
     held_out: jaxnn.Batch
 
-    def accuracies(self, params: Any) -> tuple[float, float]:
-        """Return the accuracy on the rows trained on, and on fresh rows."""
-        accuracy = self.model.accuracy
-        return float(accuracy(params, self.batch)), float(accuracy(params, self.held_out))
+    def scores(self, params: Any) -> tuple[float, float]:
+        """Return the score on the rows trained on, and on fresh rows."""
+        metric_fn = score_of(self.model)[1]
+        return float(metric_fn(params, self.batch)), float(metric_fn(params, self.held_out))
 
 
 class Method(NamedTuple):
@@ -83,15 +96,20 @@ class Run(NamedTuple):
     seed: int
     result: Any
     seconds: float
-    accuracy: float
-    held_out_accuracy: float
+    score: float
+    held_out_score: float
 
 
 def setting_of(experiment: Experiment, seed: int) -> Setting:
-    """Draw data and start; they depend on the seed alone."""
+    """Draw or split data, and draw a start; they depend on the seed alone."""
     data_key, held_out_key, init_key, key = jax.random.split(jax.random.key(seed), 4)
-    model, draw = jaxnn.mlp(experiment.sizes), DATA[experiment.data]
-    batch, held_out = draw(data_key, samples=SAMPLES), draw(held_out_key, samples=HELD_OUT)
+    model = experiment.model
+    if experiment.table is not None:
+        rows = experiment.table.batch
+        batch, held_out = split(data_key, rows, len(rows.x) // 4)
+    else:
+        draw = DATA[experiment.data]
+        batch, held_out = draw(data_key, samples=SAMPLES), draw(held_out_key, samples=HELD_OUT)
     return Setting(key, model, model.init(init_key), batch, held_out)
 
 
@@ -105,7 +123,7 @@ def climb(given: Setting, **amount: Any) -> Any:
     """Search by perturbations at the book's scale."""
     return jaxnn.perturbation_search(
         given.key, given.model.loss, given.params, given.batch,
-        scale=0.05, metric_fn=given.model.accuracy, **amount,
+        scale=0.05, metric_fn=score_of(given.model)[1], **amount,
     )  # fmt: skip
 
 
@@ -140,7 +158,7 @@ def run(experiment: Experiment, name: str, method: Method, seed: int, verbose: b
         tqdm.write(f"\n{experiment.title}, seed {seed}, {name}")
         for line in improvements(given, method, result):
             tqdm.write(f"  {line}")
-    return Run(experiment, name, seed, result, seconds, *given.accuracies(result.params))
+    return Run(experiment, name, seed, result, seconds, *given.scores(result.params))
 
 
 def improvements(given: Setting, method: Method, result: Any) -> Iterable[str]:
@@ -148,21 +166,24 @@ def improvements(given: Setting, method: Method, result: Any) -> Iterable[str]:
     if isinstance(result, jaxnn.RandomSearchResult):
         sample_fn = given.model.sampler(**method.train.keywords)
         return candidate_improvements(result, given.key, sample_fn, given.model, given.batch)
-    return step_improvements(result) if isinstance(result, jaxnn.PerturbationSearchResult) else ()
+    if isinstance(result, jaxnn.PerturbationSearchResult):
+        return step_improvements(result, score=score_of(given.model)[0])
+    return ()
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
     """Return what all seeds of one method came to, with mean and standard deviation."""
     experiment, method = runs[0][:2]
+    score = score_of(experiment.model)[0]
     columns = {
         "loss": [run.result.loss for run in runs],
-        "accuracy": [run.accuracy for run in runs],
-        "held_out_accuracy": [run.held_out_accuracy for run in runs],
+        score: [run.score for run in runs],
+        f"held_out_{score}": [run.held_out_score for run in runs],
         "seconds": [run.seconds for run in runs],
     }
     bayes = BAYES.get(experiment.data)
     return {
-        "data": experiment.data,
+        "data": Path(experiment.data).stem,
         "sizes": experiment.sizes,
         "method": method,
         "seeds": [run.seed for run in runs],
@@ -178,10 +199,11 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
 
 def table_of(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows to print: mean +- standard deviation over the seeds."""
-    columns = {"loss": "loss", "accuracy": "accuracy", "held_out_accuracy": "held out"}
     rows = []
     for row in summaries:
         mean, deviation = row["mean"], row["sd"]
+        score = "accuracy" if "accuracy" in row else "r2"
+        columns = {"loss": "loss", score: score, f"held_out_{score}": "held out"}
         rows.append({
             "data": row["data"],
             "network": cli.join_sizes(row["sizes"]),
@@ -249,7 +271,7 @@ def draw_regions(runs: Sequence[Run]) -> Figure:
         given = setting_of(run.experiment, run.seed)
         predict = partial(given.model.apply, run.result.params)
         jaxnn.plotting.decision_regions(predict, given.batch, ax)
-        ax.set_title(f"{run.method}\naccuracy {run.accuracy:.3f}")
+        ax.set_title(f"{run.method}\naccuracy {run.score:.3f}")
     share_legend(figure, axes)
     figure.suptitle(f"{first[0].experiment.title}, seed {first[0].seed}")
     return figure
@@ -265,7 +287,7 @@ def draw_proposals(run: Run) -> Figure:
         jaxnn.plotting.loss_curves(curves, ax, xlabel="step", log_y=is_log)
         ax.set_title(f"Loss, {'logarithmic' if is_log else 'linear'}")
     share_legend(figure, axes[:2])
-    label = "accuracy of the proposal"
+    label = f"{score_of(run.experiment.model)[0]} of the proposal"
     jaxnn.plotting.smoothed(history.proposed_metric, axes[2], window=201, ylabel=label)
     figure.suptitle(f"{run.experiment.title}, seed {run.seed}: {run.method}")
     return figure
@@ -279,9 +301,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--candidates", type=some, default=20_000, help="The candidates of random search.")
     add("--steps", type=some, default=10_000, help="The steps of perturbation search.")
     add("--epochs", type=some, default=10_000, help="The epochs of gradient descent.")
+    cli.add_data(parser, "Compare on this CSV file instead.")
+    add("--hidden", type=int, nargs="*", default=[16], help="The units of each hidden layer there.")
     cli.add_verbose(parser)
     cli.add_output(parser)
     return parser.parse_args(argv)
+
+
+def experiments_of(arguments: argparse.Namespace) -> Sequence[Experiment]:
+    """Return the experiments: those of the book, or one on a file."""
+    table = csv_of(arguments)
+    if table is None:
+        return EXPERIMENTS
+    sizes = model_of(arguments.hidden, table).settings.sizes
+    return [Experiment(arguments.data, sizes, scale=1.0, table=table)]
 
 
 @cli.command
@@ -290,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     work = [
         (experiment, name, method, seed, arguments.verbose)
-        for experiment in EXPERIMENTS
+        for experiment in experiments_of(arguments)
         for name, method in methods(experiment, arguments).items()
         for seed in range(arguments.seeds)
     ]
@@ -302,7 +335,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         members, name = list(group), experiment.title.replace(", ", "-")
         search = next(run for run in members if run.method == "perturbation search")
         save(draw_methods(members), arguments.output / f"methods-{name}.png")
-        save(draw_regions(members), arguments.output / f"regions-{name}.png")
+        if has_regions(experiment.model):
+            save(draw_regions(members), arguments.output / f"regions-{name}.png")
         save(draw_proposals(search), arguments.output / f"proposals-{name}.png")
     cli.write_json(arguments.json, summaries)
 

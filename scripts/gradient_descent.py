@@ -4,6 +4,7 @@ python scripts/gradient_descent.py --data spiral --hidden 64 --epochs 1e4 --plot
 python scripts/gradient_descent.py --data spiral --hidden 64 --networks 20 --start small
 python scripts/gradient_descent.py --optimizer momentum --learning-rate 0.5 --batch-size 32
 python scripts/gradient_descent.py --validation 1000 --patience 200 --animate descent.gif
+python scripts/gradient_descent.py --data iris.csv --target species --standardise --save iris.npz
 """
 
 import argparse
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from shared import cli
 from shared.figures import Figure, film_regions, plt, save
-from shared.problems import DATA, problem_of
+from shared.problems import DATA, has_regions, problem_of, score_of, split
 from shared.runs import done_before, finished, timed
 
 import jaxnn
@@ -51,10 +52,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--l2", type=float, default=0.0, help="The strength of an L2 penalty.")
     add("--max-norm", type=float, help="Clip gradients to this norm.")
     add("--tolerance", type=float, default=0.0, help="Stop when losses differ by less than this.")
-    add("--validation", type=number, default=0, help="Validate on this many fresh rows a class.")
+    add("--validation", type=number, default=0, help="Validate on this many fresh rows a class, or "
+        "on this many rows of a CSV file, which are held out.")  # fmt: skip
     add("--patience", type=number, help="Stop after this many epochs without a lower loss there.")
     add("--min-delta", type=float, default=0.0, help="Lower by more than this, that is.")
     cli.add_limits(parser)
+    cli.add_save(parser)
     add("--plot", action="store_true", help="Draw the loss and the decision regions.")
     add("--animate", type=cli.gif_file, metavar="FILE.gif", help="Film the decision regions.")
     cli.add_output(parser)
@@ -95,17 +98,29 @@ def steps_of(arguments: argparse.Namespace, rows: int) -> int:
     return full + (arguments.keep_remainder and rest > 0)
 
 
+def rows_of(
+    arguments: argparse.Namespace, batch: jaxnn.Batch, key: jax.Array
+) -> tuple[jaxnn.Batch, jaxnn.Batch | None]:
+    """Return the rows to train on and those to validate on: fresh ones, or some of a file's."""
+    if not arguments.validation:
+        return batch, None
+    if arguments.data in DATA:
+        return batch, DATA[arguments.data](key, samples=arguments.validation)
+    return split(key, batch, arguments.validation)
+
+
 def descent_of(
-    arguments: argparse.Namespace, model: jaxnn.Model, batch: jaxnn.Batch, keys: jax.Array
+    arguments: argparse.Namespace,
+    model: jaxnn.Model,
+    batch: jaxnn.Batch,
+    validation: jaxnn.Batch | None,
+    keys: jax.Array,
 ) -> partial:
     """Return the descent except for its length."""
-    init_key, key, validation_key = keys
+    init_key, key = keys
     start = partial(model.init, **STARTS[arguments.start])
     if arguments.networks is not None:
         start, init_key = jax.vmap(start), jax.random.split(init_key, arguments.networks)
-    validation = None
-    if arguments.validation:
-        validation = DATA[arguments.data](validation_key, samples=arguments.validation)
     return partial(
         jaxnn.gradient_descent,
         key,
@@ -124,33 +139,41 @@ def descent_of(
     )
 
 
+def best_of(result: Any) -> Any:
+    """Return the params of the network with the lowest loss."""
+    if np.ndim(result.loss) == 0:
+        return result.params
+    return jax.tree.map(lambda leaf: leaf[np.argmin(result.loss)], result.params)
+
+
 def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str) -> Figure:
-    """Draw the losses, and the decision regions of the best network at the end."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5))
-    history, losses = result.history, np.atleast_1d(result.loss)
+    """Draw the losses, and the decision regions of the best network if it has two features."""
+    panels = 1 + has_regions(model)
+    figure, axes = plt.subplots(1, panels, figsize=(7 * panels, 5), squeeze=False)
+    history, left = result.history, axes[0, 0]
     curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
     if history.validation_loss is not None:
         rows = np.atleast_2d(history.validation_loss)
         curves["validation"] = [(history.validation_evaluations, row) for row in rows]
     jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
-    best = result.params
-    if np.ndim(result.loss):
-        best = jax.tree.map(lambda leaf: leaf[losses.argmin()], best)
-    jaxnn.plotting.decision_regions(partial(model.apply, best), batch, right)
-    right.set_title(f"loss {losses.min():.3f}")
+    if has_regions(model):
+        predict = partial(model.apply, best_of(result))
+        jaxnn.plotting.decision_regions(predict, batch, axes[0, 1])
+        axes[0, 1].set_title(f"loss {np.min(result.loss):.3f}")
     return figure
 
 
-def outcome(result: Any, accuracy: np.ndarray, seconds: float) -> str:
+def outcome(result: Any, scores: dict[str, np.ndarray], seconds: float) -> str:
     """Return what came out: a line, or for many networks a line a measure."""
     end = f"{np.sum(result.num_steps):,} steps, {seconds:.2f} seconds"
     if np.ndim(result.loss) == 0:
-        return f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; {end}"
+        told = ", ".join(f"{name.replace('_', ' ')} {score:.3f}" for name, score in scores.items())
+        return f"{result.status}: loss {result.loss:.4f}, {told}; {end}"
     words, counts = np.unique(result.status, return_counts=True)
     lines = [", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True)) + f"; {end}"]
-    for name, values in {"loss": result.loss, "accuracy": accuracy}.items():
+    for name, values in {"loss": result.loss, **scores}.items():
         low, middle, high = np.quantile(values, [0, 0.5, 1])
-        lines.append(f"{name}: {low:.4f} to {high:.4f}, median {middle:.4f}")
+        lines.append(f"{name.replace('_', ' ')}: {low:.4f} to {high:.4f}, median {middle:.4f}")
     return "\n".join(lines)
 
 
@@ -158,25 +181,32 @@ def outcome(result: Any, accuracy: np.ndarray, seconds: float) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Train and report."""
     arguments = parse(argv)
-    model, batch, keys = problem_of(arguments, 3)
-    train = descent_of(arguments, model, batch, keys)
+    problem = problem_of(arguments, 3)
+    model, keys = problem.model, problem.keys
+    batch, validation = rows_of(arguments, problem.batch, keys[2])
+    if arguments.animate and not has_regions(model):
+        raise ValueError("--animate films the regions of classes of two features")
+    train = descent_of(arguments, model, batch, validation, keys[:2])
     before = done_before(arguments.checkpoint)
     limits = cli.limits_of(arguments)
     result, seconds = timed(train, "num_epochs", arguments.epochs, progress=True, **limits)
-    accuracy_of = model.accuracy
+    name, metric_fn = score_of(model)
     if arguments.networks is not None:
-        accuracy_of = jax.vmap(accuracy_of, in_axes=(0, None))
-    accuracy = np.asarray(accuracy_of(result.params, batch))
-    print(outcome(result, accuracy, seconds))
-    title = f"{arguments.data}, {cli.join_sizes(model.settings.sizes)}"
+        metric_fn = jax.vmap(metric_fn, in_axes=(0, None))
+    scores = {name: np.asarray(metric_fn(result.params, batch))}
+    if validation is not None:
+        scores[f"validation_{name}"] = np.asarray(metric_fn(result.params, validation))
+    print(outcome(result, scores, seconds))
+    title = cli.title_of(arguments.data, model.settings.sizes)
     path = arguments.output / f"gradient-descent-{title.replace(', ', '-')}.png"
     if arguments.plot and np.any(result.num_steps):
         save(draw(result, model, batch, f"{title}, {arguments.optimizer}"), path)
     names = ("loss", "num_steps", "num_evaluations", "status")
     report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
-    report |= {"accuracy": accuracy.tolist(), "seconds": seconds}
+    report |= {name: score.tolist() for name, score in scores.items()} | {"seconds": seconds}
     if not before:
         report["steps_per_second"] = int(np.sum(result.num_steps)) / seconds
+    problem.save(arguments.save, best_of(result))
     cli.write_json(arguments.json, report)
     finished(result)
     if arguments.animate:

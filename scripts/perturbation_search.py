@@ -4,6 +4,7 @@ python scripts/perturbation_search.py --steps 100000 --plot
 python scripts/perturbation_search.py --data spiral --hidden 64 --one-fifth --plot
 python scripts/perturbation_search.py --data spiral --temperature 0.01 --animate climb.gif
 python scripts/perturbation_search.py --chains 1024 --steps 1e6 --checkpoint chains.npz
+python scripts/perturbation_search.py --data iris.csv --target species --standardise --save iris.npz
 """
 
 import argparse
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from shared import cli
 from shared.figures import BLUE, Figure, film_regions, plt, save
-from shared.problems import problem_of
+from shared.problems import has_regions, problem_of, score_of
 from shared.runs import done_before, finished, step_improvements, timed
 
 import jaxnn
@@ -38,6 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--one-coordinate", action="store_true", help="Move one weight a step, as mlrose does.")
     add("--chains", type=int, default=1, help="Run this many chains side by side.")
     cli.add_limits(parser)
+    cli.add_save(parser)
     cli.add_verbose(parser)
     add("--plot", action="store_true", help="Draw the loss, the accuracy and the acceptance rate.")
     add("--animate", type=cli.gif_file, metavar="FILE.gif", help="Film the decision regions.")
@@ -68,12 +70,12 @@ def options_of(arguments: argparse.Namespace, model: jaxnn.Model) -> dict[str, A
         "patience": patience,
         "propose_fn": moves.one_coordinate if arguments.one_coordinate else None,
         "num_chains": arguments.chains,
-        "metric_fn": model.accuracy if arguments.plot or arguments.verbose else None,
+        "metric_fn": score_of(model)[1] if arguments.plot or arguments.verbose else None,
     }
 
 
-def draw(history: Any, title: str) -> Figure:
-    """Draw loss, smoothed accuracy and acceptance rate of the first chain over its steps."""
+def draw(history: Any, title: str, score: str) -> Figure:
+    """Draw loss, smoothed score and acceptance rate of the first chain over its steps."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(19, 4.6))
     evaluations, proposed = history.evaluations, history.proposed_loss[0]
     left.plot(evaluations, proposed, ".", color="0.75", markersize=2, rasterized=True)
@@ -82,8 +84,8 @@ def draw(history: Any, title: str) -> Figure:
     jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True, steps=True)
     left.set_title(f"{title}: proposals grey")
     window = max(len(evaluations) // 50, 1) | 1
-    accuracy = history.proposed_metric[0]
-    jaxnn.plotting.smoothed(accuracy, middle, window=window, ylabel="accuracy of proposals")
+    metric = history.proposed_metric[0]
+    jaxnn.plotting.smoothed(metric, middle, window=window, ylabel=f"{score} of proposals")
     accepted = np.diff(history.num_accepted[0][::window])
     proposals = np.diff(evaluations[::window])
     right.step(evaluations[::window][1:], 100 * accepted / proposals, color=BLUE)
@@ -96,28 +98,32 @@ def draw(history: Any, title: str) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one search and report."""
     arguments = parse(argv)
-    model, batch, (init_key, key) = problem_of(arguments, 2)
+    problem = problem_of(arguments, 2)
+    model, batch, (init_key, key), _ = problem
+    if arguments.animate and not has_regions(model):
+        raise ValueError("--animate films the regions of classes of two features")
+    name, metric_fn = score_of(model)
     given = key, model.loss, model.init(init_key), batch
     climb = partial(jaxnn.perturbation_search, *given, **options_of(arguments, model))
     before = done_before(arguments.checkpoint)
     limits = cli.limits_of(arguments)
     result, seconds = timed(climb, "num_steps", arguments.steps, progress=True, **limits)
     steps = (result.num_evaluations // arguments.chains - 1) // arguments.proposals
-    accuracy = float(model.accuracy(result.params, batch))
+    score = float(metric_fn(result.params, batch))
     if arguments.verbose:
-        for line in step_improvements(result, arguments.proposals):
+        for line in step_improvements(result, arguments.proposals, name):
             print(line)
     print(
-        f"{result.status}: loss {result.loss:.4f}, accuracy {accuracy:.3f}; {steps:,} steps of "
+        f"{result.status}: loss {result.loss:.4f}, {name} {score:.3f}; {steps:,} steps of "
         f"{arguments.chains:,} chains, {result.num_accepted:,} accepted, {seconds:.2f} seconds"
     )
-    title = f"{arguments.data}, {cli.join_sizes(model.settings.sizes)}"
+    title = cli.title_of(arguments.data, model.settings.sizes)
     path = arguments.output / f"perturbation-search-{title.replace(', ', '-')}.png"
     if arguments.plot and len(result.history.evaluations) > 1:
-        save(draw(result.history, title), path)
+        save(draw(result.history, title, name), path)
     report = {
         "best_loss": result.loss,
-        "accuracy": accuracy,
+        name: score,
         "num_evaluations": result.num_evaluations,
         "num_accepted": result.num_accepted,
         "status": result.status,
@@ -127,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seconds": seconds,
         "steps_per_second": (steps - before) * arguments.chains / seconds,
     }
+    problem.save(arguments.save, result.params)
     cli.write_json(arguments.json, report)
     finished(result)
     if arguments.animate:

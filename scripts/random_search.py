@@ -7,6 +7,10 @@ Where only the best and the thresholds are asked for, --keep-below drops other c
 
     python scripts/random_search.py --candidates 1e9 --thresholds 0.2 0.3 --keep-below 0
 
+A CSV file is learnt by its column of labels, and the network is saved with the names of classes.
+
+    python scripts/random_search.py --data iris.csv --target species --standardise --save iris.npz
+
 Several scales are compared: one search a scale tells the expected best of every smaller count.
 
     python scripts/random_search.py --candidates 1e7 --scale 0.05 0.5 1 2 4 8 16
@@ -34,7 +38,7 @@ import jax
 import numpy as np
 from shared import cli
 from shared.figures import BLUE, ORANGE, colors_of, plt, save
-from shared.problems import problem_of
+from shared.problems import problem_of, score_of
 from shared.runs import candidate_improvements, done_before, finished, timed
 
 import jaxnn
@@ -59,6 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--keep-below", type=float, help="Ask nothing of losses above this and the thresholds, "
         "which is several times faster; without a figure.")  # fmt: skip
     cli.add_limits(parser)
+    cli.add_save(parser)
     add("--merge", type=Path, nargs="+", metavar="FILE", help="Merge these checkpoints instead.")
     add("--devices", type=int, help="Use this many devices; all if absent.")
     add("--distributed", nargs="*", metavar="PART", help="Search with other processes: give "
@@ -182,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one search, or several, or merge several, and report."""
     arguments = parse(argv)
     join_processes(arguments.distributed)
-    model, batch, (key,) = problem_of(arguments, 1)
+    problem = problem_of(arguments, 1)
+    model, batch, (key,), _ = problem
     sampler = partial(
         model.sampler, distribution=arguments.distribution, bias_scale=arguments.bias_scale
     )
@@ -191,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return jaxnn.random_search(key, model.loss, sampler(scale=scale), batch, **options)
 
     if len(arguments.scale) > 1:
-        title = f"{arguments.data}, {cli.join_sizes(model.settings.sizes)}"
+        title = cli.title_of(arguments.data, model.settings.sizes)
         compare_scales(arguments, title, train)
         return
     sample_fn = sampler(scale=arguments.scale[0])
@@ -208,12 +214,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in candidate_improvements(result, key, sample_fn, model, batch):
             print(line)
     show(result, pace.get("candidates_per_second"))
-    accuracy = None
+    (name, metric_fn), score = score_of(model), None
     if result.params is not None:
-        accuracy = float(model.accuracy(result.params, batch))
+        score = float(metric_fn(result.params, batch))
         if arguments.plot:
-            draw(result, arguments.output / f"random-search-{arguments.data}.png")
-    cli.write_json(arguments.json, report(result) | {"accuracy": accuracy} | pace)
+            draw(result, arguments.output / f"random-search-{Path(arguments.data).stem}.png")
+    problem.save(arguments.save, result.params)
+    cli.write_json(arguments.json, report(result) | {name: score} | pace)
     if not arguments.merge:
         finished(result)
 

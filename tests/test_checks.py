@@ -219,6 +219,7 @@ def test_text_is_refused_with_the_line_that_turns_labels_into_classes():
 NO_NUMBERS = [
     ([[1.0, 2.0], [3.0]], ValueError, "ragged rows"),
     (np.array([1, "a", None], object), TypeError, "dtype object"),
+    (np.array([[1.5, True]], object), TypeError, "dtype object: .astype(float) converts"),
     (scipy.sparse.eye(3), TypeError, "dtype object"),
     ("one", TypeError, "dtype <U3"),
     (np.ones(3, complex), TypeError, "dtype complex128"),

@@ -22,9 +22,10 @@ MAY_IMPORT = {
     "gradients": {"typing", "run"},
     "batch": {"typing", "run"},
     "metrics": {"typing", "run", "batch"},
-    "datasets": {"typing", "run", "batch"},
+    "tables": {"typing", "run", "batch"},
+    "datasets": {"typing", "run", "batch", "tables"},
     "plotting": {"typing", "run", "batch"},
-    "model": {"typing", "run", "batch", "metrics"},
+    "model": {"typing", "run", "batch", "metrics", "tables"},
 }
 """What each package, or module beside them, may import of jaxnn besides itself."""
 

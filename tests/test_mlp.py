@@ -122,6 +122,42 @@ def test_there_is_no_accuracy_of_numbers(compilations):
     assert r2 < 1
 
 
+@pytest.mark.parametrize(("output", "loss"), PAIRS)
+def test_predictions_have_the_form_of_the_targets_and_agree_with_the_outputs(output, loss):
+    model = mlp(SIZES, hidden="tanh", output=output, loss=loss)
+    outputs = numpy_outputs(PARAMS, X, "tanh", output)
+    for predict in (model.predict, jax.jit(model.predict)):
+        got = predict(PARAMS, X)
+        if loss == SQUARED:
+            assert got.dtype == np.float32
+            assert leaf_error(got, outputs) <= FORWARD["float32"]
+            continue
+        assert got.dtype == np.int32
+        expected = outputs.argmax(axis=1) if loss == CATEGORICAL else outputs > 0.5
+        np.testing.assert_array_equal(got, expected)
+        assert np.unique(got).tolist() == [0, 1]
+        hits = np.mean(np.asarray(got) == TARGETS[loss])
+        assert model.accuracy(PARAMS, Batch(X, TARGETS[loss])) == pytest.approx(hits)
+    if loss == SQUARED:
+        with pytest.raises(ValueError, match=r"predict_proba must be of classes.*model\.predict"):
+            model.predict_proba(PARAMS, X)
+    else:
+        assert leaf_error(model.predict_proba(PARAMS, X.tolist()), outputs) <= FORWARD["float32"]
+
+
+def test_the_likelier_answer_is_predicted_also_where_probabilities_round_to_one_number():
+    model = mlp((1, 3))
+    params = (Dense(float32([[1, 1 + 2**-20, 0]]), float32([0, 0, -200])),)
+    x = float32([[1e-3], [0.0]])  # a tie goes to the lowest class
+    assert len(np.unique(model.predict_proba(params, x)[0, :2])) == 1
+    np.testing.assert_array_equal(model.predict(params, x), [1, 0])
+    binary = mlp((1, 1), output="sigmoid", loss=BINARY)
+    params = (Dense(float32([[1]]), float32([0])),)
+    np.testing.assert_array_equal(
+        binary.predict(params, float32([[0.01], [0.0], [-0.01]])), [[1], [0], [0]]
+    )
+
+
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
 def test_inputs_that_are_not_finite_are_nan_where_their_values_are_not_known(bad):
     model, batch = mlp(SIZES, hidden="tanh"), Batch(put(X, (3, 1), np.float32(bad)), CLASSES)

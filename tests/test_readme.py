@@ -1,8 +1,12 @@
-"""The code of README.md and scripts/README.md runs and prints what they say; links lead on."""
+"""The code of README.md and scripts/README.md runs and prints what they say; links lead on.
+
+Code that needs scikit-learn runs where that is installed.
+"""
 
 import contextlib
 import io
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,12 +22,23 @@ def blocks(text, language):
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
+PYTHON = blocks("\n".join(TEXTS), "python")
+
+
+def place_of(text):
+    """The place of the one block of Python that has this text."""
+    (place,) = [place for place, block in enumerate(PYTHON) if text in block]
+    return place
+
+
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
     """What each Python block prints; the recipes go on from the code of README.md."""
-    namespace, outputs = {}, []
-    for block in blocks("\n".join(TEXTS), "python"):
-        output, folder = io.StringIO(), tmp_path_factory.mktemp("readme")
+    namespace, outputs, folder = {}, [], tmp_path_factory.mktemp("readme")
+    for block in PYTHON:
+        output = io.StringIO()
+        if "from sklearn" in block and find_spec("sklearn") is None:
+            block = ""
         with contextlib.redirect_stdout(output), contextlib.chdir(folder):
             exec(block, namespace)
         outputs.append(output.getvalue())
@@ -82,6 +97,19 @@ def test_the_wrong_gradient_is_found_and_explained(printed):
 def test_the_model_of_ones_own_is_learnt(printed):
     for found in re.findall(r"\[(.*?)\]", printed[7]):
         assert numbers(found.replace(",", " ")) == pytest.approx([1.0, -2.0], abs=0.05)
+
+
+def test_a_csv_file_becomes_a_network_that_numpy_reads(printed):
+    told = blocks(TEXTS[1].split("# From a CSV file")[1], "text")
+    assert printed[place_of("jaxnn.load(")] == told[0]
+    assert printed[place_of("np.load(")] == told[1]
+
+
+def test_folds_are_scored_by_scikit_learn(printed):
+    pytest.importorskip("sklearn")
+    matrix, report = printed[place_of("StratifiedKFold")].split("]]\n")
+    assert sum(numbers(matrix)) == 6
+    assert all(name in report for name in ("cat", "dog", "rabbit", "recall"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=["root", "scripts"])

@@ -125,6 +125,15 @@ benchmark --seconds 0                             | --seconds must be above 0; g
 benchmark --counts 9                              | must be a whole number of at least 10
 check_machine --lengths 0                         | must be a whole number of at least 1
 benchmark --nets 2                                | invalid layer_sizes value
+gradient_descent --data none.csv                  | or a CSV file; there is no file none.csv
+gradient_descent --data rows.csv                  | --target must name the column to predict
+random_search --target kind                       | --target must name the column to predict
+perturbation_search --data rows.csv --target size | must have a column 'size'; got columns 'a'
+gradient_descent --data rows.csv --target kind --validation 4 | must be from 1 to 3; got 4
+perturbation_search --data rows.csv --target kind --features a --animate a.gif | of two features
+random_search --save .                            | argument --save: must name a file
+compare --data vertical                           | must be a CSV file; there is no file vertical
+check_gradients --data rows.csv --target kind --features b kind | and not the target
 """
 
 
@@ -134,6 +143,7 @@ def test_a_bad_argument_is_told_in_a_line(line, tmp_path, monkeypatch, capsys):
     (tmp_path / "junk.npz").write_text("junk")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "chapter.json").write_text("[]")
+    (tmp_path / "rows.csv").write_text("a,b,kind\n1,2.5,x\n2,1.5,y\n4,0.5,x\n8,4.5,y\n")
     command, message = (part.strip() for part in line.split("|"))
     script, *arguments = command.split()
     assert status_of(importlib.import_module(script).main, arguments) == 2
@@ -189,6 +199,86 @@ def test_compare_writes_its_table_figures_and_improvements(tmp_path, monkeypatch
         assert losses == sorted(losses, reverse=True)
         assert "search" not in block.split("\n")[0] or len(losses) > 1
     assert "population Bayes value" in said
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """A CSV file whose words a line tells apart, and whose numbers lie on a plane."""
+    x = np.random.default_rng(2).normal(size=(80, 2)) * [3, 40] + [5, -100]
+    on = np.where(x[:, 0] > 5, "big", "small")
+    lines = [f"{a},{word},{b},{a - 0.1 * b}" for (a, b), word in zip(x, on, strict=True)]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["a,size,b,sum", *lines]))
+    return path
+
+
+AMOUNTS = {"random_search": "--candidates", "perturbation_search": "--steps"}
+
+
+@pytest.mark.parametrize("target", ["size", "sum"])
+@pytest.mark.parametrize("script", [random_search, perturbation_search, gradient_descent])
+def test_a_trainer_learns_a_csv_file_and_saves_the_network(script, target, rows, tmp_path, capsys):
+    saved, told = tmp_path / "deep" / "net.npz", tmp_path / "told.json"
+    options = ["--data", str(rows), "--target", target, "--features", "b", "a", "--standardise"]
+    options += [AMOUNTS.get(script.__name__, "--epochs"), "2000", "--hidden", "4", "--plot"]
+    options += ["--output", str(tmp_path), "--save", str(saved), "--json", str(told)]
+    assert script.main([*options, *["--verbose"] * (script is not gradient_descent)]) == 0
+    model, params, columns = jaxnn.load(saved)
+    assert model.settings.sizes == (2, 4, 2 if target == "size" else 1)
+    batch = jaxnn.datasets.load_csv(rows, target=target, columns=columns).batch
+    predicted, y = np.asarray(model.predict(params, batch.x)), np.asarray(batch.y)
+    if target == "size":
+        assert columns.class_names.tolist() == ["big", "small"]
+        score, name = np.mean(predicted == y), "accuracy"
+        assert score > 0.8
+    else:
+        score, name = 1 - np.mean((predicted - y) ** 2) / np.var(y), "r2"
+        assert score > 0.8 or script is random_search
+    assert json.loads(told.read_text())[name] == pytest.approx(score, abs=1e-5)
+    said = capsys.readouterr().out
+    assert str(saved) in said
+    assert script is gradient_descent or f"  {name} " in said
+    assert [path.name for path in tmp_path.glob(f"{script.__name__.replace('_', '-')}-rows*.png")]
+
+
+def test_rows_of_a_file_are_held_out_and_the_best_of_many_networks_is_saved(rows, tmp_path):
+    saved, told = tmp_path / "net.npz", tmp_path / "told.json"
+    options = ["--data", str(rows), "--target", "size", "--standardise", "--networks", "3"]
+    options += ["--epochs", "200", "--validation", "20", "--batch-size", "7", "--keep-remainder"]
+    assert gradient_descent.main([*options, "--save", str(saved), "--json", str(told)]) == 0
+    report = json.loads(told.read_text())
+    assert report["num_steps"] == [200 * 9] * 3  # 60 rows are left
+    assert min(report["validation_accuracy"]) > 0.7
+    model, params, columns = jaxnn.load(saved)
+    whole = model.accuracy(params, jaxnn.datasets.load_csv(rows, target="size", columns=columns)[0])
+    best = np.argmin(report["loss"])
+    parts = 60 * report["accuracy"][best] + 20 * report["validation_accuracy"][best]
+    assert whole == pytest.approx(parts / 80)
+
+
+@pytest.mark.parametrize("target", ["size", pytest.param("sum", marks=pytest.mark.exhaustive)])
+def test_compare_and_check_gradients_take_a_csv_file(target, rows, tmp_path, capsys):
+    path, file = tmp_path / "a.json", ["--data", str(rows), "--target", target, "--standardise"]
+    file += ["--features", "a", "b", *["sum"] * (target == "size")]
+    small = ["--seeds", "1", "--candidates", "100", "--steps", "100", "--epochs", "50"]
+    assert compare.main([*file, *small, "--output", str(tmp_path), "--json", str(path)]) == 0
+    told, name = json.loads(path.read_text()), "accuracy" if target == "size" else "r2"
+    assert [row["sizes"] for row in told] == [[3, 16, 2] if target == "size" else [2, 16, 1]] * 5
+    assert all(len(row[f"held_out_{name}"]) == 1 for row in told)
+    assert f" {name} " in capsys.readouterr().out
+    more = ["--depths", "1", "--samples", "2", "--json", str(path)]
+    assert check_gradients.main([*file, *more]) == 0
+    losses = {row["network"]["loss"] for row in json.loads(path.read_text())}
+    assert losses == {"categorical_crossentropy" if target == "size" else "mean_squared_error"}
+
+
+def test_a_gradient_of_ones_own_is_checked_on_a_csv_file(rows, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN.replace("batch @ params", "batch.x @ params"))
+    named = own(tmp_path / "mine.py")[:6]
+    file = ["--data", str(rows), "--target", "size", "--features", "a", "b"]
+    assert check_gradients.main([*named, *file]) == 0
+    assert status_of(check_gradients.main, [*own(tmp_path / "mine.py"), *file]) == 2
+    assert "--data and --batch exclude each other" in error_of(capsys)
 
 
 @pytest.mark.exhaustive

@@ -78,6 +78,12 @@ class Model(NamedTuple):
         settings: sizes, activations, loss and biases, as given to `mlp`.
         init: `init(key, *, scale=0.01, distribution="normal")` -> params with zero biases.
         apply: `apply(params, x)` -> outputs of the output activation, `(rows, outputs)`.
+        predict: `predict(params, x)` -> predictions in the form of the targets: the most probable
+            class `(rows,)` int32, ties to the lowest; of binary cross-entropy 1 where the
+            probability is above 1/2 and else 0, `(rows, outputs)` int32; of other losses numbers
+            `(rows, outputs)`.
+        predict_proba: `predict_proba(params, x)` -> the probabilities of the classes
+            `(rows, classes)`, or of a 1 `(rows, outputs)`; cross-entropies only.
         loss: `loss(params, batch)` -> mean loss, a scalar, exact for logits of +-1e4. Its
             `jax.grad` is the hand-written gradient; its `jax.vmap` over params is fast.
         value_and_grad: `value_and_grad(params, batch)` -> the loss and its gradient by hand.
@@ -92,6 +98,8 @@ class Model(NamedTuple):
     settings: Settings
     init: Callable[..., Params]
     apply: Callable[[Params, ArrayLike], jax.Array]
+    predict: Callable[[Params, ArrayLike], jax.Array]
+    predict_proba: Callable[[Params, ArrayLike], jax.Array]
     loss: LossFn
     value_and_grad: ValueAndGradFn
     loss_reference: LossFn
@@ -275,6 +283,25 @@ def _compiled_apply(settings: Settings, params: Params, x: jax.Array) -> jax.Arr
     return forward(params, x, hidden=settings.hidden, output=settings.output)
 
 
+def _predict(settings: Settings, params: Params, x: ArrayLike) -> jax.Array:
+    if settings.loss == "categorical_crossentropy":
+        # Of the logits, as in `accuracy`: softmax rounds the largest two to one number.
+        scores = _apply(settings._replace(output="identity"), params, x)
+        return jnp.argmax(scores, axis=1).astype(jnp.int32)
+    outputs = _apply(settings, params, x)
+    is_binary = settings.loss == "binary_crossentropy"
+    return (outputs > 0.5).astype(jnp.int32) if is_binary else outputs
+
+
+def _predict_proba(settings: Settings, params: Params, x: ArrayLike) -> jax.Array:
+    if not settings.loss.endswith("crossentropy"):
+        raise ValueError(
+            f"predict_proba must be of classes; got a network of loss {settings.loss!r}: "
+            "model.predict(params, x) returns its numbers"
+        )
+    return _apply(settings, params, x)
+
+
 def _loss_reference(settings: Settings, params: Params, batch: Batch) -> jax.Array:
     logits = logits_of(params, batch.x, settings.hidden)
     mean_loss = OUTPUT_LOSSES[settings.output, settings.loss].mean_loss
@@ -341,6 +368,8 @@ def _accuracy(settings: Settings, params: Params, batch: Batch) -> jax.Array:
 FUNCTIONS: dict[str, Function] = {
     "init": _init,
     "apply": _apply,
+    "predict": _predict,
+    "predict_proba": _predict_proba,
     "loss": _loss,
     "value_and_grad": _value_and_grad,
     "loss_reference": _loss_reference,

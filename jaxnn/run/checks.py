@@ -153,7 +153,9 @@ def as_numpy(name: str, value: object) -> np.ndarray:
         ) from None
     if array.dtype.kind not in "biuf":
         is_text = any(isinstance(entry, (str, bytes)) for entry in array.ravel().tolist())
-        hint = f": {CLASSES_OF_TEXT} turns labels into classes" if is_text else ""
+        is_mixed = array.dtype == object and array.ndim == 2
+        hint = ": .astype(float) converts a frame of mixed columns" if is_mixed else ""
+        hint = f": {CLASSES_OF_TEXT} turns labels into classes" if is_text else hint
         raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}{hint}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         return _narrowed(name, array, np.dtype(np.float64))

@@ -22,10 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from peers.search import evosax_run, jax_loss
 from shared import cli
-from shared.problems import DATA
+from shared.problems import problem_of
 from shared.timing import take_turns
-
-import jaxnn
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -44,9 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Take turns with both losses; print the pace of each and the loss it reaches."""
     arguments = parse(argv)
-    data_key, init_key = jax.random.split(jax.random.key(arguments.seed))
-    batch = DATA[arguments.data](data_key, samples=arguments.samples)
-    model = jaxnn.mlp((2, *arguments.hidden, 3))
+    model, batch, (init_key,), _ = problem_of(arguments, 1)
     start = model.init(init_key, scale=1.0, distribution="he")
     strategies: Any = import_module("evosax.algorithms")
     if not hasattr(strategies, arguments.strategy):

@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def problems(arguments: argparse.Namespace) -> dict[str, Problem]:
     """Return the losses and the params at which gradients are taken."""
-    model, batch, (init_key, key) = problem_of(arguments, 2)
+    model, batch, (init_key, key), _ = problem_of(arguments, 2)
     start = model.init(init_key, scale=1.0, distribution="he")
     adam = {"num_epochs": arguments.epochs, "optimizer": jaxnn.optimizers.adam(0.05)}
     trained = jaxnn.gradient_descent(key, model.value_and_grad, start, batch, **adam)

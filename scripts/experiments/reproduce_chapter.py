@@ -53,7 +53,7 @@ def over_seeds(train: Callable[..., Any], experiment: Experiment, seeds: int) ->
     for seed in range(seeds):
         given = setting_of(experiment, seed)
         result = finished(train(given))
-        rows.append((result.num_evaluations, result.loss, *given.accuracies(result.params)))
+        rows.append((result.num_evaluations, result.loss, *given.scores(result.params)))
     names = ("evaluations", "loss", "accuracy", "held out")
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 

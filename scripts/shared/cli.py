@@ -69,11 +69,39 @@ def parser_for(documentation: str | None) -> argparse.ArgumentParser:
 
 def add_problem(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose the data and the network."""
+    add_data(parser, f"The data set to learn: {', '.join(DATA)} or a CSV file.", "vertical")
     add = parser.add_argument
-    add("--data", choices=DATA, default="vertical", help="The data set to learn.")
     add("--samples", type=int, default=100, help="Draw this many rows a class.")
     add("--hidden", type=int, nargs="*", default=[3], help="The units of each hidden layer.")
     add_seed(parser)
+
+
+def add_data(parser: argparse.ArgumentParser, meaning: str, default: str | None = None) -> None:
+    """Add the options that name a CSV file as data or, where there is a default, a data set."""
+    names = () if default is None else tuple(DATA)
+
+    def data_set(text: str) -> str:
+        if text not in names and not Path(text).is_file():
+            wanted = "".join(f"{name}, " for name in names) + "or " * bool(names) + "a CSV file"
+            raise argparse.ArgumentTypeError(f"must be {wanted}; there is no file {text}")
+        return text
+
+    add = parser.add_argument
+    add("--data", type=data_set, metavar="DATA", default=default, help=meaning)
+    add("--target", metavar="COLUMN", help="The column of the CSV file to predict.")
+    add("--features", nargs="+", metavar="COLUMN", help="The columns to learn from; all if absent.")
+    add("--standardise", action="store_true", help="Standardise the features of the CSV file.")
+
+
+def add_save(parser: argparse.ArgumentParser) -> None:
+    """Add the option that saves the network."""
+    parser.add_argument("--save", type=new_file, metavar="FILE.npz",
+        help="Save the network to this file, for jaxnn.load.")  # fmt: skip
+
+
+def title_of(data: str, sizes: Sequence[int]) -> str:
+    """Return data and network in words."""
+    return f"{Path(data).stem}, {join_sizes(sizes)}"
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 import jaxnn
+from shared.problems import score_of
 
 
 def finished(result: Any) -> Any:
@@ -40,16 +41,19 @@ def candidate_improvements(
     found: Any, key: jax.Array, sample_fn: Any, model: jaxnn.Model, batch: jaxnn.Batch
 ) -> Iterator[str]:
     """Yield the book's line at each improvement of a random search."""
+    score, metric_fn = score_of(model)
     for candidate, loss in zip(found.history.candidate, found.history.loss, strict=True):
         params = jaxnn.candidate_params(key, sample_fn, int(candidate))
-        yield line(int(candidate), loss, model.accuracy(params, batch))
+        yield line(int(candidate), loss, metric_fn(params, batch), score)
 
 
-def step_improvements(climbed: Any, num_proposals: int = 1) -> Iterator[str]:
+def step_improvements(
+    climbed: Any, num_proposals: int = 1, score: str = "accuracy"
+) -> Iterator[str]:
     """Yield a line at each improvement of a perturbation search's first chain.
 
-    With `metric_fn=model.accuracy` a line has the accuracy, unless a long history leaves the step
-    out.
+    With `metric_fn=model.accuracy` a line has the accuracy, or another score, unless a long
+    history leaves the step out.
     """
     history, (chain, steps, losses) = climbed.history, climbed.accepted_steps
     steps, losses = steps[chain == 0], losses[chain == 0]
@@ -60,10 +64,10 @@ def step_improvements(climbed: Any, num_proposals: int = 1) -> Iterator[str]:
         metric = np.atleast_2d(history.proposed_metric)[0]
         accuracies = dict(zip(recorded.tolist(), metric, strict=True))
     for step, loss in zip(steps[lower].tolist(), losses[lower], strict=True):
-        yield line(step, loss, accuracies.get(step))
+        yield line(step, loss, accuracies.get(step), score)
 
 
-def line(iteration: int, loss: Any, accuracy: Any) -> str:
+def line(iteration: int, loss: Any, metric: Any, score: str) -> str:
     """Return the line that the book prints at an improvement."""
-    measured = "" if accuracy is None else f"  accuracy {float(accuracy):.3f}"
+    measured = "" if metric is None else f"  {score} {float(metric):.3f}"
     return f"iteration {iteration:>13,}  loss {loss:.6f}{measured}"

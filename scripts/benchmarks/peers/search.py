@@ -5,9 +5,10 @@ other methods' peers use stand here as well.
 """
 
 import math
+import operator
 import os
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache, partial, reduce
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -223,7 +224,7 @@ def part_search(
     def add_up(params: Any, _: Any) -> jax.Array:
         drawn = jax.lax.optimization_barrier(ravel_pytree(params)[0])
         # A sum over a short axis is slow on CPUs: it would take longer than the draws.
-        return sum(drawn, jnp.float32(0)) if drawn.size <= 128 else jnp.sum(drawn)
+        return reduce(operator.add, drawn) if drawn.size <= 128 else jnp.sum(drawn)
 
     def keep_lowest(lowest: jax.Array, tile: jaxnn.search.Tile) -> jax.Array:
         return jnp.minimum(lowest, jnp.min(jnp.where(tile.inside, tile.value, jnp.inf)))
