@@ -12,9 +12,11 @@ import jax
 import numpy as np
 
 from jaxnn.run.checks import array_record, as_values, is_traced
+from jaxnn.run.show import readable
 from jaxnn.typing import PyTree
 
 
+@readable
 @array_record
 class Batch(NamedTuple):
     """Inputs and targets, one example a row: NumPy or JAX arrays, lists, pandas frames or series.

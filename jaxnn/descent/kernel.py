@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from jaxnn.optim.optimizers import Optimizer, call_update, check_optimizer
 from jaxnn.run.checks import as_count, as_key, check_floats, is_traced
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
+from jaxnn.run.show import readable
 from jaxnn.typing import Function, PyTree, ValueAndGradFn, traits_of
 
 TAG = 0x47524144
@@ -33,6 +34,7 @@ EPOCHS_COMPARED = 5
 where the mean over 40 keys came to a slope of the tolerance; by single epochs in half the time."""
 
 
+@readable
 class State(NamedTuple):
     """Where a descent stands: all that its next step needs, besides the key and the batch.
 
@@ -47,6 +49,7 @@ class State(NamedTuple):
     optimizer_state: PyTree
 
 
+@readable
 class Info(NamedTuple):
     """What a step measured.
 
