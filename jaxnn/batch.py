@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnn.run.checks import array_record, as_values, is_traced
+from jaxnn.run.show import readable
 from jaxnn.typing import PyTree
 
 CROSSENTROPIES = ("binary_crossentropy", "categorical_crossentropy")
 """The losses of labels; the targets of all others are numbers."""
 
 
+@readable
 @array_record
 class Batch(NamedTuple):
     """Inputs and targets, one example a row: NumPy or JAX arrays, lists, pandas frames or series.

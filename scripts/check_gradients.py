@@ -1,8 +1,9 @@
 r"""Check gradients against `jax.grad` and finite differences: the library's, or your own.
 
-Exits with status 1 if any gradient is wrong, and with 2 after an error. Name your own functions as
-`module:function` or `file.py:function`. Params and batch are named the same way: a function without
-arguments is called, and a function of a key, `sample_fn(key)`, draws params.
+Exits with status 0 if all gradients are right, with 1 if one is wrong, and with 2 if they could not
+be checked. Name your own functions, in JAX or in NumPy, as `module:function` or `file.py:function`.
+Params and batch are named the same way: a function without arguments is called, and a function of a
+key, `sample_fn(key)`, draws params.
 
     python scripts/check_gradients.py
     python scripts/check_gradients.py --depths 1 2 3 4 5 --samples 100 --json gradients.json
@@ -176,8 +177,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=cli.new_file, metavar="FILE", help="Write the reports to this file.")
     own = parser.add_argument_group("your own gradient")
     names = {
-        "loss": "loss(params, batch), which JAX can differentiate.",
-        "gradient": "gradient(params, batch) -> (loss, gradient): what is checked.",
+        "loss": "loss(params, batch), which JAX can differentiate, or in NumPy.",
+        "gradient": "gradient(params, batch) -> (loss, gradient): what is checked, also in NumPy.",
         "params": "A tree of arrays, or sample_fn(key).",
         "batch": "What both functions take as their batch; None if absent.",
     }
@@ -224,7 +225,11 @@ def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Pat
     """Draw the errors: a V for a right gradient, a flat line for a wrong one."""
     curves = {"gradient checked": errors.gradient, "jax.grad": errors.by_jax}
     figure, ax = plt.subplots(figsize=(7, 4.5))
-    curves = {name: (errors.step, np.maximum(curve, 1e-17)) for name, curve in curves.items()}
+    curves = {
+        name: (errors.step, np.maximum(curve, 1e-17))
+        for name, curve in curves.items()
+        if curve is not None
+    }
     label = "step of the central difference, relative to the largest parameter"
     jaxnn.plotting.loss_curves(curves, ax, xlabel=label, log_x=True, log_y=True)
     ax.set_ylabel("largest distance from the difference, relative")
@@ -249,10 +254,16 @@ def check_all(arguments: argparse.Namespace) -> int:
     cli.write_json(arguments.json, results)
     passed = sum(report.passed for report in reports)
     leaves = [leaf for report in reports for leaf in report.leaves]
+    errors = [
+        f"{error:.1e}" if error else "0 (beyond rounding)"
+        for error in (
+            np.nanmax([leaf.error for leaf in leaves]),
+            np.nanmax([leaf.difference_error for leaf in leaves]),
+        )
+    ]
     print(
-        f"{passed} of {len(reports)} networks passed; largest relative error "
-        f"{max(leaf.error for leaf in leaves):.1e} against jax.grad, "
-        f"{max(leaf.difference_error for leaf in leaves):.1e} against finite differences"
+        f"{passed} of {len(reports)} networks passed; largest relative error {errors[0]} against "
+        f"jax.grad, {errors[1]} against finite differences"
     )
     return 0 if passed == len(reports) else 1
 

@@ -123,6 +123,11 @@ def check(fault="none", **options) -> Any:
     return check_gradients(KEY, loss_fn, function, sample, data(), **options)
 
 
+def sample_of(number):
+    """The params of a sample, from the check's own stream."""
+    return sample(jax.random.fold_in(jax.random.fold_in(KEY, gradient_check.TAG), number))
+
+
 def wrong_leaves(report):
     return [leaf.name for leaf in report.leaves if not leaf.passed]
 
@@ -245,7 +250,15 @@ def test_a_loss_that_differs_fails_though_every_gradient_is_right():
     assert not report.passed
     assert wrong_leaves(report) == []
     assert report.value_error == pytest.approx(ROWS - 1)
-    assert "return another loss" in str(report)
+    (note,) = report.notes
+    returned = re.search(r"returns (\S+) where loss_fn returns (\S+), in sample (\d+)", note)
+    assert returned, note
+    value = loss_fn(sample_of(int(returned[3])), data())
+    assert float(returned[2]) == pytest.approx(float(value), rel=1e-5)
+    assert float(returned[1]) == pytest.approx(ROWS * float(value), rel=1e-5)
+    assert note.startswith("the losses differ: ")
+    assert note.endswith("; a factor of 7 in every sample")
+    assert f"note: {note}" in str(report)
 
 
 # --- what is small
@@ -604,9 +617,9 @@ def test_other_samples_data_and_numbers_compile_nothing():
 
 def test_the_table_has_a_row_a_leaf():
     title, header, *lines = str(check("half a weight gradient")).splitlines()
-    rows = lines[: lines.index("")]
+    rows = lines[: len(NAMES)]
     assert title.startswith("gradient check FAILED: 20 samples in float64, tolerance 1e-09")
-    assert re.split(" {2,}", header) == [
+    assert re.split(" {2,}", header.strip()) == [
         *("leaf", "shape", "largest", "vs jax.grad", "vs differences", "ratio", "kinks")
     ]
     assert [row.split()[0] for row in rows] == NAMES
@@ -614,6 +627,8 @@ def test_the_table_has_a_row_a_leaf():
     assert "0.5000" in rows[-1]
     assert "(4, 3)" in rows[-1]
     assert len({len(row.removesuffix("  ok").removesuffix("  WRONG")) for row in rows}) == 1
+    legend = " ".join(lines[len(NAMES) : lines.index("")])
+    assert all(f"{column}: " in legend for column in ("largest", "vs", "ratio", "kinks"))
     assert "passed" in str(check()).splitlines()[0]
 
 

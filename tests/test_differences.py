@@ -39,6 +39,7 @@ def test_a_wrong_gradient_stays_as_far_off_as_it_is_wrong():
 
     errors = difference_errors(loss_fn, wrong, PARAMS, BATCH, steps=np.logspace(-9, -4, 6))
     np.testing.assert_allclose(errors.gradient, 0.5, rtol=1e-5)
+    assert errors.by_jax is not None
     assert np.max(errors.by_jax) < 1e-6
 
 

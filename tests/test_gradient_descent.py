@@ -526,6 +526,7 @@ def test_a_result_prints_as_a_few_lines_without_its_arrays():
         f"  loss         {result.loss:.6g}",
         "  evaluations  76",
         "  steps        25",
+        "  look at      model.accuracy(result.params, batch), result.history.loss",
     ]
     assert result.notes == ()
 
@@ -573,7 +574,7 @@ def test_a_loss_no_better_than_a_constant_answer_is_told(constant_loss, is_told)
     result = descend(epochs=5, **options)
     note = f"no better than the best constant answer, of loss {scaled or 0:.6g}"
     assert result.notes == ((note,) if is_told else ())
-    assert len(str(result).splitlines()) == 5 + is_told
+    assert len(str(result).splitlines()) == 6 + is_told
     assert descend(epochs=0, **options).notes == ()
 
 

@@ -41,7 +41,8 @@ def test_the_best_chain_is_returned_and_every_chain_kept():
     assert found.num_accepted == found.history.accepted.sum() == found.state.num_accepted.sum()
     assert shapes_of(found.history) == [(STEPS,), *[(3, STEPS)] * 8]
     assert np.array_equal(found.history.current_loss[:, -1], found.state.loss)
-    assert "chains       3, median loss" in str(found)
+    assert str(found).startswith("perturbation search of 3 chains\n")
+    assert f"lowest {found.loss:.6g}, median {np.median(losses):.6g}\n" in str(found)
 
 
 def test_the_best_is_returned_even_if_the_chain_is_elsewhere():

@@ -68,7 +68,7 @@ def test_the_steps_print_what_the_readme_says(printed):
 
 def test_the_recipes_of_searches_find_what_they_say(printed):
     top, shares, bests = re.split(r"\n(?=\[)", printed[2].strip())
-    assert top.startswith("Candidates(candidate=array([")
+    assert top.startswith("Candidates(candidate=[")
     below = numbers(shares.split("]")[0])
     assert 0 < below[0] < below[1] < 0.01
     assert 3 > numbers(bests)[0] > numbers(bests)[1] > numbers(bests)[2] > 0.1
@@ -90,12 +90,14 @@ def test_the_recipes_of_descents_solve_vertical_data(printed):
 
 
 def test_the_wrong_gradient_is_found_and_explained(printed):
-    expected = next(text for text in blocks(TEXTS[1], "text") if "FAILED" in text)
-    assert NUMBER.sub("#", printed[6]).split() == NUMBER.sub("#", expected).split()
+    expected = [text for text in blocks(TEXTS[1], "text") if "FAILED" in text]
+    assert len(expected) == 2
+    for text, wanted in zip(printed[6:8], expected, strict=True):
+        assert NUMBER.sub("#", text).split() == NUMBER.sub("#", wanted).split()
 
 
 def test_the_model_of_ones_own_is_learnt(printed):
-    for found in re.findall(r"\[(.*?)\]", printed[7]):
+    for found in re.findall(r"\[(.*?)\]", printed[8]):
         assert numbers(found.replace(",", " ")) == pytest.approx([1.0, -2.0], abs=0.05)
 
 

@@ -288,7 +288,9 @@ def test_check_gradients_passes_and_writes_its_reports(tmp_path, capsys):
     rows = json.loads(path.read_text())
     assert len(rows) == 26
     assert all(row["passed"] for row in rows)
-    assert "26 of 26 networks passed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "26 of 26 networks passed" in said
+    assert "0.0e+00" not in said
 
 
 SEARCH = ["--candidates", "3000", "--top-k", "3", "--thresholds", "0.9", "1.0"]
@@ -424,7 +426,7 @@ def test_many_networks_are_told_in_quantiles(tmp_path, capsys):
 
 OWN = """
 import sys
-import jax, jax.numpy as jnp
+import jax, jax.numpy as jnp, numpy as np
 def rows(): return jnp.arange(6.0).reshape(3, 2)
 def sample(key): return jax.random.normal(key, (2,))
 def loss(params, batch): return jnp.mean((batch @ params - 1) ** 2)
@@ -438,6 +440,14 @@ def nothing(params, batch):
 def broken(params, batch):
     return right(params, batch[1 / 0])
 def leaves(*_): sys.exit(0)
+def loss_in_numpy(params, batch): return np.mean(np.square(batch @ params - 1))
+def numpy(params, batch):
+    off = np.subtract(batch @ params, 1)
+    return np.mean(off ** 2), 2 * batch.T @ off / len(off)
+def wrong_in_numpy(params, batch): return numpy(params, batch)[0], -numpy(params, batch)[1]
+def writes(params, batch):
+    params *= 2
+    return np.sum(np.square(params)), params
 """
 
 
@@ -447,11 +457,18 @@ def own(path, **names):
     return [part for option, name in given.items() for part in (f"--{option}", f"{path}:{name}")]
 
 
-@pytest.mark.parametrize(("gradient", "status"), [("right", 0), ("half", 1), ("nothing", 1)])
-def test_a_gradient_of_ones_own_is_checked(gradient, status, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("gradient", "status", "loss"),
+    [
+        *[("right", 0, "loss"), ("half", 1, "loss"), ("nothing", 1, "loss")],
+        *[("numpy", 0, "loss"), ("numpy", 0, "loss_in_numpy"), ("right", 0, "loss_in_numpy")],
+        ("wrong_in_numpy", 1, "loss_in_numpy"),
+    ],
+)
+def test_a_gradient_of_ones_own_is_checked(gradient, status, loss, tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN)
     path, picture = tmp_path / "own.json", tmp_path / "v.png"
-    named = own(tmp_path / "own.py", gradient=gradient)
+    named = own(tmp_path / "own.py", gradient=gradient, loss=loss)
     assert check_gradients.main([*named, "--json", str(path), "--plot", str(picture)]) == status
 
     def refuse(constant):
@@ -459,8 +476,11 @@ def test_a_gradient_of_ones_own_is_checked(gradient, status, tmp_path, capsys):
 
     told = json.loads(path.read_text(), parse_constant=refuse)
     assert (told["passed"], told["num_samples"]) == (status == 0, 20)
-    assert (told["worst"]["error"] is None) == (gradient == "nothing")
-    assert ("off by the factor 0.5" in capsys.readouterr().out) == (gradient == "half")
+    assert (told["worst"]["error"] is None) == (gradient == "nothing" or "numpy" in loss)
+    said = capsys.readouterr().out
+    assert ("off by the factor 0.5" in said) == (gradient == "half")
+    assert ("of the wrong sign" in said) == (gradient == "wrong_in_numpy")
+    assert ("JAX cannot trace value_and_grad_fn" in said) == ("numpy" in gradient)
     assert picture.stat().st_size > 10_000
 
 
@@ -470,6 +490,7 @@ def test_a_gradient_of_ones_own_is_checked(gradient, status, tmp_path, capsys):
         ({"gradient": "broken"}, OWN, "own.py, line 15, in broken: ZeroDivisionError: division by"),
         ({"params": "leaves"}, OWN, "own.py, line 16, in leaves: SystemExit: 0"),
         ({"gradient": "sample"}, OWN, "in sample: must take (params, batch)"),
+        ({"gradient": "writes"}, OWN, "own.py, line 23, in writes: ValueError: output array is re"),
         ({"gradient": "loss"}, OWN, "error: value_and_grad_fn must return"),
         ({"loss": "lost"}, OWN, "own.py:lost: KeyError('lost')"),
         ({}, "loss = undefined", "own.py, line 1, in <module>: NameError: name 'undefined'"),

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxnn.chains.kernel import Problem, State, initial_scale
 from jaxnn.optim.schedules import values_at
+from jaxnn.run.show import readable
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
 
@@ -17,6 +18,7 @@ MOST_ACCEPTED = 2**20
 """Accepted steps listed; of chains that accept more, the history tells alone."""
 
 
+@readable
 class ChainHistory(NamedTuple):
     """What happened at every step; ready to plot.
 
@@ -51,6 +53,7 @@ class ChainHistory(NamedTuple):
     current_metric: np.ndarray | None
 
 
+@readable
 class AcceptedSteps(NamedTuple):
     """Every accepted step, the first million of them, by step and then by chain.
 

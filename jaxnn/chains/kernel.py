@@ -36,6 +36,7 @@ from jaxnn.run.checks import (
 )
 from jaxnn.run.programs import own_settings
 from jaxnn.run.random import normals
+from jaxnn.run.show import readable
 from jaxnn.typing import Function, LossFn, MetricFn, ProposeFn, PyTree, traits_of
 
 TAG = 0x50455254
@@ -49,6 +50,7 @@ MIN_LANES = 16
 BLOCK_BYTES, MOST_IN_A_BLOCK, MOST_PROPOSALS = 2**22, 32, 2**12
 
 
+@readable
 class State(NamedTuple):
     """Where a chain stands; the result of a search holds all chains, `(num_chains, ...)`.
 
@@ -75,6 +77,7 @@ class State(NamedTuple):
     num_accepted: jax.Array
 
 
+@readable
 class Info(NamedTuple):
     """What happened at one step.
 

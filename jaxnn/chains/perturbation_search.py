@@ -48,11 +48,13 @@ from jaxnn.run.checks import (
     shapes_of,
 )
 from jaxnn.run.fingerprint import run_metadata
-from jaxnn.run.loop import Callback, as_limits, as_target, summary, told, watch_interrupts
+from jaxnn.run.loop import Callback, as_limits, as_target, told, watch_interrupts
 from jaxnn.run.programs import own_settings
+from jaxnn.run.show import Table, readable, summary
 from jaxnn.typing import Device, LossFn, MetricFn, ProposeFn, PyTree, Status
 
 
+@readable
 class PerturbationSearchResult(NamedTuple):
     """What a perturbation search found; printed, it is a summary of a few lines.
 
@@ -79,14 +81,20 @@ class PerturbationSearchResult(NamedTuple):
     accepted_steps: AcceptedSteps
     state: State
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         """The summary."""
-        losses = self.state.best_loss
-        details = {"accepted": f"{self.num_accepted:,} steps"}
-        if len(losses) > 1:
-            details["chains"] = f"{len(losses):,}, median loss {np.median(losses):.6g}"
+        losses, steps = np.asarray(self.state.best_loss), int(np.sum(self.state.step))
+        details, notes = {"steps": f"{steps:,}, accepted {self.num_accepted:,}"}, []
+        if (metric := self.history.current_metric) is not None and metric.size:
+            best = np.atleast_2d(metric)[np.argmin(losses), -1]
+            details["metric"] = f"{best:.6g} where the best chain ended"
+        if steps and not self.num_accepted:
+            notes = ["no step was accepted: the params are the start; try a smaller scale"]
+        several = f" of {len(losses):,} chains" * (len(losses) > 1)
+        measured = self.status, losses if several else self.loss, self.num_evaluations
+        hint = "model.accuracy(result.params, batch), result.history, result.accepted_steps"
         return summary(
-            "perturbation search", self.status, self.loss, self.num_evaluations, details=details
+            f"perturbation search{several}", *measured, details=details, notes=notes, hint=hint
         )
 
 

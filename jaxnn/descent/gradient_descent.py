@@ -35,12 +35,14 @@ from jaxnn.run import checks, loop
 from jaxnn.run.checkpoint import Checkpoint, check_saveable
 from jaxnn.run.fingerprint import as_metadata, fingerprint, run_metadata
 from jaxnn.run.programs import own_settings, run_at_once
+from jaxnn.run.show import Table, readable, summary
 from jaxnn.typing import Device, PyTree, Status, ValueAndGradFn, traits_of
 
 CONSTANT_MARGIN = 1e-3
 """Losses that are lower than that of the best constant answer by a smaller share are no better."""
 
 
+@readable
 class DescentHistory(NamedTuple):
     """The loss at every step, ready to plot; of long descents at every second, fourth and so on.
 
@@ -62,6 +64,7 @@ class DescentHistory(NamedTuple):
     validation_evaluations: np.ndarray | None
 
 
+@readable
 class GradientDescentResult(NamedTuple):
     """Where a gradient descent ended; of several networks, arrays with a first axis of networks.
 
@@ -92,13 +95,14 @@ class GradientDescentResult(NamedTuple):
     state: State
     notes: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         """The summary."""
         networks = f" of {len(self.loss):,} networks" if np.ndim(self.loss) else ""
         steps = {"steps": f"{np.sum(self.num_steps):,}"}
         measured = self.status, self.loss, self.num_evaluations
-        return loop.summary(
-            f"gradient descent{networks}", *measured, details=steps, notes=self.notes
+        hint = "model.accuracy(result.params, batch), result.history.loss"
+        return summary(
+            f"gradient descent{networks}", *measured, details=steps, notes=self.notes, hint=hint
         )
 
 

@@ -22,6 +22,7 @@ from jaxnn.optim.optimizers import Optimizer, call_update, check_optimizer
 from jaxnn.run.checks import as_count, as_key, check_floats, is_traced
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
 from jaxnn.run.random import permutation
+from jaxnn.run.show import readable
 from jaxnn.typing import Function, PyTree, ValueAndGradFn, traits_of
 
 TAG = 0x47524144
@@ -34,6 +35,7 @@ EPOCHS_COMPARED = 5
 where the mean over 40 keys came to a slope of the tolerance; by single epochs in half the time."""
 
 
+@readable
 class State(NamedTuple):
     """Where a descent stands: all that its next step needs, besides the key and the batch.
 
@@ -48,6 +50,7 @@ class State(NamedTuple):
     optimizer_state: PyTree
 
 
+@readable
 class Info(NamedTuple):
     """What a step measured.
 

@@ -11,6 +11,9 @@ differences disagree there is a kink, such as relu's at 0: they bracket every sl
 mean there, and a gradient between the slopes on both sides is right, whatever `jax.grad` chooses.
 A kink that is only near the point changes nothing. Where `jax.grad` is not finite the differences
 decide, and where they are not, `jax.grad` alone; the report says so.
+
+The gradient, the loss or both may be written in NumPy. Of a loss in NumPy there is no `jax.grad`,
+and the differences decide to 1e-5.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.gradients.diagnose import suggest
-from jaxnn.gradients.witnesses import ROUNDING, TINY, Evidence, check_functions, measure, widened
+from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked
+from jaxnn.gradients.witnesses import ROUNDING, TINY, Evidence, measure, value_errors, widened
 from jaxnn.run.checks import as_batch, as_count, as_key, as_params, as_partial, as_real
 from jaxnn.run.programs import program
+from jaxnn.run.show import Table, readable
 from jaxnn.typing import LossFn, PyTree, SampleFn, ValueAndGradFn
 
 TAG = 0x43484B47
@@ -46,6 +51,13 @@ NOTES = {
 }
 """What the report says of coordinates that are no plain case, by the kinds that are counted."""
 
+COLUMNS = ("leaf", "shape", "largest", "vs jax.grad", "vs differences", "ratio", "kinks", "")
+LEGEND = (
+    "largest: of the right gradient. vs: largest error, relative; 0: rounding, -: not computed.",
+    "ratio: the factor on the right gradient that fits best. kinks: coordinates with two slopes.",
+)
+"""The columns of the report, and what they mean."""
+
 
 class LeafReport(NamedTuple):
     """What was found for one leaf, over all samples.
@@ -60,8 +72,10 @@ class LeafReport(NamedTuple):
         name: where the leaf is, such as `params[0].weights`.
         shape: its shape.
         largest: largest magnitude of its gradient.
-        error: largest error against `jax.grad`; at a kink, against the slopes on both sides.
-        difference_error: largest distance from the interval between the finite differences.
+        error: largest error against `jax.grad`; at a kink, against the slopes on both sides; nan
+            where there is no `jax.grad` of finite numbers.
+        difference_error: largest distance from the interval between the finite differences; nan
+            where none is finite.
         ratio: factor that fits the gradient to the right one, in least squares; 1 if right.
         num_kinks: coordinates at a kink: the slopes on both sides differ.
         passed: whether both errors are within their tolerances.
@@ -85,6 +99,7 @@ class LeafReport(NamedTuple):
     expected: float
 
 
+@readable
 class GradientReport(NamedTuple):
     """Outcome of a gradient check; prints as a table, a row a leaf.
 
@@ -99,7 +114,8 @@ class GradientReport(NamedTuple):
         worst: the leaf that is most wrong, relative to the tolerances.
         worst_key: `sampler(report.worst_key)` returns the params for which it is; None if the
             params were given.
-        notes: where not all witnesses had a say, or several slopes are right, a sentence each.
+        notes: whether the losses differ, a function is NumPy's, not all witnesses had a say, or
+            several slopes are right, a sentence each.
     """
 
     leaves: tuple[LeafReport, ...]
@@ -113,25 +129,14 @@ class GradientReport(NamedTuple):
     worst_key: jax.Array | None
     notes: tuple[str, ...]
 
-    def __str__(self) -> str:
-        """Return the table, and what follows from it if anything is wrong."""
-        width = max(len(leaf.name) for leaf in self.leaves)
-        columns = f"{'vs jax.grad':>16}{'vs differences':>16}{'ratio':>10}{'kinks':>10}"
-        lines = [
-            f"gradient check {'passed' if self.passed else 'FAILED'}: "
-            f"{self.num_samples} samples in float64, tolerance {self.tolerance:g}, "
-            f"differences {self.difference_tolerance:g}, loss error {_short(self.value_error)}",
-            f"{'leaf':<{width}}  {'shape':<10}{'largest':>16}{columns}",
-        ]
+    def _table(self) -> Table:
+        """The table, and what follows from it."""
+        rows: list[tuple[str, ...]] = [COLUMNS]
         for leaf in self.leaves:
-            numbers = (leaf.largest, leaf.error, leaf.difference_error)
-            lines.append(
-                f"{leaf.name:<{width}}  {leaf.shape!s:<10}"
-                + "".join(f"{_short(number):>16}" for number in numbers)
-                + f"{leaf.ratio:>10.4f}{leaf.num_kinks:>10}"
-                + ("  ok" if leaf.passed else "  WRONG")
-            )
-        after = [f"note: {note}" for note in self.notes]
+            numbers = map(_short, (leaf.largest, leaf.error, leaf.difference_error))
+            counts = f"{leaf.ratio:.4f}", f"{leaf.num_kinks}", "ok" if leaf.passed else "WRONG"
+            rows.append((leaf.name, f"{leaf.shape}", *numbers, *counts))
+        below = [*LEGEND]
         if not self.worst.passed:
             at = f"[{', '.join(map(str, self.worst.coordinate))}]" * bool(self.worst.coordinate)
             source = "" if self.worst_key is None else ", which is sampler(report.worst_key)"
@@ -139,10 +144,15 @@ class GradientReport(NamedTuple):
                 f"worst: {self.worst.name}{at} is {self.worst.gradient:.6g} and should be "
                 f"{self.worst.expected:.6g}, in sample {self.worst.sample}{source}"
             )
-            after = [worst, *(f"perhaps: {fault}" for fault in self.suggestions), *after]
-        elif not self.passed:
-            after.insert(0, "the gradients are right, but both functions return another loss")
-        return "\n".join([*lines, "", *after] if after else lines)
+            below += ["", worst, *(f"perhaps: {fault}" for fault in self.suggestions)]
+        below += [""] * (self.worst.passed and bool(self.notes))
+        return Table(
+            f"gradient check {'passed' if self.passed else 'FAILED'}: "
+            f"{self.num_samples} samples in float64, tolerance {self.tolerance:g}, "
+            f"differences {self.difference_tolerance:g}, loss error {_short(self.value_error)}",
+            rows,
+            [*below, *(f"note: {note}" for note in self.notes)],
+        )
 
 
 def check_gradients(
@@ -160,10 +170,10 @@ def check_gradients(
 
     Args:
         key: a typed key, `jax.random.key(seed)`.
-        loss_fn: `loss_fn(params, batch)` -> a float scalar, differentiable by JAX; it computes
-            in the dtype of the params. As `model.loss_reference`.
+        loss_fn: `loss_fn(params, batch)` -> a float scalar, differentiable by JAX or written in
+            NumPy; it computes in the dtype of the params. As `model.loss_reference`.
         value_and_grad_fn: the gradient under test, `(params, batch)` -> loss and gradient. As
-            `model.value_and_grad`.
+            `model.value_and_grad`. One that JAX cannot trace is called with NumPy arrays.
         sampler: `sample_fn(key)` -> params, or params themselves, any pytree of floats; a
             registered class that holds arrays is params, even if it can be called.
         batch: any pytree that both functions take.
@@ -177,7 +187,8 @@ def check_gradients(
     Raises:
         TypeError: if the params are not floats of one dtype, the loss is not a float scalar of
             that dtype, or the gradient is not like the params.
-        ValueError: if a number is out of range, or the params hold none.
+        ValueError: if a number is out of range, the params hold none, or a function in NumPy
+            returns something else when it is called again.
 
     Example:
         >>> loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
@@ -196,20 +207,24 @@ def check_gradients(
     with jax.threefry_partitionable(True):
         samples = jax.tree.map(np.asarray, _samples(key, sampler, num_samples))
     batch = as_batch(batch, _first(samples), loss_fn, value_and_grad_fn)
-    loss = as_partial("loss_fn", loss_fn)
-    by_hand = as_partial("value_and_grad_fn", value_and_grad_fn)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
-        check_functions(loss, by_hand, _first(samples), batch)
-        values, value_errors, evidence = measure(loss, by_hand, samples, batch, tolerances)
+        loss, by_hand = as_checked(loss_fn, value_and_grad_fn, _first(samples), batch)
+        values, values_by_hand, evidence = measure(loss, by_hand, samples, batch, tolerances)
         leaves, worst = _leaf_reports(_first(samples), values, evidence, tolerances)
         suggestions = ()
         if not worst.passed:
             chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
             few = jax.tree.map(lambda leaf: leaf[chosen], samples)
-            wrong = {leaf.name: leaf.error > tolerances[0] for leaf in leaves if not leaf.passed}
+            wrong = [leaf for leaf in leaves if not leaf.passed]
+            wrong = {leaf.name: not leaf.error <= tolerances[0] for leaf in wrong}
             suggestions = suggest(loss, by_hand, few, batch, wrong)
-    value_error = float(np.max(value_errors))
+    errors = value_errors(values, values_by_hand)
+    value_error = float(np.max(errors))
+    notes = _notes(leaves, evidence, loss, by_hand)
+    if value_error > tolerances[0]:
+        sample = int(np.argmax(errors))
+        notes = (_of_losses(values, values_by_hand, sample), *notes)
     return GradientReport(
         leaves,
         value_error,
@@ -219,7 +234,7 @@ def check_gradients(
         suggestions,
         worst,
         _key_of(key, worst.sample) if _is_sampler(sampler) else None,
-        _notes(leaves, evidence),
+        notes,
     )
 
 
@@ -261,7 +276,8 @@ def _leaf_reports(
     reports, excesses = [], []
     for (path, leaf), found in zip(tree_leaves_with_path(params), evidence, strict=True):
         size = np.maximum(found.largest, floor)
-        is_judged = np.sum(found.counts["by nothing"]) < leaf.size * len(size) or not leaf.size
+        unknown = {kind: np.sum(found.counts[kind]) >= leaf.size * len(size) for kind in NOTES}
+        is_judged = not unknown["by nothing"] or not leaf.size
         with np.errstate(over="ignore"):
             error = found.error / size if is_judged else np.full(len(size), np.inf)
             outside = found.difference_error / size
@@ -275,8 +291,8 @@ def _leaf_reports(
             name="params" + keystr(path),
             shape=leaf.shape,
             largest=float(np.max(found.largest)),
-            error=float(np.max(error)),
-            difference_error=float(np.max(outside)),
+            error=float("nan") if unknown["by differences"] else float(np.max(error)),
+            difference_error=float("nan") if unknown["by grad"] else float(np.max(outside)),
             ratio=float(np.sum(found.product)) / squares if squares else without,
             num_kinks=int(np.sum(found.counts["kinks"])),
             passed=bool(np.max(excess) <= 1),
@@ -289,17 +305,38 @@ def _leaf_reports(
     return tuple(reports), reports[int(np.argmax(excesses))]
 
 
-def _notes(leaves: tuple[LeafReport, ...], evidence: list[Evidence]) -> tuple[str, ...]:
-    """Return a sentence for each kind of coordinate that is no plain case, with its leaves."""
+def _notes(
+    leaves: tuple[LeafReport, ...], evidence: list[Evidence], loss: Checked, by_hand: Checked
+) -> tuple[str, ...]:
+    """Return what NumPy computes, and the leaves of every kind of coordinate of no plain case."""
     notes = []
+    for function in (loss, by_hand):
+        if isinstance(function, NumpyFunction):
+            alone = ": there is no jax.grad, the finite differences decide" * (function is loss)
+            notes.append(f"JAX cannot trace {function.name}, which is called in NumPy{alone}")
     for kind, note in NOTES.items():
         counts = [int(np.sum(found.counts[kind])) for found in evidence]
-        if sum(counts):
+        is_told = kind == "by differences" and isinstance(loss, NumpyFunction)
+        if sum(counts) and not is_told:
             names = [leaf.name for leaf, count in zip(leaves, counts, strict=True) if count]
             places = f"{sum(counts):,} coordinate{'s' * (sum(counts) > 1)}"
             notes.append(f"{', '.join(names)}, {places}: {note}")
     return tuple(notes)
 
 
+def _of_losses(values: np.ndarray, by_hand: np.ndarray, sample: int) -> str:
+    """Return by how much the losses differ, and whether by the same factor or number in all."""
+    with np.errstate(all="ignore"):
+        factors, offsets = by_hand / values, by_hand - values
+    text = (
+        f"the losses differ: value_and_grad_fn returns {by_hand[sample]:.6g} where loss_fn returns "
+        f"{values[sample]:.6g}, in sample {sample}"
+    )
+    for name, numbers in (("factor", factors), ("difference", offsets)):
+        if len(values) > 1 and np.allclose(numbers, numbers[0], rtol=1e-6, atol=0):
+            return f"{text}; a {name} of {numbers[0]:.6g} in every sample"
+    return text
+
+
 def _short(number: float) -> str:
-    return f"{number:.1e}" if number else "0"
+    return "-" if np.isnan(number) else f"{number:.1e}" if number else "0"

@@ -5,7 +5,7 @@ wrong gradient becomes right. A weight that is transposed on the way back, or is
 while it is symmetric. tanh' at the wrong place does none where pre-activations are near 0. A relu
 that lets the gradient of an inactive unit through does none while all units are active, as they
 are when params and inputs are positive. So the gradient is tried in such places. A fault is named
-only if the loss contains what it is about.
+only if the loss contains what it is about; nobody knows what a loss in NumPy contains.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial, keystr, tree_leaves_with_path
+from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxnn.run.programs import program
+from jaxnn.gradients.functions import Checked, NumpyFunction, slopes, values_and_gradients
 from jaxnn.typing import PyTree
 
 if TYPE_CHECKING:  # The import changes what `jax.config` holds.
     from jax.extend.core import Jaxpr
 
-SMALL = 1e-3  # Brings all pre-activations close to 0.
+SMALL, SMALL_BY_DIFFERENCES = 1e-3, 1e-2  # Bring all pre-activations close to 0.
 ASIDE = 1e-4  # Moves params off their kinks, relative to each leaf's largest coordinate.
 EXACT, NEAR = 1e-7, 1e-2  # Errors up to which something holds: everywhere, and near 0.
+EXACT_BY_DIFFERENCES = 1e-5  # The same everywhere, where the right gradient is of differences.
 
 # JAX's names of what a loss must contain for a fault of it to be named.
 ACTIVATIONS = {"atan", "cos", "erf", "erfc", "exp", "expm1", "log1p", "logistic", "sin", "tanh"}
@@ -35,6 +36,7 @@ SWITCHES = {"clamp", "ge", "gt", "le", "lt", "max", "min", "select_n"}
 LAYERS = {"conv_general_dilated", "dot_general"}
 SQUARES = {"integer_pow", "pow", "square"}
 MEANS = {"div", "mul"}
+ANYTHING = ACTIVATIONS | SWITCHES | LAYERS | SQUARES | MEANS
 
 # By the factor that a layer adds near 0: s'(s(0)) / s'(0) and 1 / s'(0).
 SIGMOID_FAULTS = {
@@ -52,6 +54,7 @@ class _Pair(NamedTuple):
     gradient: np.ndarray
     right: np.ndarray
     leaf: np.ndarray
+    exact: float  # Up to which error it counts as right.
 
     def relative(self, numbers: np.ndarray) -> float:
         """Largest magnitude, relative to that of the right gradient if it has one, else inf."""
@@ -61,29 +64,50 @@ class _Pair(NamedTuple):
     def error(self) -> float:
         return self.relative(self.gradient - self.right)
 
+    def is_right(self) -> bool:
+        return self.error() <= self.exact
+
     def factor(self) -> tuple[float, float]:
         """The factor that fits the gradient, in least squares, and the error that it leaves."""
         ratio = float(np.vdot(self.gradient, self.right) / np.vdot(self.right, self.right))
         return ratio, self.relative(self.gradient - ratio * self.right) / (abs(ratio) or 1)
 
+    def factor_and_penalty(self) -> tuple[float, float] | None:
+        """The factors on the right gradient and on the params that fit together, if any do."""
+        off = self.gradient - self.right
+        penalty = float(np.vdot(off, self.leaf) / (np.vdot(self.leaf, self.leaf) or 1))
+        if np.max(np.abs(off - penalty * self.leaf)) <= self.exact * np.max(np.abs(off)):
+            return 1.0, penalty
+        parts = np.stack([self.right.ravel(), self.leaf.ravel()], axis=1)
+        lengths = np.linalg.norm(parts, axis=0)
+        if not len(parts) > 3 or not np.all(np.isfinite(self.gradient)) or not np.all(lengths):
+            return None
+        fitted, _, rank, _ = np.linalg.lstsq(parts / lengths, self.gradient.ravel(), rcond=1e-4)
+        ratio, penalty = map(float, fitted / lengths)
+        rest = self.gradient - ratio * self.right - penalty * self.leaf
+        fits = rank == 2 and np.max(np.abs(rest)) <= self.exact * np.max(np.abs(self.gradient))
+        return (ratio, penalty) if fits else None
+
 
 def suggest(
-    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree, wrong: Mapping[str, bool]
+    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree, wrong: Mapping[str, bool]
 ) -> tuple[str, ...]:
     """Return sentences that name wrong leaves and what their fault may be.
 
-    `wrong` maps the names of the wrong leaves to whether `jax.grad` objects to them, and not the
-    finite differences alone.
+    `wrong` maps the names of the wrong leaves to False where `jax.grad` agrees with them, and the
+    finite differences alone object.
     """
-    first = jax.tree.map(lambda leaf: leaf[0], samples)
-    parts = _parts(jax.make_jaxpr(loss)(first, batch).jaxpr)
+    parts = ANYTHING
+    if not isinstance(loss, NumpyFunction):
+        first = jax.tree.map(lambda leaf: leaf[0], samples)
+        parts = _parts(jax.make_jaxpr(loss)(first, batch).jaxpr)
     found: dict[str, list[str]] = {}
     is_explained = False
     with np.errstate(all="ignore"):
         pairs = _pairs(loss, by_hand, samples, batch)
-        for name, by_grad in wrong.items():
+        for name, is_objected in wrong.items():
             fault = "it is that of jax.grad, and the finite differences contradict it"
-            if by_grad:
+            if is_objected:
                 fault = _fault(pairs[name], batch, parts)
             is_explained = is_explained or fault is not None
             found.setdefault(fault or _share(pairs[name]["as drawn"]), []).append(name)
@@ -121,19 +145,23 @@ def _is_program(value: PyTree) -> bool:
 
 
 def _pairs(
-    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree
+    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree
 ) -> dict[str, dict[str, _Pair]]:
     """Return the pair of every leaf, by name, at each place where a fault may show or vanish."""
     drawn, tree = jax.tree.flatten(samples)
     names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
     found: dict[str, dict[str, _Pair]] = {name: {} for name in names}
+    exact, small = EXACT, SMALL
+    if isinstance(loss, NumpyFunction):  # Differences of smaller params are all rounding.
+        exact, small = EXACT_BY_DIFFERENCES, SMALL_BY_DIFFERENCES
 
     def add(place: str, leaves: list[np.ndarray], batch: PyTree) -> None:
-        gradients = _gradients(loss, by_hand, jax.tree.unflatten(tree, leaves), batch)
+        samples = jax.tree.unflatten(tree, leaves)
+        gradients = values_and_gradients(by_hand, samples, batch)[1], slopes(loss, samples, batch)
         arrays = zip(names, *map(jax.tree.leaves, gradients), leaves, strict=True)
         for name, gradient, right, leaf in arrays:
             known = np.isfinite(right) | ~np.any(np.isfinite(right))
-            pair = _Pair(np.where(known, gradient, 0), np.where(known, right, 0), leaf)
+            pair = _Pair(np.where(known, gradient, 0), np.where(known, right, 0), leaf, exact)
             found[name][place] = pair
 
     leaves = [_aside(number, leaf) for number, leaf in enumerate(drawn)]
@@ -142,21 +170,13 @@ def _pairs(
     )
     add("as drawn", drawn, batch)
     add("aside", leaves, batch)
-    add("near 0", [SMALL * leaf for leaf in leaves], batch)
+    add("near 0", [small * leaf for leaf in leaves], batch)
     add("all positive", [np.abs(leaf) for leaf in leaves], positive)
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if _is_square(leaf):
             symmetric = (leaf + np.swapaxes(leaf, 1, 2)) / 2
             add(name, [*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
     return found
-
-
-@program()
-def _gradients(loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree) -> PyTree:
-    def both(params: PyTree) -> tuple[PyTree, PyTree]:
-        return by_hand(params, batch)[1], jax.grad(loss)(params, batch)
-
-    return jax.lax.map(both, samples)
 
 
 def _aside(number: int, leaf: np.ndarray) -> np.ndarray:
@@ -172,30 +192,40 @@ def _is_square(leaf: np.ndarray) -> bool:
 
 def _fault(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> str | None:
     """Return a usual fault, if one fits."""
-    if pairs["as drawn"].error() <= EXACT:
+    if pairs["as drawn"].is_right():
         return "off by 1e-7 of its largest coordinate at most, as where something is in float32"
-    if pairs["aside"].error() <= EXACT:
+    if pairs["aside"].is_right():
         return "right close by: wrong at a kink alone, outside of the slopes on both sides"
     return _everywhere(pairs["aside"], batch, parts) or _where_right(pairs, parts)
 
 
 def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> str | None:
     """Return a fault that is the same for all samples and coordinates, such as a factor."""
-    gradient, right, leaf = pair
+    gradient, right, _, exact = pair
     if not np.any(right):
         return "should be 0 everywhere: the loss does not depend on it"
     if not np.all(np.isfinite(right)):
-        return "the gradient of jax.grad is not finite"
-    if _is_square(right) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= EXACT:
+        return "the right gradient is not finite"
+    if _is_square(right) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= exact:
         return "transposed"
     ratio, left = pair.factor()
-    if not left <= EXACT or np.isclose(ratio, 1, rtol=EXACT):
-        off = gradient - right
-        penalty = float(np.vdot(off, leaf) / (np.vdot(leaf, leaf) or 1))
-        if np.max(np.abs(off - penalty * leaf)) <= EXACT * np.max(np.abs(off)):
-            return f"off by {penalty:.6g} times the params: a penalty, left out or wrong"
+    if left <= exact and not np.isclose(ratio, 1, rtol=exact):
+        return _factor(ratio, batch, parts)
+    both = pair.factor_and_penalty()
+    if both is None:
         return None
-    if ratio == 0:
+    ratio, penalty = both
+    if np.isclose(ratio, 1, rtol=exact):
+        return f"off by {penalty:.6g} times the params: a penalty, left out or wrong"
+    if abs(ratio) <= exact:
+        return f"it is {penalty:.6g} times the params, as of a penalty alone"
+    rest = f"apart from a penalty, whose gradient is {penalty / (1 - ratio):.6g} times the params"
+    return f"{rest}: {_factor(ratio, batch, parts)}"
+
+
+def _factor(ratio: float, batch: PyTree, parts: set[str]) -> str:
+    """Return what a factor on the right gradient is called."""
+    if abs(ratio) < EXACT:
         return "left out: it is 0 everywhere"
     said, size = ["of the wrong sign"] * (ratio < 0), abs(ratio)
     if not np.isclose(size, 1):
@@ -229,9 +259,9 @@ def _meaning(factor: float, batch: PyTree, parts: set[str]) -> str:
 def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
     """Return a fault that vanishes, or becomes a known factor, at one of the other places."""
     for place, pair in pairs.items():
-        if place.startswith("params") and pair.error() <= EXACT:
+        if place.startswith("params") and pair.is_right():
             return f"right where {place} is symmetric: that is transposed, or not, on the way back"
-    if pairs["all positive"].error() <= EXACT:
+    if pairs["all positive"].is_right():
         cause = ": relu's derivative is not 0 for units that are off" * bool(parts & SWITCHES)
         return "right where params and inputs are all positive" + cause
     near = pairs["near 0"]
@@ -250,5 +280,5 @@ def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
 
 def _share(pair: _Pair) -> str:
     off, largest = np.abs(pair.gradient - pair.right), np.max(np.abs(pair.right), initial=0)
-    num_wrong = np.sum(np.any(~(off <= EXACT * largest), axis=0))
+    num_wrong = np.sum(np.any(~(off <= pair.exact * largest), axis=0))
     return f"wrong in {num_wrong} of {off[0].size} coordinates, and no usual fault fits"

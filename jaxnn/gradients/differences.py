@@ -17,26 +17,35 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from numpy.typing import ArrayLike
 
-from jaxnn.gradients.witnesses import check_functions, widened
-from jaxnn.run.checks import as_batch, as_params, as_partial
+from jaxnn.gradients.functions import (
+    NumpyFunction,
+    as_checked,
+    losses_beside,
+    values_and_gradients,
+)
+from jaxnn.gradients.witnesses import widened
+from jaxnn.run.checks import as_batch, as_params
 from jaxnn.run.programs import program
+from jaxnn.run.show import readable
 from jaxnn.typing import LossFn, PyTree, ValueAndGradFn
 
 STEPS = tuple(float(step) for step in np.logspace(-11, -1, 31))
 
 
+@readable
 class DifferenceErrors(NamedTuple):
     """Distances from central differences, relative to the largest finite part of `jax.grad`.
 
     Attributes:
         step: of the differences, relative to the largest parameter, `(steps,)`.
         gradient: the gradient under test, its most distant coordinate, `(steps,)`.
-        by_jax: the same of `jax.grad`.
+        by_jax: the same of `jax.grad`; None for a loss in NumPy, of which the distances are
+            relative to the largest difference, the median of all steps.
     """
 
     step: np.ndarray
     gradient: np.ndarray
-    by_jax: np.ndarray
+    by_jax: np.ndarray | None
 
 
 def difference_errors(
@@ -75,35 +84,39 @@ def difference_errors(
         raise ValueError(f"steps must be numbers above 0, in one axis; got {steps}")
     params = as_params(params)
     batch = as_batch(batch, params, loss_fn, value_and_grad_fn)
-    loss = as_partial("loss_fn", loss_fn)
-    by_hand = as_partial("value_and_grad_fn", value_and_grad_fn)
     with jax.enable_x64(True):
-        params, batch = widened((params, batch))
-        check_functions(loss, by_hand, params, batch)
-        errors = _errors(loss, by_hand, params, batch, jnp.asarray(steps))
-        return DifferenceErrors(steps, *map(np.asarray, errors))
+        params, batch = jax.tree.map(np.asarray, widened(params)), widened(batch)
+        loss, by_hand = as_checked(loss_fn, value_and_grad_fn, params, batch)
+        sample = jax.tree.map(lambda leaf: leaf[None], params)
+        gradient = ravel_pytree(values_and_gradients(by_hand, sample, batch)[1])[0]
+        largest = max(np.max(np.abs(leaf), initial=0) for leaf in jax.tree.leaves(params))
+        h = steps * (largest or 1)
+        if isinstance(loss, NumpyFunction):
+            sides = [losses_beside(loss, params, batch, np.full(len(gradient), at)) for at in h]
+            slopes = np.stack([up - down for up, down in sides]) / (2 * h[:, None])
+            by_jax, size = None, np.median(np.max(np.abs(slopes), axis=1))
+        else:
+            slopes, by_jax = map(np.asarray, _slopes(loss, params, batch, jnp.asarray(h)))
+            size = np.max(np.abs(by_jax), where=np.isfinite(by_jax), initial=0)
+
+        def distances(gradient: np.ndarray) -> np.ndarray:
+            return np.max(np.abs(slopes - gradient), axis=1) / (size or 1)
+
+        others = None if by_jax is None else distances(by_jax)
+        return DifferenceErrors(steps, distances(np.asarray(gradient)), others)
 
 
 @program()
-def _errors(
-    loss: Partial, by_hand: Partial, params: PyTree, batch: PyTree, steps: jax.Array
-) -> list[jax.Array]:
+def _slopes(loss: Partial, params: PyTree, batch: PyTree, steps: jax.Array) -> list[jax.Array]:
+    """Return central differences `(steps, size)` and the gradient of `jax.grad`."""
     flat, unravel = ravel_pytree(params)
-    gradients = by_hand(params, batch)[1], jax.grad(loss)(params, batch)
-    gradient, by_jax = (ravel_pytree(tree)[0] for tree in gradients)
-    largest = jnp.max(jnp.abs(flat))
-    size = jnp.max(jnp.abs(by_jax), where=jnp.isfinite(by_jax), initial=0)
 
-    def distances(step: jax.Array) -> list[jax.Array]:
-        h = step * jnp.where(largest > 0, largest, 1)
-
+    def slopes(h: jax.Array) -> jax.Array:
         def slope(coordinate: jax.Array) -> jax.Array:
             move = jnp.zeros_like(flat).at[coordinate].set(h)
             up, down = loss(unravel(flat + move), batch), loss(unravel(flat - move), batch)
             return (up - down) / (2 * h)
 
-        slopes = jax.lax.map(slope, jnp.arange(flat.size))
-        largest_distances = (jnp.max(jnp.abs(slopes - each)) for each in (gradient, by_jax))
-        return [distance / jnp.where(size > 0, size, 1) for distance in largest_distances]
+        return jax.lax.map(slope, jnp.arange(flat.size))
 
-    return jax.lax.map(distances, steps)
+    return [jax.lax.map(slopes, steps), ravel_pytree(jax.grad(loss)(params, batch))[0]]

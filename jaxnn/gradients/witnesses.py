@@ -2,7 +2,8 @@
 
 The device computes the gradient under test, automatic differentiation and finite differences for
 a chunk of samples at a time. The host keeps the worst coordinate of every leaf and sample, so ten
-thousand samples take no more memory than some hundred.
+thousand samples take no more memory than some hundred. Functions in NumPy are called on the host;
+a loss in NumPy has no automatic differentiation, so its differences decide.
 
 A gradient that lies between the two differences and yet is not that of `jax.grad` may be another
 right slope at a kink. `jax.grad` very close to the point, on both sides, decides: at a kink these
@@ -22,7 +23,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
-from jaxnn.run.checks import check_scalar, check_value_and_grad, shapes_of
+from jaxnn.gradients.functions import (
+    Checked,
+    NumpyFunction,
+    each,
+    losses_beside,
+    steps,
+    values_and_gradients,
+)
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
@@ -57,30 +65,25 @@ class Evidence(NamedTuple):
     counts: dict[str, np.ndarray]  # Coordinates of each kind that the report speaks of.
 
 
-class _Measured(NamedTuple, Generic[Array]):
-    """What the device measured of each sample, and from `gradient` on of each coordinate."""
+class _Losses(NamedTuple, Generic[Array]):
+    """What the loss says of each sample, and from `reference` on of each coordinate."""
 
     value: Array
-    value_error: Array
-    gradient: Array  # Under test.
-    reference: Array  # By jax.grad.
-    low: Array  # The lower of both one-sided differences,
-    high: Array  # the higher,
-    noise: Array  # and what rounding may have added to either.
-    step: Array
+    reference: Array  # By jax.grad; nan for a loss in NumPy.
+    forward: Array  # One-sided differences.
+    backward: Array
 
 
-def check_functions(loss: Partial, by_hand: Partial, params: PyTree, batch: PyTree) -> None:
-    """Refuse params without numbers, and functions whose results no witness can judge."""
-    if not sum(leaf.size for leaf in jax.tree.leaves(params)):
-        raise ValueError("params must hold at least one number; got empty arrays")
-    value = shapes_of("loss_fn", loss, params, batch)
-    check_scalar("loss_fn", value)
-    if value.dtype != jnp.float64:
-        raise TypeError(
-            f"loss_fn must compute in the dtype of the params; got {value.dtype} for float64"
-        )
-    check_value_and_grad(by_hand, params, batch)
+class _Measured(NamedTuple):
+    """The same, and the function under test beside it."""
+
+    value: np.ndarray
+    value_by_hand: np.ndarray
+    gradient: np.ndarray  # Under test.
+    reference: np.ndarray  # By jax.grad.
+    low: np.ndarray  # The lower of both one-sided differences,
+    high: np.ndarray  # the higher,
+    noise: np.ndarray  # and what rounding may have added to either.
 
 
 def widened(tree: PyTree) -> PyTree:
@@ -94,9 +97,9 @@ def widened(tree: PyTree) -> PyTree:
 
 
 def measure(
-    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree, tolerances: tuple[float, float]
+    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree, tolerances: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, list[Evidence]]:
-    """Return the loss and its error at every sample, and the evidence on every leaf.
+    """Return both functions' losses at every sample, and the evidence on every leaf.
 
     Only coordinates that may be at a kink, or off by more than one of the tolerances, against
     `jax.grad` and against the differences, are looked at a second time.
@@ -106,28 +109,36 @@ def measure(
     blocks = -(-min(NUMBERS_AT_ONCE // sum(sizes), count) // SAMPLES_AT_ONCE)
     chunk = SAMPLES_AT_ONCE * max(blocks, 1) if count > 1 else 1
     for begin in range(0, count, chunk):
-        places = np.minimum(np.arange(begin, begin + chunk), count - 1)
-        here = jax.tree.map(lambda leaf, at=places: leaf[at], samples)
-        measured = jax.tree.map(np.asarray, _measure(loss, by_hand, here, batch))
-        measured = jax.tree.map(lambda array, left=count - begin: array[:left], measured)
-        sides_at = functools.partial(_sides, loss, here, batch)
+        places = np.arange(begin, min(begin + chunk, count))
+        here, padded = _rows(samples, places), _rows(samples, np.resize(places, chunk))
+        step, sides_at = steps(padded, STEP), None
+        if isinstance(loss, NumpyFunction):
+            losses = _losses_on_host(loss, here, step, batch)
+        else:
+            losses = _losses(loss, padded, step, batch)
+            sides_at = functools.partial(_sides, loss, padded, batch)
+        rows = here if isinstance(by_hand, NumpyFunction) else padded
+        results = losses, values_and_gradients(by_hand, rows, batch), step
+        results = _rows(jax.tree.map(np.asarray, results), slice(len(places)))
         with np.errstate(invalid="ignore", over="ignore"):
-            evidence = _evidence(measured, sizes, tolerances, sides_at)
-            chunks.append((measured.value, measured.value_error, evidence))
+            measured = _measured(*results)
+            evidence = _evidence(measured, results[2], sizes, tolerances, sides_at)
+            chunks.append((measured.value, measured.value_by_hand, evidence))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *chunks)
 
 
-@program()
-def _measure(
-    loss: Partial, by_hand: Partial, samples: PyTree, batch: PyTree
-) -> _Measured[jax.Array]:
-    """Compute gradients and finite differences of every coordinate of every sample."""
+def _rows(samples: PyTree, places: np.ndarray | slice) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[places], samples)
 
-    def at(params: PyTree) -> _Measured[jax.Array]:
+
+@program()
+def _losses(loss: Partial, samples: PyTree, steps: jax.Array, batch: PyTree) -> _Losses[jax.Array]:
+    """Compute the loss, its gradient and finite differences of every coordinate."""
+
+    def at(sample: tuple[PyTree, jax.Array]) -> _Losses[jax.Array]:
+        params, step = sample
         flat, unravel = ravel_pytree(params)
-        step = ravel_pytree(jax.tree.map(_step, params))[0]
         value, reference = jax.value_and_grad(loss)(params, batch)
-        value_by_hand, gradient = by_hand(params, batch)
 
         # One-sided differences along one coordinate; between them lies every slope at a kink.
         def differences(coordinate: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -138,73 +149,93 @@ def _measure(
 
         coordinates = jnp.arange(flat.size)
         forward, backward = jax.lax.map(differences, coordinates, batch_size=COORDINATES_AT_ONCE)
-        loss_size = jnp.where(jnp.isfinite(value), jnp.abs(value), 0)
-        steepest = jnp.maximum(jnp.abs(forward), jnp.abs(backward))
-        return _Measured(
-            value,
-            _value_error(value, value_by_hand),
-            ravel_pytree(gradient)[0],
-            ravel_pytree(reference)[0],
-            jnp.minimum(forward, backward),
-            jnp.maximum(forward, backward),
-            ROUNDING * (loss_size / step + steepest),
-            step,
-        )
+        return _Losses(value, ravel_pytree(reference)[0], forward, backward)
 
-    return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)
+    return jax.lax.map(at, (samples, steps), batch_size=SAMPLES_AT_ONCE)
 
 
-def _step(leaf: jax.Array) -> jax.Array:
-    largest = jnp.max(jnp.abs(leaf), initial=0)
-    return jnp.full(leaf.shape, STEP * jnp.where(largest > 0, largest, 1))
+def _losses_on_host(
+    loss: NumpyFunction, samples: PyTree, steps: np.ndarray, batch: PyTree
+) -> _Losses[np.ndarray]:
+    found = []
+    for params, step in zip(each(samples), steps, strict=False):
+        value, (up, down) = loss(params, batch), losses_beside(loss, params, batch, step)
+        none = np.full_like(step, np.nan)
+        found.append(_Losses(value, none, (up - value) / step, (value - down) / step))
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
 
 
-def _value_error(value: jax.Array, by_hand: jax.Array) -> jax.Array:
+def _measured(
+    losses: _Losses[np.ndarray], by_hand: tuple[np.ndarray, PyTree], step: np.ndarray
+) -> _Measured:
+    value, reference, forward, backward = losses
+    gradients = [leaf.reshape(len(value), -1) for leaf in jax.tree.leaves(by_hand[1])]
+    steepest = np.maximum(np.abs(forward), np.abs(backward))
+    return _Measured(
+        value,
+        by_hand[0],
+        np.concatenate(gradients, axis=1),
+        reference,
+        np.minimum(forward, backward),
+        np.maximum(forward, backward),
+        ROUNDING * (_finite(value)[:, None] / step + steepest),
+    )
+
+
+def value_errors(value: np.ndarray, by_hand: np.ndarray) -> np.ndarray:
     """Relative; 0 where rounding explains it or both losses are the same, even if not finite."""
-    error = jnp.abs(by_hand - value) / jnp.maximum(jnp.abs(value), 1e-3)
-    is_same = (by_hand == value) | (jnp.isnan(by_hand) & jnp.isnan(value)) | (error <= ROUNDING)
-    return jnp.where(is_same, 0, jnp.where(jnp.isnan(error), jnp.inf, error))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(by_hand - value) / np.maximum(np.abs(value), 1e-3)
+    is_same = (by_hand == value) | (np.isnan(by_hand) & np.isnan(value)) | (error <= ROUNDING)
+    return np.where(is_same, 0, np.where(np.isnan(error), np.inf, error))
 
 
 def _evidence(
-    measured: _Measured[np.ndarray],
+    measured: _Measured,
+    step: np.ndarray,
     sizes: list[int],
     tolerances: tuple[float, float],
-    sides_at: SidesAt,
+    sides_at: SidesAt | None,
 ) -> list[Evidence]:
     def by_leaf(numbers: np.ndarray) -> list[np.ndarray]:
         return np.split(numbers, np.cumsum(sizes)[:-1], axis=1)
 
     loss_size = ROUNDING * _finite(measured.value)[:, None]
-    floor = np.maximum(np.maximum(1e-3 * _largest(measured.reference), loss_size), TINY)
-    largest = [np.broadcast_to(_largest(leaf), leaf.shape) for leaf in by_leaf(measured.reference)]
+    reference = measured.reference
+    if sides_at is None:
+        reference = (measured.low + measured.high) / 2
+    floor = np.maximum(np.maximum(1e-3 * _largest(reference), loss_size), TINY)
+    largest = [np.broadcast_to(_largest(leaf), leaf.shape) for leaf in by_leaf(reference)]
     size = np.maximum(np.concatenate(largest, axis=1), floor)
-    slopes = _right_slopes(measured, size, tolerances, sides_at)
+    slopes = _right_slopes(measured, step, size, tolerances, sides_at)
     leaves = zip(*map(by_leaf, (*measured[2:], *slopes)), strict=True)
     return [
-        _compare(_Measured(*measured[:2], *leaf[:6]), floor, leaf[6:], tolerances)
+        _compare(_Measured(*measured[:2], *leaf[:5]), floor, leaf[5:], tolerances)
         for leaf in leaves
     ]
 
 
 def _right_slopes(
-    measured: _Measured[np.ndarray],
+    measured: _Measured,
+    step: np.ndarray,
     size: np.ndarray,
     tolerances: tuple[float, float],
-    sides_at: SidesAt,
+    sides_at: SidesAt | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the least and the largest right slope, and what curvature adds to the differences.
 
     Both slopes are that of `jax.grad`, except at a kink, where they are those of the two sides.
     """
-    gradient, reference, low, high, noise, step = measured[2:]
+    gradient, reference, low, high, noise = measured[2:]
+    least, most, bend = reference.copy(), reference.copy(), np.zeros_like(step)
+    if sides_at is None:
+        return least, most, bend
     # Look closer where there may be a kink, or where one witness alone objects to the gradient.
     off, outside = np.abs(gradient - reference), _outside(measured, gradient)
     objections = (off > tolerances[0] * size) | (outside > tolerances[1] * size)
     slack = KINK * np.maximum(size, np.maximum(np.abs(low), np.abs(high)))
     has_gap = high - low - 2 * noise > KINK * size
     rows, columns = np.nonzero(has_gap | (objections & (outside <= slack)))
-    least, most, bend = reference.copy(), reference.copy(), np.zeros_like(step)
     for begin in range(0, len(rows), COORDINATES_AT_ONCE):
         here = slice(begin, begin + COORDINATES_AT_ONCE)
         row, column = (np.resize(each[here], COORDINATES_AT_ONCE) for each in (rows, columns))
@@ -240,13 +271,13 @@ def _sides(loss: Partial, samples: PyTree, batch: PyTree, places: PyTree) -> tup
 
 
 def _compare(
-    part: _Measured[np.ndarray],
+    part: _Measured,
     floor: np.ndarray,
     slopes: Sequence[np.ndarray],
     tolerances: Sequence[float],
 ) -> Evidence:
     """Compare a leaf with `jax.grad` and the differences, or with the one that is finite."""
-    gradient, reference, low, high = part[2:6]
+    gradient, reference, low, high, noise = part[2:]
     least, most, bend = slopes
     has_grad, has_differences = np.isfinite(reference), np.isfinite(high - low)
     by_differences, by_nothing = has_differences & ~has_grad, ~(has_grad | has_differences)
@@ -264,8 +295,9 @@ def _compare(
     outside = np.maximum(_outside(part, gradient) - bend, 0)
     outside[~has_differences] = 0
     off, outside = (np.where(np.isnan(error), np.inf, error) for error in (off, outside))
+    jump = np.where(np.isfinite(most - least), most - least, high - low - 2 * noise)
     kinds = {
-        "kinks": most - least > KINK * size,
+        "kinks": jump > KINK * size,
         "other slopes": has_grad & (off == 0) & (np.abs(gradient - reference) > rounding),
         "contradicted": has_differences & (_outside(part, reference) > KINK * size),
         "by differences": by_differences,
@@ -291,7 +323,7 @@ def _compare(
     )
 
 
-def _outside(part: _Measured[np.ndarray], gradient: np.ndarray) -> np.ndarray:
+def _outside(part: _Measured, gradient: np.ndarray) -> np.ndarray:
     """How far a gradient is outside the differences and their noise; negative inside."""
     return np.maximum(part.low - gradient, gradient - part.high) - part.noise
 

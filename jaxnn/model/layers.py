@@ -12,12 +12,14 @@ from numpy.typing import ArrayLike
 
 from jaxnn.model.activations import ACTIVATIONS, HIDDEN_ACTIVATIONS, Activation
 from jaxnn.run.checks import array_record, as_choice, as_values
+from jaxnn.run.show import readable
 from jaxnn.typing import PyTree
 
 VECTOR = 16
 """Rows are padded to a multiple of this: XLA would do what is left over one by one."""
 
 
+@readable
 @array_record
 class Dense(NamedTuple):
     """One layer's numbers: `outputs = activation(inputs @ weights + biases)`.

@@ -354,7 +354,11 @@ def check_scalar(name: str, value: PyTree) -> None:
 
 def check_value_and_grad(function: Partial, params: PyTree, batch: PyTree) -> np.dtype:
     """Refuses results that are no loss and gradient like the params; returns the loss's dtype."""
-    results = shapes_of("value_and_grad_fn", function, params, batch)
+    return check_loss_and_gradients(shapes_of("value_and_grad_fn", function, params, batch), params)
+
+
+def check_loss_and_gradients(results: PyTree, params: PyTree) -> np.dtype:
+    """The same of what the function returned, or of its shapes."""
     if not (isinstance(results, tuple) and len(results) == 2):
         raise TypeError(
             "value_and_grad_fn must return (loss, gradients), as jax.value_and_grad(loss_fn) "

@@ -14,9 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -39,17 +38,6 @@ DEFAULT_HANDLERS = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
 }
-ENDINGS: Mapping[str, str] = {
-    "running": "not ended: it still runs, or was killed",
-    "completed": "completed, all of it was done",
-    "converged": "converged, a stop rule was met",
-    "diverged": "diverged, a loss was not finite; the params are the last with a finite one",
-    "interrupted": "interrupted by Ctrl-C or SIGTERM",
-    "nonfinite": "no loss was finite",
-    "reached": "reached what was looked for",
-    "stopped": "stopped by a limit of time or by a callback",
-}
-"""A `Status` in words."""
 
 
 class Progress(NamedTuple):
@@ -326,51 +314,3 @@ def record_interval(saved: int | None, width: int, num_steps: int) -> int:
     while num_steps // every > most:
         every *= 2
     return every
-
-
-def summary(
-    title: str,
-    status: str | np.ndarray,
-    loss: float | np.floating | np.ndarray,
-    num_evaluations: int | np.ndarray,
-    *,
-    details: Mapping[str, str] = MappingProxyType({}),
-    notes: Sequence[str] = (),
-) -> str:
-    """Return the lines of a result: a title, then a line for each number and note.
-
-    The status, the loss and the evaluations may be arrays `(runs,)`: then the lines tell how they
-    are spread.
-
-    Example:
-        >>> print(summary("a search", "completed", 0.25, 1_000, notes=["cold"]))
-        a search
-          status       completed, all of it was done
-          loss         0.25
-          evaluations  1,000
-          note         cold
-    """
-    rows = [
-        ("status", _ending(status)),
-        ("loss", _spread(loss)),
-        ("evaluations", f"{np.sum(num_evaluations):,}"),
-        *details.items(),
-        *(("note", note) for note in notes),
-    ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in rows)])
-
-
-def _ending(status: str | np.ndarray) -> str:
-    """The status in words, or how many runs ended in each way."""
-    if np.ndim(status) == 0:
-        return ENDINGS[str(status)]
-    words, counts = np.unique(status, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return ", ".join(f"{counts[place]:,} {words[place]}" for place in order)
-
-
-def _spread(loss: float | np.floating | np.ndarray) -> str:
-    if np.ndim(loss) == 0:
-        return f"{loss:.6g}"
-    return f"lowest {np.min(loss):.6g}, median {np.median(loss):.6g}"

@@ -28,6 +28,7 @@ from jaxnn.run.checkpoint import MAX_BYTES, Checkpoint
 from jaxnn.run.checks import as_count, as_devices
 from jaxnn.run.loop import Callback, Progress, as_limits, told, watch_interrupts
 from jaxnn.run.programs import own_settings
+from jaxnn.run.show import readable
 from jaxnn.search.engine import (
     RunState,
     Span,
@@ -48,6 +49,7 @@ SMALLEST_MERGE = 2**22
 """Bytes that are taken into the counts in one go at least."""
 
 
+@readable
 class OutcomeCounts(NamedTuple):
     """Outcomes and how many candidates had them, the most frequent first.
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from jaxnn.run.checks import as_numpy
-from jaxnn.run.loop import summary
+from jaxnn.run.show import Table, readable, summary
 from jaxnn.search.engine import RunState, join
 from jaxnn.search.statistics import CandidateTable, StatisticsConfig, bin_edges
 from jaxnn.typing import PyTree, Status
@@ -22,6 +22,7 @@ from jaxnn.typing import PyTree, Status
 CONFIDENCE = 0.95
 
 
+@readable
 class Candidates(NamedTuple):
     """Candidates and their losses.
 
@@ -35,6 +36,7 @@ class Candidates(NamedTuple):
     loss: np.ndarray
 
 
+@readable
 class Histogram(NamedTuple):
     """How finite losses are spread.
 
@@ -49,6 +51,7 @@ class Histogram(NamedTuple):
     highest: float = np.inf
 
 
+@readable
 class ThresholdCounts(NamedTuple):
     """How many losses are at most each threshold, and how likely that makes one.
 
@@ -78,6 +81,7 @@ class ThresholdCounts(NamedTuple):
     high: np.ndarray
 
 
+@readable
 class Improvements(NamedTuple):
     """The trail of improvements, in the order they were met; ready to plot.
 
@@ -92,6 +96,7 @@ class Improvements(NamedTuple):
     loss: np.ndarray
 
 
+@readable
 class RandomSearchResult(NamedTuple):
     """What a random search found; printed, it is a summary of a few lines.
 
@@ -122,18 +127,18 @@ class RandomSearchResult(NamedTuple):
     counts: ThresholdCounts
     collected: Candidates
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         """The summary."""
         details = {} if self.candidate is None else {"candidate": f"{self.candidate:,}"}
         if self.num_nonfinite:
             details["not finite"] = f"{self.num_nonfinite:,} losses"
-        for threshold, number in zip(
-            self.counts.threshold[:3], self.counts.num_below, strict=False
-        ):
-            details[f"<= {threshold:g}"] = f"{number:,} candidates"
-        return summary(
-            "random search", self.status, self.loss, self.num_evaluations, details=details
-        )
+        pairs = zip(self.counts.threshold, self.counts.num_below, strict=True)
+        below = [f"{number:,} up to {threshold:g}" for threshold, number in pairs]
+        if below:
+            details["counts"] = ", ".join(below)
+        measured = self.status, self.loss, self.num_evaluations
+        hint = "model.accuracy(result.params, batch), result.history, result.top, result.histogram"
+        return summary("random search", *measured, details=details, hint=hint)
 
 
 def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:

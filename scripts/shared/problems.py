@@ -92,7 +92,9 @@ def split(key: jax.Array, batch: jaxnn.Batch, rows: int) -> tuple[jaxnn.Batch, j
     if not 0 < rows < number:
         raise ValueError(f"the rows held out must be from 1 to {number - 1}; got {rows}")
     order = jax.random.permutation(key, number)
-    kept, held_out = (jaxnn.Batch(batch.x[i], batch.y[i]) for i in (order[rows:], order[:rows]))
+    kept, held_out = (
+        jax.tree.map(lambda leaf: leaf[i], batch) for i in (order[rows:], order[:rows])
+    )
     return kept, held_out
 
 
