@@ -92,10 +92,11 @@ def split(key: jax.Array, batch: jaxnn.Batch, rows: int) -> tuple[jaxnn.Batch, j
     if not 0 < rows < number:
         raise ValueError(f"the rows held out must be from 1 to {number - 1}; got {rows}")
     order = jax.random.permutation(key, number)
-    kept, held_out = (
-        jax.tree.map(lambda leaf: leaf[i], batch) for i in (order[rows:], order[:rows])
-    )
-    return kept, held_out
+
+    def rows_at(places: jax.Array) -> jaxnn.Batch:
+        return jax.tree.map(lambda leaf: leaf[places], batch)
+
+    return rows_at(order[rows:]), rows_at(order[:rows])
 
 
 def from_sklearn(name: str, key: jax.Array, rows: int) -> jaxnn.Batch:
