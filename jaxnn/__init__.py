@@ -30,7 +30,7 @@ from jaxnn.model.mlp import Model, mlp
 from jaxnn.model.saving import SavedModel, load, save
 from jaxnn.optim import optimizers, schedules
 from jaxnn.run.checkpoint import SavedProgress, saved_progress
-from jaxnn.run.loop import Every, Progress
+from jaxnn.run.loop import Every, Improvement, Progress
 from jaxnn.search.engine import candidate_params
 from jaxnn.search.merge import merge_searches
 from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
@@ -51,6 +51,7 @@ __all__ = [
     "Every",
     "GradientDescentResult",
     "GradientReport",
+    "Improvement",
     "LeafReport",
     "Model",
     "OutcomeCounts",

@@ -13,7 +13,7 @@ A CSV file takes the place of the data; every seed holds out another quarter of 
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -25,7 +25,7 @@ from matplotlib.axes import Axes
 from shared import cli
 from shared.figures import Figure, plt, save
 from shared.problems import DATA, csv_of, has_regions, model_of, score_of, split
-from shared.runs import candidate_improvements, finished, step_improvements, timed
+from shared.runs import finished, improvement_lines, timed
 from tqdm import tqdm
 
 import jaxnn
@@ -115,8 +115,10 @@ def setting_of(experiment: Experiment, seed: int) -> Setting:
 
 def draw_candidates(given: Setting, scale: float, **amount: Any) -> Any:
     """Search at random."""
-    sample_fn = given.model.sampler(scale=scale)
-    return jaxnn.random_search(given.key, given.model.loss, sample_fn, given.batch, **amount)
+    return jaxnn.random_search(
+        given.key, given.model.loss, given.model.sampler(scale=scale), given.batch,
+        metric_fn=score_of(given.model)[1], **amount,
+    )  # fmt: skip
 
 
 def climb(given: Setting, **amount: Any) -> Any:
@@ -156,19 +158,10 @@ def run(experiment: Experiment, name: str, method: Method, seed: int, verbose: b
     finished(result)
     if verbose:
         tqdm.write(f"\n{experiment.title}, seed {seed}, {name}")
-        for line in improvements(given, method, result):
-            tqdm.write(f"  {line}")
+        if not isinstance(result, jaxnn.GradientDescentResult):  # of which nearly every step is
+            for line in improvement_lines(result, score_of(given.model)[0]):
+                tqdm.write(f"  {line}")
     return Run(experiment, name, seed, result, seconds, *given.scores(result.params))
-
-
-def improvements(given: Setting, method: Method, result: Any) -> Iterable[str]:
-    """Return a line for each improvement of a search, none for a descent."""
-    if isinstance(result, jaxnn.RandomSearchResult):
-        sample_fn = given.model.sampler(**method.train.keywords)
-        return candidate_improvements(result, given.key, sample_fn, given.model, given.batch)
-    if isinstance(result, jaxnn.PerturbationSearchResult):
-        return step_improvements(result, score=score_of(given.model)[0])
-    return ()
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:

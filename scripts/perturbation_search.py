@@ -17,7 +17,7 @@ import numpy as np
 from shared import cli
 from shared.figures import BLUE, Figure, film_regions, plt, save
 from shared.problems import has_regions, problem_of, score_of
-from shared.runs import done_before, finished, step_improvements, timed
+from shared.runs import done_before, finished, improvement_lines, timed
 
 import jaxnn
 
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = (result.num_evaluations // arguments.chains - 1) // arguments.proposals
     score = float(metric_fn(result.params, batch))
     if arguments.verbose:
-        for line in step_improvements(result, arguments.proposals, name):
+        for line in improvement_lines(result, name):
             print(line)
     print(
         f"{result.status}: loss {result.loss:.4f}, {name} {score:.3f}; {steps:,} steps of "

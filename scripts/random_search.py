@@ -39,7 +39,7 @@ import numpy as np
 from shared import cli
 from shared.figures import BLUE, ORANGE, colors_of, plt, save
 from shared.problems import problem_of, score_of
-from shared.runs import candidate_improvements, done_before, finished, timed
+from shared.runs import done_before, finished, improvement_lines, timed
 
 import jaxnn
 
@@ -200,21 +200,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         title = cli.title_of(arguments.data, model.settings.sizes)
         compare_scales(arguments, title, train)
         return
-    sample_fn = sampler(scale=arguments.scale[0])
+    sample_fn, (name, metric_fn) = sampler(scale=arguments.scale[0]), score_of(model)
     if arguments.merge:
         result, pace = jaxnn.merge_searches(arguments.merge, sample_fn), {}
     else:
         asked = {"top_k": arguments.top_k, "thresholds": sorted(arguments.thresholds)}
-        asked["keep_below"] = arguments.keep_below
+        asked |= {"keep_below": arguments.keep_below, "metric_fn": metric_fn}
         result, pace = search(arguments, partial(train, arguments.scale[0], **asked))
     if jax.process_index():  # The first process alone reports.
         finished(result)
         return
     if arguments.verbose:
-        for line in candidate_improvements(result, key, sample_fn, model, batch):
+        for line in improvement_lines(result, name):
             print(line)
     show(result, pace.get("candidates_per_second"))
-    (name, metric_fn), score = score_of(model), None
+    score = None
     if result.params is not None:
         score = float(metric_fn(result.params, batch))
         if arguments.plot:

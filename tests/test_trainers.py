@@ -414,6 +414,63 @@ def test_two_threads_at_once_get_their_single_run_results(train):
     assert list(together.values()) == [[expected] * 3 for expected in alone]
 
 
+def first_bias(params, rows):
+    del rows
+    return params["b"][0]
+
+
+@every_trainer
+@pytest.mark.parametrize("measures", [False, True])
+def test_improvements_are_losses_lower_than_all_before(train, measures):
+    measures &= train is not descend  # which records no metric
+    options = {"metric_fn": first_bias} if measures else {}
+    result = train(KEY, squared_error, *problem(), **options)
+    found = result.improvements()
+    evaluations, losses, metrics = zip(*found, strict=True)
+    assert len(found) > 3
+    assert list(evaluations) == sorted(set(evaluations))
+    assert list(losses) == sorted(set(losses), reverse=True)
+    if train is descend:
+        assert losses[-1] == close(np.min(result.history.loss))
+    else:
+        assert losses[-1] == close(result.loss)
+    if train is climb:  # the history keeps every step
+        lower = np.flatnonzero(np.diff(result.history.best_loss) < 0) + 1
+        steps = np.array(evaluations) - 2
+        assert set(lower) <= set(steps) <= {0, *lower}
+    if measures:
+        assert metrics[-1] == close(float(result.params["b"][0]))
+        assert len(set(metrics)) > 3
+    else:
+        assert set(metrics) == {None}
+
+
+@every_trainer
+def test_lines_of_improvements_come_as_they_are_found(train, capfd):
+    seen, options = [], {} if train is descend else {"metric_fn": first_bias}
+
+    def look(progress):
+        seen.append(progress)
+
+    steps = 100_000 if train is draw else 300
+    callback = jaxnn.Every(2**14 if train is draw else 20, look)
+    options |= {"callback": callback, "steps": steps, "progress": "lines"}
+    result = train(KEY, squared_error, *problem(), **options)
+    out, err = capfd.readouterr()
+    assert err == ""
+    before = [np.inf, *np.minimum.accumulate([each.loss for each in seen])[:-1]]
+    falls = [each for each, lowest in zip(seen, before, strict=True) if each.loss < lowest]
+    lines = out.splitlines()
+    assert len(lines) == len(falls) > 1
+    for line, each in zip(lines, falls, strict=True):
+        assert line.startswith(f"{each.num_evaluations:>15,}  loss {each.loss:.6f}")
+        assert ("metric" in line) == (train is not descend)
+    if train is not descend:
+        assert lines[-1].endswith(f"metric {float(result.params['b'][0]):.4g}")
+    with pytest.raises(ValueError, match="progress must be True, False or 'lines'"):
+        train(KEY, squared_error, *problem(), progress="words")
+
+
 @every_trainer
 def test_nothing_is_printed_unless_asked_and_then_on_standard_error(train, capfd):
     quiet = train(KEY, squared_error, *problem())

@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,16 @@ from jaxnn.run.checks import (
     shapes_of,
 )
 from jaxnn.run.fingerprint import run_metadata
-from jaxnn.run.loop import Callback, as_limits, as_target, told, watch_interrupts
+from jaxnn.run.loop import (
+    Callback,
+    Improvement,
+    as_limits,
+    as_target,
+    improvements_of,
+    metric_of,
+    told,
+    watch_interrupts,
+)
 from jaxnn.run.programs import own_settings
 from jaxnn.run.show import Table, readable, summary
 from jaxnn.typing import Device, LossFn, MetricFn, ProposeFn, PyTree, Status
@@ -80,6 +89,25 @@ class PerturbationSearchResult(NamedTuple):
     history: ChainHistory
     accepted_steps: AcceptedSteps
     state: State
+
+    def improvements(self) -> list[Improvement]:
+        """Return the improvements of the chain that found the best; `print` each for a line.
+
+        They are as many as `accepted_steps` and the history keep; a metric that the history
+        left out is nan.
+        """
+        losses, history = np.asarray(self.state.best_loss), self.history
+        chain, steps = np.argmin(losses), int(self.state.step[0])
+        proposals = (self.num_evaluations // len(losses) - 1) // max(steps, 1)
+        own = self.accepted_steps.chain == chain
+        evaluations = 1 + proposals * (self.accepted_steps.step[own] + 1)
+        metrics = None
+        if history.proposed_metric is not None:
+            recorded = np.atleast_2d(history.proposed_metric)[chain]
+            here = np.isin(evaluations, history.evaluations)
+            metrics = np.full(len(evaluations), np.nan)
+            metrics[here] = recorded[np.searchsorted(history.evaluations, evaluations[here])]
+        return improvements_of(evaluations, self.accepted_steps.loss[own], metrics)
 
     def _table(self) -> Table:
         """The summary."""
@@ -117,7 +145,7 @@ def perturbation_search(
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
-    progress: bool = False,
+    progress: bool | Literal["lines"] = False,
 ) -> PerturbationSearchResult:
     """Lower the loss from `params` by random steps, in one chain or in several side by side.
 
@@ -151,7 +179,8 @@ def perturbation_search(
             refuses one whose functions, data or settings compute anything else.
         devices: the devices that share the chains, all local ones by default. The result is the
             same, bit for bit, however many there are.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar; "lines" prints a line when the loss has fallen,
+            some four times a second at most.
 
     Returns:
         A `PerturbationSearchResult`.
@@ -184,7 +213,8 @@ def perturbation_search(
     problem = as_problem(loss_fn, start, batch, *options)
     loss = shapes_of("loss_fn", problem.loss, start, batch)
     target_loss = as_target(target_loss, loss.dtype)
-    limits, devices = as_limits(max_seconds, callback, progress), as_devices(devices)
+    limits = as_limits(max_seconds, callback, progress, metric_of(metric_fn, batch))
+    devices = as_devices(devices)
     with own_settings(), watch_interrupts() as is_interrupted:
         saved = None
         if checkpoint is not None:

@@ -95,6 +95,15 @@ class GradientDescentResult(NamedTuple):
     state: State
     notes: tuple[str, ...] = ()
 
+    def improvements(self) -> list[loop.Improvement]:
+        """Return the steps before which the loss was lower than ever; `print` each for a line.
+
+        Of several networks, those of the one that ended with the lowest loss.
+        """
+        losses = np.atleast_2d(self.history.loss)[np.argmin(self.loss)]
+        evaluations = np.ceil(self.history.evaluations).astype(np.int64)
+        return loop.improvements_of(evaluations, losses, None)
+
     def _table(self) -> Table:
         """The summary."""
         networks = f" of {len(self.loss):,} networks" if np.ndim(self.loss) else ""
@@ -128,7 +137,7 @@ def gradient_descent(
     callback: loop.Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
-    progress: bool = False,
+    progress: bool | Literal["lines"] = False,
 ) -> GradientDescentResult:
     """Descend from `params`, full batch or mini-batch, with one network or with many.
 
@@ -178,7 +187,8 @@ def gradient_descent(
             to the same bits as one that was never interrupted. A checkpoint of other functions,
             data or settings is refused.
         devices: where several networks descend; by default all local devices.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar; "lines" prints a line when the loss has fallen,
+            some four times a second at most.
 
     Returns:
         A `GradientDescentResult`.

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from jaxnn.run.checkpoint import Arrays, Checkpoint, Metadata
 from jaxnn.run.checks import as_count, as_real
-from jaxnn.typing import PyTree, Status
+from jaxnn.typing import MetricFn, PyTree, Status
 
 State = TypeVar("State")
 Result = TypeVar("Result", bound=Any)
@@ -53,6 +53,40 @@ class Progress(NamedTuple):
     num_evaluations: int
     loss: float
     best_params: Callable[[], PyTree] = lambda: None
+
+
+class Improvement(NamedTuple):
+    """A loss that is lower than all before it; printed, it is a line.
+
+    Attributes:
+        evaluations: losses evaluated up to and with it.
+        loss: the loss.
+        metric: what `metric_fn` returned there; None without one, or where it was not recorded.
+
+    Example:
+        >>> print(Improvement(1_200, 0.25, 0.9))
+                  1,200  loss 0.250000  metric 0.9
+    """
+
+    evaluations: int
+    loss: float
+    metric: float | None = None
+
+    def __str__(self) -> str:
+        """Return the line."""
+        measured = "" if self.metric is None else f"  metric {float(self.metric):.4g}"
+        return f"{self.evaluations:>15,}  loss {self.loss:.6f}{measured}"
+
+
+def improvements_of(
+    evaluations: np.ndarray, losses: np.ndarray, metrics: np.ndarray | None
+) -> list[Improvement]:
+    """Return the improvements among losses in the order of their evaluation."""
+    best_before = np.minimum.accumulate(np.append(np.inf, losses))[:-1]
+    places = np.flatnonzero(losses < best_before)
+    measured = [None] * len(places) if metrics is None else metrics[places].tolist()
+    rows = zip(evaluations[places].tolist(), losses[places].tolist(), measured, strict=True)
+    return [Improvement(*row) for row in rows]
 
 
 class Every(NamedTuple):
@@ -280,8 +314,13 @@ def watch_interrupts() -> Iterator[Callable[[], bool]]:
                 signal.signal(signum, default)
 
 
-def as_limits(max_seconds: float | None, callback: Callback | None, shows: bool) -> Limits:
-    """Return the limits, checked."""
+def as_limits(
+    max_seconds: float | None,
+    callback: Callback | None,
+    progress: bool | Literal["lines"],
+    metric: Callable[[PyTree], Any] | None = None,
+) -> Limits:
+    """Return the limits, checked; `metric(params)` is for the lines of improvements."""
     if max_seconds is not None:
         max_seconds = float(as_real("max_seconds", max_seconds))
     interval = None
@@ -289,7 +328,34 @@ def as_limits(max_seconds: float | None, callback: Callback | None, shows: bool)
         interval, callback = as_count("callback.interval", callback.interval, 1), callback.callback
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable; got a {type(callback).__name__}")
-    return Limits(max_seconds, callback, interval, bool(shows))
+    if isinstance(progress, str):
+        if progress != "lines":
+            raise ValueError(f"progress must be True, False or 'lines'; got {progress!r}")
+        return Limits(max_seconds, _printing(callback, metric), interval)
+    return Limits(max_seconds, callback, interval, bool(progress))
+
+
+def metric_of(metric_fn: MetricFn | None, batch: PyTree) -> Callable[[PyTree], Any] | None:
+    """Return a function of params alone; None without a metric."""
+    return None if metric_fn is None else lambda params: metric_fn(params, batch)
+
+
+def _printing(
+    callback: Callable[[Progress], None] | None, metric: Callable[[PyTree], Any] | None
+) -> Callable[[Progress], None]:
+    """A callback that prints a line wherever the loss is lower than when it last did."""
+    lowest = np.inf
+
+    def call(progress: Progress) -> None:
+        nonlocal lowest
+        if progress.loss < lowest:
+            lowest = progress.loss
+            measured = None if metric is None else metric(progress.best_params())
+            print(Improvement(progress.num_evaluations, lowest, measured), flush=True)  # noqa: T201
+        if callback is not None:
+            callback(progress)
+
+    return call
 
 
 def as_target(target_loss: float | None, dtype: DTypeLike) -> float | None:

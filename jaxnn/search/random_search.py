@@ -13,13 +13,22 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 
 from jaxnn.run.checkpoint import Checkpoint
-from jaxnn.run.checks import as_devices, check_scalar
-from jaxnn.run.loop import Callback, Progress, as_limits, as_target, told, watch_interrupts
+from jaxnn.run.checks import as_devices, as_partial, check_scalar, shapes_of
+from jaxnn.run.loop import (
+    Callback,
+    Progress,
+    as_limits,
+    as_target,
+    metric_of,
+    told,
+    watch_interrupts,
+)
 from jaxnn.run.programs import own_settings
 from jaxnn.search.engine import (
     RunState,
@@ -36,7 +45,7 @@ from jaxnn.search.merge import merge_processes, own_path, own_span
 from jaxnn.search.rejection import as_rejection
 from jaxnn.search.result import RandomSearchResult, best_of, make_result
 from jaxnn.search.statistics import Collect, as_config, statistics_of
-from jaxnn.typing import Device, LossFn, PyTree, SampleFn
+from jaxnn.typing import Device, LossFn, MetricFn, PyTree, SampleFn
 
 
 def random_search(
@@ -52,13 +61,14 @@ def random_search(
     bins: Sequence[float] | None = None,
     collect: Collect | None = None,
     keep_below: float | None = None,
+    metric_fn: MetricFn | None = None,
     target_loss: float | None = None,
     max_seconds: float | None = None,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
     memory_budget: int | None = None,
-    progress: bool = False,
+    progress: bool | Literal["lines"] = False,
 ) -> RandomSearchResult:
     """Draw `num_candidates` candidates; return the best, and statistics of all losses.
 
@@ -88,6 +98,8 @@ def random_search(
             out is the histogram above it and the number of losses that are not finite; the rest
             of the result is the same, bit for bit. For losses with a `lower_bound` among their
             `jaxnn.typing.Traits`, as `model.loss` has.
+        metric_fn: `metric_fn(params, batch)` -> a float scalar, computed at every improvement;
+            `model.accuracy` for instance.
         target_loss: the search ends with the first candidate at or below, status "reached".
         max_seconds: the search ends when these are over, status "stopped".
         callback: called with a `Progress` after every chunk, some four times a second, or as
@@ -99,7 +111,8 @@ def random_search(
         devices: where to work; by default all local devices.
         memory_budget: bytes for the largest intermediate value of a tile of candidates; by
             default 4 MiB on a CPU, so that it stays in the caches, and 256 MiB elsewhere.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar; "lines" prints a line when the loss has fallen,
+            some four times a second at most.
 
     Returns:
         A `RandomSearchResult`.
@@ -137,8 +150,12 @@ def random_search(
     rules = [] if target is None else [StopRule("improvements", target, 1)]
     if collect and collect.stop and config.collect:
         rules.append(StopRule("collected", *config.collect))
-    limits = as_limits(max_seconds, callback, progress and jax.process_index() == 0)
     params_of = partial(candidate_params, key, sample_fn)
+    if metric_fn is not None:
+        function = as_partial("metric_fn", metric_fn)
+        check_scalar("metric_fn", shapes_of("metric_fn", function, params, problem.batch))
+    metric = metric_of(metric_fn, problem.batch)
+    limits = as_limits(max_seconds, callback, jax.process_index() == 0 and progress, metric)
     span, is_alone = own_span(Span(start, stop, tile)), jax.process_count() == 1
 
     def progress_of(state: RunState) -> Progress:
@@ -162,4 +179,8 @@ def random_search(
             result = make_result(params_of, [(span.start, state.end)], state, config)
         else:
             result = merge_processes(state, metadata, params_of)
+        if metric is not None:
+            values = [metric(params_of(int(each))) for each in result.history.candidate]
+            history = result.history._replace(metric=np.array(values, np.float32))
+            result = result._replace(history=history)
         return told(result, is_interrupted)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
 from jaxnn.run.checks import as_numpy
+from jaxnn.run.loop import Improvement, improvements_of
 from jaxnn.run.show import Table, readable, summary
 from jaxnn.search.engine import RunState, join
 from jaxnn.search.statistics import CandidateTable, StatisticsConfig, bin_edges
@@ -89,11 +90,13 @@ class Improvements(NamedTuple):
         evaluations: evaluations made up to and with each improvement, int64.
         candidate: index of the candidate, int64.
         loss: its loss.
+        metric: `metric_fn` of it, float32; None if there was no `metric_fn`.
     """
 
     evaluations: np.ndarray
     candidate: np.ndarray
     loss: np.ndarray
+    metric: np.ndarray | None = None
 
 
 @readable
@@ -127,9 +130,15 @@ class RandomSearchResult(NamedTuple):
     counts: ThresholdCounts
     collected: Candidates
 
+    def improvements(self) -> list[Improvement]:
+        """Return the trail of improvements; `print` each for a line."""
+        return improvements_of(self.history.evaluations, self.history.loss, self.history.metric)
+
     def _table(self) -> Table:
         """The summary."""
         details = {} if self.candidate is None else {"candidate": f"{self.candidate:,}"}
+        if self.history.metric is not None and self.history.metric.size:
+            details["metric"] = f"{self.history.metric[-1]:.6g}"
         if self.num_nonfinite:
             details["not finite"] = f"{self.num_nonfinite:,} losses"
         pairs = zip(self.counts.threshold, self.counts.num_below, strict=True)

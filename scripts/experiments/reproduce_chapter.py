@@ -22,7 +22,7 @@ from compare import OPTIMIZERS, Experiment, climb, descend, draw_candidates, set
 from shared import cli
 from shared.figures import Figure, colors_of, error_bars, plt, save
 from shared.resuming import run_pieces
-from shared.runs import candidate_improvements, finished, step_improvements
+from shared.runs import finished, improvement_lines
 
 import jaxnn
 
@@ -130,13 +130,10 @@ def write_improvements(path: Path) -> None:
     lines = []
     for data in DATA_SETS:
         given = setting_of(Experiment(data, SMALL, 0.05), 0)
-        key, model, _, batch, _ = given
-        found = draw_candidates(given, 0.05, num_candidates=10_000)
-        sample_fn = model.sampler(scale=0.05)
         lines += [f"random search, scale 0.05, {data}"]
-        lines += candidate_improvements(found, key, sample_fn, model, batch)
+        lines += improvement_lines(draw_candidates(given, 0.05, num_candidates=10_000))
         lines += [f"perturbation search, {data}"]
-        lines += step_improvements(climb(given, num_steps=STEPS[0]))
+        lines += improvement_lines(climb(given, num_steps=STEPS[0]))
     path.write_text("\n".join(lines) + "\n")
     print(path)
 
