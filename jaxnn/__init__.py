@@ -34,6 +34,11 @@ from jaxnn.search.engine import candidate_params
 from jaxnn.search.merge import merge_searches
 from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
 from jaxnn.search.random_search import random_search
+from jaxnn.search.rare_event_search import (
+    RareEventSearchResult,
+    log_evidence,
+    rare_event_search,
+)
 from jaxnn.search.result import RandomSearchResult, expected_best
 from jaxnn.search.statistics import Collect
 
@@ -54,6 +59,7 @@ __all__ = [
     "PerturbationSearchResult",
     "Progress",
     "RandomSearchResult",
+    "RareEventSearchResult",
     "SavedProgress",
     "activations",
     "calibrated_temperature",
@@ -67,6 +73,7 @@ __all__ = [
     "expected_best",
     "forward",
     "gradient_descent",
+    "log_evidence",
     "losses",
     "merge_searches",
     "metrics",
@@ -77,6 +84,7 @@ __all__ = [
     "perturbation_search",
     "plotting",
     "random_search",
+    "rare_event_search",
     "saved_progress",
     "schedules",
     "search",
