@@ -66,7 +66,7 @@ from jaxnn.typing import Device, LossFn, MetricFn, PyTree, SampleFn, Status, tra
 TAG = 0x52415245
 """Folded into the key, so that no other trainer draws the same from it."""
 NORMAL_QUANTILE = 1.96
-LOW_ACCEPTANCE, WIDE_SPREAD = 0.05, 3.0
+LOW_ACCEPTANCE, WIDE_SPREAD = 0.02, 3.0
 """What is worth a note: few tries that change a particle; runs that differ by this many times
 what counting explains."""
 POINTS_ABOVE = 20
@@ -113,7 +113,7 @@ class LevelHistory(NamedTuple):
     Attributes:
         level: the losses, falling.
         num_reaching: how many particles reached it, of the `num_particles` below the one before.
-            A run that has ended before repeats its last level with all of them.
+            A run that has ended repeats its last level, with all of them or with none.
         acceptance: share of the tries that changed a particle there, float32; nan if none moved.
     """
 
@@ -218,15 +218,15 @@ def rare_event_search(
     devices: Sequence[Device] | None = None,
     progress: bool = False,
 ) -> RareEventSearchResult:
-    """Return how likely params from `sample_fn` have losses down to `target_loss`, and some.
+    """Return how likely losses down to `target_loss` are among params from `sample_fn`.
 
-    How far it reaches hangs on the sampler. Those of `model.sampler` name the independent normal
+    How far it reaches depends on the sampler. Those of `model.sampler` name the independent normal
     or uniform draws behind their params, and so does any with `unit_draws` among its
     `jaxnn.typing.Traits`: there the search moves along slices, and reaches 1e-30 and far below.
     Of a plain function the search can but draw some of the numbers anew, each for itself. The
     numbers of its params have to be independent of each other, which the search cannot see, and
-    it reaches no further than where nearly every redraw of one number is too high: about 1e-9 for
-    the sum of 21 squares, and further for numbers that take few values. A note says so.
+    it reaches no further than where nearly every redraw is too high: to about 1e-20 for the sum
+    of 21 squares, but to 1e-9 for the square of a product of two numbers. A note says so.
 
     The interval is the wider of two: what the counts of particles explain, the variance of ln P
     being the sum over levels of `(1 - share) / (num_particles * share)`, and what the runs say by
@@ -288,7 +288,8 @@ def rare_event_search(
         traits_of(metric_fn).validate(params, batch)
         check_scalar("metric_fn", shapes_of("metric_fn", metric, params, searched.batch))
     tile = tile_size(loss_fn, params, searched.batch, None, devices[0].platform)
-    problem, form = _as_problem(*searched[:3], params, min(tile, num_particles))
+    tile = math.ceil(num_particles / math.ceil(num_particles / tile))  # equal ones
+    problem, form = _as_problem(*searched[:3], params, tile)
     stream, limits = jax.random.fold_in(key, TAG), as_limits(max_seconds, callback, progress)
     keys = [jax.random.fold_in(stream, number) for number in range(num_runs)]
 
@@ -429,7 +430,7 @@ def _start(
     drawn = run_at_once(draw_particles, calls, devices, form=form, num_particles=count)
     particles = jax.tree.map(lambda *each: np.stack(each), *drawn)
     coordinates, losses = particles
-    none = Samples(*np.zeros((2, 0), np.int32), np.zeros(0, losses.dtype), np.zeros(0))
+    none = _samples(0, 0, losses[0, :0], 0.0, 1)
     levels = np.zeros((len(keys), 0), losses.dtype)
     return State(
         particles,
@@ -458,9 +459,9 @@ def _advance(
     num_runs, count = losses.shape
     before = history.level[:, -1] if number else np.full(num_runs, np.inf, losses.dtype)
     log_shares = _log_shares(history, count)[:, -1]
-    level, reaching = before.copy(), np.full(num_runs, count)
+    level, reaching = before.copy(), np.where(np.isinf(log_shares), 0, count)
     samples, moving = [state.samples], []
-    for each in np.flatnonzero(~state.is_over):
+    for each in map(int, np.flatnonzero(~state.is_over)):
         level[each] = next_level(losses[each], next(t for t in asked if t < before[each]))
         is_above = losses[each] > level[each]
         reaching[each] = count - is_above.sum()
@@ -487,8 +488,8 @@ def _advance(
         particles.coordinates[each], particles.loss[each] = there
         acceptance[each] = moves.acceptance
         num_evaluations = num_evaluations + int(moves.num_evaluations)
-        if level[each] in asked:
-            kept.append(_samples(each, asked.index(level[each]), there.loss, 0.0, 1))
+        if (reached := float(level[each])) in asked:
+            kept.append(_samples(each, asked.index(reached), there.loss, 0.0, 1))
             coordinates.append(np.asarray(there.coordinates))
     # A run ends at the target, where no particle is lower, and where none has moved.
     is_over = (level <= asked[-1]) | (reaching == 0) | (acceptance == 0)
@@ -522,7 +523,7 @@ def _best(best: Particles, particles: Particles) -> Particles:
 
 
 def _log_shares(history: LevelHistory, count: int) -> np.ndarray:
-    """ln of the share of the prior that is left at each level, and before the first, by run."""
+    """Logarithm of the share of the prior that is left at each level, and at first, by run."""
     with np.errstate(divide="ignore"):
         logs = np.cumsum(np.log(history.num_reaching / count), axis=1)
     return np.c_[np.zeros(len(logs)), logs]
@@ -591,7 +592,7 @@ def _lowest(state: State) -> np.ndarray:
 def _log_probabilities(
     history: LevelHistory, samples: Samples, points: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ln P(loss <= point) of each run, and the variance that counting explains."""
+    """Return ln P(loss <= point) of each run, and the variance that counting explains."""
     left = _log_shares(history, count)
     with np.errstate(divide="ignore", invalid="ignore"):
         explained = np.cumsum(1 / history.num_reaching - 1 / count, axis=1)
@@ -613,7 +614,7 @@ def _log_probabilities(
 def _evidence(
     samples: Samples, history: LevelHistory, run: int, beta: float, count: int
 ) -> tuple[float, float]:
-    """ln of the mean of `exp(-beta loss)` in one run, and the variance that counting explains."""
+    """Return ln of the mean of `exp(-beta loss)` in a run, and the variance counting explains."""
     mine = samples.run == run
     with np.errstate(invalid="ignore"):
         logs = samples.log_weight[mine] - (beta * samples.loss[mine].astype(float) if beta else 0.0)
@@ -632,9 +633,9 @@ def _evidence(
 def _combined(
     logs: np.ndarray, variance: np.ndarray, highest: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ln of the mean over runs, with an interval, of `(runs, points)`."""
+    """Return ln of the mean over runs, with an interval, of `(runs, points)`."""
     runs = len(logs)
-    value = logsumexp(logs, axis=0) - math.log(runs)
+    value = np.asarray(logsumexp(logs, axis=0)) - math.log(runs)
     with np.errstate(invalid="ignore"):
         half = NORMAL_QUANTILE * np.sqrt(np.mean(variance, axis=0) / runs)
         if runs > 1:
@@ -649,6 +650,7 @@ def _notes(
 ) -> list[str]:
     """What to know before the numbers are believed."""
     notes, history, runs = [], state.history, len(logs)
+    expected = math.sqrt(np.mean(variance))
     num_first = int(np.sum(np.isinf(samples.loss[samples.level == 0])))
     if num_first:
         notes.append(f"{num_first:,} first losses were not finite: they count as the highest")
@@ -662,10 +664,12 @@ def _notes(
         )
     if runs == 1:
         notes.append("the interval of one run does not know what its particles share: too narrow")
-    elif np.std(logs, ddof=1) > WIDE_SPREAD * math.sqrt(np.mean(variance)):
+    elif np.isfinite(logs).all() and np.std(logs, ddof=1) > WIDE_SPREAD * math.sqrt(
+        np.mean(variance)
+    ):
         notes.append(
             f"runs disagree: ln P from {logs.min():.4g} to {logs.max():.4g}, where counting "
-            f"explains a deviation of {math.sqrt(np.mean(variance)):.2g}; more moves may help"
+            f"explains a deviation of {expected:.2g}: more moves may help"
         )
     return notes
 

@@ -150,8 +150,8 @@ def move_to_level(
 
     keys = jax.random.split(move_key, count)
     moved, tried, changed = jax.lax.map(move, (keys, starts), batch_size=form.tile)
-    tries = num_moves * KERNELS[form.distribution].num_paths * count
-    share = jnp.sum(changed) / tries.astype(jnp.float32)
+    tries = num_moves * KERNELS[form.distribution].num_paths
+    share = jnp.mean(changed.astype(jnp.float32)) / tries.astype(jnp.float32)
     return moved, Moves(jnp.sum(tried, dtype=jnp.uint32), share)
 
 
