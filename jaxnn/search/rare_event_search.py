@@ -585,7 +585,8 @@ def _lowest(state: State) -> np.ndarray:
         return state.particles.loss.max(axis=1)
     last = state.history.level[:, -1]
     # Where no particle reached the last level, many are at the loss next to it.
-    above = np.nextafter(last, last.dtype.type(np.inf))
+    with np.errstate(over="ignore"):
+        above = np.nextafter(last, last.dtype.type(np.inf))
     return np.where(state.history.num_reaching[:, -1] == 0, above, last)
 
 
@@ -607,7 +608,7 @@ def _log_probabilities(
             passed = np.searchsorted(-levels, -points)  # levels above the point
             share = np.exp(log - left[run, passed])
             logs.append(log)
-            variances.append(explained[run, passed] + (1 / share - 1) / count)
+            variances.append(np.maximum(explained[run, passed] + (1 / share - 1) / count, 0))
     return np.array(logs), np.array(variances)
 
 
@@ -627,7 +628,7 @@ def _evidence(
     below = np.cumsum(own[::-1])[::-1]
     reaching = np.maximum(history.num_reaching[run], 1)
     variance = squares - below**2 / count + np.append(below[1:] ** 2 / reaching, 0.0)
-    return float(total), float(np.sum(variance))
+    return float(total), max(float(np.sum(variance)), 0.0)
 
 
 def _combined(
