@@ -89,8 +89,13 @@ def search(name="squares", last=0, key=KEY, **options):
     """A search of one of these, down to one of its losses."""
     loss_fn, sample_fn, truths = TRUTHS[name]
     losses = [loss for loss, _ in truths[: last + 1]]
-    settings = {"target_loss": losses[-1], "levels": losses[:-1], "num_particles": 100, **options}
-    return jaxnn.rare_event_search(key, loss_fn, sample_fn, None, **settings)
+    settings: Any = {
+        "target_loss": losses[-1],
+        "levels": losses[:-1],
+        "num_particles": 100,
+        **options,
+    }
+    return jaxnn.rare_event_search(key, loss_fn, sample_fn, None, **settings | options)
 
 
 def covered(name, searches, **options):
@@ -205,7 +210,7 @@ def test_particles_at_a_level_are_the_prior_below_it():
     assert particles.params.shape == (2 * 4 * 500, 21)
     np.testing.assert_array_equal(particles.metric, particles.params[:, 0])
     np.testing.assert_allclose(particles.loss, np.sum(particles.params**2, axis=1), rtol=1e-5)
-    for level in np.float32([2.86612, 0.700226]):
+    for level in np.array([2.86612, 0.700226], np.float32):
         mine = particles.level == level
         assert np.bincount(particles.run[mine]).tolist() == [500] * 4
         below = particles.loss[mine]
@@ -265,7 +270,7 @@ def test_more_than_a_thousand_decades_are_numbers():
     terms = np.cumprod(loss / 2 / (size / 2 + np.arange(1, 9)))
     truth = size / 2 * math.log(loss / 2) - loss / 2 - special.gammaln(size / 2 + 1)
     truth += math.log1p(terms.sum())
-    options = {"max_levels": 4_000, "num_particles": 50, "num_moves": 3}
+    options: Any = {"max_levels": 4_000, "num_particles": 50, "num_moves": 3}
     given = KEY, squares, sampler("normal", size), None
     found = jaxnn.rare_event_search(*given, target_loss=loss, **options)
     assert found.status == "reached"
@@ -297,7 +302,7 @@ def half_nan(params, batch):
     ],
 )  # fmt: skip
 def test_numerical_outcomes_are_data(loss_fn, options, status, level, log_probability, note):
-    settings = {"target_loss": 0.0, "num_particles": 200, "num_moves": 2, **options}
+    settings: Any = {"target_loss": 0.0, "num_particles": 200, "num_moves": 2, **options}
     found = jaxnn.rare_event_search(KEY, loss_fn, NORMAL_21, None, **settings)
     assert found.status == status
     assert level in (None, found.level)
@@ -359,9 +364,10 @@ def test_a_resumed_search_equals_one_in_a_piece(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert same(search(last=1, checkpoint=path), whole)
     assert jaxnn.saved_progress(path).trainer == "rare_event_search"
-    for change in ({"num_moves": 3}, {"levels": [1.0]}, {"num_runs": 3}, {"num_particles": 99}):
-        with pytest.raises(ValueError, match=next(iter(change)).replace("_", "[ _]")):
-            search(last=1, checkpoint=path, **change)
+    changes: Any = {"num_moves": 3, "levels": [1.0], "num_runs": 3, "num_particles": 99}
+    for name, value in changes.items():
+        with pytest.raises(ValueError, match=name):
+            search(last=1, checkpoint=path, **{name: value})
     with pytest.raises(ValueError, match="max_levels must be at least"):
         search(last=1, checkpoint=path, max_levels=5)
 

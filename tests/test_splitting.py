@@ -13,7 +13,7 @@ from scipy import stats
 from jaxnn.search import splitting
 from jaxnn.search.splitting import Form, Particles, Problem, move_to_level, next_level
 
-SIZE, COUNT = 3, 6_000
+SIZE, COUNT, MOVES = 3, 6_000, np.int32(4)
 KINDS: dict[str | None, Any] = {
     "normal": stats.norm(),
     "uniform": stats.uniform(-1, 2),
@@ -21,7 +21,7 @@ KINDS: dict[str | None, Any] = {
 }
 
 
-def moved_below(kind, num_moves=np.int32(4)):
+def moved_below(kind):
     """Particles from the prior below a level, by rejection, before and after their moves."""
     rng = np.random.default_rng(5)
     drawn = KINDS[kind].rvs((10 * COUNT, SIZE), random_state=rng).astype(np.float32)
@@ -35,7 +35,7 @@ def moved_below(kind, num_moves=np.int32(4)):
         jnp.float32(0.5),
     )
     form = Form(kind, SIZE, COUNT)
-    there, moves = move_to_level(problem, jax.random.key(3), here, level, num_moves, form=form)
+    there, moves = move_to_level(problem, jax.random.key(3), here, level, MOVES, form=form)
     return here, Particles(*map(np.asarray, there)), moves, level
 
 
