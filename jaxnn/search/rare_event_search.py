@@ -635,9 +635,13 @@ def _combined(
     logs: np.ndarray, variance: np.ndarray, highest: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return ln of the mean over runs, with an interval, of `(runs, points)`."""
+    # Each P is right on average, so its logarithm is low by half its variance. The mean over runs
+    # mends that while runs differ little; where they differ by many times, it is their largest.
     runs = len(logs)
     value = np.asarray(logsumexp(logs, axis=0)) - math.log(runs)
     with np.errstate(invalid="ignore"):
+        value = np.fmax(value, np.mean(logs, axis=0) + np.mean(variance, axis=0) / 2)
+        value = np.minimum(value, highest)
         half = NORMAL_QUANTILE * np.sqrt(np.mean(variance, axis=0) / runs)
         if runs > 1:
             spread = np.std(logs, axis=0, ddof=1) / math.sqrt(runs)
