@@ -35,6 +35,11 @@ from jaxnn.search.engine import candidate_params
 from jaxnn.search.merge import merge_searches
 from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
 from jaxnn.search.random_search import random_search
+from jaxnn.search.rare_event_search import (
+    RareEventSearchResult,
+    log_evidence,
+    rare_event_search,
+)
 from jaxnn.search.result import RandomSearchResult, expected_best
 from jaxnn.search.statistics import Collect
 from jaxnn.tables import Columns
@@ -58,6 +63,7 @@ __all__ = [
     "PerturbationSearchResult",
     "Progress",
     "RandomSearchResult",
+    "RareEventSearchResult",
     "SavedModel",
     "SavedProgress",
     "activations",
@@ -73,6 +79,7 @@ __all__ = [
     "forward",
     "gradient_descent",
     "load",
+    "log_evidence",
     "losses",
     "merge_searches",
     "metrics",
@@ -83,6 +90,7 @@ __all__ = [
     "perturbation_search",
     "plotting",
     "random_search",
+    "rare_event_search",
     "save",
     "saved_progress",
     "schedules",

@@ -22,6 +22,7 @@ __all__ = [
     "SampleFn",
     "Status",
     "Traits",
+    "UnitDraws",
     "ValueAndGradFn",
     "traits_of",
 ]
@@ -98,8 +99,23 @@ class ProposeFn(Protocol):
         ...
 
 
+class UnitDraws(NamedTuple):
+    """How a sampler makes its params: by a map from independent draws of one distribution.
+
+    Attributes:
+        distribution: "normal", N(0, 1), or "uniform", between -1 and 1.
+        size: how many draws make params.
+        to_params: `to_params(draws)` -> params, with draws `(size,)`, float32. Where the sampler is
+            a `Partial`, what that binds is bound to `to_params` as well.
+    """
+
+    distribution: Literal["normal", "uniform"]
+    size: int
+    to_params: Callable[..., PyTree]
+
+
 class Traits(NamedTuple):
-    """What a function of params and a batch tells a trainer: its attribute `traits`, if any.
+    """What a function, such as a loss, tells a trainer: its attribute `traits`, if any.
 
     `functools.wraps`, and so `jax.jit`, hands the attribute on; a lambda around a function has
     none. Every field may be left out, and so may the whole.
@@ -120,6 +136,7 @@ class Traits(NamedTuple):
             will do. With `keep_below`, random search calls it with some of the rows.
         bound_batch: `bound_batch(batch)` -> the batch of which `lower_bound` takes rows; where a
             loss divides by the sum of its weights, one whose weights are so divided before.
+        unit_draws: of a sampler: the draws behind its params; see `UnitDraws`.
     """
 
     validate: Callable[[PyTree, PyTree], None] = lambda params, batch: None
@@ -128,6 +145,7 @@ class Traits(NamedTuple):
     constant_loss: Callable[[PyTree], float | None] = lambda batch: None
     lower_bound: Callable[[PyTree, PyTree], jax.Array] | None = None
     bound_batch: Callable[[PyTree], PyTree] = lambda batch: batch
+    unit_draws: UnitDraws | None = None
 
 
 def traits_of(function: object) -> Traits:

@@ -24,6 +24,7 @@ RECORDS: dict[str, Any] = {
 TRAINERS = {
     "random_search": ("key", "loss_fn", "sample_fn", "batch"),
     "count_outcomes": ("key", "outcome_fn", "sample_fn", "batch"),
+    "rare_event_search": ("key", "loss_fn", "sample_fn", "batch"),
     "perturbation_search": ("key", "loss_fn", "params", "batch"),
     "gradient_descent": ("key", "value_and_grad_fn", "params", "batch"),
     "check_gradients": ("key", "loss_fn", "value_and_grad_fn", "sampler", "batch"),
@@ -62,7 +63,7 @@ def options_of(name):
 
 
 def test_trainers_share_their_options_and_have_few_of_their_own():
-    for name in ("random_search", "perturbation_search", "gradient_descent"):
+    for name in ("random_search", "rare_event_search", "perturbation_search", "gradient_descent"):
         assert options_of(name) >= SHARED_BY_ALL_THREE
     assert options_of("count_outcomes") >= SHARED
     assert len(options_of("perturbation_search")) <= 14

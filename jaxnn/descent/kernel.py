@@ -331,10 +331,8 @@ def _run_tile(
     def take_step(number: jax.Array, places: jax.Array | None, run: RunState, losses: jax.Array):
         rows, axis = (batch, None) if places is None else (_rows_of(batch, places), 0)
         step = _each(run, partial(_step, function, rules), (0, axis, 0))
-        stepped, loss = step(optimizer, rows, run)
-        if run.status_code.ndim:  # A network that has stopped waits for the others.
-            stepped = jax.vmap(_select)(run.status_code == RUNNING, stepped, run)
-        return stepped, _set(losses, loss, number)
+        run, loss = step(optimizer, rows, run)
+        return run, _set(losses, loss, number)
 
     # The steps of one epoch, then the rules that look at whole epochs.
     def run_epoch(carry):
@@ -397,9 +395,7 @@ def _run_batches(
     carry = jnp.uint32(0), run, losses
     place, run, losses = jax.lax.while_loop(more_batches, run_batch, carry)
     if plan.remainder:
-        rest = partial(take_step, first + place, order[..., -plan.remainder :])
-        is_running = jnp.any(run.status_code == RUNNING)
-        run, losses = jax.lax.cond(is_running, rest, lambda *same: same, run, losses)
+        run, losses = take_step(first + place, order[..., -plan.remainder :], run, losses)
     return run, losses
 
 
@@ -454,7 +450,10 @@ def _loss_and_slope(primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]):
 def _step(
     function: Partial, rules: Rules, optimizer: Optimizer, rows: PyTree, run: RunState
 ) -> tuple[RunState, jax.Array]:
-    """A step of the kernel, and a look at the stop rules."""
+    """A step of the kernel, and a look at the stop rules; nothing where one was met before.
+
+    One network would do without that select, 4 % faster, but then XLA rounds unlike the kernel.
+    """
     state, (loss,) = _take_step(function, optimizer, run.state, rows)
     is_finite = jnp.isfinite(loss)
     status_code = jnp.where(is_finite, jnp.int32(RUNNING), DIVERGED)
@@ -464,14 +463,14 @@ def _step(
     if rules.target_loss is not None:
         is_reached = is_finite & (loss <= rules.target_loss.astype(loss.dtype))
         status_code = jnp.where(is_reached, REACHED, status_code)
-    run = run._replace(
+    stepped = run._replace(
         state=state,
         last_finite_params=_select(is_finite, run.state.params, run.last_finite_params),
         loss=loss,
         lowest_loss=jnp.where(is_finite & (loss < run.lowest_loss), loss, run.lowest_loss),
         status_code=status_code,
     )
-    return run, loss
+    return _select(run.status_code == RUNNING, stepped, run), loss
 
 
 def _compare_epochs(

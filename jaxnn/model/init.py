@@ -25,7 +25,7 @@ from jax.tree_util import Partial
 from jaxnn.model.layers import Dense, LayerShapes, Params
 from jaxnn.run.checks import as_choice, as_key, as_real
 from jaxnn.run.random import normals, uniforms
-from jaxnn.typing import PyTree
+from jaxnn.typing import PyTree, Traits, UnitDraws
 
 Distribution = Literal["normal", "uniform", "lecun", "he"]
 DISTRIBUTIONS: tuple[str, ...] = ("normal", "uniform", "lecun", "he")
@@ -82,11 +82,26 @@ class Drawer:
     def __reduce__(self):
         return _drawer, (self.shapes, self.distribution)
 
+    @property
+    def traits(self) -> Traits:
+        """What the sampler tells a trainer."""
+        return Traits(unit_draws=self.unit_draws)
+
+    @property
+    def unit_draws(self) -> UnitDraws:
+        """The draws behind the params, and what makes params of them."""
+        kind = "uniform" if self.distribution == "uniform" else "normal"
+        size = sum(math.prod(shape) for layer in self.shapes for shape in layer if shape)
+        return UnitDraws(kind, size, self.to_params)
+
     def __call__(self, key: jax.Array, *, scale: Any, bias_scale: Any) -> Params:
         """Return the params that belong to a key; each scale is one number or a tuple of them."""
-        key = as_key("key", key, traced=True)
-        total = sum(math.prod(shape) for layer in self.shapes for shape in layer if shape)
-        flat = (uniforms if self.distribution == "uniform" else normals)(key, total)
+        key, unit = as_key("key", key, traced=True), self.unit_draws
+        flat = (uniforms if unit.distribution == "uniform" else normals)(key, unit.size)
+        return self.to_params(flat, scale=scale, bias_scale=bias_scale)
+
+    def to_params(self, flat: jax.Array, *, scale: Any, bias_scale: Any) -> Params:
+        """Return the params of unit draws `(size,)`."""
         layers, begin = [], 0
         for layer, ((fan_in, fan_out), biases) in enumerate(self.shapes):
             gain = {"lecun": math.sqrt(1 / fan_in), "he": math.sqrt(2 / fan_in)}

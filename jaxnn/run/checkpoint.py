@@ -139,8 +139,9 @@ class SavedProgress(NamedTuple):
     """How far the run of a checkpoint came.
 
     Attributes:
-        trainer: "random_search", "count_outcomes", "perturbation_search" or "gradient_descent".
-        done: candidates, steps of each chain, or epochs.
+        trainer: "random_search", "count_outcomes", "rare_event_search", "perturbation_search" or
+            "gradient_descent".
+        done: candidates, levels, steps of each chain, or epochs.
         status: why it ended; "running" if it still runs, or was killed.
     """
 
