@@ -106,7 +106,7 @@ def load_csv(
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "pets.csv")
         ...     written = path.write_text("weight,species\n4.5,cat\n30,dog\n3.5,cat\n")
-        ...     (x, y), columns = load_csv(path, target="species")
+        ...     (x, y, _), columns = load_csv(path, target="species")
         >>> y.tolist(), columns.class_names.tolist(), columns.feature_names
         ([0, 1, 0], ['cat', 'dog'], ('weight',))
     """

@@ -219,4 +219,6 @@ def test_histories_and_states_are_short(name):
         assert lines[0].startswith(f"{type(record).__name__}(")
         assert len(lines) <= 8
         assert max(map(len, lines)) <= 100
-        assert all(f"{field}=" in repr(record) for field in record._fields)
+        for field, value in record._asdict().items():
+            is_shown = value is not None or field not in record._field_defaults
+            assert (f"{field}=" in repr(record)) == is_shown

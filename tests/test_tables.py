@@ -54,7 +54,7 @@ def target(*labels):
     ],
 )
 def test_a_file_becomes_a_batch_with_the_meaning_of_its_columns(load, text):
-    (x, y), columns = load(text, target="species")
+    (x, y, _), columns = load(text, target="species")
     assert isinstance(x, jax.Array)
     assert isinstance(y, jax.Array)
     assert (x.dtype, y.dtype) == (np.float32, np.int32)
@@ -66,7 +66,7 @@ def test_a_file_becomes_a_batch_with_the_meaning_of_its_columns(load, text):
 
 
 def test_features_are_chosen_by_name_and_in_order(load):
-    (x, y), columns = load(PETS, target=None, features=["age", "weight"])
+    (x, y, _), columns = load(PETS, target=None, features=["age", "weight"])
     np.testing.assert_array_equal(x, X[:, [2, 0]].astype(np.float32))
     assert y is None
     assert columns.feature_names == ("age", "weight")
@@ -75,7 +75,7 @@ def test_features_are_chosen_by_name_and_in_order(load):
 
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
 def test_fields_may_be_separated_otherwise(load, mark):
-    (x, _), _ = load(PETS.replace(",", mark), target="species", delimiter=mark)
+    (x, _, _), _ = load(PETS.replace(",", mark), target="species", delimiter=mark)
     np.testing.assert_array_equal(x, X.astype(np.float32))
 
 
@@ -92,7 +92,7 @@ def test_fields_may_be_separated_otherwise(load, mark):
     ],
 )
 def test_words_and_whole_numbers_are_classes_unless_told_otherwise(load, labels, kind, names, y):
-    (_, got), columns = load(target(*labels), target="kind", kind=kind)
+    (_, got, _), columns = load(target(*labels), target="kind", kind=kind)
     np.testing.assert_array_equal(got, y)
     assert got.dtype == (np.float32 if names is None else np.int32)
     assert (columns.class_names is None) == (names is None)
@@ -100,7 +100,7 @@ def test_words_and_whole_numbers_are_classes_unless_told_otherwise(load, labels,
 
 
 def test_standardised_rows_have_mean_0_and_deviation_1_and_the_figures_are_kept(load):
-    (x, _), columns = load(PETS, target="species", standardise=True)
+    (x, _, _), columns = load(PETS, target="species", standardise=True)
     np.testing.assert_allclose(columns.mean, X.mean(axis=0), rtol=1e-15)
     np.testing.assert_allclose(columns.std, X.std(axis=0), rtol=1e-15)
     np.testing.assert_allclose(x, (X - X.mean(axis=0)) / X.std(axis=0), rtol=1e-6, atol=1e-7)
@@ -109,7 +109,7 @@ def test_standardised_rows_have_mean_0_and_deviation_1_and_the_figures_are_kept(
 def test_new_rows_get_the_columns_the_figures_and_the_classes_of_the_old(load):
     columns = load(PETS, target="species", standardise=True, features=["age", "ears"]).columns
     new = "species,ears,id,age\nemu,6,a7,1.5\ncat,11.5,b9,2\n"
-    (x, y), same = load(new, target="species", columns=columns)
+    (x, y, _), same = load(new, target="species", columns=columns)
     expected = (X[:2][:, [2, 1]] - columns.mean) / columns.std
     np.testing.assert_allclose(x, expected, rtol=1e-6)
     np.testing.assert_array_equal(y, [2, 0])
@@ -123,7 +123,7 @@ def test_new_rows_get_the_columns_the_figures_and_the_classes_of_the_old(load):
 
 def test_new_numbers_stay_numbers_although_they_are_whole(load):
     columns = load(target(1.5, 2.0), target="kind").columns
-    (_, y), _ = load(target(1, 2), target="kind", columns=columns)
+    (_, y, _), _ = load(target(1, 2), target="kind", columns=columns)
     np.testing.assert_array_equal(y, [[1], [2]])
 
 

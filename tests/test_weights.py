@@ -10,6 +10,7 @@ from tolerances import FORWARD, GRADIENT, float32, leaf_error
 import jaxnn
 from jaxnn import losses, metrics
 from jaxnn.batch import CROSSENTROPIES, Batch
+from jaxnn.run.random import permutation
 from jaxnn.typing import traits_of
 
 KEY = jax.random.key(2)
@@ -170,7 +171,7 @@ def test_minibatches_divide_by_the_weights_of_their_own_rows():
         learning_rate=0.05, num_epochs=1, batch_size=3, drop_remainder=False,
     )  # fmt: skip
     key = jax.random.fold_in(jaxnn.descent.network_key(KEY), 0)
-    order = np.asarray(jax.random.permutation(key, 7))
+    order = np.asarray(permutation(key, 7))
     w, b = (np.float64(leaf) for leaf in start[0])
     for rows in (order[:3], order[3:6], order[6:]):
         share = (weights[rows] / weights[rows].sum())[:, None]

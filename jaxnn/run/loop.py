@@ -351,7 +351,7 @@ def _printing(
         if progress.loss < lowest:
             lowest = progress.loss
             measured = None if metric is None else metric(progress.best_params())
-            print(Improvement(progress.num_evaluations, lowest, measured), flush=True)  # noqa: T201
+            tqdm.write(str(Improvement(progress.num_evaluations, lowest, measured)))
         if callback is not None:
             callback(progress)
 

@@ -59,13 +59,18 @@ def readable(record: Record) -> Record:
     """Make a NamedTuple print in a few lines, and show as a table in a notebook.
 
     Its own method `_table()` says what is shown; without one, it is the shape, dtype and range of
-    every field.
+    every field, but for those that may be left out and are.
     """
     shown: Any = record
 
     def of_fields(self: Any) -> Table:
-        fields = self._asdict().items()
-        return Table(record.__name__, [(name, described(value)) for name, value in fields])
+        left_out = {name for name, default in shown._field_defaults.items() if default is None}
+        fields = [
+            (name, described(value))
+            for name, value in self._asdict().items()
+            if value is not None or name not in left_out
+        ]
+        return Table(record.__name__, fields)
 
     def in_a_line(self: Any) -> str:
         fields = ", ".join(f"{name}={text}" for name, text in of_fields(self).rows)

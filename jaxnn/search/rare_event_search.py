@@ -46,11 +46,11 @@ from jaxnn.run.loop import (
     as_limits,
     as_target,
     run,
-    summary,
     told,
     watch_interrupts,
 )
 from jaxnn.run.programs import COMPILER_OPTIONS, bare_function, own_settings, program, run_at_once
+from jaxnn.run.show import Table, readable, summary
 from jaxnn.search.engine import as_problem, check_draws, tile_size
 from jaxnn.search.splitting import (
     Form,
@@ -73,6 +73,7 @@ POINTS_ABOVE = 20
 """Points of the curve above the first level."""
 
 
+@readable
 class Curve(NamedTuple):
     """ln P(loss <= t), with 95 % intervals; ready to plot.
 
@@ -89,6 +90,7 @@ class Curve(NamedTuple):
     high: np.ndarray
 
 
+@readable
 class LevelParticles(NamedTuple):
     """Draws from the prior below the levels asked for: typical networks that reach them.
 
@@ -107,6 +109,7 @@ class LevelParticles(NamedTuple):
     metric: np.ndarray | None
 
 
+@readable
 class LevelHistory(NamedTuple):
     """The levels of each run, in the order that they were met, `(runs, levels)`.
 
@@ -122,6 +125,7 @@ class LevelHistory(NamedTuple):
     acceptance: np.ndarray
 
 
+@readable
 class Samples(NamedTuple):
     """Losses with the share of the prior that each stands for, by run and level.
 
@@ -140,6 +144,7 @@ class Samples(NamedTuple):
     log_weight: np.ndarray
 
 
+@readable
 class RareEventSearchResult(NamedTuple):
     """What a rare-event search found; printed, it is a summary of a few lines.
 
@@ -175,7 +180,7 @@ class RareEventSearchResult(NamedTuple):
     samples: Samples
     notes: tuple[str, ...]
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         """The summary."""
         exponents = [f"10^{each / math.log(10):.2f}" for each in self[5:8]]
         details = {
@@ -183,7 +188,8 @@ class RareEventSearchResult(NamedTuple):
             "95 % interval": f"{exponents[1]} to {exponents[2]}",
         }
         given = self.status, self.loss, self.num_evaluations
-        return summary("rare-event search", *given, details=details, notes=self.notes)
+        hint = "result.curve, result.particles, jaxnn.log_evidence(result, beta)"
+        return summary("rare-event search", *given, details=details, notes=self.notes, hint=hint)
 
 
 class State(NamedTuple):
