@@ -81,7 +81,7 @@ TRUTHS: dict[str, Any] = {
                                       (0.0025, math.exp(log_ball(10, 0.05)))]),
     "ball in 21": (squares, CUBE_21, [(0.25, math.exp(log_ball(21, 0.5)))]),
     "ties": (share_positive, NORMAL_21, [(3 / 21, COINS.cdf(3)), (0.0, 0.5**21)]),
-    "ties by redraws": (lambda p, _: share_positive(p, _), coins, [(0.0, 0.5**21)]),
+    "ties by redraws": (share_positive, coins, [(3 / 21, COINS.cdf(3))]),
 }  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def test_the_result_belongs_together():
     lines = str(found)
     assert "10^-13." in lines
     assert "rare-event search" in lines
-    assert len(lines.splitlines()) == 6 + len(found.notes)
+    assert len(lines.splitlines()) == 7 + len(found.notes)
 
 
 @pytest.mark.slow
@@ -321,6 +321,15 @@ def test_particles_that_hardly_move_are_told_of():
     assert "hardly move" in str(found)
     assert found.status == "converged"
     assert found.level > 1e-30
+
+
+@pytest.mark.slow
+def test_redraws_do_not_come_as_far_and_say_so():
+    found = jaxnn.rare_event_search(
+        KEY, share_positive, coins, None, target_loss=0.0, num_particles=100
+    )
+    assert found.status == "converged"
+    assert any("do not believe what is below it" in note for note in found.notes)
 
 
 @pytest.mark.slow
