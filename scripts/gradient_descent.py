@@ -154,7 +154,7 @@ def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str) -> Fig
     curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
     if history.validation_loss is not None:
         rows = np.atleast_2d(history.validation_loss)
-        curves["validation"] = [(history.validation_evaluations, row) for row in rows]
+        curves["validation"] = [(history.epoch_evaluations, row) for row in rows]
     jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
     if has_regions(model):
         predict = partial(model.apply, best_of(result))

@@ -210,7 +210,7 @@ def test_a_long_history_of_a_descent_is_thinned(tmp_path, monkeypatch):
     assert same(thin.history.loss, full.history.loss[3::4])
     assert same(thin.history.evaluations, full.history.evaluations[3::4])
     assert same(thin.history.validation_loss, full.history.validation_loss)
-    assert same(thin.history.validation_evaluations, full.history.evaluations[3::4])
+    assert same(thin.history.epoch_evaluations, full.history.evaluations[3::4])
     path = tmp_path / "run.npz"
     descend(10, checkpoint=path)
     descend(20, checkpoint=path)

@@ -505,6 +505,44 @@ def test_a_loss_that_is_not_finite_meets_no_rule(value, rule):
     assert (found.status, found.params, found.num_steps) == ("diverged", pytest.approx(0.6), 3)
 
 
+def mean_distance(params, batch):
+    return jnp.mean(jnp.abs(params - batch))
+
+
+def test_the_metric_is_recorded_after_every_epoch_on_both_batches():
+    options = {"batch": jnp.array(3.0), "function": swinging, "learning_rate": 0.05}
+    options |= {"validation_batch": jnp.array(1.0)}
+    plain = descend(jnp.array(0.0), epochs=40, **options)
+    found = descend(jnp.array(0.0), epochs=40, metric_fn=mean_distance, **options)
+    assert plain.history.metric is plain.history.validation_metric is None
+    path = 3 - 3 * 0.9 ** np.arange(1, 41)
+    np.testing.assert_allclose(found.history.metric, 3 - path, atol=1e-5)
+    np.testing.assert_allclose(found.history.validation_metric, abs(1 - path), atol=1e-5)
+    np.testing.assert_array_equal(found.history.epoch_evaluations, 3 * np.arange(1, 41))
+    assert found.params == plain.params
+    assert "on the validation batch" in repr(found)
+    *_, last = found.improvements()
+    assert last.metric == pytest.approx(3 - path[38], rel=1e-5)
+
+
+def test_a_metric_of_many_networks_is_that_of_each():
+    starts = np.array([[-9.0], [5.0], [np.inf]], np.float32)
+    options = {"batch": jnp.ones(1), "function": jax.value_and_grad(mean_distance)}
+    found = descend(
+        starts, epochs=7, learning_rate=0.25, metric_fn=mean_distance, num_networks=3, **options
+    )
+    expected = np.abs(starts[:2] + 0.25 * np.array([[1], [-1]]) * np.arange(1, 8) - 1)
+    np.testing.assert_allclose(found.history.metric[:2], expected, atol=1e-6)
+    assert np.all(np.isnan(found.history.metric[2, 1:]))
+    assert found.history.validation_metric is None
+
+
+def test_a_metric_that_is_no_scalar_is_refused():
+    options = {"function": jax.value_and_grad(mean_distance), "batch": jnp.ones(2), "epochs": 1}
+    with pytest.raises(TypeError, match="metric_fn must return a float scalar"):
+        descend(jnp.zeros(2), metric_fn=lambda params, batch: params, **options)
+
+
 def test_without_a_finite_validation_loss_the_params_are_those_reached():
     def function(params, batch):
         return jnp.where(batch > 0, jnp.nan, (params - 3) ** 2), 2 * (params - 3)

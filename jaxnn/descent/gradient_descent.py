@@ -27,7 +27,7 @@ from jaxnn.descent.history import (
     num_steps,
     run_descent,
 )
-from jaxnn.descent.kernel import BatchPlan, Rules, State
+from jaxnn.descent.kernel import BatchPlan, EpochRecords, Rules, State
 from jaxnn.descent.replicas import Networks
 from jaxnn.optim.optimizers import Each, Optimizer, check_optimizer, check_update, each, sgd
 from jaxnn.optim.schedules import Schedule
@@ -36,7 +36,7 @@ from jaxnn.run.checkpoint import Checkpoint, check_saveable
 from jaxnn.run.fingerprint import as_metadata, fingerprint, run_metadata
 from jaxnn.run.programs import own_settings, run_at_once
 from jaxnn.run.show import Table, readable, summary
-from jaxnn.typing import Device, PyTree, Status, ValueAndGradFn, traits_of
+from jaxnn.typing import Device, MetricFn, PyTree, Status, ValueAndGradFn, traits_of
 
 CONSTANT_MARGIN = 1e-3
 """Losses that are lower than that of the best constant answer by a smaller share are no better."""
@@ -46,22 +46,25 @@ CONSTANT_MARGIN = 1e-3
 class DescentHistory(NamedTuple):
     """The loss at every step, ready to plot; of long descents at every second, fourth and so on.
 
-    Of several networks `loss` and `validation_loss` have a first axis of networks, with nan from
-    where a network had stopped.
+    Of several networks the losses and metrics have a first axis of networks, with nan from where
+    a network had stopped. What is not recorded is None.
 
     Attributes:
         evaluations: evaluations made by a network up to and with each step, in units of one loss
             on the whole batch, `(records,)`, float64.
         loss: loss of the step's batch *before* the step, `(records,)`.
-        validation_loss: loss on the validation batch after every epoch, `(validations,)`; None
-            without one.
-        validation_evaluations: evaluations made up to and with each of these epochs, float64.
+        validation_loss: loss on the validation batch after every epoch, `(epochs,)`.
+        metric: `metric_fn` on the whole batch after every epoch, `(epochs,)`.
+        validation_metric: the same on the validation batch.
+        epoch_evaluations: evaluations made up to and with each of these epochs, float64.
     """
 
     evaluations: np.ndarray
     loss: np.ndarray
-    validation_loss: np.ndarray | None
-    validation_evaluations: np.ndarray | None
+    validation_loss: np.ndarray | None = None
+    metric: np.ndarray | None = None
+    validation_metric: np.ndarray | None = None
+    epoch_evaluations: np.ndarray | None = None
 
 
 @readable
@@ -98,16 +101,25 @@ class GradientDescentResult(NamedTuple):
     def improvements(self) -> list[loop.Improvement]:
         """Return the steps before which the loss was lower than ever; `print` each for a line.
 
-        Of several networks, those of the one that ended with the lowest loss.
+        The metric is that after the last whole epoch before, nan in the first one. Of several
+        networks, these are the steps of the one that ended with the lowest loss.
         """
-        losses = np.atleast_2d(self.history.loss)[np.argmin(self.loss)]
-        evaluations = np.ceil(self.history.evaluations).astype(np.int64)
-        return loop.improvements_of(evaluations, losses, None)
+        best, history, metrics = np.argmin(self.loss), self.history, None
+        if history.metric is not None and history.epoch_evaluations is not None:
+            over = np.searchsorted(history.epoch_evaluations, history.evaluations)  # before a step
+            metrics = np.append(np.nan, np.atleast_2d(history.metric)[best])[over]
+        evaluations = np.ceil(history.evaluations).astype(np.int64)
+        return loop.improvements_of(evaluations, np.atleast_2d(history.loss)[best], metrics)
 
     def _table(self) -> Table:
         """The summary."""
         networks = f" of {len(self.loss):,} networks" if np.ndim(self.loss) else ""
         steps = {"steps": f"{np.sum(self.num_steps):,}"}
+        metric, held_out = self.history.metric, self.history.validation_metric
+        if metric is not None and metric.size and not networks:
+            steps["metric"] = f"{metric[-1]:.6g} after the last epoch"
+            if held_out is not None:
+                steps["metric"] += f", {held_out[-1]:.6g} on the validation batch"
         measured = self.status, self.loss, self.num_evaluations
         hint = "model.accuracy(result.params, batch), result.history.loss"
         return summary(
@@ -131,6 +143,7 @@ def gradient_descent(
     tolerance_unit: Literal["epoch", "step"] = "epoch",
     target_loss: float | None = None,
     validation_batch: PyTree = None,
+    metric_fn: MetricFn | None = None,
     patience: int | None = None,
     min_delta: float = 0.0,
     max_seconds: float | None = None,
@@ -171,6 +184,8 @@ def gradient_descent(
         tolerance_unit: "epoch" for that rule; "step" compares the losses of two consecutive steps
             with batches too, whatever rows they are.
         target_loss: stop at the first step whose batch has a loss at or below, status "reached".
+        metric_fn: `metric_fn(params, batch)` -> a float scalar, recorded after every epoch on the
+            batch, and on the validation batch; `model.accuracy` for instance.
         validation_batch: like `batch`; its loss is taken after every epoch, and the params of
             the lowest one are returned.
         patience: stop after this many epochs without an improvement on the validation batch, status
@@ -212,7 +227,8 @@ def gradient_descent(
         Array([1., 1.], dtype=float32)
     """
     key = checks.as_key("key", key)
-    limits = loop.as_limits(max_seconds, callback, progress)
+    shown = metric_fn if num_networks is None else None  # of many there is no single best
+    limits = loop.as_limits(max_seconds, callback, progress, loop.metric_of(shown, batch))
     params = checks.as_params(params)
     networks = _as_networks(num_networks, devices, params)
     one = networks.first(params)
@@ -237,9 +253,12 @@ def gradient_descent(
         epoch_tolerance=None if by_step else least_change,
         target_loss=None if target_loss is None else np.asarray(target_loss),
         validation_batch=_as_validation_batch(validation_batch, one, value_and_grad_fn),
+        metric=checks.as_optional("metric_fn", metric_fn),
         patience=_as_patience(patience, validation_batch),
         min_delta=_as_min_delta(min_delta, patience),
     )
+    if rules.metric is not None:
+        checks.check_scalar("metric_fn", checks.shapes_of("metric_fn", rules.metric, one, batch))
     with own_settings(), loop.watch_interrupts() as is_interrupted:
         start = partial(kernel.init, rules, loss_dtype=loss_dtype)
         keys = kernel.network_key(key)
@@ -261,11 +280,11 @@ def gradient_descent(
             saved = Checkpoint(Path(checkpoint), metadata)
         limits = limits._replace(is_interrupted=is_interrupted)
         blocks, history, status = run_descent(
-            advance, blocks, num_epochs, plan, networks, limits, saved
+            advance, blocks, num_epochs, plan, networks, limits, saved, rules.metric is not None
         )
         ends = [(*own[:2], run) for own, run in zip(fixed, blocks, strict=True)]
         ends = run_at_once(kernel.finalize, ends, networks.devices, tile=networks.tile)
-        result = _result(ends, blocks, history, status, plan, networks)
+        result = _result(ends, blocks, history, status, plan, networks, rules)
         notes = _notes(result, params, constant_loss)
         return loop.told(result._replace(notes=notes), is_interrupted)
 
@@ -382,13 +401,18 @@ def _metadata(
         "networks a block": networks.width,
         "batch_size": plan.batch_size,
         "drop_remainder": plan.remainder == 0,
-        **{n: as_metadata(rule) for n, rule in rules._asdict().items() if n != "validation_batch"},
+        **{
+            name: as_metadata(rule)
+            for name, rule in rules._asdict().items()
+            if name not in ("validation_batch", "metric")
+        },
         **run_metadata(
             "gradient_descent",
             key,
             {"params": params, "batch": batch, "validation_batch": rules.validation_batch},
             {
                 "value_and_grad_fn": (function, (one, batch), axes),
+                "metric_fn": (rules.metric, (one, batch), axes),
                 "start of the optimizer": (init, (one,), None),
                 "optimizer": (update, (batch, loss, one, state, one), None),
             },
@@ -404,6 +428,7 @@ def _result(
     unstopped: Status,
     plan: BatchPlan,
     networks: Networks,
+    rules: Rules,
 ) -> GradientDescentResult:
     """What to return; `unstopped` is the status of a network that no rule has stopped."""
     params, losses, codes = zip(*ends, strict=True)
@@ -416,8 +441,12 @@ def _result(
         kernel.CONVERGED: "converged",
         kernel.REACHED: "reached",
     }
-    validates = blocks[0].best is not None
+    validates, measures = rules.validation_batch is not None, rules.metric is not None
     epochs = (history.epoch + 1) * plan.steps_per_epoch
+
+    def rows(column: np.ndarray, is_wanted: bool) -> np.ndarray | None:
+        return np.ascontiguousarray(column.T) if is_wanted else None
+
     result = GradientDescentResult(
         params=jax.tree.map(jnp.asarray, replicas.join(params, networks)),
         loss=np.where(np.isfinite(loss), loss, np.inf).astype(np.float64),
@@ -429,10 +458,12 @@ def _result(
             unstopped,
         ),
         history=DescentHistory(
-            _work(plan, history.step + 1) / plan.num_rows,
-            np.ascontiguousarray(history.loss.T),
-            np.ascontiguousarray(history.validation_loss.T) if validates else None,
-            _work(plan, epochs) / plan.num_rows if validates else None,
+            evaluations=_work(plan, history.step + 1) / plan.num_rows,
+            loss=np.ascontiguousarray(history.loss.T),
+            validation_loss=rows(history.validation_loss, validates),
+            metric=rows(history.metric, measures),
+            validation_metric=rows(history.validation_metric, validates and measures),
+            epoch_evaluations=rows(_work(plan, epochs) / plan.num_rows, validates or measures),
         ),
         state=jax.tree.map(jnp.asarray, replicas.join([block.state for block in blocks], networks)),
     )
@@ -449,7 +480,7 @@ def _work(plan: BatchPlan, num_steps: np.ndarray) -> np.ndarray:
 def _of_one(result: GradientDescentResult) -> GradientDescentResult:
     """The numbers of a single network, without an axis."""
     history = result.history
-    validation_loss = history.validation_loss
+    columns = {name: getattr(history, name) for name in EpochRecords._fields}
     return result._replace(
         loss=float(result.loss[0]),
         num_evaluations=int(result.num_evaluations[0]),
@@ -457,7 +488,7 @@ def _of_one(result: GradientDescentResult) -> GradientDescentResult:
         status=str(result.status[0]),
         history=history._replace(
             loss=history.loss[0],
-            validation_loss=None if validation_loss is None else validation_loss[0],
+            **{name: None if rows is None else rows[0] for name, rows in columns.items()},
         ),
     )
 

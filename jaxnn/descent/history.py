@@ -32,8 +32,10 @@ class History(NamedTuple):
 
     step: np.ndarray  # which steps, from 0 on, `(records,)`, int64
     loss: np.ndarray  # before each of them, `(records, networks)`; nan once a network has stopped
-    epoch: np.ndarray  # after which epochs the validation loss is kept, `(validations,)`, int64
-    validation_loss: np.ndarray  # after each of them, `(validations, networks)`
+    epoch: np.ndarray  # after which epochs the rest is kept, `(epochs,)`, int64
+    validation_loss: np.ndarray  # after each of them, `(epochs, networks)`; no rows if unwanted
+    metric: np.ndarray
+    validation_metric: np.ndarray
 
 
 def run_descent(
@@ -44,13 +46,15 @@ def run_descent(
     networks: Networks,
     limits: Limits,
     checkpoint: Checkpoint | None,
+    has_metric: bool,
 ) -> tuple[Blocks, History, Status]:
     """Descend chunk after chunk, from the start or from the checkpoint.
 
     `advance_blocks(blocks, first_epoch, num_epochs, capacity=...)` returns of each block what
     `run_epochs` returns. The status is that of the run; a network's own is in its state.
     """
-    blocks, history, interval = _begin(blocks, num_epochs, plan, networks, checkpoint)
+    given = plan, networks, checkpoint, has_metric
+    blocks, history, interval = _begin(blocks, num_epochs, *given)
     parts = [history]
     losses = plan.steps_per_epoch * (networks.count or 1)  # of an epoch
     records = min(max(RECORDS_PER_CHUNK, EPOCHS_PER_CHUNK * losses), MOST_RECORDS)
@@ -104,18 +108,20 @@ def _begin(
     plan: BatchPlan,
     networks: Networks,
     checkpoint: Checkpoint | None,
+    has_metric: bool,
 ) -> tuple[Blocks, History, int]:
     """State and history at the start, or as saved; and every how many steps one is recorded."""
     count, dtype = networks.count or 1, blocks[0].loss.dtype
     none, nothing = np.zeros(0, np.int64), np.zeros((0, count), dtype)
-    history, interval = History(none, nothing, none, nothing), None
+    history, interval = History(none, nothing, none, nothing, nothing, nothing), None
     asked = "num_epochs", num_epochs
     saved = checkpoint and checkpoint.begin(tree_to_arrays(blocks), asked, has_history=True)
     if saved:
         blocks = arrays_to_tree(blocks, saved.arrays)
         interval = saved.metadata["record_every"]
         history = history if saved.history is None else History(**saved.history)
-    width = 8 + (1 + (blocks[0].best is not None)) * count * dtype.itemsize
+    columns = 1 + (blocks[0].best is not None) * (1 + has_metric) + has_metric
+    width = 8 + columns * count * max(dtype.itemsize, 4)
     interval = record_interval(interval, width, num_epochs * plan.steps_per_epoch)
     return blocks, _thinned(history, interval, plan, _epochs_begun(blocks, plan)), interval
 
@@ -149,23 +155,26 @@ def _records(before: Blocks, results: list[Chunk], plan: BatchPlan, networks: Ne
         return joined
 
     loss = kept([losses for _, losses, _ in results], steps)
-    validation_losses = [losses for _, _, losses in results if losses is not None]
-    validation_loss = kept(validation_losses, epochs) if validation_losses else loss[:0]
+    by_epoch = [
+        loss[:0] if column[0] is None else kept(column, epochs)
+        for column in zip(*(records for _, _, records in results), strict=True)
+    ]
     return History(
         first * plan.steps_per_epoch + np.arange(len(loss), dtype=np.int64),
         loss,
-        first + np.arange(len(validation_loss), dtype=np.int64),
-        validation_loss,
+        first + np.arange(max(map(len, by_epoch)), dtype=np.int64),
+        *by_epoch,
     )
 
 
 def _thinned(history: History, interval: int, plan: BatchPlan, num_epochs: int) -> History:
     """The records of every `interval`-th step, and of as many epochs, as far as the state came."""
-    step, loss, epoch, validation = history
+    step, loss, epoch, *by_epoch = history
     is_kept = ((step + 1) % interval == 0) & (step < num_epochs * plan.steps_per_epoch)
     epochs = -(-interval // plan.steps_per_epoch)
     has_epoch = ((epoch + 1) % epochs == 0) & (epoch < num_epochs)
-    return History(step[is_kept], loss[is_kept], epoch[has_epoch], validation[has_epoch])
+    by_epoch = [leaf[has_epoch] if len(leaf) else leaf for leaf in by_epoch]
+    return History(step[is_kept], loss[is_kept], epoch[has_epoch], *by_epoch)
 
 
 def _joined(parts: Sequence[History]) -> History:

@@ -228,7 +228,7 @@ def as_plan(batch: PyTree, batch_size: int | None, drop_remainder: bool) -> Batc
 
 
 class Rules(NamedTuple):
-    """When a descent ends before its last epoch; None where a rule is not wanted."""
+    """When a descent ends before its last epoch, and its metric; None for what is not wanted."""
 
     # The losses of two consecutive steps differ by less.
     tolerance: np.float32 | jax.Array | None = None
@@ -238,6 +238,7 @@ class Rules(NamedTuple):
     validation_batch: PyTree = None  # on this the loss is taken after every epoch
     patience: np.uint32 | jax.Array | None = None  # epochs without an improvement on it
     min_delta: np.float32 | jax.Array | None = None  # by more than this, at least 0
+    metric: Partial | None = None  # recorded after every epoch
 
 
 class Best(NamedTuple):
@@ -261,8 +262,16 @@ class RunState(NamedTuple):
     epoch_losses: jax.Array | None  # means, `(2 * EPOCHS_COMPARED,)`; None unless compared
 
 
-Chunk = tuple[RunState, jax.Array, jax.Array | None]
-"""The state, the losses before the steps, and those on the validation batch, of `run_epochs`."""
+class EpochRecords(NamedTuple):
+    """What is recorded after every epoch; None where it is not wanted."""
+
+    validation_loss: Any = None
+    metric: Any = None
+    validation_metric: Any = None
+
+
+Chunk = tuple[RunState, jax.Array, EpochRecords]
+"""The state, the losses before the steps, and the records of the epochs, of `run_epochs`."""
 
 
 @program(static_argnames="loss_dtype")
@@ -293,8 +302,8 @@ def run_epochs(
 ) -> Chunk:
     """One chunk: `num_epochs` epochs, at most `capacity`, or fewer if a stop rule is met.
 
-    Returns the state, the losses before the steps, and those on the validation batch, the steps
-    in their last axis. Only as many losses mean something as steps were made.
+    Returns the state, the losses before the steps and the records of the epochs; these are the
+    last axis. Only as many mean something as steps and epochs were made.
     """
 
     def run_tile(optimizer: Optimizer, key: jax.Array, start: RunState) -> Chunk:
@@ -336,7 +345,7 @@ def _run_tile(
 
     # The steps of one epoch, then the rules that look at whole epochs.
     def run_epoch(carry):
-        epoch, before, losses, validation_losses = carry
+        epoch, before, losses, records = carry
         number = epoch - first_epoch
         first = number * jnp.uint32(plan.steps_per_epoch)
         if plan.batch_size is None:
@@ -346,22 +355,21 @@ def _run_tile(
             run, losses = _run_batches(take_step, plan, first, order, before, losses)
         if rules.epoch_tolerance is not None:
             run = _compare_epochs(rules.epoch_tolerance, plan, first, losses, run)
-        if rules.validation_batch is not None:
-            validate = _each(run, partial(_validate, function, rules), (0, 0))
-            run, loss = validate(run, before.status_code == RUNNING)
-            validation_losses = _set(validation_losses, loss, number)
-        return epoch + 1, run, losses, validation_losses
+        run, seen = _measure(function, rules, batch, before, run)
+        records = jax.tree.map(lambda kept, new: _set(kept, new, number), records, seen)
+        return epoch + 1, run, losses, records
 
     def more_epochs(carry) -> jax.Array:
         return (carry[0] < first_epoch + num_epochs) & jnp.any(carry[1].status_code == RUNNING)
 
-    def empty(length: int) -> jax.Array:
-        return jnp.zeros((length, *start.status_code.shape), start.loss.dtype)
+    def empty(length: int, leaf: Any) -> jax.Array:
+        return jnp.zeros((length, *leaf.shape), leaf.dtype)
 
-    validation_losses = None if rules.validation_batch is None else empty(capacity)
-    carry = first_epoch, start, empty(capacity * plan.steps_per_epoch), validation_losses
-    _, run, losses, validation_losses = jax.lax.while_loop(more_epochs, run_epoch, carry)
-    return run, losses.T, None if validation_losses is None else validation_losses.T
+    _, seen = jax.eval_shape(partial(_measure, function, rules, batch), start, start)
+    records = jax.tree.map(partial(empty, capacity), seen)
+    carry = first_epoch, start, empty(capacity * plan.steps_per_epoch, start.loss), records
+    _, run, losses, records = jax.lax.while_loop(more_epochs, run_epoch, carry)
+    return run, *jax.tree.map(jnp.transpose, (losses, records))
 
 
 def _each(run: RunState, function: Function, axes: tuple[int | None, ...]):
@@ -501,14 +509,40 @@ def _compare_epochs(
     return jax.lax.cond(tolerance > 0, compare_each, lambda run: run, run)
 
 
+def _measure(
+    function: Partial, rules: Rules, batch: PyTree, before: RunState, run: RunState
+) -> tuple[RunState, EpochRecords]:
+    """Looks at the validation batch and at the metric after an epoch."""
+    seen, held_out = EpochRecords(), rules.validation_batch
+    if held_out is not None:
+        validate = _each(run, partial(_validate, function, rules), (0, 0))
+        run, loss = validate(run, before.status_code == RUNNING)
+        seen = seen._replace(validation_loss=loss)
+    if rules.metric is not None:
+        metric = _each(run, partial(_metric, rules.metric), (None, 0))
+        seen = seen._replace(metric=metric(batch, run))
+        if held_out is not None:
+            seen = seen._replace(validation_metric=metric(held_out, run))
+    return run, seen
+
+
+def _current(run: RunState) -> PyTree:
+    """The params that would be returned if this were the end."""
+    return _select(run.status_code == RUNNING, run.state.params, run.last_finite_params)
+
+
+def _metric(metric: Partial, rows: PyTree, run: RunState) -> jax.Array:
+    return metric(_current(run), rows)
+
+
 def _validate(
     function: Partial, rules: Rules, run: RunState, ran: jax.Array
 ) -> tuple[RunState, jax.Array]:
-    """Looks at the validation batch, at the params that would be returned if this were the end.
+    """Looks at the validation batch.
 
     A network that had stopped before the epoch did not run, and is left alone.
     """
-    here = _select(run.status_code == RUNNING, run.state.params, run.last_finite_params)
+    here = _current(run)
     loss, _ = function(here, rules.validation_batch)
     old: Any = run.best
     is_finite, limit = jnp.isfinite(loss), old.loss_to_beat
