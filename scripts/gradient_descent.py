@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from shared import cli
-from shared.figures import Figure, film_regions, plt, save
+from shared.figures import Figure, film_regions, panels, save, slide
 from shared.problems import DATA, problem_of
 from shared.runs import done_before, finished, timed
 
@@ -55,7 +55,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--patience", type=number, help="Stop after this many epochs without a lower loss there.")
     cli.add_limits(parser)
     add("--plot", action="store_true", help="Draw the loss and the decision regions.")
-    add("--animate", type=cli.gif_file, metavar="FILE.gif", help="Film the decision regions.")
+    add("--animate", type=cli.film_file, metavar="FILE.gif",
+        help="Film the decision regions; FILE.mp4 needs ffmpeg.")  # fmt: skip
     cli.add_output(parser)
     arguments = parser.parse_args(argv)
     if arguments.networks is not None and arguments.animate:
@@ -120,20 +121,23 @@ def descent_of(
     )
 
 
+@slide
 def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str) -> Figure:
     """Draw the losses, and the decision regions of the best network at the end."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5))
+    figure, (left, right) = panels(2, 6)
     history, losses = result.history, np.atleast_1d(result.loss)
     curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
     if history.validation_loss is not None:
         rows = np.atleast_2d(history.validation_loss)
         curves["validation"] = [(history.validation_evaluations, row) for row in rows]
-    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
+    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True)
+    left.set_title("training loss" if len(curves) == 1 else "loss")
+    figure.suptitle(title)
     best = result.params
     if np.ndim(result.loss):
         best = jax.tree.map(lambda leaf: leaf[losses.argmin()], best)
     jaxnn.plotting.decision_regions(partial(model.apply, best), batch, right)
-    right.set_title(f"loss {losses.min():.3f}")
+    right.set_title(f"regions at loss {losses.min():.3f}")
     return figure
 
 
@@ -165,9 +169,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     accuracy = np.asarray(accuracy_of(result.params, batch))
     print(outcome(result, accuracy, seconds))
     title = f"{arguments.data}, {cli.join_sizes(model.settings.sizes)}"
+    kind = f"{arguments.optimizer}, learning rate {arguments.learning_rate:g}"
     path = arguments.output / f"gradient-descent-{title.replace(', ', '-')}.png"
     if arguments.plot and np.any(result.num_steps):
-        save(draw(result, model, batch, f"{title}, {arguments.optimizer}"), path)
+        save(draw(result, model, batch, f"{title}, {kind}"), path, **cli.look_of(arguments))
     names = ("loss", "num_steps", "num_evaluations", "status")
     report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
     report |= {"accuracy": accuracy.tolist(), "seconds": seconds}
@@ -177,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     finished(result)
     if arguments.animate:
         epochs = -(-result.num_steps // steps_of(arguments, len(batch.x)))
-        film_regions(lambda n: train(num_epochs=n), model, batch, epochs, arguments.animate)
+        given = model, batch, epochs, arguments.animate, f"{title}, {kind}", arguments.dpi
+        film_regions(lambda count: train(num_epochs=count), *given)
 
 
 if __name__ == "__main__":
