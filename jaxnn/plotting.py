@@ -70,8 +70,9 @@ def style(width: Literal["column", "page", "slide"]) -> Iterator[None]:
         13.33
     """
     wide, high, points, dpi = STYLES[as_choice("width", width, tuple(STYLES))]
-    texts = ("figure.title", "axes.title", "axes.label", "xtick.label", "ytick.label")
-    look: dict[str, Any] = {f"{text}size": points for text in texts} | {
+    look: Any = {
+        "figure.titlesize": points, "axes.titlesize": points, "axes.labelsize": points,
+        "xtick.labelsize": points, "ytick.labelsize": points,
         "figure.figsize": (wide, high), "figure.constrained_layout.use": True, "font.size": points,
         "legend.fontsize": points, "legend.title_fontsize": points, "savefig.dpi": dpi,
         "lines.linewidth": 0.15 * points, "lines.markersize": 0.35 * points,
@@ -208,9 +209,10 @@ def loss_curves(
     if reference is not None:
         as_real("reference", reference, minimum=0.0 if log_y else -math.inf)
     ax = _axes(ax)
-    for is_log, axis in ((log_x, "x"), (log_y, "y")):
-        if is_log:
-            log_scale(ax, axis)
+    if log_x:
+        log_scale(ax, "x")
+    if log_y:
+        log_scale(ax, "y")
     drawstyle = {"drawstyle": "steps-post" if steps else "default"}
     for index, (label, group) in enumerate(groups.items()):
         _draw(ax, label, group, _line_style(index) | drawstyle)
@@ -318,7 +320,7 @@ def shared_legend(figure: Figure) -> Legend | None:
         return None
     figure.set_layout_engine("constrained")
     place: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
-    for columns in range(len(handles), 0, -1):
+    for columns in (math.ceil(len(handles) / rows) for rows in range(1, len(handles) + 1)):
         legend = figure.legend(handles.values(), handles.keys(), ncols=columns, **place)
         if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
             return legend
@@ -338,6 +340,7 @@ class _LogLocator(LogLocator):
             powers = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             kept = powers[powers % math.ceil(decades / 6) == 0]
             ticks = np.outer(10.0**kept, (1, 2, 5) if decades < 2 else (1,)).ravel()
+        ticks = np.asarray(ticks)
         return ticks[(ticks >= low * (1 - 1e-9)) & (ticks <= high * (1 + 1e-9))]
 
 
@@ -386,7 +389,8 @@ def _with_luminance(color: str, luminance: float) -> str:
         light = light * luminance / own
     else:
         light = light + (1 - light) * (luminance - own) / (1 - own)
-    return to_hex(np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055))
+    channels = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return to_hex(channels.tolist())
 
 
 def _points(batch: PyTree) -> tuple[np.ndarray, np.ndarray]:
@@ -473,7 +477,7 @@ def _draw(ax: Axes, label: str, group: list, style: dict[str, Any]) -> None:
 
 def _line_style(index: int) -> dict[str, Any]:
     color = COLORS[index % len(COLORS)]
-    color = _with_luminance(color, min(_linear(color) @ LUMINANCE, DARK))
+    color = _with_luminance(color, min(float(_linear(color) @ LUMINANCE), DARK))
     return {"color": color, "linestyle": DASHES[index % len(DASHES)]}
 
 

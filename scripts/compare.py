@@ -234,7 +234,8 @@ def crowd(ends: np.ndarray, width: float = 1.5) -> tuple[float, float]:
 def draw_methods(runs: Sequence[Run]) -> Figure:
     """Draw the loss of every method against evaluations and seconds, and where most of them end."""
     figure, axes = panels(3, 6.2)
-    by_evaluations, by_seconds = {}, {}
+    by_evaluations: dict[str, Any] = {}
+    by_seconds: dict[str, Any] = {}
     for method, group in groupby(runs, key=lambda run: run.method):
         members = list(group)
         pace = np.mean([run.seconds / run.result.num_evaluations for run in members])
@@ -247,7 +248,9 @@ def draw_methods(runs: Sequence[Run]) -> Figure:
         axes, (by_evaluations, by_seconds), FIRST.items(), strict=False
     ):
         first = min(first, *(seeds[0][0][-1] / 10 for seeds in curves.values()))
-        shown = {name: [later(seed, first) for seed in seeds] for name, seeds in curves.items()}
+        shown: Any = {
+            name: [later(seed, first) for seed in seeds] for name, seeds in curves.items()
+        }
         jaxnn.plotting.loss_curves(shown, ax, xlabel=label, **look)
     ends = [np.median([loss[-1] for _, loss in seeds]) for seeds in by_evaluations.values()]
     low, high = crowd(np.array([*ends, bayes.crossentropy] if bayes else ends))

@@ -9,6 +9,7 @@ the tables, draws random search against the count, and writes a line for every i
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -154,15 +155,20 @@ def draw(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> Fig
     shifts = np.geomspace(0.85, 1.18, len(arguments.scales))  # or bars hide each other
     counts = np.array([*arguments.counts, *[LONG] * arguments.full])
     for ax, data in zip(row, DATA_SETS, strict=True):
-        for scale, color, shift in zip(arguments.scales, colors, shifts, strict=True):
+        marks = itertools.cycle(jaxnn.plotting.MARKERS)
+        for scale, color, shift, marker in zip(
+            arguments.scales, colors, shifts, marks, strict=False
+        ):
             losses = [found[random_name(data, scale, n)]["loss"] for n in counts]
             middle = [np.median(each) for each in losses]
             ends = [(min(each), max(each)) for each in losses]
-            style = {"marker": "o", "color": color, "label": f"scale {scale:g}"}
+            style = {"marker": marker, "color": color, "label": f"scale {scale:g}"}
             error_bars(ax, counts * shift, middle, ends, **style)
         jaxnn.plotting.log_scale(ax, "x")
         ax.set(xlabel="candidates", title=f"random search: {data}, 2-3-3")
-        ax.set_ylim(top=min(ax.get_ylim()[1], TOP))
+        if ax.get_ylim()[1] > TOP:
+            ax.set_ylim(top=TOP)
+            ax.set_title(f"{ax.get_title()}, cut at {TOP:g}")
     bayes = jaxnn.datasets.vertical_bayes(3).crossentropy
     row[0].axhline(bayes, color="black", linestyle="--", label="population Bayes value")
     row[0].set_ylabel("best loss: median and range over seeds")

@@ -174,7 +174,8 @@ def draw(found: dict[str, dict[str, Any]]) -> Figure:
         often, several = counts >= OFTEN, counts > 1
         ends = np.reshape([interval_of(int(n), piece) for n in counts[often]], (-1, 2))
         left.plot(ranks[often], shares[often], dash, color=color, label=kind)
-        left.fill_between(ranks[often], *ends.T, color=color, alpha=0.2, linewidth=0)
+        low, high = ends.T
+        left.fill_between(ranks[often], low, high, color=color, alpha=0.2, linewidth=0)
         style = {"s": 16, "color": color, "marker": marker, "alpha": 0.5, "linewidths": 1}
         right.scatter(bits[several], shares[several], label=kind, **style)
     zipf = np.array([1, left.dataLim.x1])
