@@ -10,12 +10,15 @@ import check_gradients
 import compare
 import compare_climbers
 import descent_pictures
+import equal_evaluations
 import gradient_descent
+import guess_and_check
 import jax
 import numpy as np
 import perturbation_search
 import pytest
 import random_search
+import reproduce_chapter
 from layout import assert_fit_for_a_slide
 from matplotlib.animation import FuncAnimation
 from PIL import Image
@@ -512,3 +515,59 @@ def test_films_are_mp4_where_ffmpeg_is_found(tmp_path, monkeypatch):
         film._draw_was_started = True
         figures.save_film(film, tmp_path / f"a{suffix}")
     assert written == [(figures.PillowWriter, 144), (figures.FFMpegWriter, 144)]
+
+
+def rows_of_libraries():
+    """As many rows as the benchmark prints."""
+    methods = equal_evaluations.METHODS.items()
+    values = {"evaluations/s": 2e4, "slowest": 1e4, "fastest": 3e4, "loss": 1.0, "lowest": 0.9}
+    return [
+        {"data": data, "net": "2-3-3", "method": method, "library": name, "highest": 1.1} | values
+        for data in equal_evaluations.PROBLEMS
+        for method, (libraries, _) in methods
+        for name in libraries
+    ]
+
+
+def kink_solutions(widths):
+    """What 10,000 solutions of every width come to."""
+    ends = {"acceptance_interval": [5e-5, 7e-5], "test_accuracy_interval": [0.98, 0.99]}
+    piece = {"solutions": 10_000, "acceptance": 6e-5, "test_accuracy": 0.985, **ends}
+    piece["map"] = np.eye(guess_and_check.SIDE).tolist()
+    return {f"{m}, width {width}": piece for m in guess_and_check.METHODS for width in widths}
+
+
+def climbs():
+    names = compare_climbers.kinds(jaxnn.mlp((2, 3, 3)), 10_000)
+    steps = np.arange(100, 10_000, 100)
+    run = compare_climbers.Climb(0.5, 0.5, steps, 1 / steps)
+    return {problem: {name: [run] for name in names} for problem in compare_climbers.PROBLEMS}
+
+
+def chapter():
+    arguments = reproduce_chapter.parse(["--full"])
+    counts = [*arguments.counts, reproduce_chapter.LONG]
+    names = [
+        reproduce_chapter.random_name(data, scale, count)
+        for data in reproduce_chapter.DATA_SETS
+        for scale in arguments.scales
+        for count in counts
+    ]
+    return {name: {"loss": [0.3, 0.5, 1.7]} for name in names}, arguments
+
+
+WIDTHS = guess_and_check.parse([]).widths
+LONG = {
+    "equal_evaluations": lambda: equal_evaluations.draw(rows_of_libraries(), 10_240),
+    "guess_and_check_maps": lambda: guess_and_check.draw_maps(kink_solutions(WIDTHS), WIDTHS),
+    "guess_and_check_curves": lambda: guess_and_check.draw_curves(kink_solutions(WIDTHS), WIDTHS),
+    "climbers": lambda: compare_climbers.draw(climbs()),
+    "chapter": lambda: reproduce_chapter.draw(*chapter()),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_figures_of_long_runs_are_fit_for_a_slide(name):
+    with jaxnn.plotting.style("slide"):
+        assert_fit_for_a_slide(LONG[name]())
+    figures.plt.close("all")

@@ -191,7 +191,8 @@ def draw_curves(found: dict[str, Any], widths: Sequence[int]) -> Figure:
 @slide
 def draw_maps(found: dict[str, Any], widths: Sequence[int]) -> Figure:
     """Draw what all solutions together answer, a row a method and a column a width."""
-    figure, axes = plt.subplots(2, len(widths), squeeze=False)
+    size = (plt.rcParams["figure.figsize"][0], 5)
+    figure, axes = plt.subplots(2, len(widths), figsize=size, squeeze=False)
     style = {"cmap": "cividis", "vmin": 0, "vmax": 1, "origin": "lower"}
     image = None
     for row, method in zip(axes, METHODS, strict=True):
@@ -203,7 +204,7 @@ def draw_maps(found: dict[str, Any], widths: Sequence[int]) -> Figure:
             for label, marker in ((0, "^"), (1, "o")):
                 points = TRAIN.x[TRAIN.y == label]
                 ax.scatter(*points.T, marker=marker, color="white", edgecolors="black")
-            ax.set_title(f"{width} units\n{piece['solutions']:,}")
+            ax.set_title(f"{width} units\n{piece['solutions']:,} found")
         row[0].set_ylabel(method)
     if image is not None:
         bar = figure.colorbar(image, ax=axes, shrink=0.8)
