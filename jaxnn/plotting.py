@@ -209,10 +209,8 @@ def loss_curves(
     if reference is not None:
         as_real("reference", reference, minimum=0.0 if log_y else -math.inf)
     ax = _axes(ax)
-    if log_x:
-        log_scale(ax, "x")
-    if log_y:
-        log_scale(ax, "y")
+    for letter in "x" * log_x + "y" * log_y:
+        _log_scale(ax, letter, "mask")
     drawstyle = {"drawstyle": "steps-post" if steps else "default"}
     for index, (label, group) in enumerate(groups.items()):
         _draw(ax, label, group, _line_style(index) | drawstyle)
@@ -287,11 +285,7 @@ def log_scale(ax: Axes, axis: Literal["x", "y", "both"] = "both") -> Axes:
     """
     as_choice("axis", axis, ("x", "y", "both"))
     for letter in "xy" if axis == "both" else axis:
-        getattr(ax, f"set_{letter}scale")("log", nonpositive="mask")
-        one = getattr(ax, f"{letter}axis")
-        one.set_major_locator(_LogLocator())
-        one.set_major_formatter(_LogFormatter())
-        one.set_minor_locator(NullLocator())
+        _log_scale(ax, letter, "clip")
     return ax
 
 
@@ -326,6 +320,14 @@ def shared_legend(figure: Figure) -> Legend | None:
             return legend
         legend.remove()
     return None
+
+
+def _log_scale(ax: Axes, letter: str, nonpositive: str) -> None:
+    getattr(ax, f"set_{letter}scale")("log", nonpositive=nonpositive)
+    axis = getattr(ax, f"{letter}axis")
+    axis.set_major_locator(_LogLocator())
+    axis.set_major_formatter(_LogFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 class _LogLocator(LogLocator):

@@ -160,6 +160,15 @@ def test_logarithmic_axes_have_few_ticks(low, high, labels):
     assert not len(ax.yaxis.get_minorticklocs())
 
 
+def test_bars_begin_at_the_end_of_a_logarithmic_axis():
+    ax = plotting.log_scale(plt.subplots()[1], "x")
+    (bar,) = ax.barh([0], [100])
+    ax.figure.canvas.draw()
+    corners = bar.get_transform().transform_path(bar.get_path()).vertices
+    assert np.isfinite(corners).all()
+    assert corners[:, 0].min() <= ax.bbox.x0
+
+
 # Data
 
 
