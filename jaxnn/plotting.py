@@ -480,7 +480,11 @@ def _draw(ax: Axes, label: str, group: list, style: dict[str, Any]) -> None:
 def _line_style(index: int) -> dict[str, Any]:
     color = COLORS[index % len(COLORS)]
     color = _with_luminance(color, min(float(_linear(color) @ LUMINANCE), DARK))
-    return {"color": color, "linestyle": DASHES[index % len(DASHES)]}
+    style: dict[str, Any] = {"color": color, "linestyle": DASHES[index % len(DASHES)]}
+    turn = index // len(DASHES)
+    return style | (
+        {"marker": MARKERS[(turn - 1) % len(MARKERS)], "markevery": 0.1} if turn else {}
+    )
 
 
 def _line_width(times: float) -> float:

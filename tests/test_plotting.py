@@ -253,6 +253,8 @@ def test_lines_stand_out_from_white_paper():
     ax = plotting.loss_curves({str(k): (STEPS, STEPS + k) for k in range(8)})
     colors = [line.get_color() for line in ax.get_lines()]
     assert len(set(colors)) == 8
+    grey = {(line._unscaled_dash_pattern, line.get_marker()) for line in ax.get_lines()}
+    assert len(grey) == 8
     assert min(contrast(color, "white") for color in colors) >= 2.99
 
 
