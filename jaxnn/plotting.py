@@ -331,19 +331,26 @@ def _log_scale(ax: Axes, letter: str, nonpositive: str) -> None:
 
 
 class _LogLocator(LogLocator):
-    """At most seven ticks."""
+    """As many ticks as have room, seven at most."""
 
     def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
         low, high = sorted((vmin, vmax))
-        decades = math.log10(high / low)
-        if decades < 0.8:
-            ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
-        else:
-            powers = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-            kept = powers[powers % math.ceil(decades / 6) == 0]
-            ticks = np.outer(10.0**kept, (1, 2, 5) if decades < 2 else (1,)).ravel()
-        ticks = np.asarray(ticks)
-        return ticks[(ticks >= low * (1 - 1e-9)) & (ticks <= high * (1 + 1e-9))]
+        room = min(7, max(3, int(0.75 * self.axis.get_tick_space())))
+        if math.log10(high / low) < 0.8:
+            even = MaxNLocator(min(4, room), steps=[1, 2, 5, 10])
+            return _inside(even.tick_values(low, high), low, high)
+        powers = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = _inside(np.outer(10.0**powers, (1, 2, 5)), low, high)
+        step = 1
+        while len(ticks) > room:
+            ticks = _inside(10.0 ** powers[powers % step == 0], low, high)
+            step += 1
+        return ticks
+
+
+def _inside(ticks: ArrayLike, low: float, high: float) -> np.ndarray:
+    flat = np.ravel(ticks)
+    return flat[(flat >= low * (1 - 1e-9)) & (flat <= high * (1 + 1e-9))]
 
 
 class _LogFormatter(Formatter):

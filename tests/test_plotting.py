@@ -160,6 +160,17 @@ def test_logarithmic_axes_have_few_ticks(low, high, labels):
     assert not len(ax.yaxis.get_minorticklocs())
 
 
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 0.07), (1e3, 3.1e4), (1, 2e5), (0.12, 1.4)])
+@pytest.mark.parametrize("panels", [1, 3, 5])
+def test_labels_of_narrow_logarithmic_axes_do_not_touch(low, high, panels):
+    with plotting.style("slide"):
+        figure, axes = plt.subplots(1, panels, squeeze=False)
+        for ax in axes[0]:
+            plotting.log_scale(ax).set_xlim(low, high)
+        assert_clear(figure)
+        assert len(ax.get_xticks()) >= 2
+
+
 def test_bars_begin_at_the_end_of_a_logarithmic_axis():
     ax = plotting.log_scale(plt.subplots()[1], "x")
     (bar,) = ax.barh([0], [100])
