@@ -335,7 +335,8 @@ class _LogLocator(LogLocator):
 
     def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
         low, high = sorted((vmin, vmax))
-        room = min(7, max(3, int(0.75 * self.axis.get_tick_space())))
+        axis: Any = self.axis
+        room = min(7, max(3, int(0.75 * axis.get_tick_space())))
         if math.log10(high / low) < 0.8:
             even = MaxNLocator(min(4, room), steps=[1, 2, 5, 10])
             return _inside(even.tick_values(low, high), low, high)

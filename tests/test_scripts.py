@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import check_gradients
 import compare
@@ -511,7 +512,7 @@ def test_films_are_mp4_where_ffmpeg_is_found(tmp_path, monkeypatch):
         FuncAnimation, "save", lambda _, path, writer, dpi: written.append((type(writer), dpi))
     )
     for suffix in (".gif", ".mp4"):
-        film = FuncAnimation(figures.plt.figure(), lambda _: [], frames=1)
+        film: Any = FuncAnimation(figures.plt.figure(), lambda _: [], frames=1)
         film._draw_was_started = True
         figures.save_film(film, tmp_path / f"a{suffix}")
     assert written == [(figures.PillowWriter, 144), (figures.FFMpegWriter, 144)]
