@@ -142,7 +142,7 @@ def decision_regions(
 
     Example:
         >>> decision_regions(lambda x: x, Batch(x=np.eye(2), y=np.array([0, 1]))).get_title()
-        'Decision regions: 100.0 % of 2 rows right'
+        '100.0 % of 2 rows right'
     """
     x, labels = _points(batch)
     resolution = as_count("resolution", resolution, minimum=2)
@@ -164,7 +164,7 @@ def decision_regions(
         inside = {"levels": [0.5, 1.5], "colors": "none", "hatches": hatch, "zorder": 0.2}
         ax.contourf(columns, rows, (winners == k).filled(False), **inside)
     _boundaries(ax, columns, rows, scores)
-    ax.set_title(f"Decision regions: {100 * np.mean(hits):.1f} % of {len(x)} rows right")
+    ax.set_title(f"{100 * np.mean(hits):.1f} % of {len(x)} rows right")
     return ax
 
 
@@ -307,7 +307,7 @@ def shared_legend(figure: Figure) -> Legend | None:
     """
     handles: dict[str, Any] = {}
     for ax in figure.axes:
-        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True)) | handles
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if legend := ax.get_legend():
             legend.remove()
     if len(handles) < 2:
