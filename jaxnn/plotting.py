@@ -2,35 +2,84 @@
 
 Every function draws into the axes that it is given, or into those of a new figure if `ax` is
 None, and returns them; showing and saving is the caller's. Colours are those of Okabe and Ito,
-which colour-blind readers tell apart; classes differ by marker as well, curves by dashes.
+which colour-blind readers tell apart; classes differ by marker and by the luminance of their
+regions as well, curves by dashes, so that a grey print can be read. Sizes are those of
+`matplotlib.rcParams`; `with jaxnn.plotting.style("slide"):` sets them for a slide or a paper.
 An argument of the wrong kind, `ax` among them, raises `TypeError` before anything is drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import ListedColormap, to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from jaxnn.batch import Batch, check_targets
-from jaxnn.run.checks import as_count, as_numpy, as_real
+from jaxnn.run.checks import as_choice, as_count, as_numpy, as_real
 from jaxnn.typing import PyTree
 
-__all__ = ["data", "decision_regions", "loss_curves", "smoothed"]
+__all__ = [
+    "data", "decision_regions", "log_scale", "loss_curves", "shared_legend", "smoothed", "style",
+]  # fmt: skip
 
-# In this order their pale versions, too, stay apart for colour-blind readers.
 COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#D55E00", "#56B4E9", "#009E73", "#000000", "#F0E442")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+"""Of red, green and blue light, as WCAG 2 has them."""
+REGIONS, HATCHES = (0.3, 0.8, 0.5), (None, "//", "..", "xx")
+"""Luminances of the regions of three classes; the next three have the same, and a hatch."""
+DARK = 0.3
+"""The largest luminance of a line, whose contrast with white is then at least 3."""
+STYLES = {"column": (3.5, 2.6, 10, 300), "page": (7.2, 3.6, 10, 300), "slide": (13.33, 6, 15, 144)}
+"""Width and height in inches, font size in points, dots an inch."""
 
 Curve = tuple[ArrayLike, ArrayLike]
 PredictFn = Callable[[np.ndarray], ArrayLike]
+
+
+@contextmanager
+def style(width: Literal["column", "page", "slide"]) -> Iterator[None]:
+    """Set matplotlib's sizes for a paper or a slide inside a `with` block, or for a function.
+
+    No text is smaller than 10 points, the exponents on a slide included. `rcParams` are as they
+    were after the block. Save the figure inside it: matplotlib makes ticks when it draws.
+
+    Args:
+        width: of the figure: "column" (3.5 inches), "page" of two columns (7.2) or "slide" (13.33).
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: if the width is none of these.
+
+    Example:
+        >>> with style("slide"):
+        ...     print(plt.figure().get_figwidth())
+        13.33
+    """
+    wide, high, points, dpi = STYLES[as_choice("width", width, tuple(STYLES))]
+    look: Any = {
+        "figure.titlesize": points, "axes.titlesize": points, "axes.labelsize": points,
+        "xtick.labelsize": points, "ytick.labelsize": points,
+        "figure.figsize": (wide, high), "figure.constrained_layout.use": True, "font.size": points,
+        "legend.fontsize": points, "legend.title_fontsize": points, "savefig.dpi": dpi,
+        "lines.linewidth": 0.15 * points, "lines.markersize": 0.35 * points,
+        "errorbar.capsize": 3, "grid.alpha": 0.3, "legend.framealpha": 0.85, "pdf.fonttype": 42,
+    }  # fmt: skip
+    with plt.rc_context(look):
+        yield
 
 
 def data(batch: Batch, ax: Axes | None = None) -> Axes:
@@ -51,12 +100,17 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
         '2 rows, 2 classes'
     """
     x, labels = _points(batch)
-    ax = _axes(ax, (6.0, 5.0))
+    ax = _axes(ax)
     classes = np.unique(labels)
     for k in classes:
-        style = {"color": COLORS[k % len(COLORS)], "marker": MARKERS[k % len(MARKERS)]}
+        style: dict[str, Any] = {
+            "color": COLORS[k % len(COLORS)],
+            "marker": MARKERS[k % len(MARKERS)],
+        }
         rows = x[labels == k]
-        ax.scatter(*rows.T, s=28, edgecolors="white", linewidths=0.5, label=f"class {k}", **style)
+        style |= {"edgecolors": "black", "linewidths": 0.6}
+        size = plt.rcParams["lines.markersize"] ** 2
+        ax.scatter(*rows.T, s=size, label=f"class {k}", **style)
     title = f"{len(x)} rows, {len(classes)} class{'es' * (len(classes) > 1)}"
     return _labelled(ax, xlabel="first feature", ylabel="second feature", title=title)
 
@@ -70,6 +124,8 @@ def decision_regions(
 ) -> Axes:
     """Draw the class predicted at each point of the plane, with the data on top.
 
+    Regions of the first three classes differ in luminance, by a contrast of at least 1.5; those of
+    the next three have the same luminances and a hatch.
     Ties go to the lowest class, as in `metrics.accuracy`; where a prediction is NaN it is white.
 
     Args:
@@ -86,7 +142,7 @@ def decision_regions(
 
     Example:
         >>> decision_regions(lambda x: x, Batch(x=np.eye(2), y=np.array([0, 1]))).get_title()
-        'Decision regions: 100.0 % of 2 rows right'
+        '100.0 % of 2 rows right'
     """
     x, labels = _points(batch)
     resolution = as_count("resolution", resolution, minimum=2)
@@ -98,12 +154,17 @@ def decision_regions(
     plane = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
     scores = _scores(predict_fn, plane, labels.max() + 1).reshape(resolution, resolution, -1)
     winners, classes = np.ma.masked_less(_winners(scores), 0), scores.shape[-1]
-    pale = [1 - 0.35 * (1 - np.array(to_rgb(COLORS[k % len(COLORS)]))) for k in range(classes)]
-    look: dict[str, Any] = {"cmap": ListedColormap(pale), "vmin": -0.5, "vmax": classes - 0.5}
+    cycle = [(COLORS[k % len(COLORS)], REGIONS[k % len(REGIONS)]) for k in range(classes)]
+    colors = ListedColormap([_with_luminance(*each) for each in cycle])
+    look: dict[str, Any] = {"cmap": colors, "vmin": -0.5, "vmax": classes - 0.5}
     look |= {"origin": "lower", "extent": extent, "aspect": ax.get_aspect(), "zorder": 0}
     ax.imshow(winners, interpolation="nearest", **look)
+    for k in set(range(len(REGIONS), classes)) & set(winners.compressed().tolist()):
+        hatch = [HATCHES[k // len(REGIONS) % len(HATCHES)]]
+        inside = {"levels": [0.5, 1.5], "colors": "none", "hatches": hatch, "zorder": 0.2}
+        ax.contourf(columns, rows, (winners == k).filled(False), **inside)
     _boundaries(ax, columns, rows, scores)
-    ax.set_title(f"Decision regions: {100 * np.mean(hits):.1f} % of {len(x)} rows right")
+    ax.set_title(f"{100 * np.mean(hits):.1f} % of {len(x)} rows right")
     return ax
 
 
@@ -147,15 +208,14 @@ def loss_curves(
     groups = _groups(curves)
     if reference is not None:
         as_real("reference", reference, minimum=0.0 if log_y else -math.inf)
-    ax = _axes(ax, (9.0, 4.2))
-    for is_log, set_scale in ((log_x, ax.set_xscale), (log_y, ax.set_yscale)):
-        if is_log:
-            set_scale("log", nonpositive="mask")
+    ax = _axes(ax)
+    for letter in "x" * log_x + "y" * log_y:
+        _log_scale(ax, letter, "mask")
     drawstyle = {"drawstyle": "steps-post" if steps else "default"}
     for index, (label, group) in enumerate(groups.items()):
         _draw(ax, label, group, _line_style(index) | drawstyle)
     if reference is not None:
-        style: dict[str, Any] = {"color": "0.35", "linestyle": (0, (8, 3)), "lw": 1}
+        style: dict[str, Any] = {"color": "0.35", "linestyle": (0, (8, 3)), "lw": _line_width(0.7)}
         ax.axhline(float(reference), label=reference_label, **style)
     return _labelled(ax, xlabel=xlabel, ylabel="loss")
 
@@ -178,7 +238,7 @@ def smoothed(
         values: shape `(steps,)`.
         ax: where to draw.
         window: number of values to average, odd.
-        label: the average's name in the legend; no legend if None.
+        label: the average's name in the legend, which two names make; no legend if None.
         ylabel: what the values are.
         xlabel: what their places count, from 0.
 
@@ -198,28 +258,149 @@ def smoothed(
     window = as_count("window", window, minimum=1)
     if window % 2 == 0:
         raise ValueError(f"window must be odd, to have a centre; got {window}")
-    ax = _axes(ax, (9.0, 4.2))
+    ax = _axes(ax)
     style = _line_style(len(ax.get_lines()) // 2)
-    ax.plot(raw, color=style["color"], lw=0.6, alpha=0.3, zorder=1.5)
-    ax.plot(_moving_average(raw, window // 2), lw=1.8, label=label, **style)
+    ax.plot(raw, color=style["color"], lw=_line_width(0.4), alpha=0.3, zorder=1.5)
+    ax.plot(_moving_average(raw, window // 2), label=label, **style)
     title = f"Moving average of {window} (raw values pale)"
-    return _labelled(ax, label is not None, xlabel=xlabel, ylabel=ylabel, title=title)
+    return _labelled(ax, xlabel=xlabel, ylabel=ylabel, title=title)
 
 
-def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
+def log_scale(ax: Axes, axis: Literal["x", "y", "both"] = "both") -> Axes:
+    """Make axes logarithmic, with few ticks: whole decades, or 1, 2 and 5, or even steps.
+
+    Args:
+        ax: the axes.
+        axis: which of the two.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: if `axis` is another word.
+
+    Example:
+        >>> log_scale(plt.subplots()[1], "x").get_xscale()
+        'log'
+    """
+    as_choice("axis", axis, ("x", "y", "both"))
+    for letter in "xy" if axis == "both" else axis:
+        _log_scale(ax, letter, "clip")
+    return ax
+
+
+def shared_legend(figure: Figure) -> Legend | None:
+    """Put one legend below all axes in place of those inside them, with every name once.
+
+    The figure gets a constrained layout, which keeps the legend clear of the axes.
+
+    Args:
+        figure: with labelled artists.
+
+    Returns:
+        The legend; None if there are fewer than two names.
+
+    Example:
+        >>> ax = loss_curves({"sgd": ([1, 2], [7, 6]), "adam": ([1, 2], [7, 5])})
+        >>> [text.get_text() for text in shared_legend(ax.figure).get_texts()]
+        ['sgd', 'adam']
+    """
+    handles: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        if legend := ax.get_legend():
+            legend.remove()
+    if len(handles) < 2:
+        return None
+    figure.set_layout_engine("constrained")
+    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
+    for columns in (math.ceil(len(handles) / rows) for rows in range(1, len(handles) + 1)):
+        legend = figure.legend(handles.values(), handles.keys(), ncols=columns, **place)
+        if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
+            return legend
+        legend.remove()
+    return None
+
+
+def _log_scale(ax: Axes, letter: str, nonpositive: str) -> None:
+    getattr(ax, f"set_{letter}scale")("log", nonpositive=nonpositive)
+    axis = getattr(ax, f"{letter}axis")
+    axis.set_major_locator(_LogLocator())
+    axis.set_major_formatter(_LogFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
+class _LogLocator(LogLocator):
+    """As many ticks as have room, seven at most."""
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        low, high = sorted((vmin, vmax))
+        axis: Any = self.axis
+        room = min(7, max(3, int(0.75 * axis.get_tick_space())))
+        if math.log10(high / low) < 0.8:
+            even = MaxNLocator(min(4, room), steps=[1, 2, 5, 10])
+            return _inside(even.tick_values(low, high), low, high)
+        powers = np.arange(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = _inside(np.outer(10.0**powers, (1, 2, 5)), low, high)
+        step = 1
+        while len(ticks) > room:
+            ticks = _inside(10.0 ** powers[powers % step == 0], low, high)
+            step += 1
+        return ticks
+
+
+def _inside(ticks: ArrayLike, low: float, high: float) -> np.ndarray:
+    flat = np.ravel(ticks)
+    return flat[(flat >= low * (1 - 1e-9)) & (flat <= high * (1 + 1e-9))]
+
+
+class _LogFormatter(Formatter):
+    """Plain numbers where all are short, powers of ten otherwise."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:,.6g}"
+
+    def format_ticks(self, values: ArrayLike) -> list[str]:
+        numbers = np.asarray(values)
+        if np.all((numbers >= 1e-3) & (numbers <= 1e5)):
+            return [self(number) for number in numbers]
+        parts = [f"{number:.0e}".split("e") for number in numbers]
+        factors = ["" if digit == "1" else rf"{digit} \cdot " for digit, _ in parts]
+        return [f"${a}10^{{{int(n)}}}$" for a, (_, n) in zip(factors, parts, strict=True)]
+
+
+def _axes(ax: Axes | None) -> Axes:
     if ax is None:
-        return plt.subplots(figsize=size, layout="constrained")[1]
+        return plt.subplots(layout="constrained")[1]
     if not isinstance(ax, Axes):
         raise TypeError(f"ax must be a matplotlib Axes or None; got a {type(ax).__name__}")
     return ax
 
 
-def _labelled(ax: Axes, has_legend: bool = True, **labels: str) -> Axes:
-    """Label the axes; a legend stands to the right, where it covers nothing."""
+def _labelled(ax: Axes, **labels: str) -> Axes:
+    """Label the axes, with a legend inside, where it covers least, if there are two names."""
     ax.set(**labels)
-    if has_legend:
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    if len(ax.get_legend_handles_labels()[1]) > 1:
+        ax.legend(loc="best", framealpha=0.85)
     return ax
+
+
+def _linear(color: str) -> np.ndarray:
+    """Red, green and blue as shares of light."""
+    channels = np.array(to_rgb(color))
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
+def _with_luminance(color: str, luminance: float) -> str:
+    """Mix a color with white, or with black, to a relative luminance as WCAG defines it."""
+    light = _linear(color)
+    own = light @ LUMINANCE
+    if own > luminance:
+        light = light * luminance / own
+    else:
+        light = light + (1 - light) * (luminance - own) / (1 - own)
+    channels = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return to_hex(channels.tolist())
 
 
 def _points(batch: PyTree) -> tuple[np.ndarray, np.ndarray]:
@@ -292,7 +473,7 @@ def _draw(ax: Axes, label: str, group: list, style: dict[str, Any]) -> None:
     """Draw one line for one curve; for several, thin ones, and their median if x is shared."""
     x = group[0][0]
     shared = all(np.array_equal(x, other, equal_nan=True) for other, _ in group)
-    thin: dict[str, Any] = style | {"lw": 0.8}
+    thin: dict[str, Any] = style | {"lw": _line_width(0.5)}
     thin |= {"linestyle": "-", "alpha": 0.35} if shared else {}
     if len(group) > 1:
         lines = [ax.plot(*map(_finite, pair), **thin)[0] for pair in group]
@@ -301,11 +482,21 @@ def _draw(ax: Axes, label: str, group: list, style: dict[str, Any]) -> None:
     if shared:
         with np.errstate(invalid="ignore"):
             median = np.median([y for _, y in group], axis=0)
-        ax.plot(_finite(x), _finite(median), lw=1.6, label=label, **style)
+        ax.plot(_finite(x), _finite(median), label=label, **style)
 
 
 def _line_style(index: int) -> dict[str, Any]:
-    return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
+    color = COLORS[index % len(COLORS)]
+    color = _with_luminance(color, min(float(_linear(color) @ LUMINANCE), DARK))
+    style: dict[str, Any] = {"color": color, "linestyle": DASHES[index % len(DASHES)]}
+    turn = index // len(DASHES)
+    return style | (
+        {"marker": MARKERS[(turn - 1) % len(MARKERS)], "markevery": 0.1} if turn else {}
+    )
+
+
+def _line_width(times: float) -> float:
+    return times * plt.rcParams["lines.linewidth"]
 
 
 def _finite(values: PyTree) -> np.ndarray:

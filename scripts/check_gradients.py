@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import numpy as np
 from shared import cli
-from shared.figures import plt, save
+from shared.figures import plt, save, slide
 from shared.problems import csv_of
 from tqdm import tqdm
 
@@ -221,10 +221,11 @@ def check_own(arguments: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
+@slide
 def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Path) -> None:
     """Draw the errors: a V for a right gradient, a flat line for a wrong one."""
     curves = {"gradient checked": errors.gradient, "jax.grad": errors.by_jax}
-    figure, ax = plt.subplots(figsize=(7, 4.5))
+    figure, ax = plt.subplots()
     curves = {
         name: (errors.step, np.maximum(curve, 1e-17))
         for name, curve in curves.items()
@@ -235,7 +236,7 @@ def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Pat
     ax.set_ylabel("largest distance from the difference, relative")
     word = "right" if report.passed else "wrong: a flat line never meets the differences"
     ax.set_title(f"params {report.worst.sample}: {word}")
-    save(figure, path, 120)
+    save(figure, path, [path.suffix[1:] or "png"])
 
 
 def check_all(arguments: argparse.Namespace) -> int:

@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from matplotlib.axes import Axes
 from shared import cli
-from shared.figures import Figure, plt, save
+from shared.figures import Figure, dots, panels, save, slide
 from shared.problems import DATA, csv_of, has_regions, model_of, score_of, split
 from shared.runs import finished, improvement_lines, timed
 from tqdm import tqdm
@@ -31,6 +30,10 @@ from tqdm import tqdm
 import jaxnn
 
 SAMPLES, CLASSES = 100, 3
+BOOK_SCALE = 0.05
+"""The scale of the book's weights, and of its perturbations."""
+FIRST = {"loss evaluations": 10.0, "seconds, compilation left out": 1e-3}
+"""Where the curves begin: no call of a compiled function takes less than about a millisecond."""
 HELD_OUT = 20_000
 """Fresh rows a class, on which accuracy is measured again."""
 BAYES = {"vertical": jaxnn.datasets.vertical_bayes(CLASSES)}
@@ -125,7 +128,7 @@ def climb(given: Setting, **amount: Any) -> Any:
     """Search by perturbations at the book's scale."""
     return jaxnn.perturbation_search(
         given.key, given.model.loss, given.params, given.batch,
-        scale=0.05, metric_fn=score_of(given.model)[1], **amount,
+        scale=BOOK_SCALE, metric_fn=score_of(given.model)[1], **amount,
     )  # fmt: skip
 
 
@@ -140,11 +143,13 @@ def descend(given: Setting, optimizer: Any, **amount: Any) -> Any:
 def methods(experiment: Experiment, arguments: argparse.Namespace) -> dict[str, Method]:
     """Return the three methods, random search at two scales and descent by two optimizers."""
     found = {}
-    for scale in (0.05, experiment.scale):
+    for scale in (BOOK_SCALE, experiment.scale):
         train = partial(draw_candidates, scale=scale)
         name = f"random search, scale {scale:g}"
         found[name] = Method(train, "num_candidates", arguments.candidates)
-    found["perturbation search"] = Method(climb, "num_steps", arguments.steps)
+    found[f"perturbation search, scale {BOOK_SCALE:g}"] = Method(
+        climb, "num_steps", arguments.steps
+    )
     for name, optimizer in OPTIMIZERS.items():
         train = partial(descend, optimizer=optimizer)
         found[f"gradient descent, {name}"] = Method(train, "num_epochs", arguments.epochs)
@@ -226,62 +231,89 @@ def curve(result: Any) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.where(last < 0, np.nan, losses[np.maximum(last, 0)])
 
 
-def share_legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Draw one legend below the panels in place of one in each."""
-    for legend in filter(None, (ax.get_legend() for ax in axes)):
-        legend.remove()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+def later(pair: tuple[np.ndarray, np.ndarray], first: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part of a curve from `first` on."""
+    kept = pair[0] >= first
+    return pair[0][kept], pair[1][kept]
 
 
+def crowd(ends: np.ndarray, width: float = 1.5) -> tuple[float, float]:
+    """Return the lowest and the highest of the most ends that lie within a factor of each other."""
+    ends = np.sort(ends)
+    groups = [ends[(ends >= low) & (ends <= width * low)] for low in ends]
+    most = max(groups, key=len)
+    return float(most[0]), float(most[-1])
+
+
+@slide
 def draw_methods(runs: Sequence[Run]) -> Figure:
-    """Draw the loss of every method against evaluations and against seconds."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True)
-    by_evaluations, by_seconds = {}, {}
+    """Draw the loss of every method against evaluations and seconds, and where most of them end."""
+    figure, axes = panels(3, 6.2)
+    by_evaluations: dict[str, Any] = {}
+    by_seconds: dict[str, Any] = {}
     for method, group in groupby(runs, key=lambda run: run.method):
         members = list(group)
         pace = np.mean([run.seconds / run.result.num_evaluations for run in members])
         by_evaluations[method] = [curve(run.result) for run in members]
         by_seconds[method] = [(pace * x, loss) for x, loss in by_evaluations[method]]
     bayes = BAYES.get(runs[0].experiment.data)
-    labels = ("loss evaluations", "seconds, compilation left out")
-    for ax, curves, label in zip(axes, (by_evaluations, by_seconds), labels, strict=True):
-        jaxnn.plotting.loss_curves(
-            curves, ax, xlabel=label, log_x=True, log_y=True, steps=True,
-            reference=bayes and bayes.crossentropy, reference_label="population Bayes value",
-        )  # fmt: skip
-    axes[1].set_ylabel("")
-    share_legend(figure, axes)
-    figure.suptitle(f"{runs[0].experiment.title}: every seed, and the median on top")
+    look = {"log_x": True, "log_y": True, "steps": True, "reference": bayes and bayes.crossentropy}
+    look["reference_label"] = "population Bayes value"
+    for ax, curves, (label, first) in zip(
+        axes, (by_evaluations, by_seconds), FIRST.items(), strict=False
+    ):
+        first = min(first, *(seeds[0][0][-1] / 10 for seeds in curves.values()))
+        shown: Any = {
+            name: [later(seed, first) for seed in seeds] for name, seeds in curves.items()
+        }
+        jaxnn.plotting.loss_curves(shown, ax, xlabel=label, **look)
+    ends = [np.median([loss[-1] for _, loss in seeds]) for seeds in by_evaluations.values()]
+    low, high = crowd(np.array([*ends, bayes.crossentropy] if bayes else ends))
+    last = max(seeds[0][0][-1] for seeds in by_evaluations.values())
+    shown = {name: [later(s, last / 30) for s in seeds] for name, seeds in by_evaluations.items()}
+    jaxnn.plotting.loss_curves(shown, axes[2], **look)
+    axes[2].set(ylim=(low / (high / low) ** 0.4 / 1.01, high * (high / low) ** 0.4 * 1.01))
+    axes[2].set_title("where most of them end")
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+    jaxnn.plotting.shared_legend(figure)
+    figure.suptitle(f"{runs[0].experiment.title}: every seed pale, medians on top")
     return figure
 
 
+@slide
 def draw_regions(runs: Sequence[Run]) -> Figure:
-    """Draw the decision regions of every method on the first seed's data."""
+    """Draw the first seed's data, and the decision regions of every method on them."""
     first = [run for run in runs if run.seed == runs[0].seed]
-    figure, axes = plt.subplots(1, len(first), figsize=(4 * len(first), 4.4))
-    for run, ax in zip(first, axes, strict=True):
-        given = setting_of(run.experiment, run.seed)
+    given = setting_of(first[0].experiment, first[0].seed)
+    figure, axes = panels(1 + len(first))
+    jaxnn.plotting.data(given.batch, axes[0])
+    for run, ax in zip(first, axes[1:], strict=True):
         predict = partial(given.model.apply, run.result.params)
         jaxnn.plotting.decision_regions(predict, given.batch, ax)
-        ax.set_title(f"{run.method}\naccuracy {run.score:.3f}")
-    share_legend(figure, axes)
+        ax.set_title(f"{run.method}\n{100 * run.score:.1f} % of rows right")
+    for ax in axes:
+        ax.label_outer()
+    jaxnn.plotting.shared_legend(figure)
     figure.suptitle(f"{first[0].experiment.title}, seed {first[0].seed}")
     return figure
 
 
+@slide
 def draw_proposals(run: Run) -> Figure:
     """Draw the book's pictures of one perturbation search: loss, on two scales, and accuracy."""
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.4))
+    figure, axes = panels(3, 5.6)
     history = run.result.history
-    steps = np.arange(len(history.proposed_loss))
-    curves = {"proposed": (steps, history.proposed_loss), "best so far": (steps, history.best_loss)}
+    steps = np.arange(1, len(history.proposed_loss) + 1)
+    best = {"best so far": (steps, history.best_loss)}
     for ax, is_log in zip(axes, (False, True), strict=False):
-        jaxnn.plotting.loss_curves(curves, ax, xlabel="step", log_y=is_log)
-        ax.set_title(f"Loss, {'logarithmic' if is_log else 'linear'}")
-    share_legend(figure, axes[:2])
-    label = f"{score_of(run.experiment.model)[0]} of the proposal"
-    jaxnn.plotting.smoothed(history.proposed_metric, axes[2], window=201, ylabel=label)
+        jaxnn.plotting.loss_curves(best, ax, xlabel="step", log_x=True, log_y=is_log)
+        dots(ax, steps, history.proposed_loss, "proposals, a part of them")
+        ax.set_title(f"loss, {'logarithmic' if is_log else 'even'} axis")
+    score = score_of(run.experiment.model)[0]
+    jaxnn.plotting.smoothed(history.proposed_metric, axes[2], window=201, ylabel=score)
+    axes[2].set_title(f"{score} of proposals (pale)\nand mean of 201")
+    jaxnn.plotting.shared_legend(figure)
     figure.suptitle(f"{run.experiment.title}, seed {run.seed}: {run.method}")
     return figure
 
@@ -326,11 +358,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.print_table(table_of(summaries))
     for experiment, group in groupby(runs, key=lambda run: run.experiment):
         members, name = list(group), experiment.title.replace(", ", "-")
-        search = next(run for run in members if run.method == "perturbation search")
-        save(draw_methods(members), arguments.output / f"methods-{name}.png")
+        search = next(run for run in members if run.method.startswith("perturbation"))
+        pictures = {"methods": draw_methods(members), "proposals": draw_proposals(search)}
         if has_regions(experiment.model):
-            save(draw_regions(members), arguments.output / f"regions-{name}.png")
-        save(draw_proposals(search), arguments.output / f"proposals-{name}.png")
+            pictures["regions"] = draw_regions(members)
+        for kind, figure in pictures.items():
+            save(figure, arguments.output / f"{kind}-{name}.png", **cli.look_of(arguments))
     cli.write_json(arguments.json, summaries)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from shared import cli
-from shared.figures import Figure, film_regions, plt, save
+from shared.figures import Figure, film_regions, panels, save, slide
 from shared.problems import DATA, has_regions, problem_of, score_of, split
 from shared.runs import done_before, finished, timed
 
@@ -59,7 +59,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_limits(parser)
     cli.add_save(parser)
     add("--plot", action="store_true", help="Draw the loss and the decision regions.")
-    add("--animate", type=cli.gif_file, metavar="FILE.gif", help="Film the decision regions.")
+    add("--animate", type=cli.film_file, metavar="FILE.gif",
+        help="Film the decision regions; FILE.mp4 needs ffmpeg.")  # fmt: skip
     cli.add_output(parser)
     arguments = parser.parse_args(argv)
     if arguments.networks is not None and arguments.animate:
@@ -146,20 +147,22 @@ def best_of(result: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[np.argmin(result.loss)], result.params)
 
 
+@slide
 def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str) -> Figure:
     """Draw the losses, and the decision regions of the best network if it has two features."""
-    panels = 1 + has_regions(model)
-    figure, axes = plt.subplots(1, panels, figsize=(7 * panels, 5), squeeze=False)
-    history, left = result.history, axes[0, 0]
+    figure, (left, *right) = panels(1 + has_regions(model), 6)
+    history = result.history
     curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
     if history.validation_loss is not None:
         rows = np.atleast_2d(history.validation_loss)
         curves["validation"] = [(history.epoch_evaluations, row) for row in rows]
-    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True).set_title(title)
-    if has_regions(model):
+    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True)
+    left.set_title("training loss" if len(curves) == 1 else "loss")
+    figure.suptitle(title)
+    if right:
         predict = partial(model.apply, best_of(result))
-        jaxnn.plotting.decision_regions(predict, batch, axes[0, 1])
-        axes[0, 1].set_title(f"loss {np.min(result.loss):.3f}")
+        jaxnn.plotting.decision_regions(predict, batch, right[0])
+        right[0].set_title(f"regions at loss {np.min(result.loss):.3f}")
     return figure
 
 
@@ -198,9 +201,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         scores[f"validation_{name}"] = np.asarray(metric_fn(result.params, validation))
     print(outcome(result, scores, seconds))
     title = cli.title_of(arguments.data, model.settings.sizes)
+    kind = f"{arguments.optimizer}, learning rate {arguments.learning_rate:g}"
     path = arguments.output / f"gradient-descent-{title.replace(', ', '-')}.png"
     if arguments.plot and np.any(result.num_steps):
-        save(draw(result, model, batch, f"{title}, {arguments.optimizer}"), path)
+        save(draw(result, model, batch, f"{title}, {kind}"), path, **cli.look_of(arguments))
     names = ("loss", "num_steps", "num_evaluations", "status")
     report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
     report |= {name: score.tolist() for name, score in scores.items()} | {"seconds": seconds}
@@ -211,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     finished(result)
     if arguments.animate:
         epochs = -(-result.num_steps // steps_of(arguments, len(batch.x)))
-        film_regions(lambda n: train(num_epochs=n), model, batch, epochs, arguments.animate)
+        given = model, batch, epochs, arguments.animate, f"{title}, {kind}", arguments.dpi
+        film_regions(lambda count: train(num_epochs=count), *given)
 
 
 if __name__ == "__main__":

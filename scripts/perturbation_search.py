@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from shared import cli
-from shared.figures import BLUE, Figure, film_regions, plt, save
+from shared.figures import BLUE, Figure, dots, film_regions, panels, save, slide
 from shared.problems import has_regions, problem_of, score_of
 from shared.runs import done_before, finished, improvement_lines, timed
 
@@ -42,7 +42,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_save(parser)
     cli.add_verbose(parser)
     add("--plot", action="store_true", help="Draw the loss, the accuracy and the acceptance rate.")
-    add("--animate", type=cli.gif_file, metavar="FILE.gif", help="Film the decision regions.")
+    add("--animate", type=cli.film_file, metavar="FILE.gif",
+        help="Film the decision regions; FILE.mp4 needs ffmpeg.")  # fmt: skip
     cli.add_output(parser)
     arguments = parser.parse_args(argv)
     if arguments.restart and arguments.patience is None:
@@ -74,23 +75,28 @@ def options_of(arguments: argparse.Namespace, model: jaxnn.Model) -> dict[str, A
     }
 
 
+@slide
 def draw(history: Any, title: str, score: str) -> Figure:
     """Draw loss, smoothed score and acceptance rate of the first chain over its steps."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(19, 4.6))
-    evaluations, proposed = history.evaluations, history.proposed_loss[0]
-    left.plot(evaluations, proposed, ".", color="0.75", markersize=2, rasterized=True)
+    figure, (left, middle, right) = panels(3, 5.6)
+    evaluations = history.evaluations
     losses = {"current": history.current_loss[0], "best": history.best_loss[0]}
     curves = {name: (evaluations, loss) for name, loss in losses.items()}
     jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True, steps=True)
-    left.set_title(f"{title}: proposals grey")
+    dots(left, evaluations, history.proposed_loss[0], "proposals, some")
+    left.legend()
+    left.set_title("loss")
     window = max(len(evaluations) // 50, 1) | 1
     metric = history.proposed_metric[0]
-    jaxnn.plotting.smoothed(metric, middle, window=window, ylabel=f"{score} of proposals")
+    jaxnn.plotting.smoothed(metric, middle, window=window, ylabel=score)
     accepted = np.diff(history.num_accepted[0][::window])
     proposals = np.diff(evaluations[::window])
     right.step(evaluations[::window][1:], 100 * accepted / proposals, color=BLUE)
     right.set(xlabel="loss evaluations", ylabel="accepted, % of evaluations", ylim=(0, None))
-    right.set_title(f"Acceptance rate, {window * (evaluations[0] - 1)} evaluations at a time")
+    right.set_title(f"acceptance rate,\n{window * (evaluations[0] - 1)} evaluations at a time")
+    middle.set_title(f"accuracy of proposals (pale)\nand mean of {window}")
+    middle.set_xlabel("recorded step")
+    figure.suptitle(title)
     return figure
 
 
@@ -118,9 +124,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{arguments.chains:,} chains, {result.num_accepted:,} accepted, {seconds:.2f} seconds"
     )
     title = cli.title_of(arguments.data, model.settings.sizes)
+    heat = arguments.temperature
+    kind = f"perturbation search, scale {arguments.scale:g}" + (
+        f", temperature {heat:g}" if heat is not None else ""
+    )
     path = arguments.output / f"perturbation-search-{title.replace(', ', '-')}.png"
     if arguments.plot and len(result.history.evaluations) > 1:
-        save(draw(result.history, title, name), path)
+        figure = draw(result.history, f"{title}, {kind}", name)
+        save(figure, path, **cli.look_of(arguments))
     report = {
         "best_loss": result.loss,
         name: score,
@@ -137,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.write_json(arguments.json, report)
     finished(result)
     if arguments.animate:
-        film_regions(lambda steps: climb(num_steps=steps), model, batch, steps, arguments.animate)
+        given = model, batch, steps, arguments.animate, f"{title}, {kind}", arguments.dpi
+        film_regions(lambda count: climb(num_steps=count), *given)
 
 
 if __name__ == "__main__":

@@ -37,14 +37,14 @@ from typing import Any
 import jax
 import numpy as np
 from shared import cli
-from shared.figures import BLUE, ORANGE, colors_of, plt, save
+from shared.figures import BLUE, ORANGE, Figure, colors_of, panels, plt, save, slide
 from shared.problems import problem_of, score_of
 from shared.runs import done_before, finished, improvement_lines, timed
 
 import jaxnn
 
-BINS_A_BAR = 64
-"""Of the 512 bins that a histogram has for each power of two."""
+BARS = 8
+"""Bars of the histogram for each doubling of the loss."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -125,15 +125,19 @@ def report(result: Any) -> dict[str, Any]:
     }
 
 
-def draw(result: Any, path: Path) -> None:
+@slide
+def draw(result: Any, title: str) -> Figure:
     """Draw the histogram of losses, and the expected best of n beside this search's best."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6))
-    edges, counts = result.histogram.edges[:-1], result.histogram.counts
-    positive = edges > 0
-    bars = np.append(edges[positive][::BINS_A_BAR], result.histogram.edges[-1])
-    shares = np.histogram(edges[positive], bars, weights=counts[positive] / counts.sum())[0]
-    left.stairs(shares / np.diff(np.log(bars)), bars, fill=True, color="#56B4E9")
-    left.set(xscale="log", yscale="log", xlabel="loss", ylabel="share of candidates, per e-fold")
+    figure, (left, right) = panels(2, 6)
+    edges, counts = result.histogram.edges, result.histogram.counts
+    seen = np.append(edges[:-1][(counts > 0) & (edges[:-1] > 0)], edges[-1])
+    wanted = 2.0 ** np.arange(np.floor(np.log2(seen[0])), np.log2(seen[-2]) + 1, 1 / BARS)
+    bars = np.unique(edges[np.searchsorted(edges[:-1], wanted)])
+    shares = np.histogram(edges[:-1], bars, weights=counts / counts.sum())[0]
+    lowest = shares[shares > 0].min() / 2
+    left.stairs(np.maximum(shares, lowest), bars, fill=True, baseline=lowest, color="#56B4E9")
+    jaxnn.plotting.log_scale(left)
+    left.set(xlabel=f"loss, {BARS} bars for each doubling", ylabel="share of candidates in a bar")
     left.set_title("How losses are distributed")
     draws = np.geomspace(1, result.num_evaluations, 200)
     expected = jaxnn.expected_best(result.histogram, draws)
@@ -141,10 +145,11 @@ def draw(result: Any, path: Path) -> None:
     evaluations = [*result.history.evaluations, result.num_evaluations]
     losses = [*result.history.loss, result.loss]
     right.step(evaluations, losses, "--", where="post", color=ORANGE, label="this search")
-    right.set(xscale="log", yscale="log", xlabel="candidates", ylabel="lowest loss")
-    right.set_title("What more candidates bring")
+    jaxnn.plotting.log_scale(right)
+    right.set(xlabel="candidates", ylabel="lowest loss", title="What more candidates bring")
     right.legend()
-    save(figure, path)
+    figure.suptitle(f"{title}: {result.num_evaluations:,} candidates")
+    return figure
 
 
 def show(result: Any, rate: float | None) -> None:
@@ -160,26 +165,30 @@ def show(result: Any, rate: float | None) -> None:
         print(f"  loss <= {threshold:g}: {number:,}, a share of {share:.3g} ({interval})")
 
 
+@slide
 def compare_scales(arguments: argparse.Namespace, title: str, train: Callable[..., Any]) -> None:
     """Search at each scale; print and draw the expected best of each count."""
     number, scales = arguments.candidates, sorted(arguments.scale)
     counts = [10**power for power in range(3, 20) if 10**power < number]
     draws = np.geomspace(1, number, 200)
-    figure, axes = plt.subplots(figsize=(8, 4.6))
+    figure, axes = plt.subplots()
     rows = []
-    for scale, color in zip(scales, colors_of(len(scales)), strict=True):
+    dashes = ("-", "--", "-.", ":")
+    for index, (scale, color) in enumerate(zip(scales, colors_of(len(scales)), strict=True)):
         found = finished(train(scale, num_candidates=number, progress=True))
         best = jaxnn.expected_best(found.histogram, counts).tolist()
         columns = {f"{count:,}": loss for count, loss in zip(counts, best, strict=True)}
         rows.append({"scale": f"{scale:g}", **columns, f"{number:,} drawn": found.loss})
         expected = jaxnn.expected_best(found.histogram, draws)
-        axes.plot(draws, expected, color=color, label=f"{scale:g}")
+        axes.plot(draws, expected, dashes[index % 4], color=color, label=f"{scale:g}")
     cli.print_table(rows)
     cli.write_json(arguments.json, rows)
-    axes.set(xscale="log", yscale="log", xlabel="candidates", ylabel="expected lowest loss")
-    axes.set_title(f"Random search, {title}")
-    axes.legend(title="scale", loc="center left", bbox_to_anchor=(1, 0.5))
-    save(figure, arguments.output / f"scales-{title.replace(', ', '-')}.png")
+    jaxnn.plotting.log_scale(axes)
+    axes.set(xlabel="candidates", ylabel="expected lowest loss")
+    axes.set_title(f"Random search, {title}: {number:,} candidates a scale")
+    axes.legend(title="scale", ncols=2)
+    path = arguments.output / f"scales-{title.replace(', ', '-')}.png"
+    save(figure, path, **cli.look_of(arguments))
 
 
 @cli.command
@@ -196,8 +205,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     def train(scale: float, **options: Any) -> Any:
         return jaxnn.random_search(key, model.loss, sampler(scale=scale), batch, **options)
 
+    title = cli.title_of(arguments.data, model.settings.sizes)
     if len(arguments.scale) > 1:
-        title = cli.title_of(arguments.data, model.settings.sizes)
         compare_scales(arguments, title, train)
         return
     sample_fn, (name, metric_fn) = sampler(scale=arguments.scale[0]), score_of(model)
@@ -218,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if result.params is not None:
         score = float(metric_fn(result.params, batch))
         if arguments.plot:
-            draw(result, arguments.output / f"random-search-{Path(arguments.data).stem}.png")
+            path = arguments.output / f"random-search-{Path(arguments.data).stem}.png"
+            figure = draw(result, f"{title}, scale {arguments.scale[0]:g}")
+            save(figure, path, **cli.look_of(arguments))
     problem.save(arguments.save, result.params)
     cli.write_json(arguments.json, report(result) | {name: score} | pace)
     if not arguments.merge:

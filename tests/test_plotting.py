@@ -1,5 +1,6 @@
 """What is drawn, read back from matplotlib's artists: points, regions, lines, legends, limits."""
 
+from itertools import combinations
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,7 +8,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex, to_rgb
+from layout import assert_clear, contrast, smallest_font
+from matplotlib.colors import to_hex
 
 import jaxnn.plotting
 from jaxnn.batch import Batch
@@ -20,11 +22,14 @@ BATCH = Batch(x=ROWS, y=LABELS)
 WEIGHTS = np.array([[-2.0, 0.1, 2.0], [0.1, 0.5, -0.2]])
 BIASES = np.array([8.0, 22.0, -14.0])
 STEPS = np.arange(1, 51)
+CURVES = {"sgd": (STEPS, 1 / STEPS), "adam": (STEPS, 1e6 / STEPS)}
 DRAW = {
     "data": lambda ax=None: plotting.data(BATCH, ax),
     "decision_regions": lambda ax=None: plotting.decision_regions(linear, BATCH, ax, resolution=9),
-    "loss_curves": lambda ax=None: plotting.loss_curves({"sgd": (STEPS, 1 / STEPS)}, ax),
-    "smoothed": lambda ax=None: plotting.smoothed(1 / STEPS, ax, label="train"),
+    "loss_curves": lambda ax=None: plotting.loss_curves(CURVES, ax, log_x=True, log_y=True),
+    "smoothed": lambda ax=None: plotting.smoothed(
+        STEPS, plotting.smoothed(1 / STEPS, ax, label="train"), label="test"
+    ),
 }
 
 
@@ -47,30 +52,132 @@ def legend_texts(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def legend_box(ax):
-    """The legend's corners, as shares of the axes' width and height."""
-    ax.figure.canvas.draw()
-    return ax.get_legend().get_window_extent().transformed(ax.transAxes.inverted())
-
-
 # Every picture
 
 
 @pytest.mark.parametrize("name", DRAW)
 def test_draws_into_the_axes_given_or_into_a_new_figure_with_its_legend_inside(name):
-    _, (left, right) = plt.subplots(1, 2)
-    assert DRAW[name](right) is right
-    assert not left.has_data()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
+    assert DRAW[name](left) is left
+    assert not right.has_data()
+    assert_clear(figure)
     assert plt.get_fignums() == [1]
     ax = DRAW[name]()
     assert plt.get_fignums() == [1, 2]
     assert ax.figure is plt.figure(2)
     assert ax.get_xlabel()
     assert ax.get_ylabel()
-    assert legend_box(ax).x0 >= 1
-    assert ax.get_legend().get_window_extent().x1 <= ax.figure.bbox.x1
+    assert_clear(ax.figure)
+    assert len(legend_texts(ax)) > 1
     with pytest.raises(TypeError, match="ax must be a matplotlib Axes or None; got a list"):
         DRAW[name]([1, 2])
+
+
+def test_a_legend_needs_two_names():
+    alone = Batch(x=ROWS, y=LABELS * 0)
+    for ax in (plotting.data(alone), plotting.loss_curves({"sgd": (STEPS, STEPS)})):
+        assert ax.get_legend() is None
+    ax = plotting.smoothed(STEPS, label="train")
+    assert ax.get_legend() is None
+    assert legend_texts(plotting.smoothed(STEPS, ax, label="test")) == ["train", "test"]
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("width", "inches"), [("column", 3.5), ("page", 7.2), ("slide", 13.33)])
+@pytest.mark.parametrize("name", DRAW)
+def test_a_style_sets_width_and_fonts_for_a_block(width, inches, name):
+    with plotting.style(width):
+        figure = DRAW[name]().figure
+        assert figure.get_figwidth() == inches
+        assert_clear(figure)
+        exponents = 0.7 if width != "slide" and name == "loss_curves" else 1
+        assert smallest_font(figure) >= 10 * exponents
+
+
+@pytest.mark.parametrize(
+    ("width", "pixels"), [("column", 1_050), ("page", 2_160), ("slide", 1_919)]
+)
+def test_a_style_says_how_many_pixels_are_saved_and_is_gone_after_its_block(
+    width, pixels, tmp_path
+):
+    before = dict(mpl.rcParams)
+    with plotting.style(width):
+        plt.figure().savefig(tmp_path / "a.png")
+        assert dict(mpl.rcParams) != before
+    assert dict(mpl.rcParams) == before
+    assert plt.imread(tmp_path / "a.png").shape[1] == pixels
+
+
+def test_a_style_can_decorate_and_fails_without_a_trace():
+    @plotting.style("page")
+    def draw():
+        return plt.figure().get_figwidth()
+
+    assert [draw(), draw()] == [7.2, 7.2]
+    with pytest.raises(ZeroDivisionError), plotting.style("column"):
+        _ = 1 / 0
+    with pytest.raises(ValueError, match=r"width must be one of .*slide"), plotting.style("poster"):
+        pass
+
+
+@pytest.mark.parametrize("width", ["column", "slide"])
+def test_one_shared_legend_stands_below_all_axes_and_names_each_curve_once(width):
+    names = [f"a method, with scale {k}" for k in range(5)]
+    with plotting.style(width):
+        figure, axes = plt.subplots(2, 1)
+        for ax, shown in zip(axes, (names[:3], names[1:]), strict=True):
+            plotting.loss_curves(dict.fromkeys(shown, (STEPS, STEPS * 2)), ax)
+        legend = plotting.shared_legend(figure)
+        assert [text.get_text() for text in legend.get_texts()] == names
+        assert all(ax.get_legend() is None for ax in axes)
+        assert_clear(figure)
+        assert legend._ncols == (1 if width == "column" else 3)
+    assert plotting.shared_legend(plt.figure()) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (1.04, 1.1, "1.04 1.06 1.08 1.1"),
+        (0.13, 0.16, "0.13 0.14 0.15 0.16"),
+        (0.5, 3.5, "0.5 1 2"),
+        (0.09, 1.3, "0.1 0.2 0.5 1"),
+        (9, 3e4, "10 100 1,000 10,000"),
+        (1e-6, 1e-2, *["$10^{-6}$ $10^{-5}$ $10^{-4}$ $10^{-3}$ $10^{-2}$"]),
+        (1, 2e9, "$10^{0}$ $10^{2}$ $10^{4}$ $10^{6}$ $10^{8}$"),
+        (2e-6, 6e-5, r"$2\cdot10^{-6}$ $5\cdot10^{-6}$ $10^{-5}$ $2\cdot10^{-5}$ $5\cdot10^{-5}$"),
+    ],
+)
+def test_logarithmic_axes_have_few_ticks(low, high, labels):
+    ax = plotting.log_scale(plt.subplots()[1], "y")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    ax.set_ylim(low, high)
+    ax.figure.canvas.draw()
+    shown = [label.get_text().replace(" ", "") for label in ax.get_yticklabels()]
+    assert shown == labels.split()
+    assert not len(ax.yaxis.get_minorticklocs())
+
+
+@pytest.mark.parametrize(("low", "high"), [(1e-3, 0.07), (1e3, 3.1e4), (1, 2e5), (0.12, 1.4)])
+@pytest.mark.parametrize("panels", [1, 3, 5])
+def test_labels_of_narrow_logarithmic_axes_do_not_touch(low, high, panels):
+    with plotting.style("slide"):
+        figure, axes = plt.subplots(1, panels, squeeze=False)
+        for ax in axes[0]:
+            plotting.log_scale(ax).set_xlim(low, high)
+        assert_clear(figure)
+        assert len(axes[0, 0].get_xticks()) >= 2
+
+
+def test_bars_begin_at_the_end_of_a_logarithmic_axis():
+    ax = plotting.log_scale(plt.subplots()[1], "x")
+    (bar,) = ax.barh([0], [100])
+    ax.figure.canvas.draw()
+    corners = bar.get_transform().transform_path(bar.get_path()).vertices
+    assert np.isfinite(corners).all()
+    assert corners[:, 0].min() <= ax.bbox.x0
 
 
 # Data
@@ -126,10 +233,10 @@ def test_regions_are_the_classes_that_a_linear_network_predicts():
     np.testing.assert_array_equal(ax.images[0].get_array(), expected)
     assert ax.images[0].origin == "lower"
     hits = 100 * np.mean(np.argmax(linear(ROWS), axis=1) == LABELS)
-    assert ax.get_title() == f"Decision regions: {hits:.1f} % of 21 rows right"
+    assert ax.get_title() == f"{hits:.1f} % of 21 rows right"
 
 
-def test_regions_fill_the_view_below_boundaries_below_points_in_pale_class_colors():
+def test_regions_fill_the_view_below_boundaries_below_points_():
     ax = plotting.decision_regions(linear, BATCH, resolution=9)
     ax.figure.canvas.draw()
     image = ax.images[0]
@@ -138,12 +245,28 @@ def test_regions_fill_the_view_below_boundaries_below_points_in_pale_class_color
     margin = np.ptp(ROWS, axis=0) / 50
     assert np.all([left, bottom] < ROWS.min(axis=0) - margin)
     assert np.all([right, top] > ROWS.max(axis=0) + margin)
-    for k in range(3):
-        pale, full = np.array(image.to_rgba(k)[:3]), np.array(to_rgb(plotting.COLORS[k]))
-        np.testing.assert_allclose(1 - pale, 0.35 * (1 - full), atol=0.01)
     boundaries, points = ax.collections[3:], ax.collections[:3]
     assert boundaries
     assert all(image.zorder < line.zorder < points[0].zorder for line in boundaries)
+
+
+def test_classes_stay_apart_on_a_grey_print():
+    ax = plotting.decision_regions(lambda x: np.eye(8)[np.arange(len(x)) % 8], BATCH, resolution=20)
+    colors = [ax.images[0].to_rgba(k)[:3] for k in range(8)]
+    hatches = [None] * 3 + [a.hatches[0] for a in ax.collections if hasattr(a, "hatches")]
+    for first, second in combinations(range(8), 2):
+        apart = contrast(colors[first], colors[second])
+        assert apart >= 1.5 or hatches[first] != hatches[second], (first, second)
+    assert all(contrast(color, "0.25") >= 3 for color in colors)  # the boundaries
+
+
+def test_lines_stand_out_from_white_paper():
+    ax = plotting.loss_curves({str(k): (STEPS, STEPS + k) for k in range(8)})
+    colors = [line.get_color() for line in ax.get_lines()]
+    assert len(set(colors)) == 8
+    grey = {(line._unscaled_dash_pattern, line.get_marker()) for line in ax.get_lines()}
+    assert len(grey) == 8
+    assert min(contrast(color, "white") for color in colors) >= 2.99
 
 
 def test_boundary_is_where_two_scores_are_equal():

@@ -5,18 +5,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import check_gradients
 import compare
 import compare_climbers
 import descent_pictures
+import equal_evaluations
 import gradient_descent
+import guess_and_check
 import jax
 import numpy as np
 import perturbation_search
 import pytest
 import random_search
-from shared import figures
+import reproduce_chapter
+from layout import assert_fit_for_a_slide
+from matplotlib.animation import FuncAnimation
+from PIL import Image
+from shared import cli, figures
 
 import jaxnn
 
@@ -108,7 +115,8 @@ random_search --json .                            | argument --json: must name a
 perturbation_search --temperature nan             | must be a finite number
 perturbation_search --patience 0                  | patience must be an integer of at least 1
 perturbation_search --restart                     | --restart needs --patience
-perturbation_search --animate x.png               | must name a .gif file
+perturbation_search --animate x.png               | must end in .gif or .mp4; got x.png
+random_search --format bmp                        | invalid choice: 'bmp'
 gradient_descent --batch-size -1                  | batch_size must be an integer of at least 1
 gradient_descent --learning-rate nan              | must be a finite number above 0
 gradient_descent --optimizer sgd --weight-decay 1 | --weight-decay is Adam's
@@ -178,15 +186,41 @@ def test_what_an_interrupted_run_found_is_reported(
     assert not (tmp_path / "never.gif").exists()
 
 
-def test_compare_writes_its_table_figures_and_improvements(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def saved(monkeypatch):
+    """Names of the figures that a script saves, each found fit for a slide."""
+    names = []
+
+    @figures.slide
+    def checked(figure, path, *arguments, **options):
+        assert_fit_for_a_slide(figure)
+        names.append(path.stem)
+        save(figure, path, *arguments, **options)
+
+    save = figures.save
+    for script in (check_gradients, compare, gradient_descent, perturbation_search, random_search):
+        monkeypatch.setattr(script, "save", checked)
+    return names
+
+
+def size_of(picture):
+    with Image.open(picture) as image:
+        return image.size
+
+
+def test_compare_writes_its_table_figures_and_improvements(tmp_path, monkeypatch, capsys, saved):
     monkeypatch.setattr(compare, "EXPERIMENTS", compare.EXPERIMENTS[:1])
     path = tmp_path / "comparison.json"
     small = ["--seeds", "2", "--candidates", "500", "--steps", "300", "--epochs", "200"]
     more = ["--output", str(tmp_path), "--json", str(path), "--verbose"]
+    more += ["--format", "png", "svg", "pdf", "--dpi", "100"]
     assert compare.main([*small, *more]) == 0
     kinds = ("methods", "proposals", "regions")
-    pictures = sorted(picture.name for picture in tmp_path.glob("*.png"))
-    assert pictures == [f"{kind}-vertical-2-3-3.png" for kind in kinds]
+    assert sorted(saved) == [f"{kind}-vertical-2-3-3" for kind in kinds]
+    for picture in (tmp_path / name for name in saved):
+        assert size_of(picture.with_suffix(".png"))[0] == 1333
+        assert picture.with_suffix(".svg").read_text().startswith("<?xml")
+        assert picture.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     rows = json.loads(path.read_text())
     assert [row["evaluations"] for row in rows] == [[500] * 2] * 2 + [[301] * 2] + [[601] * 2] * 2
     for row in rows:
@@ -302,7 +336,7 @@ def found_by(folder, *arguments):
     return json.loads(path.read_text())
 
 
-def test_random_search_reports_what_the_library_finds(tmp_path, capsys):
+def test_random_search_reports_what_the_library_finds(tmp_path, capsys, saved):
     told = found_by(tmp_path, *SEARCH, "--verbose", "--plot", "--output", str(tmp_path))
     data_key, key = jax.random.split(jax.random.key(0))
     batch, model = jaxnn.datasets.vertical(data_key, samples=100), jaxnn.mlp((2, 3, 3))
@@ -312,7 +346,8 @@ def test_random_search_reports_what_the_library_finds(tmp_path, capsys):
     assert (told["num_candidates"], told["num_nonfinite"]) == (3_000, 0)
     assert [row["num_below"] for row in told["counts"]] == found.counts.num_below.tolist()
     assert told["candidates_per_second"] == pytest.approx(3_000 / told["seconds"])
-    assert (tmp_path / "random-search-vertical.png").stat().st_size > 10_000
+    assert saved == ["random-search-vertical"]
+    assert size_of(tmp_path / "random-search-vertical.png")[0] == 1919
     assert capsys.readouterr().out.count("iteration") == len(found.history.loss)
 
 
@@ -330,7 +365,7 @@ def test_random_search_resumes_and_merges(tmp_path):
     assert {name: merged[name] for name in same} == {name: whole[name] for name in same}
 
 
-def test_several_scales_give_a_table_and_a_figure(tmp_path, capsys):
+def test_several_scales_give_a_table_and_a_figure(tmp_path, capsys, saved):
     rows = found_by(
         tmp_path, "--candidates", "20000", "--scale", "4", "0.05", "--output", str(tmp_path)
     )
@@ -339,7 +374,7 @@ def test_several_scales_give_a_table_and_a_figure(tmp_path, capsys):
         _, thousand, ten_thousand, best = row.values()
         assert thousand >= ten_thousand > 0.9 * best
     assert rows[0]["10,000"] > 1.09 > 0.5 > rows[1]["10,000"]
-    assert (tmp_path / "scales-vertical-2-3-3.png").stat().st_size > 10_000
+    assert saved == ["scales-vertical-2-3-3"]
     assert "20,000 drawn" in capsys.readouterr().out
 
 
@@ -393,7 +428,7 @@ DESCENT += ["--validation", "20", "--weight-decay", "0.001", "--warmup", "5"]
     ],
 )
 def test_a_trainer_reports_draws_and_animates(
-    script, options, counts, tmp_path, capsys, monkeypatch
+    script, options, counts, tmp_path, capsys, monkeypatch, saved
 ):
     monkeypatch.setattr(figures, "FRAMES", 3)
     path, film = tmp_path / "results.json", tmp_path / "film.gif"
@@ -404,7 +439,8 @@ def test_a_trainer_reports_draws_and_animates(
     assert report["steps_per_second"] > 0
     assert 0 < report["accuracy"] <= 1
     (picture,) = tmp_path.glob("*-vertical-2-3-3.png")
-    assert min(picture.stat().st_size, film.stat().st_size) > 10_000
+    assert [picture.stem] == saved
+    assert size_of(picture)[0] == size_of(film)[0] == 1919
     said = capsys.readouterr().out
     assert "completed: loss" in said
     if script is perturbation_search:
@@ -465,7 +501,7 @@ def own(path, **names):
         ("wrong_in_numpy", 1, "loss_in_numpy"),
     ],
 )
-def test_a_gradient_of_ones_own_is_checked(gradient, status, loss, tmp_path, capsys):
+def test_a_gradient_of_ones_own_is_checked(gradient, status, loss, tmp_path, capsys, saved):
     (tmp_path / "own.py").write_text(OWN)
     path, picture = tmp_path / "own.json", tmp_path / "v.png"
     named = own(tmp_path / "own.py", gradient=gradient, loss=loss)
@@ -481,7 +517,8 @@ def test_a_gradient_of_ones_own_is_checked(gradient, status, loss, tmp_path, cap
     assert ("off by the factor 0.5" in said) == (gradient == "half")
     assert ("of the wrong sign" in said) == (gradient == "wrong_in_numpy")
     assert ("JAX cannot trace value_and_grad_fn" in said) == ("numpy" in gradient)
-    assert picture.stat().st_size > 10_000
+    assert saved == ["v"]
+    assert size_of(picture)[0] == 1919
 
 
 @pytest.mark.parametrize(
@@ -515,3 +552,135 @@ def test_descents_are_filmed_at_every_learning_rate(tmp_path):
     assert json.loads(path.read_text())["one-weight"][0] > 6
     for name in ("descent-one-weight.gif", "descent-two-weights.gif"):
         assert (tmp_path / name).read_bytes().startswith(b"GIF89a")
+    assert size_of(tmp_path / "descent-two-weights.gif")[0] == 1919
+
+
+def film_of(monkeypatch, make):
+    """The film that `make()` would write."""
+    films = []
+    monkeypatch.setattr(figures, "save_film", lambda film, *_: films.append(film))
+    films.append(make())
+    (film,) = filter(None, films)
+    film._fig.canvas.draw()  # which goes back to the first frame, once
+    return film
+
+
+def test_a_film_of_regions_tells_loss_and_accuracy_at_every_frame(tmp_path, monkeypatch):
+    batch, model = jaxnn.datasets.vertical(jax.random.key(0), samples=10), jaxnn.mlp((2, 3, 3))
+    params = model.init(jax.random.key(1))
+
+    def train(steps):
+        key, gradient = jax.random.key(2), model.value_and_grad
+        return jaxnn.gradient_descent(
+            key, gradient, params, batch, num_epochs=steps, learning_rate=1.0
+        )
+
+    given = train, model, batch, 200, tmp_path / "a.gif", "vertical, 2-3-3, rate 1"
+    film = film_of(monkeypatch, lambda: figures.film_regions(*given))
+    for number, steps in ((0, 0), (-1, 200)):
+        count = list(film.new_frame_seq())[number]
+        with jaxnn.plotting.style("slide"):
+            film._func(count)
+            assert_fit_for_a_slide(film._fig)
+        found = train(steps)
+        share = float(model.accuracy(found.params, batch))
+        assert film._fig.get_suptitle() == f"vertical, 2-3-3, rate 1: step {steps}"
+        titles = [ax.get_title() for ax in film._fig.axes]
+        assert titles[:2] == [f"{100 * share:.1f} % of 30 rows right", f"loss {found.loss:.3f}"]
+
+
+def test_a_descent_that_leaves_the_picture_is_said_to_and_minima_are_marked(monkeypatch):
+    rates, batch = np.array([0.2, 1.05]), descent_pictures.plane(0)
+    path = np.array([[[-1.0], [-1.0]], [[0.5], [4.5]], [[1.5], [90.0]]])
+    film = film_of(
+        monkeypatch,
+        lambda: descent_pictures.film(path, rates, descent_pictures.draw_curve, batch),
+    )
+    steady, wild = film._fig.axes
+    with jaxnn.plotting.style("slide"):
+        film._func(1)
+        assert not any(ax.texts[-1].get_visible() for ax in (steady, wild))
+        film._func(2)
+        assert_fit_for_a_slide(film._fig)
+    assert wild.texts[-1].get_visible()
+    assert wild.texts[-1].get_text() == "left the picture\nat step 2"
+    assert not steady.texts[-1].get_visible()
+    assert wild.get_title().startswith("learning rate 1.05\nloss 7,")
+    for weights in (1, 2):
+        best = descent_pictures.minimum(batch, weights)
+        nearby = best + np.array([[0.0] * weights, [0.01] * weights, [-0.01] * weights])
+        assert descent_pictures.losses(nearby, batch).argmin() == 0
+
+
+def test_films_are_mp4_where_ffmpeg_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.shutil, "which", lambda _: None)
+    with pytest.raises(cli.argparse.ArgumentTypeError, match="mp4 needs ffmpeg, not found here"):
+        cli.film_file(str(tmp_path / "a.mp4"))
+    assert cli.film_file(str(tmp_path / "a.gif")).suffix == ".gif"
+    monkeypatch.setattr(cli.shutil, "which", lambda _: "/usr/bin/ffmpeg")
+    assert cli.film_file(str(tmp_path / "a.mp4")) == tmp_path / "a.mp4"
+    written = []
+    monkeypatch.setattr(
+        FuncAnimation, "save", lambda _, path, writer, dpi: written.append((type(writer), dpi))
+    )
+    for suffix in (".gif", ".mp4"):
+        film: Any = FuncAnimation(figures.plt.figure(), lambda _: [], frames=1)
+        film._draw_was_started = True
+        figures.save_film(film, tmp_path / f"a{suffix}")
+    assert written == [(figures.PillowWriter, 144), (figures.FFMpegWriter, 144)]
+
+
+def rows_of_libraries():
+    """As many rows as the benchmark prints."""
+    methods = equal_evaluations.METHODS.items()
+    values = {"evaluations/s": 2e4, "slowest": 1e4, "fastest": 3e4, "loss": 1.0, "lowest": 0.9}
+    return [
+        {"data": data, "net": "2-3-3", "method": method, "library": name, "highest": 1.1} | values
+        for data in equal_evaluations.PROBLEMS
+        for method, (libraries, _) in methods
+        for name in libraries
+    ]
+
+
+def kink_solutions(widths):
+    """What 10,000 solutions of every width come to."""
+    ends = {"acceptance_interval": [5e-5, 7e-5], "test_accuracy_interval": [0.98, 0.99]}
+    piece = {"solutions": 10_000, "acceptance": 6e-5, "test_accuracy": 0.985, **ends}
+    piece["map"] = np.eye(guess_and_check.SIDE).tolist()
+    return {f"{m}, width {width}": piece for m in guess_and_check.METHODS for width in widths}
+
+
+def climbs():
+    names = compare_climbers.kinds(jaxnn.mlp((2, 3, 3)), 10_000)
+    steps = np.arange(100, 10_000, 100)
+    run = compare_climbers.Climb(0.5, 0.5, steps, 1 / steps)
+    return {problem: {name: [run] for name in names} for problem in compare_climbers.PROBLEMS}
+
+
+def chapter():
+    arguments = reproduce_chapter.parse(["--full"])
+    counts = [*arguments.counts, reproduce_chapter.LONG]
+    names = [
+        reproduce_chapter.random_name(data, scale, count)
+        for data in reproduce_chapter.DATA_SETS
+        for scale in arguments.scales
+        for count in counts
+    ]
+    return {name: {"loss": [0.3, 0.5, 1.7]} for name in names}, arguments
+
+
+WIDTHS = guess_and_check.parse([]).widths
+LONG = {
+    "equal_evaluations": lambda: equal_evaluations.draw(rows_of_libraries(), 10_240),
+    "guess_and_check_maps": lambda: guess_and_check.draw_maps(kink_solutions(WIDTHS), WIDTHS),
+    "guess_and_check_curves": lambda: guess_and_check.draw_curves(kink_solutions(WIDTHS), WIDTHS),
+    "climbers": lambda: compare_climbers.draw(climbs()),
+    "chapter": lambda: reproduce_chapter.draw(*chapter()),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_figures_of_long_runs_are_fit_for_a_slide(name):
+    with jaxnn.plotting.style("slide"):
+        assert_fit_for_a_slide(LONG[name]())
+    figures.plt.close("all")

@@ -31,7 +31,7 @@ from peers.chains import CLIMBERS
 from peers.descent import DESCENTS
 from peers.search import SEARCHES, best_tile
 from shared import cli
-from shared.figures import BLUE, GREEN, ORANGE, Figure, plt, save
+from shared.figures import BLUE, GREEN, ORANGE, Figure, panels, save, slide
 from shared.problems import DATA
 from shared.resuming import run_pieces
 from shared.timing import MISSING, Search, machine, take_turns
@@ -46,6 +46,7 @@ WARM = 1.0
 SLOW = ("mlrose-ky",)
 """Libraries whose first call is the one timed."""
 COLORS = {"random search": BLUE, "perturbation search": ORANGE, "gradient descent": GREEN}
+HATCHES = {"random search": None, "perturbation search": "//", "gradient descent": ".."}
 
 
 def draw_candidates(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
@@ -164,22 +165,23 @@ def faster(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+@slide
 def draw(rows: Sequence[dict[str, Any]], evaluations: int) -> Figure:
     """Draw pace and loss of every library: medians over the seeds; bars are ranges."""
     known = [row for row in rows if "loss" in row]
     problems = list(dict.fromkeys(row["data"] for row in known))
-    figure, axes = plt.subplots(
-        len(problems), 2, figsize=(12, 4.6 * len(problems)), layout="constrained", squeeze=False
-    )
-    for (pace, loss), problem in zip(axes, problems, strict=True):
+    figure, axes = panels(2 * len(problems), 5.6, across=2)
+    for pace, loss, problem in zip(axes[::2], axes[1::2], problems, strict=True):
         here = [row for row in known if row["data"] == problem][::-1]
         colors = [COLORS[row["method"]] for row in here]
+        hatches = [HATCHES[row["method"]] for row in here]
         places = np.arange(len(here))
         paces = np.array([row["evaluations/s"] for row in here])
         ranges = np.array([(row["slowest"], row["fastest"]) for row in here])
         bars = {"xerr": np.abs(ranges.T - paces), "ecolor": "black", "capsize": 2}
-        pace.barh(places, paces, color=colors, **bars)
-        pace.set(xscale="log", xlabel="evaluations a second, compilation left out")
+        pace.barh(places, paces, color=colors, hatch=hatches, edgecolor="white", **bars)
+        jaxnn.plotting.log_scale(pace, "x")
+        pace.set(xlabel="evaluations a second, compilation left out")
         pace.set(yticks=places, yticklabels=[row["library"] for row in here])
         middle = np.array([row["loss"] for row in here])
         ends = np.array([(row["lowest"], row["highest"]) for row in here])
@@ -192,8 +194,10 @@ def draw(rows: Sequence[dict[str, Any]], evaluations: int) -> Figure:
             ax.grid(axis="x", alpha=0.3)
             ax.set_ylim(-0.7, len(here) - 0.3)
         pace.set_title(f"{problem}, {here[0]['net']}", loc="left")
-    handles = [Rectangle((0, 0), 1, 1, color=color) for color in COLORS.values()]
-    figure.legend(handles, list(COLORS), loc="outside lower center", ncols=3, frameon=False)
+    for method, color in COLORS.items():
+        style = {"hatch": HATCHES[method], "edgecolor": "white", "label": method}
+        axes[0].add_patch(Rectangle((0, 0), 0, 0, facecolor=color, **style))
+    jaxnn.plotting.shared_legend(figure)
     figure.suptitle(f"{evaluations:,} evaluations each")
     return figure
 
@@ -227,7 +231,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{evaluations:,} evaluations each, {arguments.seeds} seeds: medians, ranges of losses")
     cli.print_table(rows, arguments.markdown)
     print("\n".join(faster(rows)) or "nobody is faster than jaxnn")
-    save(draw(rows, evaluations), arguments.output / "equal-evaluations.png")
+    save(
+        draw(rows, evaluations),
+        arguments.output / "equal-evaluations.png",
+        **cli.look_of(arguments),
+    )
     cli.write_json(arguments.json, rows)
 
 

@@ -1,8 +1,9 @@
-"""Film descents of one weight and of two at several learning rates, as GIFs.
+"""Film descents of one weight and of two at several learning rates, as GIF or MP4.
 
 The data are y = 1.5 u + 0.5 v with a little noise, and the loss is the mean squared error. The
 learning rates are too small, right (0.2), too large and diverging. For two weights the film shows
-the path over the surface of the loss; for one, the second weight is known.
+the path over the contours of the loss; for one, the second weight is known. A star marks the
+minimum, and a descent that leaves the picture is said to.
 
     python scripts/examples/descent_pictures.py
     python scripts/examples/descent_pictures.py --learning-rates 0.2 0.5 0.9 --steps 40
@@ -22,14 +23,15 @@ from matplotlib.axes import Axes
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import cli
-from shared.figures import FuncAnimation, plt, save_film
+from shared.figures import FuncAnimation, panels, save_film, slide
 from shared.runs import finished
 
 import jaxnn
 
 TRUE, START, MARGIN = (1.5, 0.5), -1.0, 4.0
 LINE = "#555555"
-LEVELS = np.geomspace(0.02, 10, 9)
+NOTE = {"facecolor": "white", "edgecolor": LINE, "alpha": 0.9}
+LEVELS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
 STYLES = tuple(zip(("#0072B2", "#E69F00", "#CC79A7", "#D55E00"), "o^sD", strict=True))
 
 
@@ -68,40 +70,75 @@ def losses(weights: np.ndarray, batch: jaxnn.Batch) -> np.ndarray:
     return np.asarray(jax.vmap(loss_fn, (0, None))(flat, batch)).reshape(weights.shape[:-1])
 
 
-def draw_weight(ax: Axes, path: np.ndarray, rate: float, style: tuple, batch: jaxnn.Batch) -> None:
-    """Draw the loss of one weight, and the steps taken on it."""
-    span = np.linspace(TRUE[0] - MARGIN, TRUE[0] + MARGIN, 200)
-    ax.plot(span, losses(span[:, None], batch), color=LINE, linewidth=1)
-    here = losses(path, batch)
-    ax.plot(path[:, 0], here, marker=style[1], color=style[0], markersize=5, linewidth=1)
+def minimum(batch: jaxnn.Batch, weights: int) -> np.ndarray:
+    """Return the weights of the lowest loss."""
+    x, rest = batch.x[:, :weights], batch.x[:, weights:] @ np.array(TRUE[weights:])
+    return np.linalg.lstsq(x, batch.y - rest, rcond=None)[0]
+
+
+def draw_curve(ax: Axes, batch: jaxnn.Batch) -> None:
+    """Draw the loss of one weight."""
+    span, best = np.linspace(TRUE[0] - MARGIN, TRUE[0] + MARGIN, 200), minimum(batch, 1)
+    ax.plot(span, losses(span[:, None], batch), color=LINE)
+    ax.plot(best, losses(best[None], batch), "k*", markersize=14, label="minimum", zorder=3)
     ax.set(xlim=span[[0, -1]], ylim=(-0.5, MARGIN**2), xlabel="weight", ylabel="loss")
-    ax.set_title(f"learning rate {rate:g}: loss {here[-1]:.3g}")
 
 
-def draw_surface(ax: Axes, path: np.ndarray, rate: float, style: tuple, batch: jaxnn.Batch) -> None:
-    """Draw the loss of two weights as contours, and the path over it."""
+def draw_contours(ax: Axes, batch: jaxnn.Batch) -> None:
+    """Draw the loss of two weights as contours."""
     sides = [np.linspace(middle - 3, middle + 3, 60) for middle in TRUE]
     height = losses(np.stack(np.meshgrid(*sides), axis=-1), batch)
-    ax.contour(*sides, height, levels=LEVELS, colors=LINE, linewidths=0.7)
-    ax.plot(*path.T, marker=style[1], color=style[0], markersize=5, linewidth=1)
+    lines = ax.contour(*sides, height, levels=LEVELS, colors=LINE, linewidths=1)
+    ax.clabel(lines, fmt="%g", fontsize=12)
+    ax.plot(*minimum(batch, 2), "k*", markersize=14, label="minimum", zorder=3)
     ax.set(xlim=sides[0][[0, -1]], ylim=sides[1][[0, -1]])
     ax.set(xlabel="first weight", ylabel="second weight")
-    ax.set_title(f"learning rate {rate:g}: loss {losses(path[-1], batch):.3g}")
 
 
-def film(path: np.ndarray, rates: np.ndarray, draw: Callable[..., None]) -> FuncAnimation:
+def left_at(points: np.ndarray, ax: Axes) -> int | None:
+    """Return the first step after which points `(steps + 1, 2)` are outside the axes, or None."""
+    limits = np.transpose([ax.get_xlim(), ax.get_ylim()])
+    outside = ~np.all((points >= limits[0]) & (points <= limits[1]), axis=1)
+    return int(outside.argmax()) if outside.any() else None
+
+
+@slide
+def film(
+    path: np.ndarray, rates: np.ndarray, draw: Callable[..., None], batch: jaxnn.Batch
+) -> FuncAnimation:
     """Film a panel a learning rate and a frame a step; the last one is held."""
-    size = (3.4 * len(rates), 3.4)
-    figure, row = plt.subplots(1, len(rates), figsize=size, squeeze=False)
+    figure, row = panels(len(rates), 5, across=len(STYLES))
+    heights = losses(path, batch)
+    points = path if path.shape[-1] == 2 else np.stack([path[..., 0], heights], axis=-1)
+    for ax, (color, marker) in zip(row, STYLES, strict=False):
+        draw(ax, batch)
+        ax.plot([], [], marker=marker, color=color, label="steps")
+        ax.text(
+            0.5,
+            0.25 if path.shape[-1] == 1 else 0.1,
+            "",
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            bbox=NOTE,
+        )
+        ax.label_outer()
 
     def frame(number: int) -> list[Any]:
         step = min(number, len(path) - 1)
-        figure.suptitle(f"step {step}")
-        for panel, (ax, rate) in enumerate(zip(row[0], rates, strict=True)):
-            ax.clear()
-            draw(ax, path[: step + 1, panel], rate, STYLES[panel])
+        figure.suptitle(f"y = {TRUE[0]} u + {TRUE[1]} v with noise, gradient descent: step {step}")
+        for panel, (ax, rate) in enumerate(zip(row, rates, strict=True)):
+            ax.lines[-1].set_data(*points[: step + 1, panel].T)
+            loss = heights[step, panel]
+            words = f"{loss:,.0f}" if 100 <= loss < 1e6 else f"{loss:.3g}"
+            ax.set_title(f"learning rate {rate:g}\nloss {words}")
+            left = left_at(points[: step + 1, panel], ax)
+            ax.texts[-1].set_text("" if left is None else f"left the picture\nat step {left}")
+            ax.texts[-1].set_visible(left is not None)
         return []
 
+    frame(0)
+    jaxnn.plotting.shared_legend(figure)
     return FuncAnimation(figure, frame, frames=len(path) + 5)
 
 
@@ -111,6 +148,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--learning-rates", type=float, nargs="+", default=[0.02, 0.2, 0.9, 1.05],
         help="Film up to four learning rates.")  # fmt: skip
+    add("--film", type=cli.film_suffix, default=".gif", metavar=".gif|.mp4",
+        help="Write films of this kind; .mp4 needs ffmpeg.")  # fmt: skip
     add("--steps", type=cli.at_least(0), default=24, help="The steps of each descent.")
     cli.add_seed(parser)
     cli.add_output(parser)
@@ -122,14 +161,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw both films."""
+    """Make both films."""
     arguments = parse(argv)
     rates, batch = np.asarray(arguments.learning_rates), plane(arguments.seed)
     ends = {}
-    for weights, name, draw in ((1, "one-weight", draw_weight), (2, "two-weights", draw_surface)):
+    for weights, name, draw in ((1, "one-weight", draw_curve), (2, "two-weights", draw_contours)):
         path = paths(batch, rates, weights, arguments.steps)
-        draw = partial(draw, batch=batch)
-        save_film(film(path, rates, draw), arguments.output / f"descent-{name}.gif")
+        file = arguments.output / f"descent-{name}{arguments.film}"
+        save_film(film(path, rates, draw, batch), file, arguments.dpi)
         ends[name] = losses(path[-1], batch)
         pairs = zip(rates, ends[name], strict=True)
         print(f"{name}:", ", ".join(f"rate {rate:g} loss {loss:.3g}" for rate, loss in pairs))

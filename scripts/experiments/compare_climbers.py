@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import cli
-from shared.figures import Figure, plt, save
+from shared.figures import Figure, panels, save, slide
 from shared.problems import DATA, from_sklearn
 from shared.runs import finished
 
@@ -116,20 +116,20 @@ def row_of(name: str, kind: str, runs: Sequence[Climb], plain: Sequence[Climb]) 
     }
 
 
+@slide
 def draw(climbs: dict[str, dict[str, list[Climb]]]) -> Figure:
     """Draw the median of the best loss so far over evaluations, a panel a problem."""
-    size = (5 * len(climbs) + 2, 4.6)
-    figure, panels = plt.subplots(1, len(climbs), figsize=size, squeeze=False)
-    for axes, (name, by_kind) in zip(panels[0], climbs.items(), strict=True):
+    figure, row = panels(len(climbs), 4)
+    for axes, (name, by_kind) in zip(row, climbs.items(), strict=True):
         curves = {
             kind: (runs[0].evaluations, np.median([run.best_loss for run in runs], axis=0))
             for kind, runs in by_kind.items()
         }
         jaxnn.plotting.loss_curves(curves, axes, log_x=True, log_y=True)
         axes.set_title(f"{name}, {cli.join_sizes(PROBLEMS[name].sizes)}")
-        axes.set_ylabel("best loss so far, median")
-        if axes is not panels[0, -1]:
-            axes.get_legend().remove()
+        axes.set_ylabel("best loss so far")
+    jaxnn.plotting.shared_legend(figure)
+    figure.suptitle("Kinds of perturbation search: medians over the seeds")
     return figure
 
 
@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     if rows:
         cli.print_table(rows, arguments.markdown)
-        save(draw(climbs), arguments.output / "climbers.png")
+        save(draw(climbs), arguments.output / "climbers.png", **cli.look_of(arguments))
     cli.write_json(arguments.json, rows)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import cli
-from shared.figures import BLUE, ORANGE, Figure, error_bars, plt, save
+from shared.figures import BLUE, ORANGE, Figure, error_bars, panels, plt, save, slide
 from shared.intervals import of_mean, of_share
 from shared.problems import kink
 from shared.resuming import run_pieces
@@ -166,9 +166,10 @@ def row_of(width: int, guessed: dict[str, Any], trained: dict[str, Any]) -> dict
     }
 
 
+@slide
 def draw_curves(found: dict[str, Any], widths: Sequence[int]) -> Figure:
     """Draw acceptance and fresh accuracy against the width; bars are 95 % intervals."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
+    figure, axes = panels(2, 6)
     labels = ("share of guesses that get all rows right", "mean accuracy on 30 fresh rows")
     for ax, name, label in zip(axes, ("acceptance", "test_accuracy"), labels, strict=True):
         for marker, (method, color) in zip("os", METHODS.items(), strict=True):
@@ -182,16 +183,17 @@ def draw_curves(found: dict[str, Any], widths: Sequence[int]) -> Figure:
         ax.set(xlabel="hidden units", ylabel=label, xticks=widths)
     axes[0].set_ylim(bottom=0)
     axes[0].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes[1].legend()
-    figure.suptitle("Guess and check on the kink data, 11 rows; 95 % intervals")
+    jaxnn.plotting.shared_legend(figure)
+    figure.suptitle("Guess and check on the kink data, 11 rows, networks 2-u-2; 95 % intervals")
     return figure
 
 
+@slide
 def draw_maps(found: dict[str, Any], widths: Sequence[int]) -> Figure:
     """Draw what all solutions together answer, a row a method and a column a width."""
-    size = (2.0 * len(widths) + 1.2, 4.6)
+    size = (plt.rcParams["figure.figsize"][0], 5)
     figure, axes = plt.subplots(2, len(widths), figsize=size, squeeze=False)
-    style = {"cmap": "PuOr", "vmin": -1 / 3, "vmax": 4 / 3, "origin": "lower"}
+    style = {"cmap": "cividis", "vmin": 0, "vmax": 1, "origin": "lower"}
     image = None
     for row, method in zip(axes, METHODS, strict=True):
         for ax, width in zip(row, widths, strict=True):
@@ -201,13 +203,13 @@ def draw_maps(found: dict[str, Any], widths: Sequence[int]) -> Figure:
                 image = ax.imshow(piece["map"], extent=(-1, 1, -1, 1), **style)
             for label, marker in ((0, "^"), (1, "o")):
                 points = TRAIN.x[TRAIN.y == label]
-                ax.scatter(*points.T, s=18, marker=marker, color="black", linewidths=0)
-            ax.set_title(f"{width} units\n{piece['solutions']:,} solutions", fontsize=8)
+                ax.scatter(*points.T, marker=marker, color="white", edgecolors="black")
+            ax.set_title(f"{width} units\n{piece['solutions']:,} found")
         row[0].set_ylabel(method)
     if image is not None:
         bar = figure.colorbar(image, ax=axes, shrink=0.8)
         bar.set_label("share that answer class 0 (triangles)")
-        bar.ax.set_ylim(0, 1)
+    figure.suptitle("What all solutions answer together: kink data, networks 2-u-2")
     return figure
 
 
@@ -228,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for width in arguments.widths
     ])  # fmt: skip
     for name, draw in {"curves": draw_curves, "maps": draw_maps}.items():
-        save(draw(found, arguments.widths), arguments.output / f"guess-and-check-{name}.png")
+        path = arguments.output / f"guess-and-check-{name}.png"
+        save(draw(found, arguments.widths), path, **cli.look_of(arguments))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import cli
-from shared.figures import BLUE, GREEN, ORANGE, Figure, error_bars, plt, save
+from shared.figures import BLUE, GREEN, ORANGE, Figure, error_bars, plt, save, slide
 from shared.intervals import of_mean
 from shared.problems import problem_of
 from shared.resuming import run_pieces
@@ -86,9 +86,10 @@ def predicted(num_pairs: Any, dimensions: int) -> Any:
     return np.sqrt(num_pairs / (num_pairs + dimensions - 1))
 
 
+@slide
 def draw(found: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     """Draw root mean squares against the number of pairs; bars are 95 % intervals."""
-    figure, axes = plt.subplots(figsize=(8, 4.8))
+    figure, axes = plt.subplots()
     first = next(iter(found.values()))
     pairs = np.geomspace(first[0]["pairs"], first[-1]["pairs"], 200)
     law = predicted(pairs, first[0]["dimensions"])
@@ -98,7 +99,8 @@ def draw(found: dict[str, list[dict[str, Any]]], title: str) -> Figure:
         middle, ends = ([row[part] for row in rows] for part in ("root_mean_square", "interval"))
         at = [shift * row["pairs"] for row in rows]
         error_bars(axes, at, middle, ends, fmt=marker, color=color, label=name)
-    axes.set(xscale="log", xlabel="pairs of perturbations n", ylabel="cosine, root mean square")
+    jaxnn.plotting.log_scale(axes, "x")
+    axes.set(xlabel="pairs of perturbations n", ylabel="cosine, root mean square")
     axes.set(ylim=(0, 1.03), title=title)
     axes.legend(loc="lower right")
     return figure
@@ -109,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Estimate what is not there yet; print the table and draw the figure."""
     arguments = parse(argv)
     known = problems(arguments)
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("pairs", "output")}
+    unlike = ("pairs", "output", "formats", "dpi")
+    settings = {k: v for k, v in vars(arguments).items() if k not in unlike}
     pieces = {
         f"{name}, {num_pairs} pairs": partial(cosines, problem, num_pairs, arguments)
         for name, problem in known.items()
@@ -130,8 +133,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ])  # fmt: skip
     sizes = cli.join_sizes((2, *arguments.hidden, 3))
     dimensions = found["linear loss"][0]["dimensions"]
-    title = f"Perturbation gradients, {sizes} on {arguments.data}: {dimensions} weights"
-    save(draw(found, title), arguments.output / "perturbation-gradients.png")
+    title = f"Perturbation gradients: {arguments.data}, {sizes}, {dimensions} weights, "
+    figure = draw(found, title + f"scale {arguments.scale:g}")
+    save(figure, arguments.output / "perturbation-gradients.png", **cli.look_of(arguments))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ the tables, draws random search against the count, and writes a line for every i
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from compare import OPTIMIZERS, Experiment, climb, descend, draw_candidates, setting_of
 from shared import cli
-from shared.figures import Figure, colors_of, error_bars, plt, save
+from shared.figures import Figure, colors_of, error_bars, panels, save, slide
 from shared.resuming import run_pieces
 from shared.runs import finished, improvement_lines
 
@@ -31,6 +32,8 @@ LONG = 10**9
 """Candidates of the random search that the book gave up."""
 STEPS, EPOCHS = (10_000, 100_000), 10_000
 DATA_SETS = ("vertical", "spiral")
+TOP = 1.2
+"""The largest loss that is drawn: guessing has log 3, which is 1.1."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -138,25 +141,35 @@ def write_improvements(path: Path) -> None:
     print(path)
 
 
+@slide
 def draw(found: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> Figure:
-    """Draw the best loss of random search against the count, a line a scale; bars are ranges."""
-    figure, panels = plt.subplots(1, 2, figsize=(11.5, 4.6))
+    """Draw the best loss of random search against the count, a line a scale; bars are ranges.
+
+    Bars above TOP leave the picture.
+    """
+    figure, row = panels(2, 6)
     colors = colors_of(len(arguments.scales))
     shifts = np.geomspace(0.85, 1.18, len(arguments.scales))  # or bars hide each other
     counts = np.array([*arguments.counts, *[LONG] * arguments.full])
-    for ax, data in zip(panels, DATA_SETS, strict=True):
-        for scale, color, shift in zip(arguments.scales, colors, shifts, strict=True):
+    for ax, data in zip(row, DATA_SETS, strict=True):
+        marks = itertools.cycle(jaxnn.plotting.MARKERS)
+        for scale, color, shift, marker in zip(
+            arguments.scales, colors, shifts, marks, strict=False
+        ):
             losses = [found[random_name(data, scale, n)]["loss"] for n in counts]
             middle = [np.median(each) for each in losses]
             ends = [(min(each), max(each)) for each in losses]
-            style = {"marker": "o", "color": color, "label": f"{scale:g}"}
+            style = {"marker": marker, "color": color, "label": f"scale {scale:g}"}
             error_bars(ax, counts * shift, middle, ends, **style)
-        ax.set(xscale="log", xlabel="candidates", title=f"{data}, 2-3-3")
+        jaxnn.plotting.log_scale(ax, "x")
+        ax.set(xlabel="candidates", title=f"random search: {data}, 2-3-3")
+        if ax.get_ylim()[1] > TOP:
+            ax.set_ylim(top=TOP)
+            ax.set_title(f"{ax.get_title()}, cut at {TOP:g}")
     bayes = jaxnn.datasets.vertical_bayes(3).crossentropy
-    panels[0].axhline(bayes, color="black", linestyle="--", label="population Bayes value")
-    panels[0].set_ylabel("best loss: median and range over seeds")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", title="scale")
+    row[0].axhline(bayes, color="black", linestyle="--", label="population Bayes value")
+    row[0].set_ylabel("best loss: median and range over seeds")
+    jaxnn.plotting.shared_legend(figure)
     return figure
 
 
@@ -168,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = run_pieces(path, settings, pieces_of(arguments))
     show(found, arguments)
     write_improvements(arguments.output / "chapter-improvements.txt")
-    save(draw(found, arguments), arguments.output / "chapter-random-search.png")
+    path = arguments.output / "chapter-random-search.png"
+    save(draw(found, arguments), path, **cli.look_of(arguments))
 
 
 if __name__ == "__main__":

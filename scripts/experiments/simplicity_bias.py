@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import cli
-from shared.figures import BLUE, ORANGE, Figure, plt, save
+from shared.figures import BLUE, ORANGE, Figure, panels, save, slide
 from shared.intervals import of_share
 from shared.resuming import run_pieces
 from shared.runs import finished
@@ -163,25 +163,29 @@ def interval_of(number: int, found: dict[str, Any]) -> tuple[float, float]:
     return of_share(number, total)[0], of_share(min(number + found["error"], total), total)[1]
 
 
+@slide
 def draw(found: dict[str, dict[str, Any]]) -> Figure:
     """Draw shares against rank and against complexity; bands are 95 % intervals."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11.5, 4.8))
-    styles = zip((BLUE, ORANGE), "os", strict=True)
-    for (kind, piece), (color, marker) in zip(found.items(), styles, strict=True):
+    figure, (left, right) = panels(2, 6)
+    styles = zip((BLUE, ORANGE), "ox", ("-", "-."), strict=True)
+    for (kind, piece), (color, marker, dash) in zip(found.items(), styles, strict=True):
         ranks, counts = np.array(piece["rank"]), np.array(piece["count"])
         bits, shares = np.array(piece["complexity"]), counts / piece["samples"]
         often, several = counts >= OFTEN, counts > 1
         ends = np.reshape([interval_of(int(n), piece) for n in counts[often]], (-1, 2))
-        left.plot(ranks[often], shares[often], color=color, label=kind)
-        left.fill_between(ranks[often], *ends.T, color=color, alpha=0.2, linewidth=0)
-        style = {"s": 9, "color": color, "marker": marker, "alpha": 0.4, "linewidths": 0}
+        left.plot(ranks[often], shares[often], dash, color=color, label=kind)
+        low, high = ends.T
+        left.fill_between(ranks[often], low, high, color=color, alpha=0.2, linewidth=0)
+        style = {"s": 16, "color": color, "marker": marker, "alpha": 0.5, "linewidths": 1}
         right.scatter(bits[several], shares[several], label=kind, **style)
     zipf = np.array([1, left.dataLim.x1])
     left.plot(zipf, 1 / (zipf * LOG_FUNCTIONS), "k--", label=r"1 / (rank ln $2^{128}$)")
-    left.set(xscale="log", yscale="log", xlabel="rank", ylabel="share of networks")
-    right.set(yscale="log", xlabel="Lempel-Ziv complexity, bits", ylabel="share of networks")
-    left.set_title(f"functions seen {OFTEN} times or more; 95 % intervals", fontsize=10)
-    right.set_title("functions seen more than once", fontsize=10)
+    jaxnn.plotting.log_scale(left)
+    jaxnn.plotting.log_scale(right, "y")
+    left.set(xlabel="rank", ylabel="share of networks")
+    right.set(xlabel="Lempel-Ziv complexity, bits", ylabel="share of networks")
+    left.set_title(f"functions seen {OFTEN} times or more; 95 % intervals")
+    right.set_title("functions seen more than once")
     for ax in (left, right):
         ax.legend()
         ax.grid(visible=True)
@@ -199,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = run_pieces(arguments.output / "simplicity-bias.json", settings, pieces)
     for kind, piece in found.items():
         show(kind, piece)
-    save(draw(found), arguments.output / "simplicity-bias.png")
+    save(draw(found), arguments.output / "simplicity-bias.png", **cli.look_of(arguments))
 
 
 if __name__ == "__main__":

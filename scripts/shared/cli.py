@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -122,15 +123,24 @@ def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("target_loss", "max_seconds", "checkpoint")}
 
 
+def look_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `add_output` that `figures.save` takes."""
+    return {name: getattr(arguments, name) for name in ("formats", "dpi")}
+
+
 def add_verbose(parser: argparse.ArgumentParser) -> None:
     """Add the option that prints what the book prints."""
     parser.add_argument("--verbose", action="store_true", help="Print a line at every improvement.")
 
 
 def add_output(parser: argparse.ArgumentParser, json_file: bool = True) -> None:
-    """Add the options that say where results go."""
+    """Add the options that say where results go, and how figures are written."""
     add = parser.add_argument
     add("--output", type=new_folder, default=Path("output"), help="Write figures to this folder.")
+    add("--format", nargs="+", choices=("png", "svg", "pdf"), default=["png"], dest="formats",
+        help="Write each figure in these formats.")  # fmt: skip
+    add("--dpi", type=at_least(20), default=144,
+        help="Draw this many pixels an inch; figures are 13.33 inches wide.")  # fmt: skip
     if json_file:
         add("--json", type=new_file, metavar="FILE", help="Write the results to this file.")
 
@@ -149,11 +159,18 @@ def at_least(lowest: int) -> Callable[[str], int]:
     return count
 
 
-def gif_file(text: str) -> Path:
-    """Parse the name of a GIF to write."""
-    if not text.endswith(".gif"):
-        raise argparse.ArgumentTypeError(f"must name a .gif file; got {text}")
-    return new_file(text)
+def film_suffix(text: str) -> str:
+    """Parse the ending of a film's name."""
+    if not text.endswith((".gif", ".mp4")):
+        raise argparse.ArgumentTypeError(f"must end in .gif or .mp4; got {text}")
+    if text.endswith(".mp4") and shutil.which("ffmpeg") is None:
+        raise argparse.ArgumentTypeError("must end in .gif: .mp4 needs ffmpeg, not found here")
+    return text
+
+
+def film_file(text: str) -> Path:
+    """Parse the name of a film to write."""
+    return new_file(film_suffix(text))
 
 
 def new_file(text: str) -> Path:

@@ -1,6 +1,7 @@
-"""Figures and films, written to files: matplotlib without a display."""
+"""Figures and films for a slide, written to files: matplotlib without a display."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,36 @@ from shared.runs import finished
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.animation import FuncAnimation, PillowWriter
+from matplotlib.animation import FFMpegWriter, FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
-plt.rcParams |= {
-    "figure.constrained_layout.use": True, "legend.frameon": False, "grid.alpha": 0.3,
-    "errorbar.capsize": 3, "lines.markersize": 5,
-}  # fmt: skip
-FRAMES = 24
+FRAMES, FRAMES_A_SECOND = 24, 5
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 """Colours that colour-blind readers tell apart (Okabe and Ito)."""
+DOTS = 400
+slide = jaxnn.plotting.style("slide")
+"""Decorates every function that draws; `matplotlib.rcParams` stay as they were."""
 
 
-def save(figure: Figure, path: Path, dpi: int = 110) -> None:
-    """Write a figure to a file, close it and print the file's name."""
+@slide
+def save(figure: Figure, path: Path, formats: Sequence[str] = ("png",), dpi: int = 144) -> None:
+    """Write a figure to a file a format, named after the path; close it and print their names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    for suffix in formats:
+        figure.savefig(path.with_suffix(f".{suffix}"), dpi=dpi)
+        print(path.with_suffix(f".{suffix}"))
     plt.close(figure)
-    print(path)
+
+
+def panels(number: int, height: float = 3.75, across: int = 3) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels of a height in inches, in rows of at most `across`."""
+    rows = math.ceil(number / across)
+    columns = math.ceil(number / rows)
+    size = (plt.rcParams["figure.figsize"][0], height * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for ax in grid.flat[number:]:
+        ax.remove()
+    return figure, list(grid.flat[:number])
 
 
 def error_bars(axes: Axes, x: ArrayLike, middle: ArrayLike, ends: ArrayLike, **style: Any) -> None:
@@ -41,31 +54,63 @@ def error_bars(axes: Axes, x: ArrayLike, middle: ArrayLike, ends: ArrayLike, **s
     axes.grid(visible=True)
 
 
+def dots(axes: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
+    """Draw a noisy series as crosses, few enough to be seen apart on a logarithmic x."""
+    chosen = np.unique(np.geomspace(1, len(x), DOTS).astype(int)) - 1
+    style: dict[str, Any] = {"color": "0.45", "markersize": 4, "zorder": 1.5}
+    axes.plot(x[chosen], y[chosen], "x", label=label, **style)
+
+
 def colors_of(number: int) -> np.ndarray:
     """Return colours in order, dark to light, for numbers that rise."""
-    return plt.get_cmap("viridis")(np.linspace(0, 0.92, number))
+    return plt.get_cmap("viridis")(np.linspace(0, 0.85, number))
 
 
-def save_film(film: FuncAnimation, path: Path) -> None:
-    """Write a film as a GIF of five frames a second, and print the file's name."""
+@slide
+def save_film(film: FuncAnimation, path: Path, dpi: int = 144) -> None:
+    """Write a film as a GIF or, where ffmpeg is found, as MP4, and print the file's name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    film.save(path, PillowWriter(fps=5))
+    writer = PillowWriter if path.suffix == ".gif" else FFMpegWriter
+    film.save(path, writer(fps=FRAMES_A_SECOND), dpi=dpi)
     print(path)
     plt.close("all")
 
 
+@slide
 def film_regions(
-    train: Callable[[int], Any], model: jaxnn.Model, batch: jaxnn.Batch, steps: int, path: Path
+    train: Callable[[int], Any],
+    model: jaxnn.Model,
+    batch: jaxnn.Batch,
+    steps: int,
+    path: Path,
+    title: str,
+    dpi: int = 144,
 ) -> None:
-    """Film the decision regions after ever more steps; `train(steps)` returns a result."""
+    """Film decision regions, loss and accuracy over the steps; `train(steps)` returns a result."""
     counts = np.unique(np.geomspace(1, steps + 1, FRAMES).astype(int)) - 1
-    figure, axes = plt.subplots(figsize=(6.4, 5.2))
+    found = [finished(train(int(count))) for count in counts]
+    losses = np.array([each.loss for each in found])
+    rights = [100 * float(model.accuracy(each.params, batch)) for each in found]
+    figure, (left, right) = panels(2, 5.6)
+    other = right.twinx()
 
     def frame(number: int) -> list[Any]:
-        axes.clear()
-        found = finished(train(int(counts[number])))
-        jaxnn.plotting.decision_regions(partial(model.apply, found.params), batch, ax=axes)
-        axes.set_title(f"step {counts[number]:,}: loss {found.loss:.3f}")
+        for ax in (left, right, other):
+            ax.clear()
+        predict, seen = partial(model.apply, found[number].params), counts[: number + 1] + 1
+        jaxnn.plotting.decision_regions(predict, batch, left)
+        left.set_title(f"{rights[number]:.1f} % of {len(batch.x)} rows right")
+        right.plot(seen, losses[: number + 1], "o-", color=BLUE)
+        other.plot(seen, rights[: number + 1], "s--", color=ORANGE)
+        jaxnn.plotting.log_scale(right, "x")
+        right.set(xlim=(0.9, 1.1 * counts[-1] + 2), ylim=(0, 1.05 * np.nanmax(losses)))
+        right.set(xlabel="step, from 1", title=f"loss {losses[number]:.3f}")
+        right.set_ylabel("loss (circles)", color=BLUE)
+        other.set_ylim(0, 102)
+        other.yaxis.set_label_position("right")
+        other.yaxis.tick_right()
+        other.set_ylabel("rows right, % (squares)", color=ORANGE)
+        figure.suptitle(f"{title}: step {counts[number]:,}")
         return []
 
-    save_film(FuncAnimation(figure, frame, frames=len(counts)), path)
+    save_film(FuncAnimation(figure, frame, frames=len(counts)), path, dpi)
