@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import re
 from pathlib import Path
 
 import make_notebook
@@ -162,9 +163,13 @@ def test_the_notebook_has_the_cells_of_the_script():
 
 
 def test_the_notebook_holds_what_the_cells_print(run):
-    """Where a search is on another machine, a near-tie may lead it along another path."""
-    for printed, texts in zip(run[1], stored("stream"), strict=True):
-        assert printed.text == "".join(line for output in texts for line in output["text"])
+    """The fifth digit of a loss may differ by one, as machines round otherwise."""
+    decimal = re.compile(r"\d+\.\d+")
+    for printed, outputs in zip(run[1], stored("stream"), strict=True):
+        text = "".join(line for output in outputs for line in output["text"])
+        assert decimal.sub("#", printed.text) == decimal.sub("#", text)
+        new, old = (np.array(decimal.findall(said), float) for said in (printed.text, text))
+        np.testing.assert_allclose(new, old, rtol=0, atol=1.1e-5)
 
 
 def test_the_notebook_shows_each_picture_and_is_small(run):

@@ -1,7 +1,7 @@
 """Work through the course on optimization, exercise by exercise.
 
 The exercises are those of the chapter that introduces optimization in "Neural Networks from
-Scratch in Python" (Kinsley and Kukiela, 2020), and of the usual first lessons on gradient descent.
+Scratch in Python" (Kinsley and Kukieła, 2020), and of the usual first lessons on gradient descent.
 Each takes a few lines, and prints what it finds beside the figure that is known.
 
 As a script it writes its pictures to the folder `output`. `course.ipynb` holds the same cells as a
@@ -17,7 +17,8 @@ notebook, with what they print and draw.
 # answers good. This course tries three ways: draw them at random, change them at random, and follow
 # the slope of the loss downhill.
 #
-# Every exercise prints what it finds beside the figure that is known. Two helpers come first.
+# Every exercise prints what it finds beside the figure that is known. Two helpers come first: one
+# prints the two figures, the other shows a picture.
 
 # %%
 import base64
@@ -169,17 +170,23 @@ show(figure, "course-data")
 # weights and biases anew, 10,000 times, and keeps the best. Each draw is a **candidate**. The
 # course draws normal numbers times 0.05.
 #
-# A line stands for each candidate that is better than all before it.
+# The `sampler` draws one candidate, and the `key` says which numbers are drawn: the same key gives
+# the same candidates again. A line stands for each candidate that is better than all before it.
+
 
 # %%
+def line(iteration, loss, accuracy):
+    """Return the line of an improvement."""
+    return f"iteration {iteration:6,}  loss {loss:.5f}  accuracy {accuracy:.3f}"
+
+
 model = jaxnn.mlp((2, 3, 3), hidden="relu", output="softmax", loss="categorical_crossentropy")
 key = jax.random.key(1)
 sample_fn = model.sampler(scale=0.05)
 found = jaxnn.random_search(key, model.loss, sample_fn, vertical, num_candidates=10_000)
 for candidate, loss in zip(found.history.candidate, found.history.loss, strict=True):
     params = jaxnn.candidate_params(key, sample_fn, int(candidate))
-    accuracy = model.accuracy(params, vertical)
-    print(f"iteration {candidate:6,}  loss {loss:.5f}  accuracy {accuracy:.3f}")
+    print(line(candidate, loss, model.accuracy(params, vertical)))
 compare("best loss", found.loss, "1.0945 to 1.0970", digits=4)
 
 # %% [markdown]
@@ -200,7 +207,7 @@ for scale, search in searches.items():
 
 # %% [markdown]
 # The best loss so far goes down in steps, one at each improvement. Candidates with large weights
-# begin badly, since they are surely wrong, and end well.
+# begin worse than guessing, because they are sure of wrong answers. The best of them end well.
 
 # %%
 figure, ax = plt.subplots(figsize=(8.5, 4))
@@ -211,7 +218,8 @@ curves = {
     )
     for scale, search in ({0.05: found} | searches).items()
 }
-jaxnn.plotting.loss_curves(curves, ax, xlabel="candidates", log_x=True, steps=True)
+look = {"log_x": True, "steps": True, "reference": np.log(3), "reference_label": "guessing"}
+jaxnn.plotting.loss_curves(curves, ax, xlabel="candidates", **look)
 ax.set(title="Vertical data: random search", ylabel="best loss so far", ylim=(0, 3))
 ax.legend()
 show(figure, "course-random-search")
@@ -220,15 +228,21 @@ show(figure, "course-random-search")
 # The plane takes the colour of the class that the network answers there. The best candidate of
 # scale 0.05 misses a class. That of scale 4 has found the three stripes.
 
+
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
-for ax, (name, search) in zip(axes, {"0.05": found, "4": searches[4]}.items(), strict=True):
-    jaxnn.plotting.decision_regions(partial(model.apply, search.params), vertical, ax)
-    ax.set_title(
-        f"Scale {name}: {100 * model.accuracy(search.params, vertical):.0f} % of rows right"
-    )
-axes[0].get_legend().remove()
-show(figure, "course-random-regions")
+def show_regions(name, *panels):
+    """Show what networks answer; a panel is a title, a network, its params and the rows."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 4.2))
+    for ax, (title, network, params, batch) in zip(axes, panels, strict=True):
+        jaxnn.plotting.decision_regions(partial(network.apply, params), batch, ax)
+        ax.set_title(f"{title}: {100 * network.accuracy(params, batch):.0f} % of rows right")
+    axes[0].get_legend().remove()
+    show(figure, name)
+
+
+small_scale = "Scale 0.05", model, found.params, vertical
+large_scale = "Scale 4", model, searches[4].params, vertical
+show_regions("course-random-regions", small_scale, large_scale)
 
 # %% [markdown]
 # On the spiral no scale works.
@@ -258,13 +272,17 @@ climb = partial(
 climbed = climb(vertical, num_steps=10_000)
 _, steps, losses = climbed.accepted_steps
 accuracies = np.asarray(climbed.history.proposed_metric)[steps]
-lines = [
-    f"iteration {step:6,}  loss {loss:.5f}  accuracy {accuracy:.3f}"
-    for step, loss, accuracy in zip(steps, losses, accuracies, strict=True)
-]
+lines = list(map(line, steps, losses, accuracies))
 print(*lines[:6], f"... {len(lines) - 12} lines ...", *lines[-6:], sep="\n")
 compare("loss", climbed.loss, "0.170 to 0.175", digits=2)
 compare("accuracy", model.accuracy(climbed.params, vertical), "0.927 to 0.933", digits=2)
+
+# %% [markdown]
+# More is hardly possible. The classes overlap, so that even who knows how the points were drawn
+# gets 93.6 % of them right.
+
+# %%
+compare("the best possible", jaxnn.datasets.vertical_bayes(3).accuracy, 0.9363, digits=4)
 
 # %% [markdown]
 # The course looks at every proposal of the first 1,000 steps, accepted or not. The accuracy jumps,
@@ -300,12 +318,9 @@ show(figure, "course-proposals")
 stuck = climb(spiral, num_steps=10_000)
 compare("loss on the spiral", stuck.loss, "1.02 to 1.08", digits=2)
 compare("accuracy", model.accuracy(stuck.params, spiral), "0.35 to 0.46", digits=2)
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
-for ax, result, batch in zip(axes, (climbed, stuck), (vertical, spiral), strict=True):
-    jaxnn.plotting.decision_regions(partial(model.apply, result.params), batch, ax)
-    ax.set_title(f"Perturbation search: {100 * model.accuracy(result.params, batch):.0f} % right")
-axes[0].get_legend().remove()
-show(figure, "course-perturbation-regions")
+on_vertical = "Vertical data", model, climbed.params, vertical
+on_spiral = "Spiral", model, stuck.params, spiral
+show_regions("course-perturbation-regions", on_vertical, on_spiral)
 
 # %% [markdown]
 # ## 5. Slopes
@@ -314,7 +329,8 @@ show(figure, "course-perturbation-regions")
 # how fast the loss rises with it. All slopes together are the **gradient**.
 #
 # One node without a bias predicts weight x input. With weight 2 and input 3 it predicts 6. For a
-# target of 10 the error is -4. The slope is 2 x error x input = 2 x (-4) x 3 = -24.
+# target of 10 the error is -4. The slope is 2 x error x input = 2 x (-4) x 3 = -24. A `Batch` holds
+# the inputs x and the targets y, an example a row.
 
 
 # %%
@@ -376,7 +392,8 @@ print("the gradient by hand is", "right" if report.passed else "wrong")
 #
 # Here one hidden node with relu leads to one output. The error is 3. The value that enters the
 # output's weight is 1, so its slope is 2 x 3 x 1 = 6. With an input of 3 the value is 3, and the
-# slope 18.
+# slope 18. The slope of the hidden weight goes through the output's weight and through relu as
+# well, both of which multiply it by 1 here.
 
 # %%
 chain = jaxnn.mlp((1, 1, 1), output="identity", loss="mean_squared_error", hidden_biases=False)
@@ -449,17 +466,15 @@ compare("bias", whole.params[0].biases, 0.10270, digits=5)
 # 3 rows. A descent **converges** when the loss no longer changes. With too large a learning rate
 # each step overshoots, and the loss grows: the descent **diverges**. The params returned are then
 # the last ones with a finite loss.
+#
+# The known figures say how far the weights end from 1.5 and the bias from 0.1, at most.
 
 # %%
 RUNS = {
-    "rate 0.1": (plain_start, 0.1, "1.5 +- 0.01, bias 0.1 +- 0.02"),
+    "rate 0.1": (plain_start, 0.1, "within 0.01 and 0.02"),
     "rate 0.3": (plain_start, 0.3, "diverged"),
-    "good start, rate 0.05": (line_params(1.4, 1.6, 0.15), 0.05, "1.5 +- 0.01, bias 0.1 +- 0.02"),
-    "bad start, rate 0.05": (
-        line_params(-10.0, -10.0, 5.0),
-        0.05,
-        "1.5 +- 0.015, bias 0.1 +- 0.03",
-    ),
+    "good start, rate 0.05": (line_params(1.4, 1.6, 0.15), 0.05, "within 0.01 and 0.02"),
+    "bad start, rate 0.05": (line_params(-10.0, -10.0, 5.0), 0.05, "within 0.015 and 0.03"),
 }
 batched = {"num_epochs": 1_000, "batch_size": 3, "tolerance_unit": "step"}
 runs = {
@@ -473,19 +488,19 @@ for name, run in runs.items():
 
 # %%
 curves = {
-    f"{name}: {run.status}": (run.history.evaluations, run.history.loss)
+    f"{name}: {run.status}": (np.arange(1, len(run.history.loss) + 1), run.history.loss)
     for name, run in runs.items()
 }
 figure, ax = plt.subplots(figsize=(8.5, 4))
-jaxnn.plotting.loss_curves(curves, ax, log_x=True, log_y=True)
+jaxnn.plotting.loss_curves(curves, ax, xlabel="step", log_x=True, log_y=True)
 ax.set(title="Linear regression: loss of each batch of 3 rows", ylim=(1e-12, 1e6))
 ax.legend(loc="lower left")
 show(figure, "course-regression")
 
 # %% [markdown]
 # What a learning rate does is best seen with one weight, as a film. The loss is a valley with its
-# floor at 1.5. A rate of 0.2 walks down. At 0.9 each step crosses to the other side. At 1.05 it
-# climbs out.
+# floor at 1.5. A rate of 0.2 walks down. At 0.9 each step crosses to the other side, and still
+# comes down. At 1.05 it climbs out.
 
 # %%
 valley = jaxnn.Batch(jnp.array([[-1.0], [1.0]]), jnp.array([-1.5, 1.5]))
@@ -530,13 +545,10 @@ solve = partial(
 )
 plain, adam = solve(learning_rate=1.0), solve(optimizer=jaxnn.optimizers.adam(0.05))
 plain_accuracy, adam_accuracy = (wide.accuracy(run.params, spiral) for run in (plain, adam))
-compare("plain, accuracy", plain_accuracy, "mostly 0.56 to 0.85", digits=2)
-compare("Adam, accuracy", adam_accuracy, "above 0.88, 9 seeds of 10", digits=2)
+print("plain descent gets 56 to 85 % of rows right, as most runs do:", 0.56 < plain_accuracy < 0.85)
+print("Adam gets more than 88 % right, as nine runs of ten do:", adam_accuracy > 0.88)
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
-for ax, name, run in zip(axes, ("Plain descent", "Adam"), (plain, adam), strict=True):
-    jaxnn.plotting.decision_regions(partial(wide.apply, run.params), spiral, ax)
-    ax.set_title(f"{name}: {100 * wide.accuracy(run.params, spiral):.0f} % of rows right")
-axes[0].get_legend().remove()
-show(figure, "course-spiral")
+by_plain = "Plain descent", wide, plain.params, spiral
+by_adam = "Adam", wide, adam.params, spiral
+show_regions("course-spiral", by_plain, by_adam)
