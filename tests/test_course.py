@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import make_notebook
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(make_notebook.__file__).with_name("course.py")
@@ -182,6 +184,8 @@ def test_the_notebook_shows_each_picture_and_is_small(run):
             ((kind, data),) = picture["data"].items()
             content = base64.b64decode(data)
             assert content.startswith(heads[kind])
+            image = Image.open(io.BytesIO(content)).convert("RGB")
+            assert image.getpixel((2, 2)) == (255, 255, 255)
             sizes.append(len(content))
     assert len(sizes) == 8
     assert max(sizes) <= 60_000

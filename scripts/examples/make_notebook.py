@@ -97,7 +97,7 @@ def smaller(picture: dict[str, str]) -> dict[str, str]:
     ((kind, data),) = picture.items()
     image = Image.open(io.BytesIO(base64.b64decode(data)))
     frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(image)]
-    palette = frames[-1].quantize(COLORS)
+    palette = frames[-1].quantize(COLORS, method=Image.Quantize.MAXCOVERAGE)
     few = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     options: dict[str, Any] = {"optimize": True}
     if few[1:]:
