@@ -154,7 +154,7 @@ compare("accuracy of guessing", guessing, "1/3 = 0.333333")
 # ## 3. Random search
 #
 # The data are points of three classes. On **vertical** data the classes lie side by side; on the
-# **spiral** they wind around each other. These are the very points of the package `nnfs`.
+# **spiral** they wind around each other. These are the points that the package `nnfs` draws.
 
 # %%
 vertical, spiral = jaxnn.datasets.nnfs_vertical(), jaxnn.datasets.nnfs_spiral()
@@ -278,8 +278,8 @@ compare("loss", climbed.loss, "0.170 to 0.175", digits=2)
 compare("accuracy", model.accuracy(climbed.params, vertical), "0.927 to 0.933", digits=2)
 
 # %% [markdown]
-# More is hardly possible. The classes overlap, so that even who knows how the points were drawn
-# gets 93.6 % of them right.
+# More is hardly possible, since the classes overlap. Even a classifier that knows how the points
+# were drawn gets only 93.6 % of new points right.
 
 # %%
 compare("the best possible", jaxnn.datasets.vertical_bayes(3).accuracy, 0.9363, digits=4)
@@ -371,8 +371,8 @@ compare("three slopes", three_slopes, "14, 28 and 42")
 compare("error after", error_after, 5.04)
 
 # %% [markdown]
-# Is a gradient right that was derived by hand? `check_gradients` holds it against the one that JAX
-# derives by itself, and against differences of the loss, at random weights.
+# Is a gradient that was derived by hand right? `check_gradients` compares it with the one that JAX
+# derives by itself, and with differences of the loss, at random weights.
 
 
 # %%
