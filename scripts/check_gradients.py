@@ -54,8 +54,10 @@ def networks(
     features, outputs, pairs = FEATURES, OUTPUTS, list(OUTPUT_LOSSES)
     if table is not None:
         classes, features = table.columns.class_names, table.batch.x.shape[1]
-        outputs, pairs = len(classes or [0]), [("softmax", "categorical_crossentropy")]
-        if classes is None:
+        outputs, pairs = 1, [("softmax", "categorical_crossentropy")]
+        if classes is not None:
+            outputs = len(classes)
+        else:
             pairs = [p for p in OUTPUT_LOSSES if p[1] in ERROR_LOSSES and p[0] != "softmax"]
     seen = set()
     for output, loss in pairs:
