@@ -50,7 +50,7 @@ PredictFn = Callable[[np.ndarray], ArrayLike]
 
 @contextmanager
 def style(width: Literal["column", "page", "slide"]) -> Iterator[None]:
-    """Set matplotlib's sizes for a paper or a slide inside a `with` block, or for a function.
+    """Return a context, or decorator, with the sizes of matplotlib for a paper or a slide.
 
     No text is smaller than 10 points, the exponents on a slide included. `rcParams` are as they
     were after the block. Save the figure inside it: matplotlib makes ticks when it draws.
