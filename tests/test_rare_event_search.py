@@ -262,6 +262,8 @@ def test_the_evidence_of_a_gaussian():
     assert np.all(high - low < 1.5)
     with pytest.raises(ValueError, match="beta must be numbers of at least 0"):
         jaxnn.log_evidence(found, -1.0)
+    with pytest.raises(TypeError, match="result must be that of rare_event_search; got a int"):
+        jaxnn.log_evidence(3, 1.0)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ at a time. What follows in the window is thrown away, and proposed again from th
 
 This is exact. Step `t` draws from the chain's key and `t` alone, a rejection changes nothing but
 counters, and a loss has the same bits in every window; so the chain is the same however far the
-windows look ahead. Several devices share the chains.
+windows look ahead. A window is as wide as losses are scored together; that depends on the problem
+and on how often steps were accepted, never on a clock. Cores and devices share the chains.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ RECORDS_PER_CHUNK, STEPS_PER_CHUNK = 2**20, 2**18
 WIDE, NARROW, OFTEN = 64, MIN_LANES, 0.1
 """Losses of a window that is not one block: wide, unless steps are accepted this often."""
 STEPS_TO_JUDGE = 2**12
+"""A shorter chunk does not tell how often steps are accepted."""
 MIN_CHAINS_IN_A_THREAD = 64
 """Fewer chains run in one thread, where XLA shares out their losses."""
 

@@ -20,7 +20,7 @@ from jaxnn.typing import PyTree, Status
 EVALUATIONS_PER_GRADIENT = 3
 """A forward pass, and a backward pass that costs twice as much."""
 RECORDS_PER_CHUNK, EPOCHS_PER_CHUNK, MOST_RECORDS = 2**17, 16, 2**22
-"""A chunk has room for 2^17 losses, but for 16 epochs of many networks, if they are below 2^22."""
+"""A chunk records up to 2^17 losses. Of many networks it records 16 epochs, up to 2^22 losses."""
 SECONDS_PER_BLOCK, MOST_SECONDS = 0.015, 1.0
 """A chunk takes so long for each block of networks, or calling them would take longest."""
 

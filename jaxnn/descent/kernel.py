@@ -302,19 +302,15 @@ def run_epochs(
 ) -> Chunk:
     """One chunk: `num_epochs` epochs, at most `capacity`, or fewer if a stop rule is met.
 
-    Returns the state, the losses before the steps and the records of the epochs; these are the
-    last axis. Only as many mean something as steps and epochs were made.
+    Returns the state, the losses before the steps and the records of the epochs, with steps and
+    epochs in the last axis. What stands there beyond those that were made means nothing.
     """
-
-    def run_tile(optimizer: Optimizer, key: jax.Array, start: RunState) -> Chunk:
-        own, epochs = (optimizer, key, start), (first_epoch, num_epochs)
-        return _run_tile(function, batch, rules, *own, *epochs, plan, capacity)
-
-    return _in_tiles(run_tile, tile, optimizer, key, start)
+    shared = function, batch, rules, (first_epoch, num_epochs), plan, capacity
+    return _in_tiles(partial(_run_tile, *shared), tile, optimizer, key, start)
 
 
 def _in_tiles(function: Function, tile: int | None, *own: PyTree) -> PyTree:
-    """Apply a function of so many networks to any multiple of them, one tile after the other."""
+    """Apply a function of one tile of networks to several tiles, one after the other."""
     if tile is None or jax.tree.leaves(own)[0].shape[0] == tile:
         return function(*own)
     tiles = jax.tree.map(lambda leaf: leaf.reshape(-1, tile, *leaf.shape[1:]), own)
@@ -326,15 +322,15 @@ def _run_tile(
     function: Partial,
     batch: PyTree,
     rules: Rules,
+    epochs: tuple[jax.Array, jax.Array],
+    plan: BatchPlan,
+    capacity: int,
     optimizer: Optimizer,
     key: jax.Array,
     start: RunState,
-    first_epoch: jax.Array,
-    num_epochs: jax.Array,
-    plan: BatchPlan,
-    capacity: int,
 ) -> Chunk:
-    """The chunk of one network, or of a tile of them."""
+    """The chunk of one network, or of a tile of them; `epochs` are the first, and how many."""
+    first_epoch, num_epochs = epochs
 
     # A step of every network, on all rows or on those at `places`, an array for each network.
     def take_step(number: jax.Array, places: jax.Array | None, run: RunState, losses: jax.Array):

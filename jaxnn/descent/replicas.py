@@ -29,8 +29,8 @@ from jaxnn.optim.optimizers import Each, Optimizer, made_by
 from jaxnn.typing import Device, PyTree
 
 WIDTH, CPU_WIDTH = 1024, 16
-MOST_BLOCKS, MOST_TILES = 64, 64
-"""Twice as many blocks at most, so that cores end together, of up to so many tiles each."""
+LEAST_BLOCKS, MOST_TILES = 64, 64
+"""A block holds 1, 2, 4 ... 64 tiles: the most that leave at least 64 blocks to share out."""
 
 
 class Networks(NamedTuple):
@@ -51,7 +51,7 @@ class Networks(NamedTuple):
         """Networks of a block: whole tiles, as many as a power of 2."""
         if self.count is None or self.tile is None:
             return None
-        tiles = self.count // (self.tile * MOST_BLOCKS)
+        tiles = self.count // (self.tile * LEAST_BLOCKS)
         return self.tile * min(2 ** max(tiles.bit_length() - 1, 0), MOST_TILES)
 
     def first(self, tree: PyTree) -> PyTree:

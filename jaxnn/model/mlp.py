@@ -294,7 +294,7 @@ def _predict(settings: Settings, params: Params, x: ArrayLike) -> jax.Array:
 
 
 def _predict_proba(settings: Settings, params: Params, x: ArrayLike) -> jax.Array:
-    if not settings.loss.endswith("crossentropy"):
+    if settings.loss not in CROSSENTROPIES:
         raise ValueError(
             f"predict_proba must be of classes; got a network of loss {settings.loss!r}: "
             "model.predict(params, x) returns its numbers"

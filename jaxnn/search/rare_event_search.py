@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -222,7 +222,7 @@ def rare_event_search(
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
-    progress: bool = False,
+    progress: bool | Literal["lines"] = False,
 ) -> RareEventSearchResult:
     """Return how likely losses down to `target_loss` are among params from `sample_fn`.
 
@@ -262,7 +262,8 @@ def rare_event_search(
             else.
         devices: the devices that share the runs, all local ones by default. The result is the
             same, bit for bit, however many there are.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar; "lines" prints a line when the loss has fallen,
+            some four times a second at most.
 
     Returns:
         A `RareEventSearchResult`.
@@ -361,6 +362,7 @@ def log_evidence(
         The values, lower and upper ends, float64, each the shape of `beta`.
 
     Raises:
+        TypeError: if `result` is not that of a rare-event search.
         ValueError: if a number is below 0.
 
     Example:
@@ -371,6 +373,9 @@ def log_evidence(
         >>> bool(low < math.log(0.1) < high)
         True
     """
+    if not isinstance(result, RareEventSearchResult):
+        given = type(result).__name__
+        raise TypeError(f"result must be that of rare_event_search; got a {given}")
     betas = as_numpy("beta", beta).astype(np.float64)
     if np.any(~(betas >= 0)):
         raise ValueError(f"beta must be numbers of at least 0; got {betas}")
@@ -675,9 +680,7 @@ def _notes(
         )
     if runs == 1:
         notes.append("the interval of one run does not know what its particles share: too narrow")
-    elif np.isfinite(logs).all() and np.std(logs, ddof=1) > WIDE_SPREAD * math.sqrt(
-        np.mean(variance)
-    ):
+    elif np.isfinite(logs).all() and np.std(logs, ddof=1) > WIDE_SPREAD * expected:
         notes.append(
             f"runs disagree: ln P from {logs.min():.4g} to {logs.max():.4g}, where counting "
             f"explains a deviation of {expected:.2g}: more moves may help"
