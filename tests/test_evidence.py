@@ -5,6 +5,7 @@ import json
 import equal_evaluations
 import fast_population
 import guess_and_check
+import how_likely
 import jax
 import numpy as np
 import own_model
@@ -124,6 +125,44 @@ def test_guesses_are_hits_and_their_acceptance_is_counted(tmp_path, capsys):
     for name in ("curves", "maps"):
         assert (tmp_path / f"guess-and-check-{name}.png").is_file()
     assert f"{guessed['guesses']:,}" in capsys.readouterr().out
+
+
+def test_the_known_probabilities_are_known():
+    draws = np.random.default_rng(0).normal(size=(2, 1_000_000))
+    share = np.mean(np.prod(draws, axis=0) ** 2 <= 1e-3)
+    assert np.exp(how_likely.log_product(1e-3)) == pytest.approx(share, abs=4e-4)
+    assert np.exp(how_likely.log_ball(2, 0.5)) == pytest.approx(np.pi / 16)
+    assert np.exp(how_likely.log_ball(3, 1.0)) == pytest.approx(np.pi / 6)
+
+
+@pytest.mark.slow
+def test_rare_events_are_told_as_they_are(tmp_path, capsys, monkeypatch):
+    parts = {"vertical": ("4.0",), "spiral": ("2-16-3",), "generalisation": ("11",)}
+    for name, few in parts.items():
+        answer, _, *told = how_likely.QUESTIONS[name]
+        monkeypatch.setitem(how_likely.QUESTIONS, name, (answer, few, *told))
+    monkeypatch.setattr(how_likely, "NETWORKS", 20)
+    options = ["--particles", "40", "--candidates", "20000", "--max-seconds", "4"]
+    assert how_likely.main([*options, "--output", str(tmp_path)]) == 0
+    found = {
+        question: json.loads((tmp_path / f"how-likely-{question}.json").read_text())["pieces"]
+        for question in how_likely.QUESTIONS
+    }
+    for piece in found["truths"].values():
+        for power, known in zip(piece["at"].values(), piece["known"], strict=True):
+            assert power[1] - 0.5 < known < power[2] + 0.5
+    power, (count, low, high) = (found["vertical"]["4.0"][n]["0.5"] for n in ("at", "counts"))
+    assert count > 0
+    assert how_likely.agreement(power, low, high) == "yes"
+    for piece in found["spiral"].values():
+        assert piece["descent"]["loss"] <= 0.5
+        assert piece["at"]["0.5"] is None
+    for piece in found["generalisation"].values():
+        assert piece["descended from he"]["number"] == how_likely.NETWORKS
+        assert 0.8 < piece["random"]["mean"] <= 1
+    printed = capsys.readouterr().out
+    assert "square of a product" in printed
+    assert all((tmp_path / f"how-likely-{question}.png").is_file() for question in found)
 
 
 @pytest.mark.exhaustive

@@ -460,8 +460,10 @@ def test_all_networks_of_two_weights_each_are_counted():
     for seed in range(10):
         key, target = jax.random.key(seed), float(losses[20])
         found = jaxnn.rare_event_search(key, model.loss, sample_fn, batch, target_loss=target)
-        truth = np.log(np.searchsorted(losses, found.curve.loss * 1.000001) / 2**21)
-        hits.append((found.curve.low <= truth) & (truth <= found.curve.high))
+        # Networks with the same loss are told apart by rounding, which differs between programs.
+        ends = [np.searchsorted(losses, found.curve.loss * each) for each in (1 - 1e-6, 1 + 1e-6)]
+        least, most = np.log(np.maximum(ends, 0.5) / 2**21)
+        hits.append((found.curve.low <= most) & (least <= found.curve.high))
     assert np.mean(np.concatenate(hits)) >= 0.9
 
 

@@ -12,9 +12,8 @@ def of_mean(values: ArrayLike) -> tuple[float, float]:
     values = np.asarray(values, float)
     if len(values) < 2:
         return float("nan"), float("nan")
-    spread = {"loc": np.mean(values), "scale": stats.sem(values)}
-    low, high = stats.t.interval(LEVEL, len(values) - 1, **spread)
-    return float(low), float(high)
+    half = stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
 def of_share(hits: int, draws: int) -> tuple[float, float]:
