@@ -52,16 +52,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.parser_for(__doc__)
     cli.add_problem(parser)
     add = parser.add_argument
-    add("--candidates", type=cli.at_least(1), default=10**6, help="Draw this many, such as 1e9.")
+    add(
+        "--candidates",
+        type=cli.at_least(1),
+        default=10**6,
+        help="Draw this many candidates, such as 1e9.",
+    )
     add("--start", type=cli.at_least(0), default=0, help="Begin with the candidate of this index.")
     add("--scale", type=float, nargs="+", default=[4.0], help="Multiply the unit draws by this.")
     add("--distribution", choices=("normal", "uniform", "lecun", "he"), default="normal",
         help="Draw weights from this distribution.")  # fmt: skip
     add("--bias-scale", type=float, help="Multiply the draws of biases by this; --scale if absent.")
-    add("--top-k", type=int, default=10, help="List this many of the best.")
+    add("--top-k", type=int, default=10, help="List this many of the best candidates.")
     add("--thresholds", type=float, nargs="*", default=[], help="Count the losses up to each.")
-    add("--keep-below", type=float, help="Ask nothing of losses above this and the thresholds, "
-        "which is several times faster; without a figure.")  # fmt: skip
+    add("--keep-below", type=float, help="Drop candidates early whose loss is above this and "
+        "above all thresholds, which is several times faster; leaves out --plot.")  # fmt: skip
     cli.add_limits(parser)
     cli.add_save(parser)
     add("--merge", type=Path, nargs="+", metavar="FILE", help="Merge these checkpoints instead.")
