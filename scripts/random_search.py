@@ -52,12 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.parser_for(__doc__)
     cli.add_problem(parser)
     add = parser.add_argument
-    add(
-        "--candidates",
-        type=cli.at_least(1),
-        default=10**6,
-        help="Draw this many candidates, such as 1e9.",
-    )
+    add("--candidates", type=cli.at_least(1), default=10**6, help="Draw this many, such as 1e9.")
     add("--start", type=cli.at_least(0), default=0, help="Begin with the candidate of this index.")
     add("--scale", type=float, nargs="+", default=[4.0], help="Multiply the unit draws by this.")
     add("--distribution", choices=("normal", "uniform", "lecun", "he"), default="normal",

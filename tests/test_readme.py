@@ -117,15 +117,14 @@ def test_loops_of_ones_own_find_what_the_trainers_find(printed):
 def test_the_wrong_gradient_is_found_and_explained(printed):
     expected = [text for text in blocks(TEXTS[1], "text") if "FAILED" in text]
     assert len(expected) == 2
-    found = [
-        printed[place_of(text)] for text in ("def value_and_grad(", "def numpy_value_and_grad(")
-    ]
+    names = "def value_and_grad(", "def numpy_value_and_grad("
+    found = [printed[place_of(name)] for name in names]
     for text, wanted in zip(found, expected, strict=True):
         assert NUMBER.sub("#", text).split() == NUMBER.sub("#", wanted).split()
 
 
 def test_the_model_of_ones_own_is_learnt(printed):
-    for found in re.findall(r"\[(.*?)\]", printed[place_of("slope")]):
+    for found in re.findall(r"\[(.*?)\]", printed[place_of('"slope"')]):
         assert numbers(found.replace(",", " ")) == pytest.approx([1.0, -2.0], abs=0.05)
 
 

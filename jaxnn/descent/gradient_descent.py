@@ -171,9 +171,9 @@ def gradient_descent(
         optimizer: as in `jaxnn.optimizers`, or an optax transformation; one for all networks, or
             with `jaxnn.optimizers.each(adam, rates)` one for each.
         num_networks: how many networks descend side by side, each from its own params in a first
-            axis of every leaf, and each stopping by itself. Network `i` comes to the same as
-            alone with the key `jax.random.fold_in(key, i)`, up to rounding; and to the same bits
-            whatever the number of networks.
+            axis of every leaf, and each stopping by itself. Network `i` gets the result that it
+            would get alone with the key `jax.random.fold_in(key, i)`, up to rounding. Its bits do
+            not depend on how many networks there are.
         batch_size: rows a step; None, or more than there are, means all rows.
         drop_remainder: whether to drop the rows that are left after the last full batch of an
             epoch; otherwise they make a smaller batch.
