@@ -141,6 +141,13 @@ def test_folds_are_scored_by_scikit_learn(printed):
     assert all(name in report for name in ("cat", "dog", "rabbit", "recall"))
 
 
+def test_sets_of_scikit_learn_are_learnt_from_files(printed):
+    pytest.importorskip("sklearn")
+    found = [line.split() for line in printed[place_of("load_csv(f")].strip().split("\n")]
+    assert [name for name, _ in found] == ["iris", "wine", "digits"]
+    assert all(0.9 <= float(accuracy) <= 1 for _, accuracy in found)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=["root", "scripts"])
 def test_every_file_and_heading_that_a_page_names_exists(page):
     text = page.read_text()
