@@ -371,7 +371,7 @@ def check_loss_and_gradients(results: PyTree, params: PyTree) -> np.dtype:
     if not (isinstance(results, tuple) and len(results) == 2):
         raise TypeError(
             "value_and_grad_fn must return (loss, gradients), as jax.value_and_grad(loss_fn) "
-            f"does; got a {type(results).__name__}"
+            f"does; got {_describe(results)}"
         )
     check_scalar("value_and_grad_fn", results[0])
     check_like("value_and_grad_fn", "gradients", results[1], params)
