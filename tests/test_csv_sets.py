@@ -51,7 +51,7 @@ def write(path, name, places):
         csv.writer(file).writerows([[*names, "target"], *([*row, target] for row, target in rows)])
 
 
-def by_jaxnn(path, name, seed, train) -> tuple[np.ndarray, Any]:
+def by_jaxnn(path, name, seed, train) -> tuple[float, np.ndarray]:
     """Learn from three quarters of the rows of a file, validate on the others, save, predict."""
     x, _, names = rows_of(name)
     varying = [column for column, values in zip(names, x[train].T, strict=True) if values.std()]
@@ -102,10 +102,10 @@ def test_a_file_is_learnt_as_well_as_by_scikit_learn_and_read_elsewhere(name, tm
         test, train = np.split(order, [len(order) // 4])
         write(tmp_path / f"{seed}-train.csv", name, train)
         write(tmp_path / f"{seed}-test.csv", name, test)
-        found, answers = by_jaxnn(tmp_path / str(seed), name, seed, train)
-        ours.append(found)
+        ours.append(by_jaxnn(tmp_path / str(seed), name, seed, train))
         theirs.append(by_sklearn(name, seed, train, test))
-    assert np.mean(ours) >= np.mean(theirs) - np.ptp(theirs), (ours, theirs)
-    command = [sys.executable, "-c", READER, str(tmp_path / str(seed))]
+    scores, answers = zip(*ours, strict=True)
+    assert np.mean(scores) >= np.mean(theirs) - np.ptp(theirs), (scores, theirs)
+    command = [sys.executable, "-c", READER, str(tmp_path / str(SEEDS[-1]))]
     told = subprocess.run(command, capture_output=True, check=True, text=True)
-    np.testing.assert_allclose(json.loads(told.stdout), answers, rtol=1e-6)
+    np.testing.assert_allclose(json.loads(told.stdout), answers[-1], rtol=1e-6)
