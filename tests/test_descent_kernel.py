@@ -137,7 +137,7 @@ def test_with_a_key_too_the_driver_is_the_scan_and_goes_on_from_a_checkpoint(pla
     options, key = PLANS[plan], network_key(KEY)
     whole = with_dropout(12, **options)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=jaxnn.chains.COMPILER_OPTIONS)
     def scan(optimizer, state):
         step = descent_kernel(dropout, optimizer, with_key=True, **options).step
         walk = lambda state, _: step(key, state, BATCH)  # noqa: E731

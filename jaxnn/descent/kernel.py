@@ -92,8 +92,9 @@ def descent_kernel(
 
     `jax.lax.scan` over `step` from `init`, with the key `network_key(key)`, equals
     `gradient_descent(key, ...)` without stop rules; from `result.state` it continues that run. The
-    bits are equal too if the optimizer is an argument of the compiled function: as constants, its
-    numbers may round differently. Several networks under `jax.vmap` are equal to rounding.
+    bits are equal too if it is compiled by `jax.jit` with the optimizer as an argument, whose
+    numbers may round differently as constants, and with `jaxnn.chains.COMPILER_OPTIONS` as its
+    `compiler_options`. Several networks under `jax.vmap` are equal to rounding.
 
     Args:
         value_and_grad_fn: as `jaxnn.gradient_descent` takes it, and so the others.
