@@ -258,13 +258,16 @@ def _refusal(rows: _Rows, name: str, row: int, wanted: str, otherwise: str) -> V
 
 
 def _refuse_constant(rows: _Rows, names: tuple[str, ...], x: np.ndarray) -> None:
-    """Refuse a column whose standard deviation is 0."""
-    for name, column in zip(names, x.T, strict=True):
-        if column.min() == column.max() or not column.std():  # Squares may underflow.
-            raise ValueError(
-                f"{rows.path}, column {name!r} must vary to be standardised; got {column[0]:g} in "
-                f"all {len(x)} rows: leave it out by features=[...]"
-            )
+    """Refuse columns whose standard deviation is 0."""
+    # Squares may underflow.
+    is_constant = (x.min(axis=0) == x.max(axis=0)) | (x.std(axis=0) == 0)
+    if is_constant.any():
+        first, *others = np.array(names)[is_constant].tolist()
+        also = f" (the same goes for {', '.join(map(repr, others))})" if others else ""
+        raise ValueError(
+            f"{rows.path}, column {first!r} must vary to be standardised; got "
+            f"{x[0, is_constant][0]:g} in all {len(x)} rows: leave it out by features=[...]{also}"
+        )
 
 
 def _targets(

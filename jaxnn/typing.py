@@ -76,7 +76,10 @@ class MetricFn(Protocol):
 
 
 class ValueAndGradFn(Protocol):
-    """A loss together with its gradient, as `jax.value_and_grad(loss_fn)` returns it."""
+    """A loss together with its gradient, as `jax.value_and_grad(loss_fn)` returns it.
+
+    Where `with_key=True` says so, it takes `key=None` as a third argument.
+    """
 
     def __call__(self, params: PyTree, batch: PyTree) -> tuple[jax.Array, PyTree]:
         """Return the loss, a float scalar, and its gradient, a tree like `params`."""

@@ -33,7 +33,7 @@ import numpy as np
 from shared import cli
 from shared.figures import plt, save, slide
 from shared.problems import csv_of
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import jaxnn
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS

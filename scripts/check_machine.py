@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from shared import cli
 from shared.timing import machine
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import jaxnn
 

@@ -25,7 +25,7 @@ from shared import cli
 from shared.figures import Figure, dots, panels, save, slide
 from shared.problems import DATA, csv_of, has_regions, model_of, score_of, split
 from shared.runs import finished, improvement_lines, timed
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 import jaxnn
 

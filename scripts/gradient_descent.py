@@ -1,10 +1,12 @@
 """Train a small network, or many, by gradient descent, with any optimizer and schedule.
 
-python scripts/gradient_descent.py --data spiral --hidden 64 --epochs 1e4 --plot
-python scripts/gradient_descent.py --data spiral --hidden 64 --networks 20 --start small
-python scripts/gradient_descent.py --optimizer momentum --learning-rate 0.5 --batch-size 32
-python scripts/gradient_descent.py --validation 1000 --patience 200 --animate descent.gif
-python scripts/gradient_descent.py --data iris.csv --target species --standardise --save iris.npz
+Prints how it ended, the loss and the accuracy.
+
+    python scripts/gradient_descent.py --data spiral --hidden 64 --epochs 1e4 --plot
+    python scripts/gradient_descent.py --data spiral --hidden 64 --networks 20 --start small
+    python scripts/gradient_descent.py --optimizer momentum --learning-rate 0.5 --batch-size 32
+    python scripts/gradient_descent.py --validation 1000 --patience 200 --animate descent.gif
+    python scripts/gradient_descent.py --data iris.csv --target species --standardise
 """
 
 import argparse
@@ -38,7 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cli.add_problem(parser)
     add, number = parser.add_argument, cli.at_least(0)
     add("--epochs", type=number, default=10_000, help="The passes over the rows, such as 1e4.")
-    add("--networks", type=cli.at_least(1), help="Train this many, each from its own start.")
+    add("--networks", type=cli.at_least(1), help="Train this many networks side by side.")
     add("--start", choices=STARTS, default="he", help='"small" is 0.01 times normals.')
     add("--optimizer", choices=OPTIMIZERS, default="adam", help="The optimizer.")
     add("--learning-rate", type=float, default=0.05, help="The learning rate at the start.")
@@ -55,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--validation", type=number, default=0, help="Validate on this many fresh rows a class, or "
         "on this many rows of a CSV file, which are held out.")  # fmt: skip
     add("--patience", type=number, help="Stop after this many epochs without a lower loss there.")
-    add("--min-delta", type=float, default=0.0, help="Lower by more than this, that is.")
+    add("--min-delta", type=float, default=0.0, help="Ask for a loss lower by more than this.")
     cli.add_limits(parser)
     cli.add_save(parser)
     add("--plot", action="store_true", help="Draw the loss and the decision regions.")

@@ -1,10 +1,12 @@
 """Search by perturbations for the weights of a small network: one chain or many, of any kind.
 
-python scripts/perturbation_search.py --steps 100000 --plot
-python scripts/perturbation_search.py --data spiral --hidden 64 --one-fifth --plot
-python scripts/perturbation_search.py --data spiral --temperature 0.01 --animate climb.gif
-python scripts/perturbation_search.py --chains 1024 --steps 1e6 --checkpoint chains.npz
-python scripts/perturbation_search.py --data iris.csv --target species --standardise --save iris.npz
+Prints how it ended, the loss, the accuracy and how many steps were accepted.
+
+    python scripts/perturbation_search.py --steps 100000 --plot
+    python scripts/perturbation_search.py --data spiral --hidden 64 --one-fifth --plot
+    python scripts/perturbation_search.py --data spiral --temperature 0.01 --animate climb.gif
+    python scripts/perturbation_search.py --chains 1024 --steps 1e6 --checkpoint chains.npz
+    python scripts/perturbation_search.py --data iris.csv --target species --standardise
 """
 
 import argparse

@@ -58,10 +58,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--distribution", choices=("normal", "uniform", "lecun", "he"), default="normal",
         help="Draw weights from this distribution.")  # fmt: skip
     add("--bias-scale", type=float, help="Multiply the draws of biases by this; --scale if absent.")
-    add("--top-k", type=int, default=10, help="List this many of the best.")
+    add("--top-k", type=int, default=10, help="List this many of the best candidates.")
     add("--thresholds", type=float, nargs="*", default=[], help="Count the losses up to each.")
-    add("--keep-below", type=float, help="Ask nothing of losses above this and the thresholds, "
-        "which is several times faster; without a figure.")  # fmt: skip
+    add("--keep-below", type=float, help="Drop candidates early whose loss is above this and "
+        "above all thresholds, which is several times faster; leaves out --plot.")  # fmt: skip
     cli.add_limits(parser)
     cli.add_save(parser)
     add("--merge", type=Path, nargs="+", metavar="FILE", help="Merge these checkpoints instead.")

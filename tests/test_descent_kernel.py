@@ -109,6 +109,109 @@ def test_several_networks_are_the_scan_under_vmap_to_rounding(plan):
     np.testing.assert_allclose(infos.loss.T, whole.history.loss, rtol=1e-5)
 
 
+# --- a loss that takes a key
+
+
+@jax.value_and_grad
+def dropout(params, batch, key=None):
+    """A network that drops half of its hidden units where it has a key."""
+    first, second = params
+    hidden = jnp.tanh(batch.x @ first.weights + first.biases[None, :])
+    if key is not None:
+        hidden = jnp.where(jax.random.bernoulli(key, 0.5, hidden.shape), 2 * hidden, 0)
+    logits = hidden @ second.weights + second.biases[None, :]
+    return jaxnn.losses.softmax_crossentropy(logits, batch.y)
+
+
+def with_dropout(num_epochs, **options: Any) -> Any:
+    options = {"optimizer": OPTIMIZERS["adam"], "with_key": True} | options
+    given = KEY, options.pop("function", dropout), options.pop("params", start(WIDE)), BATCH
+    return jaxnn.gradient_descent(*given, num_epochs=num_epochs, **options)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    ["remainder", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("full", "batches"))],
+)
+def test_with_a_key_too_the_driver_is_the_scan_and_goes_on_from_a_checkpoint(plan, tmp_path):
+    options, key = PLANS[plan], network_key(KEY)
+    whole = with_dropout(12, **options)
+
+    @functools.partial(jax.jit, compiler_options=jaxnn.chains.COMPILER_OPTIONS)
+    def scan(optimizer, state):
+        step = descent_kernel(dropout, optimizer, with_key=True, **options).step
+        walk = lambda state, _: step(key, state, BATCH)  # noqa: E731
+        return jax.lax.scan(walk, state, length=whole.num_steps)
+
+    kernel = descent_kernel(dropout, OPTIMIZERS["adam"], with_key=True, **options)
+    state, infos = scan(OPTIMIZERS["adam"], kernel.init(start(WIDE), BATCH))
+    assert_same((state, infos.loss), (whole.state, whole.history.loss))
+    for num_epochs in (5, 12):
+        resumed = with_dropout(num_epochs, checkpoint=tmp_path / "run.npz", **options)
+    assert_same((resumed.params, resumed.history.loss), (whole.params, whole.history.loss))
+    with pytest.raises(ValueError, match="with_key was True, is False"):
+        with_dropout(12, checkpoint=tmp_path / "run.npz", with_key=False, **options)
+
+
+@pytest.mark.parametrize("num_networks", [None, 3])
+def test_the_key_of_a_step_is_made_of_the_networks_key_and_of_its_number(num_networks):
+    """The slope is a number drawn from the key, and so every step tells which key it got."""
+
+    def drawn(params, batch, key=None):
+        slope = 0.0 if key is None else jax.random.normal(key)
+        return jnp.where(params > -1e9, slope, 0.0), jnp.broadcast_to(slope, params.shape)
+
+    params = jnp.zeros(() if num_networks is None else num_networks)
+    options = {"num_networks": num_networks, "optimizer": optimizers.sgd(1.0)}
+    result = with_dropout(4, function=drawn, params=params, **options)
+    for network, losses in enumerate(np.atleast_2d(result.history.loss)):
+        key = network_key(KEY, None if num_networks is None else network)
+        key = jax.random.fold_in(key, 2**32 - 1)
+        slopes = [float(jax.random.normal(jax.random.fold_in(key, step))) for step in range(4)]
+        assert losses.tolist() == slopes
+        assert np.atleast_1d(result.params)[network] == pytest.approx(-sum(slopes), rel=1e-6)
+    assert np.all(result.loss == 0), "the loss that is reported has no noise"
+
+
+def test_dropout_learns_and_is_reported_and_validated_without_noise():
+    fresh = jaxnn.datasets.vertical(jax.random.key(5), samples=20)
+    result = with_dropout(300, validation_batch=fresh)
+    assert 0.05 < result.loss < 0.25
+    assert result.loss == pytest.approx(float(dropout(result.params, BATCH)[0]), rel=1e-6)
+    best = np.nanmin(result.history.validation_loss)
+    assert best == pytest.approx(float(dropout(result.params, fresh)[0]), rel=1e-6)
+
+
+def test_noise_is_no_convergence():
+    """Two losses in a row may be close by chance, so that means of five epochs are compared."""
+
+    def noisy(params, batch, key=None):
+        return params + (0.0 if key is None else jax.random.normal(key)), jnp.ones(())
+
+    options = {"function": noisy, "params": jnp.zeros(()), "optimizer": optimizers.sgd(1e-4)}
+    losses = with_dropout(1_000, **options).history.loss
+    close = np.abs(np.diff(losses)) < 0.02
+    means = np.convolve(losses, np.full(5, 0.2), "valid")
+    flat = np.abs(means[5:] - means[:-5]) < 5 * 0.02
+    for unit, expected in (("step", np.argmax(close) + 2), ("epoch", np.argmax(flat) + 10)):
+        result = with_dropout(1_000, tolerance=0.02, tolerance_unit=unit, **options)
+        assert (result.status, result.num_steps) == ("converged", expected)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        SMALL.value_and_grad,
+        lambda params, batch, key: SMALL.value_and_grad(params, batch),
+    ],
+    ids=["takes no key", "needs a key"],
+)
+def test_a_function_that_does_not_take_both_is_told_what_is_wanted(function):
+    with pytest.raises(TypeError) as raised:
+        with_dropout(1, function=function, params=start(SMALL))
+    assert "value_and_grad_fn(params, batch, key=None)" in "".join(raised.value.__notes__)
+
+
 def test_the_kernel_trains_outside_of_jit_and_any_tree():
     function = jax.value_and_grad(lambda params, batch: jnp.sum((params["w"] - batch) ** 2))
     kernel = descent_kernel(function, optimizers.sgd(0.25))

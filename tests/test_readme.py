@@ -92,21 +92,39 @@ def test_the_recipes_of_descents_solve_vertical_data(printed):
     assert status in ("completed", "converged")
     assert 500 < int(steps) <= 2_000
     assert 0.05 < float(loss) < 0.25
-    rate, loss, statuses = printed[6].split()
+    rate, loss, statuses = printed[place_of("geomspace")].split()
     assert 0.1 < float(rate) < 10
     assert 0.05 < float(loss) < 0.25
     assert "completed" in statuses
 
 
+def test_dropout_and_batch_norm_learn_and_predict(printed):
+    loss, fresh_loss = numbers(printed[place_of("with_key=True")])
+    assert 0.05 < loss < 0.25
+    assert 0.05 < fresh_loss < 0.35
+    assert 0.85 < numbers(printed[place_of("def normalised")])[0] < 1
+
+
+def test_loops_of_ones_own_find_what_the_trainers_find(printed):
+    loss, best = numbers(printed[place_of("own_step")])
+    assert 0.05 < best < 0.25
+    assert best < loss < best + 0.1, "the rule accepts what is a little worse"
+    counts = numbers(printed[place_of("jaxnn.search.Statistic(")])
+    assert 100_000 > counts[0] > counts[1] > counts[2] > 0
+    assert 0.9 < numbers(printed[place_of("descent_kernel(")])[0] < 1
+
+
 def test_the_wrong_gradient_is_found_and_explained(printed):
     expected = [text for text in blocks(TEXTS[1], "text") if "FAILED" in text]
     assert len(expected) == 2
-    for text, wanted in zip(printed[7:9], expected, strict=True):
+    names = "def value_and_grad(", "def numpy_value_and_grad("
+    found = [printed[place_of(name)] for name in names]
+    for text, wanted in zip(found, expected, strict=True):
         assert NUMBER.sub("#", text).split() == NUMBER.sub("#", wanted).split()
 
 
 def test_the_model_of_ones_own_is_learnt(printed):
-    for found in re.findall(r"\[(.*?)\]", printed[9]):
+    for found in re.findall(r"\[(.*?)\]", printed[place_of('"slope"')]):
         assert numbers(found.replace(",", " ")) == pytest.approx([1.0, -2.0], abs=0.05)
 
 
@@ -121,6 +139,13 @@ def test_folds_are_scored_by_scikit_learn(printed):
     matrix, report = printed[place_of("StratifiedKFold")].split("]]\n")
     assert sum(numbers(matrix)) == 6
     assert all(name in report for name in ("cat", "dog", "rabbit", "recall"))
+
+
+def test_sets_of_scikit_learn_are_learnt_from_files(printed):
+    pytest.importorskip("sklearn")
+    found = [line.split() for line in printed[place_of("load_csv(f")].strip().split("\n")]
+    assert [name for name, _ in found] == ["iris", "wine", "digits"]
+    assert all(0.85 <= float(accuracy) <= 1 for _, accuracy in found)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=["root", "scripts"])

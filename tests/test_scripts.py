@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,8 +67,25 @@ def test_every_help_text_is_a_sentence(capsys):
     for script in SCRIPTS:
         with pytest.raises(SystemExit, match="0"):
             importlib.import_module(script).parse(["--help"])
-        helps = capsys.readouterr().out.split("options:")[1]
+        helps = capsys.readouterr().out.split("options:")[1].split("\nexamples:")[0]
         assert helps.count(".") >= helps.count("\n  -") - 1, script
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_help_ends_with_examples_that_parse(script, capsys, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(script).parse(["--help"])
+    text = capsys.readouterr().out.split("\nexamples:\n")[1].replace("\\\n", "")
+    examples = [shlex.split(line) for line in text.splitlines() if " scripts/" in line]
+    name = PATHS[script].relative_to(FOLDER.parent)
+    assert len(examples) >= (1 if script == "equal_evaluations" else 2)
+    monkeypatch.chdir(tmp_path)
+    Path("iris.csv").write_text("width,species")
+    Path("my.py").write_text("loss = value_and_grad = sample = batch = print")
+    for words in examples:
+        begin = words.index("python")
+        assert words[begin + 1] == str(name)
+        importlib.import_module(script).parse(words[begin + 2 :])
 
 
 ERRORS = [

@@ -215,6 +215,11 @@ FAULTS = {
         {"target": "kind", "standardise": True},
         "column 'size' must vary to be standardised; got 0.1 in all 3 rows: leave it out",
     ),
+    "several constant": (
+        "a,b,c,kind\n1,0,7,x\n2,0,7,y\n",
+        {"target": "kind", "standardise": True},
+        "got 0 in all 2 rows: leave it out by features=[...] (the same goes for 'c')",
+    ),
     "squares that underflow": (
         "size,kind\n1e-200,a\n2e-200,b\n",
         {"target": "kind", "standardise": True},

@@ -538,6 +538,11 @@ BAD_LOSSES = [
     (lambda p, b: p["b"], TypeError, r"must return a float scalar; got float32 of shape \(3,\)"),
     (lambda p, b: jnp.int32(3), TypeError, r"must return a float scalar; got int32 of shape \(\)"),
     (lambda p, b: None, TypeError, "must return a float scalar; got a NoneType"),
+    (
+        lambda p, b: (jnp.sum(p["b"]), {"mean": p["b"]}),
+        TypeError,
+        "must return a float scalar; got a tuple: return the loss alone, without has_aux",
+    ),
     (an_error, LookupError, "lost my way"),
 ]
 
@@ -578,11 +583,21 @@ def test_tracers_are_refused_wherever_they_come_in(train):
     if train is descend:
         calls["tolerance"] = lambda t: train(KEY, untouched, params, rows, tolerance=t[0])
     for name, call in calls.items():
-        with pytest.raises(TypeError, match=f"^{name} must be concrete; got a tracer"):
+        # Under jit all arrays are traced, and the first may be another one.
+        with pytest.raises(TypeError, match=f"^({name} must be concrete|.* must be given outside)"):
             jax.jit(call)(jnp.ones(2, jnp.uint32))
         if name != "key":
             with pytest.raises(TypeError, match=f"^{name} must be concrete; got a tracer"):
                 jax.vmap(call)(jnp.ones((2, 2)))
+
+
+@every_trainer
+def test_a_trainer_inside_jit_is_refused_although_all_that_it_gets_is_known(train):
+    def call():
+        return train(KEY, squared_error, *problem()).loss
+
+    with pytest.raises(TypeError, match=r"^(params|batch).* must be given outside jit: a trainer"):
+        jax.jit(call)()
 
 
 @every_bare_trainer

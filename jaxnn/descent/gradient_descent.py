@@ -139,6 +139,7 @@ def gradient_descent(
     num_networks: int | None = None,
     batch_size: int | None = None,
     drop_remainder: bool = True,
+    with_key: bool = False,
     tolerance: float = 0.0,
     tolerance_unit: Literal["epoch", "step"] = "epoch",
     target_loss: float | None = None,
@@ -157,7 +158,7 @@ def gradient_descent(
     It is the fast form of `jax.lax.scan` over the step of `jaxnn.descent.descent_kernel`.
 
     Args:
-        key: a typed key, `jax.random.key(seed)`; it shuffles the rows.
+        key: a typed key, `jax.random.key(seed)`; it shuffles the rows, and `with_key` draws noise.
         value_and_grad_fn: `value_and_grad_fn(params, batch)` -> the loss, a float scalar, and
             its gradient, a tree like `params`; as `model.value_and_grad`. Where its traits tell
             the loss of the best constant answer, the result notes a loss that is no better.
@@ -170,19 +171,23 @@ def gradient_descent(
         optimizer: as in `jaxnn.optimizers`, or an optax transformation; one for all networks, or
             with `jaxnn.optimizers.each(adam, rates)` one for each.
         num_networks: how many networks descend side by side, each from its own params in a first
-            axis of every leaf, and each stopping by itself. Network `i` comes to the same as
-            alone with the key `jax.random.fold_in(key, i)`, up to rounding; and to the same bits
-            whatever the number of networks.
+            axis of every leaf, and each stopping by itself. Network `i` gets the result that it
+            would get alone with the key `jax.random.fold_in(key, i)`, up to rounding. Its bits do
+            not depend on how many networks there are.
         batch_size: rows a step; None, or more than there are, means all rows.
         drop_remainder: whether to drop the rows that are left after the last full batch of an
             epoch; otherwise they make a smaller batch.
+        with_key: whether the loss is noisy, as of dropout: each step then calls
+            `value_and_grad_fn(params, batch, key)` with a key made of its number and of `key`. The
+            losses that are compared and reported, on the validation batch and at the end, are
+            those without noise, `value_and_grad_fn(params, batch)`.
 
         tolerance: stop when the loss changes by less than this an epoch, status "converged"; 0
-            never stops. On all rows at once, two consecutive losses are compared. The losses of
-            batches differ by chance, so with batches the mean loss over five epochs is compared
-            with that over the five epochs before, and the difference with five tolerances.
-        tolerance_unit: "epoch" for that rule; "step" compares the losses of two consecutive steps
-            with batches too, whatever rows they are.
+            never stops. On all rows at once, two consecutive losses are compared. With batches or
+            noise losses differ by chance, so the mean loss over five epochs is then compared with
+            that over the five epochs before, and the difference with five tolerances.
+        tolerance_unit: "epoch" for that rule; "step" always compares the losses of two consecutive
+            steps, whatever rows and noise they have.
         target_loss: stop at the first step whose batch has a loss at or below, status "reached".
         metric_fn: `metric_fn(params, batch)` -> a float scalar, recorded after every epoch on the
             batch, and on the validation batch; `model.accuracy` for instance.
@@ -235,18 +240,20 @@ def gradient_descent(
     chosen = _as_optimizer(learning_rate, optimizer, networks)
     batch = checks.as_batch(batch, one, value_and_grad_fn)
     plan = kernel.as_plan(batch, batch_size, checks.as_flag("drop_remainder", drop_remainder))
+    plan = plan._replace(with_key=checks.as_flag("with_key", with_key))
     num_epochs = checks.as_count("num_epochs", num_epochs, 0, (2**32 - 1) // plan.steps_per_epoch)
     checks.check_concrete("tolerance", tolerance)
     least_change = checks.as_real("tolerance", tolerance, inclusive=True)
     unit = checks.as_choice("tolerance_unit", tolerance_unit, ("epoch", "step"))
     function = checks.as_partial("value_and_grad_fn", value_and_grad_fn)
-    loss_dtype = checks.check_value_and_grad(function, one, batch)
+    noisy = Partial(kernel.call_with_key, function, key) if with_key else None
+    loss_dtype = _loss_dtype(function, noisy, one, batch)
     update = Partial(kernel.update_of, networks.first(chosen).update, function)
     loss = jax.ShapeDtypeStruct((), loss_dtype)
     check_update(networks.first(chosen), update, one, (batch, loss))
     constant_loss = traits_of(value_and_grad_fn).constant_loss(batch)
     constant_loss = None if constant_loss is None else float(constant_loss)
-    by_step = unit == "step" or plan.batch_size is None
+    by_step = unit == "step" or (plan.batch_size is None and noisy is None)
     target_loss = loop.as_target(target_loss, loss_dtype)
     rules = Rules(
         tolerance=least_change if by_step else None,
@@ -276,7 +283,7 @@ def gradient_descent(
         saved = None
         if checkpoint is not None:
             check_saveable(blocks)
-            metadata = _metadata(key, function, chosen, params, batch, rules, plan, networks)
+            metadata = _metadata(key, function, noisy, chosen, params, batch, rules, plan, networks)
             saved = Checkpoint(Path(checkpoint), metadata)
         limits = limits._replace(is_interrupted=is_interrupted)
         blocks, history, status = run_descent(
@@ -287,6 +294,23 @@ def gradient_descent(
         result = _result(ends, blocks, history, status, plan, networks, rules)
         notes = _notes(result, params, constant_loss)
         return loop.told(result._replace(notes=notes), is_interrupted)
+
+
+def _loss_dtype(
+    function: Partial, noisy: Partial | None, params: PyTree, batch: PyTree
+) -> np.dtype:
+    """The loss's dtype, once the function is what it should be, with and without a key."""
+    try:
+        if noisy is not None:
+            checks.check_value_and_grad(noisy, params, batch)
+        return checks.check_value_and_grad(function, params, batch)
+    except TypeError as error:
+        if noisy is not None:
+            error.add_note(
+                "with_key=True wants value_and_grad_fn(params, batch, key=None): steps give it a "
+                "key, the losses that are reported none, for a loss without noise."
+            )
+        raise
 
 
 def _as_networks(
@@ -381,6 +405,7 @@ def _as_optimizer(
 def _metadata(
     key: jax.Array,
     function: Partial,
+    noisy: Partial | None,
     optimizer: Optimizer,
     params: PyTree,
     batch: PyTree,
@@ -401,6 +426,7 @@ def _metadata(
         "networks a block": networks.width,
         "batch_size": plan.batch_size,
         "drop_remainder": plan.remainder == 0,
+        "with_key": plan.with_key,
         **{
             name: as_metadata(rule)
             for name, rule in rules._asdict().items()
@@ -412,6 +438,7 @@ def _metadata(
             {"params": params, "batch": batch, "validation_batch": rules.validation_batch},
             {
                 "value_and_grad_fn": (function, (one, batch), axes),
+                "value_and_grad_fn with a key": (noisy, (one, batch), axes),
                 "metric_fn": (rules.metric, (one, batch), axes),
                 "start of the optimizer": (init, (one,), None),
                 "optimizer": (update, (batch, loss, one, state, one), None),

@@ -28,6 +28,9 @@ from jaxnn.typing import Function, PyTree, ValueAndGradFn, traits_of
 TAG = 0x47524144
 """Folded into the key, so that no other trainer draws the same from it."""
 
+LOSS_TAG = 2**32 - 1
+"""Folded into the key of a network, as the numbers of epochs are; there is no epoch of this one."""
+
 RUNNING, CONVERGED, DIVERGED, REACHED = range(4)
 
 EPOCHS_COMPARED = 5
@@ -79,6 +82,7 @@ def descent_kernel(
     optimizer: Optimizer,
     batch_size: int | None = None,
     drop_remainder: bool = True,
+    with_key: bool = False,
 ) -> Kernel:
     """Return init and step of `jaxnn.gradient_descent`, for loops of your own.
 
@@ -88,8 +92,9 @@ def descent_kernel(
 
     `jax.lax.scan` over `step` from `init`, with the key `network_key(key)`, equals
     `gradient_descent(key, ...)` without stop rules; from `result.state` it continues that run. The
-    bits are equal too if the optimizer is an argument of the compiled function: as constants, its
-    numbers may round differently. Several networks under `jax.vmap` are equal to rounding.
+    bits are equal too if it is compiled by `jax.jit` with the optimizer as an argument, whose
+    numbers may round differently as constants, and with `jaxnn.chains.COMPILER_OPTIONS` as its
+    `compiler_options`. Several networks under `jax.vmap` are equal to rounding.
 
     Args:
         value_and_grad_fn: as `jaxnn.gradient_descent` takes it, and so the others.
@@ -97,6 +102,7 @@ def descent_kernel(
         batch_size: rows a step; None, or at least as many as there are, means all rows.
         drop_remainder: whether to drop the rows that are left after the last full batch of an
             epoch; otherwise they make a smaller step.
+        with_key: whether the function takes a key, another one at every step.
 
     Returns:
         A `Kernel`.
@@ -138,7 +144,7 @@ def descent_kernel(
     def step(key: jax.Array, state: State, batch: PyTree) -> tuple[State, Info]:
         key, plan = as_key("key", key, traced=True), as_plan(batch, batch_size, drop_remainder)
         if plan.batch_size is None:
-            return take_step(batch, state)
+            return take_step(key, batch, state)
         epoch, number = jnp.divmod(state.step, jnp.uint32(plan.steps_per_epoch))
         first = number * jnp.uint32(plan.batch_size)
         with own_settings():
@@ -146,7 +152,7 @@ def descent_kernel(
 
         def on_rows(size: int) -> Callable[[State], tuple[State, Info]]:
             places = jax.lax.dynamic_slice_in_dim(order, first, size)
-            return partial(take_step, _rows_of(batch, places))
+            return partial(take_step, key, _rows_of(batch, places))
 
         if not plan.remainder:
             return on_rows(plan.batch_size)(state)
@@ -156,8 +162,8 @@ def descent_kernel(
     # The count cannot wrap: no step follows the largest. The driver has a select there too, for its
     # stop rules, and XLA fuses multiplications and additions by what they are used for: without
     # this one the moments of Adam round differently.
-    def take_step(rows: PyTree, state: State) -> tuple[State, Info]:
-        after, info = _take_step(function, optimizer, state, rows)
+    def take_step(key: jax.Array, rows: PyTree, state: State) -> tuple[State, Info]:
+        after, info = _take_step(function, optimizer, state, rows, key if with_key else None)
         return _select(state.step < np.uint32(2**32 - 1), after, state), info
 
     return Kernel(init, step)
@@ -195,6 +201,7 @@ class BatchPlan(NamedTuple):
     batch_size: int | None = None  # rows of a step; None if the batch is taken whole, unshuffled
     num_rows: int = 1  # rows of the batch; 1 if it is taken whole
     remainder: int = 0  # rows of a last, smaller step; 0 for none
+    with_key: bool = False  # whether the loss of a step takes a key
 
     @property
     def rows_of_steps(self) -> np.ndarray:
@@ -335,8 +342,8 @@ def _run_tile(
     # A step of every network, on all rows or on those at `places`, an array for each network.
     def take_step(number: jax.Array, places: jax.Array | None, run: RunState, losses: jax.Array):
         rows, axis = (batch, None) if places is None else (_rows_of(batch, places), 0)
-        step = _each(run, partial(_step, function, rules), (0, axis, 0))
-        run, loss = step(optimizer, rows, run)
+        step = _each(run, partial(_step, function, rules), (0, axis, 0, 0))
+        run, loss = step(optimizer, rows, run, key if plan.with_key else None)
         return run, _set(losses, loss, number)
 
     # The steps of one epoch, then the rules that look at whole epochs.
@@ -412,10 +419,21 @@ def _rows_of(batch: PyTree, places: jax.Array) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[places], batch)
 
 
+def call_with_key(function: Partial, key: jax.Array, params: PyTree, batch: PyTree) -> PyTree:
+    """Calls a function whose last argument is a key."""
+    return function(params, batch, key)
+
+
 def _take_step(
-    function: Partial, optimizer: Optimizer, state: State, rows: PyTree
+    function: Partial, optimizer: Optimizer, state: State, rows: PyTree, key: jax.Array | None
 ) -> tuple[State, Info]:
-    """The loss and its gradient on the rows, then one step of the optimizer."""
+    """The loss and its gradient on the rows, then one step of the optimizer.
+
+    A loss that takes a key gets one made of the network's key and the number of the step.
+    """
+    if key is not None:
+        key = jax.random.fold_in(jax.random.fold_in(key, LOSS_TAG), state.step)
+        function = Partial(call_with_key, function, key)
     loss, gradients = function(state.params, rows)
     told = rows, loss, gradients, state.optimizer_state, state.params
     updates, optimizer_state = update_of(optimizer.update, function, *told)
@@ -452,13 +470,18 @@ def _loss_and_slope(primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]):
 
 
 def _step(
-    function: Partial, rules: Rules, optimizer: Optimizer, rows: PyTree, run: RunState
+    function: Partial,
+    rules: Rules,
+    optimizer: Optimizer,
+    rows: PyTree,
+    run: RunState,
+    key: jax.Array | None,
 ) -> tuple[RunState, jax.Array]:
     """A step of the kernel, and a look at the stop rules; nothing where one was met before.
 
     One network would do without that select, 4 % faster, but then XLA rounds unlike the kernel.
     """
-    state, (loss,) = _take_step(function, optimizer, run.state, rows)
+    state, (loss,) = _take_step(function, optimizer, run.state, rows, key)
     is_finite = jnp.isfinite(loss)
     status_code = jnp.where(is_finite, jnp.int32(RUNNING), DIVERGED)
     if rules.tolerance is not None:

@@ -21,6 +21,10 @@ from jaxnn.run.programs import program
 from jaxnn.typing import Device, Function, PyTree, traits_of
 
 KEY_IMPLEMENTATIONS = ("threefry2x32", "philox4x32")
+NO_AUX = (
+    ": return the loss alone, without has_aux; what else is computed, such as the statistics of "
+    "a batch norm, is a function of params and batch to call afterwards"
+)
 CLASSES_OF_TEXT = "`classes, y = np.unique(labels, return_inverse=True)`"
 Record = TypeVar("Record", bound=type)
 _RECORDS: set[type] = set()
@@ -220,8 +224,12 @@ def _as_array(name: str, leaf: PyTree) -> jax.Array:
     if isinstance(leaf, jax.Array):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
-        return jnp.array(leaf, dtype=leaf.dtype, copy=True)
-    return jnp.array(_fit(name, as_numpy(name, leaf)), copy=True)
+        copy = jnp.array(leaf, dtype=leaf.dtype, copy=True)
+    else:
+        copy = jnp.array(_fit(name, as_numpy(name, leaf)), copy=True)
+    if is_traced(copy):  # Under jit every operation is traced, also of values that are known.
+        raise TypeError(f"{name} must be given outside jit: a trainer compiles its own programs")
+    return copy
 
 
 def _fit(name: str, array: np.ndarray) -> np.ndarray:
@@ -345,7 +353,8 @@ def check_floats(params: PyTree) -> None:
 def check_scalar(name: str, value: PyTree) -> None:
     """Refuses a function's result, as `jax.eval_shape` tells it, that is not a float scalar."""
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-        raise TypeError(f"{name} must return a float scalar; got a {type(value).__name__}")
+        hint = NO_AUX if isinstance(value, tuple) else ""
+        raise TypeError(f"{name} must return a float scalar; got a {type(value).__name__}{hint}")
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
             f"{name} must return a float scalar; got {value.dtype} of shape {value.shape}"
@@ -362,7 +371,7 @@ def check_loss_and_gradients(results: PyTree, params: PyTree) -> np.dtype:
     if not (isinstance(results, tuple) and len(results) == 2):
         raise TypeError(
             "value_and_grad_fn must return (loss, gradients), as jax.value_and_grad(loss_fn) "
-            f"does; got a {type(results).__name__}"
+            f"does; got {_describe(results)}"
         )
     check_scalar("value_and_grad_fn", results[0])
     check_like("value_and_grad_fn", "gradients", results[1], params)

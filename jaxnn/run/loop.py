@@ -20,7 +20,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from jaxnn.run.checkpoint import Arrays, Checkpoint, Metadata
 from jaxnn.run.checks import as_count, as_real

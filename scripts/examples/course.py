@@ -162,7 +162,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
 for ax, batch, name in zip(axes, (vertical, spiral), ("Vertical", "Spiral"), strict=True):
     jaxnn.plotting.data(batch, ax)
     ax.set_title(f"{name} data: {ax.get_title()}")
-axes[0].get_legend().remove()
+jaxnn.plotting.shared_legend(figure)
 show(figure, "course-data")
 
 # %% [markdown]
@@ -171,22 +171,17 @@ show(figure, "course-data")
 # course draws normal numbers times 0.05.
 #
 # The `sampler` draws one candidate, and the `key` says which numbers are drawn: the same key gives
-# the same candidates again. A line stands for each candidate that is better than all before it.
-
+# the same candidates again. A line stands for each candidate that is better than all before it: how
+# many losses it took, the loss, and the accuracy, which is the `metric_fn`.
 
 # %%
-def line(iteration, loss, accuracy):
-    """Return the line of an improvement."""
-    return f"iteration {iteration:6,}  loss {loss:.5f}  accuracy {accuracy:.3f}"
-
-
 model = jaxnn.mlp((2, 3, 3), hidden="relu", output="softmax", loss="categorical_crossentropy")
 key = jax.random.key(1)
 sample_fn = model.sampler(scale=0.05)
-found = jaxnn.random_search(key, model.loss, sample_fn, vertical, num_candidates=10_000)
-for candidate, loss in zip(found.history.candidate, found.history.loss, strict=True):
-    params = jaxnn.candidate_params(key, sample_fn, int(candidate))
-    print(line(candidate, loss, model.accuracy(params, vertical)))
+found = jaxnn.random_search(
+    key, model.loss, sample_fn, vertical, num_candidates=10_000, metric_fn=model.accuracy
+)
+print(*found.improvements(), sep="\n")
 compare("best loss", found.loss, "1.0945 to 1.0970", digits=4)
 
 # %% [markdown]
@@ -236,7 +231,7 @@ def show_regions(name, *panels):
     for ax, (title, network, params, batch) in zip(axes, panels, strict=True):
         jaxnn.plotting.decision_regions(partial(network.apply, params), batch, ax)
         ax.set_title(f"{title}: {100 * network.accuracy(params, batch):.0f} % of rows right")
-    axes[0].get_legend().remove()
+    jaxnn.plotting.shared_legend(figure)
     show(figure, name)
 
 
@@ -261,8 +256,7 @@ compare("spiral, scale 0.05, 1, 4", lost, "all above 1.04", digits=2)
 # them a little, by 0.05 times a normal number. If the loss is lower, the change stays. If not, it
 # is undone.
 #
-# `history` remembers every proposal. `accepted_steps` remembers those that stayed: each is an
-# improvement and has its line. The first and the last ones are shown.
+# Each change that stays is an improvement and has its line. The first and the last ones are shown.
 
 # %%
 start = model.init(key)
@@ -270,9 +264,7 @@ climb = partial(
     jaxnn.perturbation_search, key, model.loss, start, scale=0.05, metric_fn=model.accuracy
 )
 climbed = climb(vertical, num_steps=10_000)
-_, steps, losses = climbed.accepted_steps
-accuracies = np.asarray(climbed.history.proposed_metric)[steps]
-lines = list(map(line, steps, losses, accuracies))
+lines = climbed.improvements()
 print(*lines[:6], f"... {len(lines) - 12} lines ...", *lines[-6:], sep="\n")
 compare("loss", climbed.loss, "0.170 to 0.175", digits=2)
 compare("accuracy", model.accuracy(climbed.params, vertical), "0.927 to 0.933", digits=2)
@@ -285,9 +277,9 @@ compare("accuracy", model.accuracy(climbed.params, vertical), "0.927 to 0.933", 
 compare("the best possible", jaxnn.datasets.vertical_bayes(3).accuracy, 0.9363, digits=4)
 
 # %% [markdown]
-# The course looks at every proposal of the first 1,000 steps, accepted or not. The accuracy jumps,
-# so its **moving average** is drawn on top: the mean of the 51 steps around each step. Random
-# candidates, which start anew each time, do not improve.
+# The course looks at every proposal of the first 1,000 steps, accepted or not; `history` remembers
+# them. The accuracy jumps, so its **moving average** is drawn on top: the mean of the 51 steps
+# around each step. Random candidates, which start anew each time, do not improve.
 
 # %%
 guesses = jaxnn.search.evaluate(key, model.loss, sample_fn, vertical, count=1_000)
@@ -306,8 +298,7 @@ accuracies = np.asarray(history.proposed_metric)[:1_000]
 jaxnn.plotting.smoothed(accuracies, right, window=51, label="proposal", xlabel="iteration")
 left.set_title("Vertical data: loss")
 right.set_title("Accuracy: moving average of 51, raw values pale")
-left.legend()
-right.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
+jaxnn.plotting.shared_legend(figure)
 show(figure, "course-proposals")
 
 # %% [markdown]

@@ -5,6 +5,7 @@ before the first cell is left out. The notebook is written beside the script. Ce
 as in a notebook, with `display({"image/png": ...}, raw=True)`.
 
     python scripts/examples/make_notebook.py scripts/examples/course.py
+    python scripts/examples/make_notebook.py my_lesson.py
 """
 
 import argparse

@@ -16,7 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from shared.problems import DATA
 
@@ -64,8 +64,13 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def parser_for(documentation: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose help begins with a script's docstring."""
-    return argparse.ArgumentParser(description=documentation, formatter_class=_Help)
+    """Return a parser whose help is a script's docstring around its options.
+
+    Examples are lines that are indented; the options stand before the first of them.
+    """
+    description, _, examples = (documentation or "").partition("\n\n    ")
+    epilog = f"examples:\n\n    {examples}".rstrip()
+    return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=_Help)
 
 
 def add_problem(parser: argparse.ArgumentParser) -> None:
