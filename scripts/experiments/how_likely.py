@@ -198,17 +198,19 @@ def rows_of_truths(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
 def draw_truths(found: dict[str, Any]) -> Figure:
     """Draw how far each probability is from what is known, in factors of e."""
     figure, ax = plt.subplots()
-    labels, place = [], 0
+    labels = []
     for (name, piece), color in zip(found.items(), colors_of(len(found)), strict=True):
         for (loss, power), known in zip(piece["at"].items(), piece["known"], strict=True):
             if power is not None:
                 off = (np.array(power) - known) * LN_10
-                error_bars(ax, [place], off[:1], [off[1:]], fmt="o", color=color)
-            labels.append(f"{name}, {loss}\n10^{known:.1f}")
-            place += 1
-    ax.axhline(0, color="black", linewidth=1)
-    ax.set_xticks(range(place), labels, rotation=60, ha="right", fontsize=10)
-    ax.set(ylabel="ln P found, less the known one", title="Known probabilities; 95 % intervals")
+                ends = np.abs(off[1:, None] - off[0])
+                ax.errorbar(off[0], len(labels), xerr=ends, fmt="o", color=color)
+            labels.append(f"{name}, loss <= {loss}: $10^{{{known:.1f}}}$")
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.invert_yaxis()
+    ax.grid(visible=True)
+    ax.set(xlabel="ln P found, less the known one", title="Known probabilities; 95 % intervals")
     return figure
 
 
@@ -279,7 +281,9 @@ def draw_vertical(found: dict[str, Any]) -> Figure:
         ax.plot(piece["counted_loss"][every], piece["counted"][every], "o", **style)
     bayes = jaxnn.datasets.vertical_bayes(3).crossentropy
     ax.axvline(bayes, color="black", linestyle=":", label="population Bayes value")
-    ax.set(xlim=(0.1, 3.0), title="Vertical data, networks 2-3-3; circles are counts")
+    ax.set(
+        xlim=(0.13, 3.0), ylim=(-30, 1), title="Vertical data, networks 2-3-3; circles are counts"
+    )
     return figure
 
 
