@@ -138,19 +138,6 @@ WIDE = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("sizes", "output", "loss"), WIDE)
-def test_wide_networks_find_the_same_with_and_without(eager, sizes, output, loss):
-    model = jaxnn.mlp(sizes, output=output, loss=loss)
-    rng = np.random.default_rng(1)
-    targets = rng.integers(0, 3, 50) if sizes[-1] == 3 else rng.random((50, 2))
-    batch = jaxnn.Batch(rng.normal(size=(50, 2)).astype(np.float32), targets)
-    given = KEY, model.loss, model.sampler(scale=2.0), batch
-    whole = jaxnn.random_search(*given, num_candidates=2_000, top_k=4)
-    found = jaxnn.random_search(*given, num_candidates=2_000, top_k=4, keep_below=0.0)
-    check_same(found, whole, 0.0)
-
-
 def test_weights_leave_out_nothing_either(eager, looked_at):
     model, rng = jaxnn.mlp((2, 3, 3)), np.random.default_rng(4)
     weights = rng.random(60) * 10.0 ** rng.integers(0, 4, 60)
