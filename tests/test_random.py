@@ -161,6 +161,13 @@ def test_normals_are_pinned():
     np.testing.assert_allclose(drawn, pinned, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("count", "first"), [(12, [10, 0, 4, 11, 3]), (1_100, [873, 375, 491, 620, 699])]
+)
+def test_permutations_are_pinned(count, first):
+    assert random.permutation(jax.random.key(0), count)[:5].tolist() == first
+
+
 def check_moments(drawn):
     """The first four, and neighbours that are unrelated, each within 5 standard errors."""
     for power, moment in ((1, 0), (2, 1), (3, 0), (4, 3)):
