@@ -1,8 +1,11 @@
 """Hostile settings for every test: CPU, strict dtype promotion, no rank promotion."""
 
+import functools
 import gc
 import os
+import re
 import sys
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -27,10 +30,22 @@ def _no_figures_left():
         pyplot.close("all")
 
 
+class BySetups(LoadFileScheduling):
+    """Give files that share set-ups to one process, which compiles their programs once."""
+
+    def _split_scope(self, nodeid):
+        return self._setups_of(nodeid.split("::")[0])
+
+    @functools.cache  # noqa: B019
+    def _setups_of(self, file):
+        text = Path(self.config.rootpath, file).read_text()
+        found = re.search(r"^from (\w+_setups) import", text, re.MULTILINE)
+        return found[1] if found else file
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Give all tests of a file to one process, which compiles their programs once."""
-    return LoadFileScheduling(config, log)
+    return BySetups(config, log)
 
 
 @pytest.fixture

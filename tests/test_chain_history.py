@@ -33,13 +33,11 @@ def test_every_field_of_the_history_is_what_its_line_says():
 
 
 def test_evaluations_temperature_and_scale_follow_their_options():
-    """Those of three members of the family at once."""
-    steps = np.arange(STEPS)
-    found = search(**FAMILY["best of three"], **FAMILY["schedule"], **FAMILY["annealing"])
+    steps, found = np.arange(STEPS), searched("best of three")
     assert np.array_equal(found.history.evaluations, 1 + 3 * (steps + 1))
     assert found.num_evaluations == 1 + 3 * STEPS
-    pairs = (found.history.scale, (1.0, 0.05)), (found.history.temperature, (40.0, 0.5))
-    for recorded, (first, last) in pairs:
+    scale, temperature = searched("schedule").history.scale, searched("annealing").history[7]
+    for recorded, (first, last) in ((scale, (1.0, 0.05)), (temperature, (40.0, 0.5))):
         expected = first * (last / first) ** np.minimum(steps / 150, 1)
         np.testing.assert_allclose(recorded, expected, rtol=1e-5)
 

@@ -48,15 +48,16 @@ def assert_same_chain(found, scanned):
     assert history.current_loss[-1] == state.loss
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=EXHAUSTIVE) if n == "restarts of two" else n for n in FAMILY]
-)
+QUICK = [pytest.param(n, marks=EXHAUSTIVE) if n == "restarts of two" else n for n in FAMILY]
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_the_search_is_the_scan_of_the_step(name):
     """With a loss of a user's own, which rounds differently with the number side by side."""
     assert_same_chain(searched(name, batch=ROUNDED), scan_of(name)(batch=ROUNDED))
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", QUICK)
 def test_every_step_follows_the_rules_in_plain_python(name):
     """Replayed from the recorded losses alone, with nothing of the kernel but its tags."""
     options = {"scale": 0.3, "temperature": None, "restart": None, **FAMILY[name]}

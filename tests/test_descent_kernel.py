@@ -15,7 +15,7 @@ from jaxnn.descent import Info, Kernel, State, descent_kernel, network_key
 
 KEY = jax.random.key(7)
 BATCH = jax.tree.map(jnp.asarray, jaxnn.datasets.vertical(jax.random.key(1), samples=20))
-SMALL, WIDE = jaxnn.mlp((2, 3, 3)), jaxnn.mlp((2, 64, 3), hidden="tanh")
+TINY, SMALL, WIDE = jaxnn.mlp((2, 3)), jaxnn.mlp((2, 3, 3)), jaxnn.mlp((2, 64, 3), hidden="tanh")
 OPTIMIZERS = {
     "sgd": optimizers.sgd(0.5),
     "momentum": optimizers.sgd(0.1, momentum=0.9),
@@ -64,14 +64,15 @@ def scan(model, optimizer, key, state, length, **plan: Any) -> tuple[State, Info
     return scan_of(model, int(length), key.ndim > 0, **plan)(optimizer, key, state, BATCH)
 
 
-QUICK = dict.fromkeys(OPTIMIZERS, ("full", SMALL))
+QUICK = dict.fromkeys(OPTIMIZERS, ("full", TINY))
 QUICK |= {"cosine": ("batches", SMALL), "warmup": ("remainder", SMALL), "sgd": ("full", WIDE)}
 CASES = [
     pytest.param(
-        name, plan, model, id=f"{name}, {plan}, {'wide' if model is WIDE else 'small'}",
+        name, plan, model, id=f"{name}, {plan}, {size}",
         marks=[] if (plan, model) == QUICK[name] else pytest.mark.exhaustive,
     )
-    for name in OPTIMIZERS for plan in PLANS for model in (SMALL, WIDE)
+    for name in OPTIMIZERS for plan in PLANS
+    for size, model in {"tiny": TINY, "small": SMALL, "wide": WIDE}.items()
 ]  # fmt: skip
 """Each optimizer, plan and network is in the quick tier, all combinations in the exhaustive one."""
 

@@ -23,7 +23,7 @@ def test_losses_are_those_of_the_candidates_one_by_one(border):
     params = [jaxnn.candidate_params(KEY, sample_fn, i) for i in near]
     losses = evaluate(*OWN, start=border - 3, count=6)
     assert losses.dtype == np.float32
-    np.testing.assert_array_equal(losses, [loss_fn(each, BATCH) for each in params])
+    np.testing.assert_array_equal(losses, [jax.jit(loss_fn)(each, BATCH) for each in params])
     assert len(np.unique(params, axis=0)) == 6
 
 
@@ -66,7 +66,9 @@ def test_candidates_are_independent_normals():
 
 
 def test_many_candidates_at_once_are_those_drawn_alone():
-    sampler = jaxnn.mlp((2, 16, 3)).sampler()
+    def sampler(key):
+        return {"a": sample_fn(key), "b": [jax.random.uniform(key)]}
+
     indices = [0, 7, 2**32 - 1, 2**32, 2**63 - 1]
     many = jaxnn.candidate_params(KEY, sampler, np.array(indices))
     for number, index in enumerate(indices):
@@ -111,11 +113,12 @@ def test_a_sampler_of_few_values_is_none_that_ignores_its_key():
     def bit(key):
         return jnp.where(jax.random.bernoulli(key), 1.0, 0.0)
 
-    def itself(params, batch):
-        return params
+    def lowest(state, tile):
+        return jnp.minimum(state, jnp.min(jnp.where(tile.inside, tile.value, 2)))
 
+    given = lambda params, batch: params, bit, None, {"lowest": Statistic(2.0, lowest, min)}
     for key in jax.random.split(KEY, 8):
-        assert jaxnn.random_search(key, itself, bit, None, num_candidates=50).loss == 0
+        assert reduce(key, *given, num_candidates=50)["lowest"] == 0
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,15 @@ import signal
 import warnings
 from typing import Any
 
+import chain_setups
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import search_setups
+from chain_setups import STAIRS
 from programs import end_at_random_moments
+from search_setups import TILE, sample_fn
 from tolerances import same
 
 import jaxnn
@@ -27,16 +31,13 @@ START = MODEL.init(jax.random.key(3))
 
 
 def search(count, **options) -> Any:
-    options = {"top_k": 9, "thresholds": (1.0, 1.1), "collect": jaxnn.Collect(1.05), **options}
-    return jaxnn.random_search(
-        KEY, MODEL.loss, MODEL.sampler(), BATCH, num_candidates=64 * count, **options
-    )
+    return search_setups.search(num_candidates=TILE * count, **options)
 
 
 def climb(count, **options) -> Any:
-    options = {"scale": 0.1, "temperature": 0.01, "num_chains": 3, "metric_fn": MODEL.accuracy,
-               **options}  # fmt: skip
-    return jaxnn.perturbation_search(KEY, MODEL.loss, START, BATCH, num_steps=count, **options)
+    finite = STAIRS._replace(nan_above=1e9, inf_above=1e9, nan_below=-1e9)
+    options = {"num_chains": 3, "batch": jax.tree.map(np.float32, finite), **options}
+    return chain_setups.search(num_steps=count, **options)
 
 
 def descend(count, **options) -> Any:
@@ -47,12 +48,13 @@ def descend(count, **options) -> Any:
     )
 
 
-def count(number, **options) -> Any:
-    def signs(params, batch):
-        return MODEL.apply(params, batch.x[:5])[:, 0] > 0.33
+def are_higher(params, batch):
+    return params > batch
 
+
+def count(number, **options) -> Any:
     return jaxnn.count_outcomes(
-        KEY, signs, MODEL.sampler(), BATCH, num_candidates=64 * number, **options
+        KEY, are_higher, sample_fn, np.zeros(2, np.float32), num_candidates=64 * number, **options
     )
 
 
@@ -115,7 +117,7 @@ def test_ended_at_20_moments_it_resumes_to_the_same_bits(name, signum, tmp_path)
     program = PROGRAM.format(name=name, path=str(path))
     end_at_random_moments(program, path, 8.0, signum)
     done = checkpoints.load(path)[1]["next"]
-    whole = (done // 64 if name == "search" else done) + 50
+    whole = (done // TILE if name == "search" else done) + 50
     assert same(RUNS[name](whole, checkpoint=path), RUNS[name](whole))
 
 
@@ -180,7 +182,7 @@ def test_a_signal_in_the_chunk_that_reaches_the_target_is_told():
     def send(progress):
         os.kill(os.getpid(), signal.SIGINT)
 
-    options = {"target_loss": 1.08}
+    options = {"target_loss": -1.0}
     plain, found = search(400, **options), search(400, callback=send, **options)
     assert (plain.status, found.status) == ("reached", "interrupted")
     assert same(found.params, plain.params)
@@ -246,7 +248,7 @@ def test_a_loss_with_penalty_resumes_and_an_edited_one_does_not(tmp_path):
             num_steps=num_steps, scale=0.1, checkpoint=tmp_path / "run.npz",
         )  # fmt: skip
 
-    run(0.1, 10)
+    run(0.1, 0)
     run(0.1, 20)
     with pytest.raises(ValueError, match=r"another run: strength of loss_fn was 0\.1, is 0\.2;"):
         run(0.2, 30)

@@ -154,18 +154,18 @@ print(json.dumps({name: metadata(make(1))["computes"] for name, make in KINDS.it
 """
 
 
-@pytest.fixture(scope="module")
-def elsewhere():
-    """What every kind of callable computes, as another process has it."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_callable_computes_is_known_whatever_holds_its_number(kind):
+    first, again, other = (metadata(KINDS[kind](c))["computes"] for c in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.slow
+def test_another_process_knows_what_every_kind_of_callable_computes():
     options: Any = {"capture_output": True, "text": True, "timeout": 120, "check": True}
     done = subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS], cwd=HERE, **options)
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_a_callable_computes_is_known_whatever_holds_its_number(kind, elsewhere):
-    first, again, other = (metadata(KINDS[kind](c))["computes"] for c in (1, 1, 2))
-    assert first == again == elsewhere[kind] != other
+    computes = {name: metadata(make(1))["computes"] for name, make in KINDS.items()}
+    assert json.loads(done.stdout) == computes
 
 
 def test_a_changed_global_is_seen_though_the_function_is_the_same_object():

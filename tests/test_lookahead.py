@@ -143,10 +143,15 @@ def print_search(name):
     sys.stdout.write(f"{len(jax.devices())} {fingerprint.fingerprint(found)}")
 
 
+def test_several_devices_share_the_chains_and_change_no_bit():
+    shared = search(**SHARED["own"], devices=jax.local_devices()[:1] * 2)
+    assert same(shared, searched("strict", 3, ROUNDED))
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=EXHAUSTIVE) if name != "own" else name for name in SHARED]
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "own" else EXHAUSTIVE) for n in SHARED]
 )
-def test_several_devices_share_the_chains_and_change_no_bit(name, capsys):
+def test_a_process_of_two_devices_finds_the_same_bits(name, capsys):
     command = f"import test_lookahead; test_lookahead.print_search({name!r})"
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     running = start_program("-c", command, **flags)

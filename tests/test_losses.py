@@ -88,8 +88,14 @@ def evaluate(name, predictions, targets, dtype="float32"):
         return both(jnp.asarray(predictions, dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "predictions", "targets"), CASES)
+@pytest.mark.parametrize(
+    ("name", "predictions", "targets", "dtype"),
+    [
+        *((*case, "float64") for case in CASES),
+        *((*case, "float32") for case in CASES[: len(INPUTS)]),
+        *(pytest.param(*case, "float32", marks=EXHAUSTIVE) for case in CASES[len(INPUTS) :]),
+    ],
+)
 def test_value_and_slope_are_those_of_the_formula(name, predictions, targets, dtype):
     value, slopes = evaluate(name, predictions, targets, dtype)
     assert value.dtype == slopes.dtype == dtype

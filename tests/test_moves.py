@@ -42,7 +42,8 @@ class TestTemperature:
         key, scale = jax.random.key(3), 0.3
         flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, START))
         keys = jax.random.split(jax.random.key(9), 4_000)
-        moved = jax.vmap(lambda k: loss_fn(unravel(flat + scale * normals(k, 6)), STAIRS))(keys)
+        move = jax.vmap(lambda k: loss_fn(unravel(flat + scale * normals(k, 6)), STAIRS))
+        moved = jax.jit(move)(keys)
         rises = np.asarray(moved - loss_fn(START, STAIRS), np.float64)
         rises = rises[rises > 0]
         for share in (0.2, 0.8):
@@ -70,9 +71,9 @@ class TestTemperature:
 
 def test_one_coordinate_moves_one_number_by_the_scale_either_way_everywhere():
     keys = jax.random.split(KEY, 3_000)
-    start = jax.tree.map(jnp.asarray, START)
-    moved = jax.vmap(lambda key: moves.one_coordinate(key, start, jnp.float32(0.5)))(keys)
-    steps = jax.tree.map(lambda a, b: np.reshape(a - b[None], (3_000, -1)), moved, start)
+    move = jax.vmap(lambda key: moves.one_coordinate(key, START, jnp.float32(0.5)))
+    moved = jax.jit(move)(keys)
+    steps = jax.tree.map(lambda a, b: np.reshape(np.asarray(a) - b, (3_000, -1)), moved, START)
     flat = np.concatenate([steps["w"], steps["b"]], axis=1)
     assert np.all(np.count_nonzero(flat, axis=1) == 1)
     assert set(np.unique(np.abs(flat))) == {0.0, 0.5}

@@ -1,5 +1,6 @@
 """Indices as two words, exact at every border, the keys of them, and the draws of a key."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -136,13 +137,21 @@ def normals_of_keys(seed, num_keys, count):
     return np.asarray(jax.jit(jax.vmap(lambda key: normals(key, count)))(keys))
 
 
-@pytest.mark.parametrize("count", [1, 2, 21, 128, 129, 371])
-@pytest.mark.parametrize("num_keys", [1, 3, 100])
+QUICK = [(1, 1), (2, 3), (21, 100), (128, 3), (129, 100), (371, 1)]
+
+
+@pytest.mark.parametrize(
+    ("count", "num_keys"),
+    [
+        each if each in QUICK else pytest.param(*each, marks=pytest.mark.exhaustive)
+        for each in itertools.product((1, 2, 21, 128, 129, 371), (1, 3, 100))
+    ],
+)
 def test_normals_are_the_same_bits_beside_any_others(count, num_keys):
     keys = jax.random.split(jax.random.key(9), num_keys)
     alone = np.stack([normals(key, count) for key in keys[:3]])
     np.testing.assert_array_equal(normals_of_keys(9, num_keys, count)[:3], alone)
-    nested = jax.vmap(jax.vmap(lambda key: normals(key, count)))(keys[:, None])
+    nested = jax.jit(jax.vmap(jax.vmap(lambda key: normals(key, count))))(keys[:, None])
     np.testing.assert_array_equal(nested[:3, 0], alone)
 
 
@@ -150,6 +159,13 @@ def test_normals_are_pinned():
     drawn = np.asarray(normals(jax.random.key(0), 5))
     pinned = [0.7792131, 1.649704, 0.1971028, 1.065453, -0.583695]
     np.testing.assert_allclose(drawn, pinned, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "first"), [(12, [10, 0, 4, 11, 3]), (1_100, [873, 375, 491, 620, 699])]
+)
+def test_permutations_are_pinned(count, first):
+    assert random.permutation(jax.random.key(0), count)[:5].tolist() == first
 
 
 def check_moments(drawn):
@@ -181,14 +197,20 @@ def test_a_hundred_million_normals_are_normal_to_the_tails(count):
         assert abs(np.sum(np.abs(drawn) > limit) - expected) < 5 * np.sqrt(expected) + 1
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 300, 1024, 1025, 5000, 2**16 + 1])
+@pytest.mark.parametrize(
+    "count",
+    [
+        *(1, 3, 1024, 1025, 2**16 + 1),
+        *(pytest.param(count, marks=pytest.mark.exhaustive) for count in (2, 300, 5000)),
+    ],
+)
 @pytest.mark.parametrize("key", KEYS, ids=KEY_IMPLEMENTATIONS)
 def test_a_permutation_holds_every_place_once_alone_or_beside_others(key, count):
     alone = random.permutation(key, count)
     assert alone.dtype == jnp.int32
     np.testing.assert_array_equal(np.sort(alone), np.arange(count))
     if count <= 5000:
-        beside = jax.vmap(partial(random.permutation, count=count))(jax.random.split(key, 3))
+        beside = permutations(key, 3, count)
         for each, own in zip(jax.random.split(key, 3), beside, strict=True):
             np.testing.assert_array_equal(random.permutation(each, count), own)
 

@@ -1,6 +1,6 @@
 """What is printed and what a notebook shows: short, whole, and true to the arrays."""
 
-from functools import partial
+from functools import cache, partial
 from html.parser import HTMLParser
 from typing import Any, get_args
 
@@ -60,26 +60,34 @@ def flat(params, batch):
 draw = partial(jax.random.normal, shape=(2,))
 
 
-def search(loss=bowl, **options: Any) -> Any:
-    given = {"num_candidates": 640, "thresholds": [0.5, 1.0, 3.0], "top_k": 3, **options}
-    return jaxnn.random_search(KEY, loss, draw, np.float32(1), **given)
+@cache
+def search(divisor=1.0, thresholds=(0.5, 1.0, 3.0), num_candidates=640) -> Any:
+    return jaxnn.random_search(
+        KEY, bowl, draw, np.float32(divisor), num_candidates=num_candidates, top_k=3,
+        thresholds=thresholds,
+    )  # fmt: skip
 
 
+@cache
 def climb(loss=bowl, **options: Any) -> Any:
     given = {"num_steps": 50, "scale": 0.5, "metric_fn": bowl, **options}
     return jaxnn.perturbation_search(KEY, loss, np.ones(2), np.float32(1), **given)
 
 
+gradient_of = cache(jax.value_and_grad)
+
+
+@cache
 def descend(loss=bowl, **options: Any) -> Any:
     given = {"num_epochs": 50, "learning_rate": 0.1, **options}
     start = np.ones((2,) if "num_networks" not in given else (given["num_networks"], 2))
-    return jaxnn.gradient_descent(KEY, jax.value_and_grad(loss), start, np.float32(1), **given)
+    return jaxnn.gradient_descent(KEY, gradient_of(loss), start, np.float32(1), **given)
 
 
 RESULTS = {
     "search": search,
-    "search of nothing finite": lambda: search(lambda params, batch: jnp.nan * params[0]),
-    "search of much": lambda: search(thresholds=list(np.linspace(0.01, 9, 40)), num_candidates=64),
+    "search of nothing finite": lambda: search(0.0),
+    "search of much": lambda: search(1.0, tuple(np.linspace(0.01, 9, 40)), 64),
     "chain": climb,
     "chain that stays": lambda: climb(flat),
     "chains": lambda: climb(num_chains=3),
