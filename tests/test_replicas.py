@@ -237,6 +237,15 @@ def test_a_second_sweep_compiles_nothing(caplog):
         assert [r for r in caplog.records if "Compiling" in r.getMessage()]
 
 
+def test_a_descent_in_many_chunks_compiles_one_loop(caplog, epoch_by_epoch):
+    with jax.log_compiles():
+        roll(np.ones((NUM, 2)), np.ones(7, np.float32), learning_rate=0.1, num_epochs=4)
+    loops = [
+        r.getMessage() for r in caplog.records if "Compiling jit(run_epochs)" in r.getMessage()
+    ]
+    assert len(loops) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

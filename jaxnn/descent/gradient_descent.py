@@ -273,7 +273,8 @@ def gradient_descent(
             start = jax.vmap(start)
             keys = jax.vmap(kernel.network_key, (None, 0))(key, jnp.arange(networks.count))
         fixed = replicas.place((function, batch, rules), (chosen, keys), networks)
-        blocks = tuple(replicas.split(start(chosen, params), networks))
+        # On their devices from the start: elsewhere the first chunk would compile by itself.
+        blocks = tuple(run for (run,) in replicas.place((), (start(chosen, params),), networks))
 
         def advance(blocks: Blocks, *epochs: np.uint32, capacity: int) -> list[kernel.Chunk]:
             arguments = [(*own, run, *epochs) for own, run in zip(fixed, blocks, strict=True)]
