@@ -119,7 +119,7 @@ def suggest(
         pairs = _pairs(loss, by_hand, samples, batch)
         for name, is_objected in wrong.items():
             fault = "it is that of jax.grad, and the finite differences contradict it"
-            if is_objected:
+            if is_objected and pairs[name]["as drawn"].error() > ROUNDING:
                 fault = _fault(pairs[name], batch, parts)
             is_explained = is_explained or fault is not None
             found.setdefault(fault or _share(pairs[name]["as drawn"]), []).append(name)
@@ -314,6 +314,8 @@ def _at_coordinates(pair: _Pair) -> str | None:
 
 def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
     """Return a fault that vanishes at one of the other places, or near 0, or in some samples."""
+    if "wider" in pairs and pairs["wider"].error() <= ROUNDING:
+        return "right where the params are small" + OF_BRANCH
     for place, pair in pairs.items():
         if place.startswith("params") and pair.is_right():
             return f"right where {place} is symmetric: that is transposed, or not, on the way back"
@@ -327,13 +329,12 @@ def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
 
 def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
     """Return a fault that vanishes with the params, by how fast it does."""
-    near, wider = pairs["near 0"], pairs.get("wider", pairs["near 0"])
-    if wider.error() <= ROUNDING:
-        return "right where the params are small" + OF_BRANCH
+    near = pairs["near 0"]
     if near.error() <= NEAR * min(pairs["aside"].error(), 1):
         cause = OF_PLACE + " (tanh' is 1 - tanh(z)^2)" * ("tanh" in parts)
         # A derivative at the wrong place is off by z^2, a way back that is left out by a weight.
-        if parts & ACTIVATIONS <= ODD and 3 < wider.error() / near.error() < 30:
+        is_odd = "wider" in pairs and parts & ACTIVATIONS <= ODD
+        if is_odd and 3 < pairs["wider"].error() / near.error() < 30:
             cause = OF_WAY_BACK
         return "right only as the params go to 0" + cause * bool(parts & ACTIVATIONS)
     return None

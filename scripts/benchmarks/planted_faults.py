@@ -71,7 +71,10 @@ def _rounded(seed: int, *shape: int) -> np.ndarray:
     return (np.round(2 * np.random.default_rng(seed).normal(size=shape)) / 2).astype(np.float32)
 
 
-X, WIDE, SERIES = _rounded(1, ROWS, 3), _rounded(2, ROWS, 7), _rounded(3, ROWS, 4, 2)
+# Inputs of one sign: units at 0 then go on in the same direction, in every row, and a slope of 0
+# for all of them lies between the slopes of the loss on both sides.
+X, WIDE = np.abs(_rounded(1, ROWS, 3)), np.abs(_rounded(2, ROWS, 7))
+SERIES = _rounded(3, ROWS, 4, 2)
 NUMBERS, TWO_LABELS = _rounded(7, ROWS), np.array([0, 1, 1, 0, 1, 0], np.float32)
 ONE_HOT = np.eye(CLASSES, dtype=np.float32)[[0, 1, 2, 2, 1, 2]]
 
