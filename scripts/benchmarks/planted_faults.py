@@ -325,10 +325,9 @@ def relu_gradient(fault: Any, params: Params, batch: Any) -> Params:
     x, y = batch
     (_, h1, h2), (z0, z1, z2) = layers(params, x, jax.nn.relu)
     d2 = (jax.nn.softmax(z2) - y) / len(y)
-    mask = fault(z1 > 0, as_of_relu6=(z1 > 0) & (z1 < 6))
-    d1 = (d2 @ params["w2"].T) * mask
-    on = jnp.where(z0 > 0, 1.0, 0.0)
-    on = fault(on, relu_left_out=1.0, mask_of_next=1.0 * (z1 > 0), leak=jnp.maximum(on, 0.01))
+    on0, on1 = (jnp.where(z > 0, 1.0, 0.0) for z in (z0, z1))
+    d1 = (d2 @ params["w2"].T) * fault(on1, as_of_relu6=jnp.where(z1 < 6, on1, 0))
+    on = fault(on0, relu_left_out=1.0, mask_of_next=on1, leak=jnp.maximum(on0, 0.01))
     d0 = (d1 @ params["w1"].T) * on
     return {
         "w0": x.T @ d0,
