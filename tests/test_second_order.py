@@ -52,7 +52,8 @@ NUMPY = partial(numpy_only, outputs), partial(numpy_only, jacobian)
     "functions", [pytest.param((outputs, jacobian), marks=pytest.mark.slow), NUMPY]
 )
 def test_a_right_jacobian_passes_with_leaves_for_each_output(functions):
-    report: Any = jaxnn.check_jacobian(KEY, *functions, sample, X, num_samples=3)
+    function, by_hand = functions
+    report: Any = jaxnn.check_jacobian(KEY, function, by_hand, sample, X, num_samples=3)
     assert report.passed, str(report)
     names = [f"params['output[{number}]']['{leaf}']" for number in range(3) for leaf in "bw"]
     assert [leaf.name for leaf in report.leaves] == names

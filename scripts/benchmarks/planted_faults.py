@@ -6,13 +6,14 @@ diagnosis has to say.
 """
 
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+
+from jaxnn.typing import LossFn
 
 Params = dict[str, Any]
 ROWS, CLASSES, PENALTY = 6, 3, 0.1
@@ -30,7 +31,7 @@ class Problem:
 
     def __init__(
         self,
-        loss: Callable[[Params, Any], Any],
+        loss: LossFn,
         gradient: Callable[[Callable[..., Any], Params, Any], Params],
         shapes: Mapping[str, tuple[int, ...]],
         batch: tuple[np.ndarray, ...],
@@ -50,14 +51,10 @@ class Problem:
 
         return self.loss(params, batch), self.gradient(fault, params, batch)
 
-    @cached_property
-    def _function(self) -> Callable[..., tuple[Any, Params]]:
-        return partial(self._value_and_grad)
-
     def value_and_grad(self, name: str | None = None) -> Partial:
         """Return the gradient with the fault of a name, or the right one; all compile once."""
         number = -1 if name is None else list(self.faults).index(name)
-        return Partial(self._function, np.int32(number))
+        return Partial(self._value_and_grad, np.int32(number))
 
     def sample(self, key: jax.Array) -> Params:
         """Draw params."""
