@@ -4,8 +4,10 @@ Some faults show in the ratio: a sign, a factor 2, a missing 1/rows. Others show
 wrong gradient becomes right. A weight that is transposed on the way back, or is not, does no harm
 while it is symmetric. tanh' at the wrong place does none where pre-activations are near 0. A relu
 that lets the gradient of an inactive unit through does none while all units are active, as they
-are when params and inputs are positive. So the gradient is tried in such places. A fault is named
-only if the loss contains what it is about; nobody knows what a loss in NumPy contains.
+are when params and inputs are positive. A branch that is wrong does none where it is not taken. A
+row that is left out is known by its own gradient, that of a batch in which all rows are alike. So
+the gradient is tried in such places. A fault is named only if the loss contains what it is about;
+nobody knows what a loss in NumPy contains.
 """
 
 from __future__ import annotations
