@@ -24,6 +24,7 @@ from jaxnn.descent.gradient_descent import GradientDescentResult, gradient_desce
 from jaxnn.gradients.check import GradientReport, LeafReport, check_gradients
 from jaxnn.gradients.differences import DifferenceErrors, difference_errors
 from jaxnn.gradients.estimate import perturbation_gradient
+from jaxnn.gradients.second_order import check_hvp, check_jacobian
 from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.mlp import Model, mlp
@@ -71,6 +72,8 @@ __all__ = [
     "candidate_params",
     "chains",
     "check_gradients",
+    "check_hvp",
+    "check_jacobian",
     "count_outcomes",
     "datasets",
     "descent",

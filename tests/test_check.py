@@ -75,7 +75,7 @@ FAULTS = {
     "wrong sign": Fault(ALL, "of the wrong sign", -1),
     "weight not transposed": Fault("b0 w0", r"right where params\['w1'\] is symmetric"),
     "hidden bias forgotten": Fault("b0", "left out: it is 0 everywhere", 0),
-    "output bias of one row": Fault("b2", "wrong in 3 of 3 coordinates"),
+    "output bias of one row": Fault("b2", "it is that of the first row alone"),
     "half a weight gradient": Fault("w2", "off by the factor 0.5 = 1/2; 2 columns: [^x]*$", 0.5),
     "nan in one coordinate": Fault("w0", "wrong in 1 of 8 coordinates"),
     "one coordinate off by a millionth": Fault("w0", "wrong in 1 of 8 coordinates"),

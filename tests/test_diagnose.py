@@ -217,7 +217,10 @@ OTHER = [
         lambda gradient, params: jnp.ones_like(gradient),
         np.array([1.0, -2.0], np.float32),
         None,
-        ("params: right where params and inputs are all positive",),
+        (
+            "params: right where params and inputs are all positive: a negative number loses its "
+            "sign",
+        ),
     ),
     (
         layer,

@@ -94,7 +94,7 @@ FAULTS = {
     "relu": Fault("b0 w0", *2 * ("relu's derivative is not 0 for units that are off",)),
     "tanh": Fault("b0 b1 w0 w1", *2 * (r"right only as the params go to 0.*taken at its output",)),
     "half a bias": Fault("b1", "", "^off by the factor 0.5 = 1/2"),
-    "slightly": Fault("w1", "^wrong in 1 of 16 coordinates, and no usual fault fits$"),
+    "slightly": Fault("w1", "^wrong in 1 of 16 coordinates, and right in the others$"),
 }  # fmt: skip
 
 

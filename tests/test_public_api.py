@@ -28,6 +28,8 @@ TRAINERS = {
     "perturbation_search": ("key", "loss_fn", "params", "batch"),
     "gradient_descent": ("key", "value_and_grad_fn", "params", "batch"),
     "check_gradients": ("key", "loss_fn", "value_and_grad_fn", "sampler", "batch"),
+    "check_jacobian": ("key", "function", "jacobian_fn", "sampler", "batch"),
+    "check_hvp": ("key", "loss_fn", "hvp_fn", "sampler", "batch"),
     "search.evaluate": ("key", "loss_fn", "sample_fn", "batch"),
     "search.reduce": ("key", "value_fn", "sample_fn", "batch"),
 }

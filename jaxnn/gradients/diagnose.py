@@ -4,8 +4,10 @@ Some faults show in the ratio: a sign, a factor 2, a missing 1/rows. Others show
 wrong gradient becomes right. A weight that is transposed on the way back, or is not, does no harm
 while it is symmetric. tanh' at the wrong place does none where pre-activations are near 0. A relu
 that lets the gradient of an inactive unit through does none while all units are active, as they
-are when params and inputs are positive. So the gradient is tried in such places. A fault is named
-only if the loss contains what it is about; nobody knows what a loss in NumPy contains.
+are when params and inputs are positive. A branch that is wrong does none where it is not taken. A
+row that is left out is known by its own gradient, that of a batch in which all rows are alike. So
+the gradient is tried in such places. A fault is named only if the loss contains what it is about;
+nobody knows what a loss in NumPy contains.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ if TYPE_CHECKING:  # The import changes what `jax.config` holds.
 SMALL, SMALL_BY_DIFFERENCES = 1e-3, 1e-2  # Bring all pre-activations close to 0.
 ASIDE = 1e-4  # Moves params off their kinks, relative to each leaf's largest coordinate.
 EXACT, NEAR = 1e-7, 1e-2  # Errors up to which something holds: everywhere, and near 0.
+ROUNDING = 1e-13  # Errors up to which a gradient is right by its form, not by an approximation.
 EXACT_BY_DIFFERENCES = 1e-5  # The same everywhere, where the right gradient is of differences.
 
 # JAX's names of what a loss must contain for a fault of it to be named.
 ACTIVATIONS = {"atan", "cos", "erf", "erfc", "exp", "expm1", "log1p", "logistic", "sin", "tanh"}
 SIGMOIDS = {"exp", "logistic", "tanh"}
+ODD = {"atan", "erf", "sin", "tanh"}  # Near 0 their derivatives change with the square of z alone.
 SWITCHES = {"clamp", "ge", "gt", "le", "lt", "max", "min", "select_n"}
 LAYERS = {"conv_general_dilated", "dot_general"}
 SQUARES = {"integer_pow", "pow", "square"}
@@ -44,6 +48,8 @@ SIGMOID_FAULTS = {
     4.0: "the sigmoid's derivative a (1 - a) is left out",
 }
 OF_INPUT = ": the sigmoid's derivative a (1 - a) is taken with the input z in place of the output a"
+OF_WAY_BACK = ": as when a way back through a weight is left out"
+OF_BRANCH = ": elsewhere a branch, a bound or a rare case is wrong"
 OF_PLACE = ": as when an activation's derivative is left out, or taken at its output, not its input"
 OF_OUTPUTS = ": look at the derivative of the loss by the outputs, and of the output activation"
 
@@ -66,6 +72,14 @@ class _Pair(NamedTuple):
 
     def is_right(self) -> bool:
         return self.error() <= self.exact
+
+    def samples(self) -> tuple[int, int]:
+        """In how many samples the gradient is right and not 0, and in how many it is wrong."""
+        axes = tuple(range(1, self.right.ndim))
+        off = np.max(np.abs(self.gradient - self.right), axis=axes, initial=0)
+        largest = np.max(np.abs(self.right), axis=axes, initial=0)
+        is_right = off <= self.exact * largest
+        return int(np.sum(is_right & (largest > 0))), int(np.sum(~is_right))
 
     def factor(self) -> tuple[float, float]:
         """The factor that fits the gradient, in least squares, and the error that it leaves."""
@@ -107,7 +121,7 @@ def suggest(
         pairs = _pairs(loss, by_hand, samples, batch)
         for name, is_objected in wrong.items():
             fault = "it is that of jax.grad, and the finite differences contradict it"
-            if is_objected:
+            if is_objected and pairs[name]["as drawn"].error() > ROUNDING:
                 fault = _fault(pairs[name], batch, parts)
             is_explained = is_explained or fault is not None
             found.setdefault(fault or _share(pairs[name]["as drawn"]), []).append(name)
@@ -171,12 +185,29 @@ def _pairs(
     add("as drawn", drawn, batch)
     add("aside", leaves, batch)
     add("near 0", [small * leaf for leaf in leaves], batch)
+    if not isinstance(loss, NumpyFunction):
+        add("wider", [10 * small * leaf for leaf in leaves], batch)
     add("all positive", [np.abs(leaf) for leaf in leaves], positive)
+    for row, batch_of_row in _rows_alike(batch).items():
+        add(row, leaves, batch_of_row)
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if _is_square(leaf):
             symmetric = (leaf + np.swapaxes(leaf, 1, 2)) / 2
             add(name, [*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
     return found
+
+
+def _rows_alike(batch: PyTree) -> dict[str, PyTree]:
+    """Return the batch with all rows as the first one, and as the last."""
+    lengths = [len(leaf) for leaf in jax.tree.leaves(batch) if leaf.ndim]
+    rows = max(lengths, key=lengths.count, default=0)
+
+    def alike(row: int) -> PyTree:
+        return jax.tree.map(
+            lambda x: x[np.full(rows, row)] if x.ndim and len(x) == rows else x, batch
+        )
+
+    return {"first row": alike(0), "last row": alike(-1)} if rows > 1 else {}
 
 
 def _aside(number: int, leaf: np.ndarray) -> np.ndarray:
@@ -196,7 +227,8 @@ def _fault(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> str | 
         return "off by 1e-7 of its largest coordinate at most, as where something is in float32"
     if pairs["aside"].is_right():
         return "right close by: wrong at a kink alone, outside of the slopes on both sides"
-    return _everywhere(pairs["aside"], batch, parts) or _where_right(pairs, parts)
+    fault = _everywhere(pairs["aside"], batch, parts) or _of_a_row(pairs)
+    return fault or _at_coordinates(pairs["aside"]) or _where_right(pairs, parts)
 
 
 def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> str | None:
@@ -208,6 +240,9 @@ def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> str | None:
         return "the right gradient is not finite"
     if _is_square(right) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= exact:
         return "transposed"
+    in_order = [np.sort(each.reshape(len(each), -1), axis=1) for each in (gradient, right)]
+    if pair.relative(in_order[0] - in_order[1]) <= exact:
+        return "the right numbers in another order, as reversed ones"
     ratio, left = pair.factor()
     if left <= exact and not np.isclose(ratio, 1, rtol=exact):
         return _factor(ratio, batch, parts)
@@ -256,18 +291,69 @@ def _meaning(factor: float, batch: PyTree, parts: set[str]) -> str:
     return f" = {shown}; {' or '.join(said)}" if said else ""
 
 
+def _of_a_row(pairs: Mapping[str, _Pair]) -> str | None:
+    """Return a fault of the first row or the last: it alone counts, or too little, or too much."""
+    gradient, right, _, exact = pairs["aside"]
+    for row in ("first row", "last row"):
+        of_row = pairs[row].right if row in pairs and gradient.size > 3 else np.zeros_like(right)
+        for part in (gradient, gradient - right):
+            ratio = np.vdot(part, of_row) / np.vdot(of_row, of_row)
+            if np.max(np.abs(part - ratio * of_row)) <= exact * np.max(np.abs(part)):
+                if part is gradient:
+                    return f"it is that of the {row} alone"
+                return f"the {row} {'counts too much' if ratio > 0 else 'is left out'}"
+    return None
+
+
+def _at_coordinates(pair: _Pair) -> str | None:
+    """Return the coordinates, if fewer than half of them are ever wrong."""
+    off, largest = np.abs(pair.gradient - pair.right), np.max(np.abs(pair.right), initial=0)
+    is_wrong = np.any(~(off <= pair.exact * largest), axis=0)
+    if 2 * np.sum(is_wrong) >= np.sum(is_wrong | np.any(pair.right != 0, axis=0)):
+        return None
+    return f"wrong in {np.sum(is_wrong)} of {is_wrong.size} coordinates, and right in the others"
+
+
 def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
-    """Return a fault that vanishes, or becomes a known factor, at one of the other places."""
+    """Return a fault that vanishes at one of the other places, or near 0, or in some samples."""
+    if "wider" in pairs and pairs["wider"].error() <= ROUNDING:
+        return "right where the params are small" + OF_BRANCH
     for place, pair in pairs.items():
         if place.startswith("params") and pair.is_right():
             return f"right where {place} is symmetric: that is transposed, or not, on the way back"
     if pairs["all positive"].is_right():
-        cause = ": relu's derivative is not 0 for units that are off" * bool(parts & SWITCHES)
+        causes = ["relu's derivative is not 0 for units that are off"] * bool(parts & SWITCHES)
+        causes += ["a negative number loses its sign"] * ("abs" in parts)
+        cause = ": " * bool(causes) + ", or ".join(causes)
         return "right where params and inputs are all positive" + cause
+    return _near_0(pairs, parts) or _in_samples(pairs) or _factor_near_0(pairs["near 0"], parts)
+
+
+def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
+    """Return a fault that vanishes with the params, by how fast it does."""
     near = pairs["near 0"]
     if near.error() <= NEAR * min(pairs["aside"].error(), 1):
         cause = OF_PLACE + " (tanh' is 1 - tanh(z)^2)" * ("tanh" in parts)
+        # A derivative at the wrong place is off by z^2, a way back that is left out by a weight.
+        is_odd = "wider" in pairs and parts & ACTIVATIONS <= ODD
+        if is_odd and 3 < pairs["wider"].error() / near.error() < 30:
+            cause = OF_WAY_BACK
         return "right only as the params go to 0" + cause * bool(parts & ACTIVATIONS)
+    return None
+
+
+def _in_samples(pairs: Mapping[str, _Pair]) -> str | None:
+    """Return in how many samples the gradient is right, if in some."""
+    for place in ("as drawn", "first row", "last row"):
+        is_right, is_wrong = pairs[place].samples() if place in pairs else (0, 0)
+        if is_right and is_wrong:
+            alike = f", where all rows are the {place}" * (place != "as drawn")
+            return f"right in {is_right} of {is_right + is_wrong} samples{alike}{OF_BRANCH}"
+    return None
+
+
+def _factor_near_0(near: _Pair, parts: set[str]) -> str | None:
+    """Return a fault that is a known factor near 0."""
     if near.relative(near.gradient) <= 2 * NEAR:
         return "it vanishes where pre-activations are near 0" + OF_INPUT * bool(parts & SIGMOIDS)
     ratio, left = near.factor()

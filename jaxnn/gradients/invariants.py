@@ -1,0 +1,161 @@
+"""What the symmetries of a loss say of its gradient: a witness that differentiates nothing.
+
+Whether a symmetry holds is read off values of the loss; what follows, off the gradient alone:
+
+    params moved along u                the loss stays     <gradient, u> = 0: of a softmax, u = 1
+    W e^r, b e^r, V e^-r of some units  the loss stays     <gradient, (r W, r b, -r V)> = 0: of relu
+    hidden units permuted               the loss stays     the gradient is permuted
+    a batch in single rows              it is their mean   so is the gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
+
+from jaxnn.gradients.functions import Checked, each, values_and_gradients
+from jaxnn.run.programs import program
+from jaxnn.typing import PyTree
+
+SAMPLES, ROWS = 4, 32  # Samples that are looked at, and rows of the batch that are taken singly.
+SAME, TOLERANCE = 1e-12, 1e-9  # Relative, of the loss and of the gradient.
+Leaves = list[np.ndarray]
+
+
+class Invariant(NamedTuple):
+    """A symmetry that the loss has, the largest relative error of the gradient, and the verdict."""
+
+    name: str
+    error: float
+    passed: bool
+
+
+class _Symmetry(NamedTuple):
+    """Params that are changed, and the direction of the change or the axes that are permuted."""
+
+    name: str
+    changed: Leaves
+    direction: Leaves | None
+    axes: Mapping[int, int]
+
+
+def invariants(
+    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree
+) -> tuple[Invariant, ...]:
+    """Return the symmetries that the loss has in the first samples, and whether the gradient has.
+
+    The functions are those of `as_checked`. Samples have a leading axis. All is in float64.
+    """
+    samples = jax.tree.map(lambda leaf: leaf[:SAMPLES], samples)
+    leaves, tree = jax.tree.flatten(samples)
+    names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
+    values, gradients = _values(loss, samples, batch), _slopes(by_hand, samples, batch)
+    found = []
+    for name, changed, direction, axes in (*_shifts(names, leaves), *_of_units(names, leaves)):
+        changed = jax.tree.unflatten(tree, changed)
+        if not _are_same(_values(loss, changed, batch), values):
+            continue
+        if direction is None:
+            expected = _rolled(_slopes(by_hand, changed, batch), axes, -1)
+            found.append(_invariant(name, gradients, expected))
+        else:
+            pairs = zip(gradients, direction, strict=True)
+            products = [(slopes * u).reshape(len(values), -1) for slopes, u in pairs]
+            off = np.sum(np.concatenate(products, axis=1), axis=1)
+            size = max(float(np.max(np.abs(product), initial=0)) for product in products)
+            found.append(_invariant(name, [off], [np.zeros_like(off)], size))
+    return (*found, *_of_rows(loss, by_hand, samples, batch))
+
+
+def _invariant(name: str, some: Leaves, others: Leaves, size: float = 0) -> Invariant:
+    """Compare gradients, relative to the largest slope or to a size."""
+    pairs = list(zip(some, others, strict=True))
+    off = max(float(np.max(np.abs(one - other), initial=0)) for one, other in pairs)
+    largest = max(float(np.max(np.abs(one), initial=size)) for one, _ in pairs)
+    error = off / largest if largest else 0.0
+    return Invariant(name, error, error <= TOLERANCE)
+
+
+def _are_same(values: np.ndarray, others: np.ndarray) -> bool:
+    return bool(np.all(np.abs(values - others) <= SAME * np.abs(others)))
+
+
+def _rolled(leaves: Leaves, axes: Mapping[int, int], step: int) -> Leaves:
+    pairs = enumerate(leaves)
+    return [np.roll(leaf, step, axes[n]) if n in axes else leaf for n, leaf in pairs]
+
+
+def _shifts(names: Sequence[str], leaves: Leaves) -> Iterator[_Symmetry]:
+    """Yield moves of a leaf by numbers that are the same all along one of its axes."""
+    for number, leaf in enumerate(leaves):
+        for axis in range(1, leaf.ndim):
+            shape = [1 if at in (0, axis) else size for at, size in enumerate(leaf.shape)]
+            shift = np.sin(1 + np.arange(np.prod(shape))).reshape(shape)
+            moves = [np.zeros_like(x) for x in leaves]
+            moves[number] += shift
+            changed = [x + move for x, move in zip(leaves, moves, strict=True)]
+            name = f"slopes of {names[number]} sum to 0 along axis {axis - 1}"
+            yield _Symmetry(name, changed, moves, {})
+
+
+def _of_units(names: Sequence[str], leaves: Leaves) -> Iterator[_Symmetry]:
+    """Yield rescalings and permutations of the units between weights, with biases or without."""
+    numbers = range(len(leaves))
+    for into, out in [(i, o) for i in numbers for o in numbers if i != o and leaves[i].ndim == 3]:
+        units = leaves[into].shape[2]
+        if units < 2 or leaves[out].shape[1:2] != (units,):
+            continue
+        between = f"units between {names[into]} and {names[out]}"
+        biases = [n for n in numbers if n != out and leaves[n].shape[1:] == (units,)]
+        for axes in [{into: 2, out: 1}, *({into: 2, bias: 1, out: 1} for bias in biases)]:
+            rates = [np.zeros(1)] * len(leaves)
+            for n, axis in axes.items():
+                shape = [-1 if at == axis else 1 for at in range(leaves[n].ndim)]
+                rates[n] = np.sin(1 + np.arange(units)).reshape(shape) * (-1 if n == out else 1)
+            pairs = list(zip(leaves, rates, strict=True))
+            scaled, grown = [x * np.exp(rate) for x, rate in pairs], [x * r for x, r in pairs]
+            yield _Symmetry(f"{between} can be rescaled", scaled, grown, {})
+            yield _Symmetry(f"{between} can be permuted", _rolled(leaves, axes, 1), None, axes)
+
+
+def _of_rows(loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree) -> list[Invariant]:
+    """Return whether the gradient is the mean of those of single rows, if the loss is."""
+    lengths = [len(leaf) for leaf in jax.tree.leaves(batch) if leaf.ndim]
+    rows = max(lengths, key=lengths.count, default=0)
+
+    def part(start: int, stop: int) -> PyTree:
+        return jax.tree.map(lambda x: x[start:stop] if x.ndim and len(x) == rows else x, batch)
+
+    whole = part(0, ROWS)
+    singles = [part(row, row + 1) for row in range(min(rows, ROWS))]
+    try:
+        values = [_values(loss, samples, single) for single in singles]
+        if len(singles) < 2 or not _are_same(
+            np.mean(values, axis=0), _values(loss, samples, whole)
+        ):
+            return []
+        of_rows = [_slopes(by_hand, samples, single) for single in singles]
+    except Exception:  # One of them takes no other number of rows.
+        return []
+    means = [np.mean(slopes, axis=0) for slopes in zip(*of_rows, strict=True)]
+    name = "the gradient of rows is the mean of each row's"
+    return [_invariant(name, _slopes(by_hand, samples, whole), means)]
+
+
+def _slopes(by_hand: Checked, samples: PyTree, batch: PyTree) -> Leaves:
+    return jax.tree.leaves(values_and_gradients(by_hand, samples, batch)[1])
+
+
+def _values(loss: Checked, samples: PyTree, batch: PyTree) -> np.ndarray:
+    if isinstance(loss, Partial):
+        return np.asarray(_losses(loss, samples, batch))
+    return np.array([loss(params, batch) for params in each(samples)])
+
+
+@program()
+def _losses(loss: Partial, samples: PyTree, batch: PyTree) -> jax.Array:
+    return jax.lax.map(lambda params: loss(params, batch), samples)

@@ -1,0 +1,176 @@
+"""Jacobians and Hessian-vector products by hand, checked as gradients of scalars.
+
+Row `i` of a Jacobian is the gradient of output `i`. Each output gets params of its own, so that
+the rows together are one gradient, that of the sum of `f_i(params_i)`, and the report names output
+and leaf. The product of a Hessian with a direction `v` is the gradient of `<grad loss(params), v>`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxnn.gradients.check import GradientReport, _is_sampler, check_gradients
+from jaxnn.run.checks import as_batch, as_key, as_params, as_partial, check_like
+from jaxnn.typing import Function, LossFn, PyTree, SampleFn
+
+TAG = 0x4A414348
+"""Folded into the key, so that directions are not those of anything else."""
+
+
+def check_jacobian(
+    key: jax.Array,
+    function: Function,
+    jacobian_fn: Function,
+    sampler: SampleFn | PyTree,
+    batch: PyTree,
+    **options: Any,
+) -> GradientReport:
+    """Compare a Jacobian with automatic differentiation and with differences, in float64.
+
+    Args:
+        key: a typed key, `jax.random.key(seed)`.
+        function: `function(params, batch)` -> an array of floats of any shape; in JAX or NumPy, as
+            for `check_gradients`. Of some hundred outputs at most: each is differentiated alone.
+        jacobian_fn: the Jacobian under test, `(params, batch)` -> a tree like the params, each leaf
+            with the axes of the output before its own, as `jax.jacobian(function)`.
+        sampler: `sample_fn(key)` -> params, or params themselves, any pytree of floats.
+        batch: any pytree that both functions take.
+        **options: those of `check_gradients`: `num_samples` and the tolerances.
+
+    Returns:
+        A `GradientReport` with a leaf for each output and leaf of the params.
+
+    Raises:
+        TypeError: if the function returns no array of floats, or the Jacobian is not like it.
+        ValueError: as `check_gradients`.
+
+    Example:
+        >>> outputs = lambda params, batch: jnp.tanh(batch @ params)
+        >>> by_hand = lambda params, batch: (1 - outputs(params, batch)[:, None]) * batch
+        >>> report = check_jacobian(jax.random.key(0), outputs, by_hand, jnp.ones(2), jnp.eye(2))
+        >>> report.passed, report.worst.name
+        (False, "params['output[0]']")
+    """
+    params = _example(key, sampler)
+    data = as_batch(batch, params, function, jacobian_fn)
+    outputs = function(params, data)
+    if not (hasattr(outputs, "dtype") and jnp.issubdtype(outputs.dtype, jnp.floating)):
+        raise TypeError(f"function must return an array of floats; got {outputs!r}")
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(outputs.shape + leaf.shape, leaf.dtype), params
+    )
+    check_like("jacobian_fn", "a Jacobian", jacobian_fn(params, data), wanted, "jax.jacobian")
+    digits = [len(str(size - 1)) for size in outputs.shape]
+    places = [", ".join(map("{:0{}}".format, at, digits)) for at in np.ndindex(outputs.shape)]
+    names = [f"output[{place}]" if place else "output" for place in places]  # Sorted, as in trees.
+
+    def copies(params: PyTree) -> PyTree:
+        return dict.fromkeys(names, params)
+
+    given = (lambda key: copies(sampler(key))) if _is_sampler(sampler) else copies(sampler)
+    parts = as_partial("function", function), as_partial("jacobian_fn", jacobian_fn)
+    return check_gradients(
+        key, Partial(_sum, parts[0]), Partial(_sum_and_rows, *parts), given, batch, **options
+    )
+
+
+def check_hvp(
+    key: jax.Array,
+    loss_fn: LossFn,
+    hvp_fn: Function,
+    sampler: SampleFn | PyTree,
+    batch: PyTree,
+    **options: Any,
+) -> GradientReport:
+    """Compare a Hessian-vector product with automatic differentiation and with differences.
+
+    The differences are those of `jax.grad(loss_fn)`. The direction is one draw of normals; the
+    product is linear in it, so that a wrong part of the Hessian shows with probability 1.
+
+    Args:
+        key: a typed key, `jax.random.key(seed)`.
+        loss_fn: `loss_fn(params, batch)` -> a float scalar that JAX can differentiate twice, as
+            `model.loss_reference`.
+        hvp_fn: the product under test, `(params, direction, batch)` -> a tree like the params, as
+            the direction is one.
+        sampler: `sample_fn(key)` -> params, or params themselves, any pytree of floats.
+        batch: any pytree that both functions take.
+        **options: those of `check_gradients`: `num_samples` and the tolerances.
+
+    Returns:
+        A `GradientReport` with a leaf for each leaf of the params.
+
+    Raises:
+        TypeError: if the product is not like the params.
+        ValueError: as `check_gradients`.
+
+    Example:
+        >>> loss_fn = lambda params, batch: jnp.sum(params**4)
+        >>> by_hand = lambda params, direction, batch: 4 * params**2 * direction
+        >>> report = check_hvp(jax.random.key(0), loss_fn, by_hand, jnp.ones(2), None)
+        >>> report.passed, round(report.leaves[0].ratio, 6)
+        (False, 0.333333)
+    """
+    params = _example(key, sampler)
+    data = as_batch(batch, params, loss_fn, hvp_fn)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.fold_in(key, TAG), len(leaves))
+    drawn = [jax.random.normal(at, leaf.shape) for at, leaf in zip(keys, leaves, strict=True)]
+    direction = jax.tree.unflatten(tree, [np.asarray(draw) for draw in drawn])
+    product = hvp_fn(params, _like(direction, params), data)
+    check_like("hvp_fn", "a product", product, params)
+    parts = as_partial("loss_fn", loss_fn), as_partial("hvp_fn", hvp_fn)
+    slope = Partial(_slope_along, direction, parts[0])
+    return check_gradients(
+        key, slope, Partial(_slope_and_product, direction, *parts), sampler, batch, **options
+    )
+
+
+def _example(key: jax.Array, sampler: SampleFn | PyTree) -> PyTree:
+    """Return some params."""
+    return as_params(sampler(as_key("key", key)) if _is_sampler(sampler) else sampler)
+
+
+def _sum(function: Function, copies: PyTree, batch: PyTree) -> Any:
+    """Sum the outputs, each of its own params."""
+    outputs = (function(params, batch).reshape(-1) for params in copies.values())
+    return sum(output[number] for number, output in enumerate(outputs))
+
+
+def _sum_and_rows(
+    function: Function, jacobian_fn: Function, copies: PyTree, batch: PyTree
+) -> tuple[Any, PyTree]:
+    """Return the same with the rows of the Jacobian, each at the params of its output."""
+    rows = {}
+    for number, (name, params) in enumerate(copies.items()):
+        jacobian = jacobian_fn(params, batch)
+        rows[name] = jax.tree.map(
+            lambda slopes, leaf, number=number: slopes.reshape(-1, *leaf.shape)[number],
+            jacobian,
+            params,
+        )
+    return _sum(function, copies, batch), rows
+
+
+def _slope_along(direction: PyTree, loss: LossFn, params: PyTree, batch: PyTree) -> Any:
+    """Return the slope of the loss along the direction."""
+    slopes = jax.grad(loss)(params, batch)
+    parts = jax.tree.map(lambda v, slope: jnp.sum(v * slope), _like(direction, slopes), slopes)
+    return sum(jax.tree.leaves(parts))
+
+
+def _slope_and_product(
+    direction: PyTree, loss: LossFn, hvp_fn: Function, params: PyTree, batch: PyTree
+) -> tuple[Any, PyTree]:
+    product = hvp_fn(params, _like(direction, params), batch)
+    return _slope_along(direction, loss, params, batch), product
+
+
+def _like(direction: PyTree, params: PyTree) -> PyTree:
+    """Return the direction in the dtype of the params."""
+    return jax.tree.map(lambda v, leaf: v.astype(leaf.dtype), direction, params)

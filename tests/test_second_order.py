@@ -1,0 +1,190 @@
+"""Jacobians and Hessian-vector products by hand: right ones pass, wrong ones are named."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnn
+
+KEY = jax.random.key(6)
+X = np.random.default_rng(1).normal(size=(5, 2)).astype(np.float32)
+
+
+def wrong_of(report):
+    return [leaf.name for leaf in report.leaves if not leaf.passed]
+
+
+# --- Jacobians
+
+
+def sample(key):
+    w, b = jax.random.split(key)
+    return {"w": jax.random.normal(w, (2, 3)), "b": jax.random.normal(b, (3,))}
+
+
+def outputs(params, batch, library=jnp):
+    """Three outputs: means over the rows, so that none depends on the weights of another."""
+    return library.mean(library.tanh(batch @ params["w"] + params["b"][None, :]), axis=0)
+
+
+def jacobian(params, batch, library=jnp, wrong_output=None):
+    """The Jacobian, (3, 2, 3) and (3, 3); the wrong output lacks tanh'."""
+    slopes = 1 - library.tanh(batch @ params["w"] + params["b"][None, :]) ** 2
+    if wrong_output is not None:
+        slopes = library.where(library.arange(3)[None, :] == wrong_output, 1, slopes)
+    eye = library.eye(3, dtype=slopes.dtype)
+    w = (batch.T @ slopes / len(batch))[None, :, :] * eye[:, None, :]
+    return {"w": w, "b": eye * library.mean(slopes, axis=0)[None, :]}
+
+
+def numpy_only(function, params, batch):
+    return function({name: np.array(leaf) for name, leaf in params.items()}, np.array(batch), np)
+
+
+NUMPY = partial(numpy_only, outputs), partial(numpy_only, jacobian)
+
+
+@pytest.mark.parametrize(
+    "functions", [pytest.param((outputs, jacobian), marks=pytest.mark.slow), NUMPY]
+)
+def test_a_right_jacobian_passes_with_leaves_for_each_output(functions):
+    function, by_hand = functions
+    report: Any = jaxnn.check_jacobian(KEY, function, by_hand, sample, X, num_samples=3)
+    assert report.passed, str(report)
+    names = [f"params['output[{number}]']['{leaf}']" for number in range(3) for leaf in "bw"]
+    assert [leaf.name for leaf in report.leaves] == names
+    assert [leaf.shape for leaf in report.leaves] == [(3,), (2, 3)] * 3
+    assert report.num_samples == 3
+    assert any("NumPy" in note for note in report.notes) == (functions is NUMPY)
+
+
+def test_a_wrong_row_of_a_jacobian_is_named_and_can_be_had_again():
+    report: Any = jaxnn.check_jacobian(KEY, outputs, partial(jacobian, wrong_output=1), sample, X)
+    assert wrong_of(report) == ["params['output[1]']['b']", "params['output[1]']['w']"]
+    assert "tanh' is 1 - tanh(z)^2" in " ".join(report.suggestions)
+    leaf, at = report.worst.name[-3], (1, *report.worst.coordinate)
+    right, wrong = (f(sample(report.worst_key), X)[leaf][at] for f in (
+        jax.jacobian(outputs), partial(jacobian, wrong_output=1)
+    ))  # fmt: skip
+    assert report.worst.expected == pytest.approx(float(right), rel=1e-5)
+    assert report.worst.gradient == pytest.approx(float(wrong), rel=1e-5)
+
+
+def squares(params, batch):
+    return params**2
+
+
+@pytest.mark.slow
+def test_many_outputs_are_named_in_order():
+    start = np.arange(1, 13, dtype=np.float32)
+
+    def by_hand(error, params, batch):
+        return 2 * jnp.diag(params) + jnp.zeros((12, 12)).at[10, 3].set(error)
+
+    for error, wrong in ((0.0, []), (0.01, ["params['output[10]']"])):
+        report: Any = jaxnn.check_jacobian(KEY, squares, partial(by_hand, error), start, None)
+        assert [leaf.name for leaf in report.leaves][1:12:9] == [
+            "params['output[01]']", "params['output[10]']"
+        ]  # fmt: skip
+        assert wrong_of(report) == wrong
+    assert report.worst.coordinate == (3,)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        pytest.param(
+            lambda params, batch: params[:, None] * params[None, :],
+            "params['output[1, 0]']",
+            marks=pytest.mark.slow,
+        ),
+        (lambda params, batch: jnp.prod(params), "params['output']"),
+    ],
+)
+def test_outputs_of_any_shape_are_named_by_their_place(function, name):
+    start = np.array([2, 3], np.float32)
+    right = jax.jacobian(function)
+    assert jaxnn.check_jacobian(KEY, function, right, start, None).passed
+    off = np.zeros(right(start, None).shape, np.float32)
+    off.reshape(-1, 2)[-1 if off.ndim == 1 else 2, 1] = 1
+
+    def wrong(params, batch):
+        return right(params, batch) + off.astype(params.dtype)
+
+    report: Any = jaxnn.check_jacobian(KEY, function, wrong, start, None)
+    assert wrong_of(report) == [name]
+
+
+@pytest.mark.parametrize(
+    ("function", "jacobian_fn", "message"),
+    [
+        (lambda params, batch: (params, params), jax.jacobian(squares), "function must return an"),
+        (lambda params, batch: params > 0, jax.jacobian(squares), "function must return an array"),
+        (squares, squares, r"jacobian_fn must return a Jacobian like jax.jacobian; got .* \(2,\)"),
+        (squares, lambda params, batch: [params], "jacobian_fn must return a Jacobian with the tr"),
+    ],
+)
+def test_what_is_no_jacobian_is_refused_by_name(function, jacobian_fn, message):
+    with pytest.raises(TypeError, match=f"^{message}"):
+        jaxnn.check_jacobian(KEY, function, jacobian_fn, np.ones(2, np.float32), None)
+
+
+# --- Hessian-vector products
+
+MATRIX = np.random.default_rng(2).normal(size=(3, 3)).astype(np.float32)
+
+
+def bilinear(params, batch):
+    return params["a"] @ batch @ params["b"] + jnp.sum(params["b"] ** 3)
+
+
+def product(wrong, params, v, batch):
+    """Of the blocks 0, M; M^T, 6 b; the wrong one has M for M^T."""
+    below = batch if wrong else batch.T
+    return {"a": batch @ v["b"], "b": below @ v["a"] + 6 * params["b"] * v["b"]}
+
+
+def vectors(key):
+    a, b = jax.random.split(key)
+    return {"a": jax.random.normal(a, (3,)), "b": jax.random.normal(b, (3,))}
+
+
+def test_a_right_product_passes_and_a_wrong_block_of_the_hessian_is_found_in_its_leaf():
+    right: Any = jaxnn.check_hvp(KEY, bilinear, partial(product, False), vectors, MATRIX)
+    assert right.passed, str(right)
+    assert max(leaf.error for leaf in right.leaves) < 1e-12
+    wrong: Any = jaxnn.check_hvp(
+        KEY, bilinear, partial(product, True), vectors, MATRIX, num_samples=5
+    )
+    assert wrong_of(wrong) == ["params['b']"]
+    assert (wrong.num_samples, wrong.value_error) == (5, 0)
+
+
+def forward_over_reverse(loss, factor, params, v, batch):
+    product = jax.jvp(lambda p: jax.grad(loss)(p, batch), (params,), (v,))[1]
+    return jax.tree.map(lambda leaf: factor * leaf, product)
+
+
+@pytest.mark.slow
+def test_the_product_of_a_network_passes_and_its_factor_is_named():
+    model = jaxnn.mlp((2, 3, 3), hidden="tanh")
+    batch = jaxnn.Batch(X, np.array([0, 1, 2, 1, 0]))
+    for factor in (1.0, 0.5):
+        by_hand = partial(forward_over_reverse, model.loss_reference, factor)
+        report: Any = jaxnn.check_hvp(
+            KEY, model.loss_reference, by_hand, model.sampler(scale=1.0), batch
+        )
+        assert report.passed == (factor == 1)
+    assert all("factor 0.5" in suggestion for suggestion in report.suggestions)
+
+
+def test_what_is_no_product_is_refused_by_name():
+    start = np.ones(3, np.float32)
+    with pytest.raises(TypeError, match=r"^hvp_fn must return a product like params; got"):
+        jaxnn.check_hvp(KEY, squares, lambda params, v, batch: v[:2], start, None)
+    with pytest.raises(TypeError, match=r"^hvp_fn must return a product with the tree of params"):
+        jaxnn.check_hvp(KEY, squares, lambda params, v, batch: (v,), start, None)
