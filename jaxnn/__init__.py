@@ -21,9 +21,10 @@ from jaxnn.chains import moves
 from jaxnn.chains.moves import calibrated_temperature
 from jaxnn.chains.perturbation_search import PerturbationSearchResult, perturbation_search
 from jaxnn.descent.gradient_descent import GradientDescentResult, gradient_descent
-from jaxnn.gradients.check import GradientReport, LeafReport, check_gradients
+from jaxnn.gradients.check import GradientReport, check_gradients
 from jaxnn.gradients.differences import DifferenceErrors, difference_errors
 from jaxnn.gradients.estimate import perturbation_gradient
+from jaxnn.gradients.leaves import LeafReport
 from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.mlp import Model, mlp
