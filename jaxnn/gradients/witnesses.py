@@ -287,7 +287,7 @@ def _compare(
     size = np.maximum(largest, floor)
     rounding = ROUNDING * np.maximum(_finite(part.value)[:, None], largest)
 
-    right = np.where(has_grad, np.clip(gradient, least, most), np.clip(gradient, low, high))
+    right = np.where(has_grad, _nearest(gradient, least, most), _nearest(gradient, low, high))
     right[by_nothing] = np.nan
     off = np.maximum(np.abs(gradient - right) - rounding, 0)
     off[by_differences] = 0
@@ -321,6 +321,11 @@ def _compare(
         is_nonzero=np.any(np.abs(gradient) > rounding, axis=1),
         counts={kind: np.sum(places, axis=1) for kind, places in kinds.items()},
     )
+
+
+def _nearest(gradient: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The number between two that is nearest to the gradient; the higher where that is nan."""
+    return np.fmax(low, np.fmin(gradient, high))
 
 
 def _outside(part: _Measured, gradient: np.ndarray) -> np.ndarray:
