@@ -1,7 +1,8 @@
 """The program that JAX traces of a function: its equations, and how to run them one by one.
 
-A program may hold others: functions that it calls, the branches of a `cond`, the bodies of loops.
+A program may hold others: functions that it calls, the branches of a `cond`, the body of a `scan`.
 An equation is known by its path: its number in its program, behind those of the equations around.
+A `while` is one equation as a whole: JAX has no gradient of what is in it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.typing import PyTree
@@ -24,22 +23,20 @@ if TYPE_CHECKING:  # The import changes what `jax.config` holds.
 JAX = os.path.dirname(jax.__file__) + os.sep
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call"}
 CALLS |= {"custom_vjp_call", "custom_vmap_call"}
-MAX_TURNS = 10_000
-"""Of a `while` loop; one that a fault has changed may never end by itself."""
 
 Path = tuple[int, ...]
-Visit = Callable[[Path, "JaxprEqn", list[Any], Sequence[Any], Any], tuple[Sequence[Any], Any]]
-"""`visit(path, equation, inputs, outputs, state)` -> the outputs to go on with, and the state."""
+Visit = Callable[[Path, Callable[[Any], Any], Sequence[Any], Any], tuple[Sequence[Any], Any]]
+"""`visit(path, read, outputs, state)` -> the outputs to go on with, and the state, after each
+equation; `read(variable)` is the value of a variable of the same program."""
 
 
 class Equation(NamedTuple):
     """An equation that the params reach, and that reaches the results."""
 
-    path: Path
     eqn: JaxprEqn
     place: str  # The user's own line that it comes from, such as "model.py:42 (relu)".
     within: str  # The public function of JAX that it is a part of, if any.
-    depends: tuple[bool, ...]  # Which of its inputs the params reach.
+    depends: tuple[bool, ...] = ()  # Which of its inputs the params reach.
 
 
 def trace(function: Partial, params: PyTree, batch: PyTree) -> ClosedJaxpr:
@@ -48,91 +45,68 @@ def trace(function: Partial, params: PyTree, batch: PyTree) -> ClosedJaxpr:
 
 
 def equations(
-    closed: ClosedJaxpr, function: Partial, params: PyTree, results: slice
-) -> list[Equation]:
-    """Return the equations between the params and some of the results, also in nested programs.
+    closed: ClosedJaxpr, function: Partial, params: PyTree, first_result: int = 0
+) -> dict[Path, Equation]:
+    """Return the equations between the params and the results, also in nested programs.
 
-    What passes `stop_gradient` does not count as reaching the results. A choice made by whether a
-    number is nan or infinite does not count at all.
+    What passes `stop_gradient` does not count as reaching the results.
     """
-    graph = _Graph([], defaultdict(list), defaultdict(list), set())
-    _connect(graph, closed.jaxpr, (), "", "")
-    begin = len(jax.tree.leaves(function))
-    inputs = closed.jaxpr.invars[begin : begin + len(jax.tree.leaves(params))]
-    reached = _reach(graph.after, _nodes((), inputs))
-    needed = _reach(graph.before, _nodes((), closed.jaxpr.outvars[results]))
-    found = []
-    for each in graph.equations:
-        inputs, outputs = (
-            _nodes(each.path[:-1], variables) for variables in (each.eqn.invars, each.eqn.outvars)
-        )
-        depends = tuple(node in reached for node in inputs)
-        if any(depends) and not needed.isdisjoint(outputs):
-            found.append(each._replace(depends=depends))
-    return found
-
-
-class _Graph(NamedTuple):
-    """What depends on what; a node is a variable, behind the path of its program."""
-
-    equations: list[Equation]
-    after: dict[Any, list[Any]]
-    before: dict[Any, list[Any]]  # Without `stop_gradient`.
-    guards: set[Any]  # Whether numbers are nan or infinite.
-
-    def add(self, sources: Iterable[Any], targets: Iterable[Any]) -> None:
-        """Joins the nodes one by one."""
-        for source, target in zip(sources, targets, strict=True):
-            self.after[source].append(target)
-            self.before[target].append(source)
-            if source in self.guards:
-                self.guards.add(target)
+    found: dict[Path, Equation] = {}
+    after, before = defaultdict(list), defaultdict(list)
+    _walk(closed.jaxpr, (), Equation(None, "", ""), found, (after, before))  # type: ignore
+    first, size = len(jax.tree.leaves(function)), len(jax.tree.leaves(params))
+    reached = _reach(after, _nodes((), closed.jaxpr.invars[first : first + size]))
+    needed = _reach(before, _nodes((), closed.jaxpr.outvars[first_result:]))
+    between = {}
+    for path, each in found.items():
+        depends = tuple(node in reached for node in _nodes(path[:-1], each.eqn.invars))
+        if any(depends) and not needed.isdisjoint(_nodes(path[:-1], each.eqn.outvars)):
+            between[path] = each._replace(depends=depends)
+    return between
 
 
 def _nodes(path: Path, variables: Iterable[Any]) -> list[Any]:
-    """Return nodes; a literal is one that nothing else is joined to."""
-    return [(path, id(each) if _is_literal(each) else each) for each in variables]
+    """Return variables behind the path of their program; a literal is like no other."""
+    return [(path, id(each)) for each in variables]
 
 
-def _is_literal(variable: Any) -> bool:
-    return hasattr(variable, "val")
-
-
-def _reach(after: dict[Any, list[Any]], nodes: Iterable[Any]) -> set[Any]:
+def _reach(neighbours: dict[Any, list[Any]], nodes: Iterable[Any]) -> set[Any]:
     found, left = set(), list(nodes)
     while left:
-        node = left.pop()
-        if node not in found:
+        if (node := left.pop()) not in found:
             found.add(node)
-            left += after.get(node, ())
+            left += neighbours.get(node, ())
     return found
 
 
-def _connect(graph: _Graph, jaxpr: Any, path: Path, place: str, within: str) -> None:
-    """Adds the equations of a program and of all within it; they inherit place and function."""
+def _walk(
+    jaxpr: Any, path: Path, around: Equation, found: dict[Path, Equation], graph: Any
+) -> None:
+    """Add the equations of a program and of those in it, and what depends on what."""
+
+    def join(sources: Sequence[Any], targets: Sequence[Any], is_stopped: bool = False) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            graph[0][source].append(target)
+            graph[1][target] += [] if is_stopped else [source]
+
     for number, eqn in enumerate(jaxpr.eqns):
-        own, here, name = _place(eqn), (*path, number), eqn.primitive.name
-        at, part_of = (own, "") if own else (place, within)
+        name, here, place = eqn.primitive.name, (*path, number), _place(eqn)
+        one = Equation(eqn, place or around.place, "" if place else around.within)
+        found[here], nested = one, _nested(eqn)
         inputs, outputs = _nodes(path, eqn.invars), _nodes(path, eqn.outvars)
-        if not (name == "select_n" and inputs[0] in graph.guards):
-            graph.equations.append(Equation(here, eqn, at, part_of, ()))
-        if _is_guard(eqn, [node in graph.guards for node in inputs]):
-            graph.guards.update(outputs)
-        nested = _nested(eqn)
-        for source in inputs[:1] if name == "cond" else () if nested else inputs:
-            for target in outputs:
-                graph.after[source].append(target)
-                if name != "stop_gradient":
-                    graph.before[target].append(source)
-        called = eqn.params.get("name", "")
-        part_of = called if called and not called.startswith("_") else part_of
-        for tag, (program, first, carry) in enumerate(nested):
+        for source in inputs[:1] if name == "cond" else inputs * (not nested):
+            join([source] * len(outputs), outputs, name == "stop_gradient")
+        called = eqn.params.get("name", "_")
+        one = one if called.startswith("_") else one._replace(within=called)
+        for tag, program in enumerate(nested):
             inner, below = _opened(program)[0], (*here, tag)
             targets = _nodes(below, inner.invars)
-            graph.add(inputs[first:], targets)
-            _connect(graph, inner, below, at, part_of)
-            graph.add(_nodes(below, inner.outvars), outputs)
-            graph.add(outputs[: len(targets[carry])], targets[carry])
+            join(inputs[name == "cond" :], targets)
+            _walk(inner, below, one, found, graph)
+            join(_nodes(below, inner.outvars), outputs)
+            if name == "scan":
+                consts, carry = _scan_sizes(eqn)
+                join(outputs[:carry], targets[consts : consts + carry])
 
 
 def _place(eqn: JaxprEqn) -> str:
@@ -144,37 +118,15 @@ def _place(eqn: JaxprEqn) -> str:
     return ""
 
 
-def _is_guard(eqn: JaxprEqn, are_guards: list[bool]) -> bool:
-    """Whether it says no more than that numbers are nan or infinite."""
-    name, inputs = eqn.primitive.name, eqn.invars
-    if name in ("eq", "ne"):
-        is_infinite = any(np.all(np.isinf(each.val)) for each in inputs if _is_literal(each))
-        return inputs[0] is inputs[1] or is_infinite
-    is_bool = all(each.aval.dtype == bool for each in inputs)
-    return name == "is_finite" or (is_bool and bool(inputs) and all(are_guards))
-
-
-def _nested(eqn: JaxprEqn) -> list[tuple[Any, int, slice]]:
-    """Return the programs in an equation: each with the number of the first input that it takes,
-    and which of its own inputs are its outputs of the turn before.
-
-    The condition of a `while` is none: it has no slope.
-    """
-    name, params = eqn.primitive.name, eqn.params
-    if name == "cond":
-        return [(branch, 1, slice(0)) for branch in params["branches"]]
-    if name == "while":
-        return [(params["body_jaxpr"], params["cond_nconsts"], slice(params["body_nconsts"], None))]
-    if name == "scan":
-        consts, carry = _scan_sizes(eqn)
-        return [(params["jaxpr"], 0, slice(consts, consts + carry))]
-    if name in CALLS:
-        return [(next(each for each in params.values() if hasattr(each, "eqns")), 0, slice(0))]
-    return []
+def _nested(eqn: JaxprEqn) -> Sequence[Any]:
+    if eqn.primitive.name == "cond":
+        return eqn.params["branches"]
+    programs = [each for each in eqn.params.values() if hasattr(each, "eqns")]
+    return programs if eqn.primitive.name in CALLS | {"scan"} else []
 
 
 def _scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
-    """Return how many constants and carried values it has: what its body takes one of is a row."""
+    """Return how many constants and carried values it has: its body takes them whole."""
     inner = _opened(eqn.params["jaxpr"])[0]
 
     def num_whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
@@ -190,19 +142,19 @@ def _opened(program: Any) -> tuple[Any, Sequence[Any]]:
 
 
 def run(
-    program: Any, args: Sequence[Any], visit: Visit, state: Any, path: Path = ()
+    program: Any, args: Sequence[Any], visit: Visit, state: Any = None, path: Path = ()
 ) -> tuple[list[Any], Any]:
     """Return the results of a program, and the state; `visit` sees every equation on the way."""
     jaxpr, consts = _opened(program)
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(variable: Any) -> Any:
-        return variable.val if _is_literal(variable) else values[variable]
+        return variable.val if hasattr(variable, "val") else values[variable]
 
     for number, eqn in enumerate(jaxpr.eqns):
         inputs, here = [read(each) for each in eqn.invars], (*path, number)
         outputs, state = _outputs(eqn, inputs, visit, state, here)
-        outputs, state = visit(here, eqn, inputs, outputs, state)
+        outputs, state = visit(here, read, outputs, state)
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(each) for each in jaxpr.outvars], state
 
@@ -210,45 +162,32 @@ def run(
 def _outputs(
     eqn: JaxprEqn, inputs: list[Any], visit: Visit, state: Any, path: Path
 ) -> tuple[Sequence[Any], Any]:
-    """Return what an equation computes; the programs within it run one by one as well."""
-    name, params, nested = eqn.primitive.name, eqn.params, _nested(eqn)
+    """Return what an equation computes; the programs in it run one by one as well."""
     within = [
-        lambda args, state, program=program, tag=tag: run(program, args, visit, state, (*path, tag))
-        for tag, (program, _, _) in enumerate(nested)
+        lambda state, *args, program=program, tag=tag: run(
+            program, args, visit, state, (*path, tag)
+        )
+        for tag, program in enumerate(_nested(eqn))
     ]
-    if name == "cond":
-        return jax.lax.switch(inputs[0], within, inputs[1:], state)
-    if name == "while":
-        first, consts = nested[0][1], params["body_nconsts"]
+    if not within:
+        return bind(eqn, inputs), state
+    if eqn.primitive.name == "cond":
+        return jax.lax.switch(inputs[0], within, state, *inputs[1:])
+    if eqn.primitive.name != "scan":
+        return within[0](state, *inputs)
+    consts, carry = _scan_sizes(eqn)
 
-        def is_on(carry: Any) -> jax.Array:
-            values, _, turn = carry
-            args = (*inputs[:first], *values)
-            (go_on,), _ = run(params["cond_jaxpr"], args, _look_on, None)
-            return go_on & (turn < MAX_TURNS)
+    def step(carried: Any, rows: Any) -> tuple[Any, Any]:
+        outputs, state = within[0](carried[1], *inputs[:consts], *carried[0], *rows)
+        return (outputs[:carry], state), outputs[carry:]
 
-        def turn(carry: Any) -> Any:
-            values, state, turn = carry
-            return *within[0]((*inputs[first : first + consts], *values), state), turn + 1
-
-        return jax.lax.while_loop(is_on, turn, (inputs[first + consts :], state, 0))[:2]
-    if name == "scan":
-        consts, carry = _scan_sizes(eqn)
-
-        def step(carried: Any, rows: Any) -> tuple[Any, Any]:
-            values, state = carried
-            outputs, state = within[0]((*inputs[:consts], *values, *rows), state)
-            return (outputs[:carry], state), outputs[carry:]
-
-        begin, rows = (inputs[consts : consts + carry], state), inputs[consts + carry :]
-        options = {name: params[name] for name in ("length", "reverse", "unroll")}
-        (values, state), stacked = jax.lax.scan(step, begin, rows, **options)
-        return [*values, *stacked], state
-    if nested:
-        return within[0](inputs, state)
-    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(params))
-    return outputs if eqn.primitive.multiple_results else [outputs], state
+    options = {name: eqn.params[name] for name in ("length", "reverse", "unroll")}
+    start, rows = (inputs[consts : consts + carry], state), inputs[consts + carry :]
+    (values, state), stacked = jax.lax.scan(step, start, rows, **options)
+    return [*values, *stacked], state
 
 
-def _look_on(path: Path, eqn: JaxprEqn, inputs: list[Any], outputs: Any, state: Any) -> Any:
-    return outputs, state
+def bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
+    """Return what an equation without programs makes of these inputs."""
+    outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+    return outputs if eqn.primitive.multiple_results else [outputs]
