@@ -110,7 +110,7 @@ def cover(
         ('max', (2, 1), [-1.0])
     """
     first, size = _take(samples, 0), len(jax.tree.leaves(samples)[0])
-    choices = _choices(loss, first, batch).values()
+    choices = _choices(trace(loss, first, batch), loss, first).values()
     names = [(each.place, kind) for each in choices for kind in _kinds(each)]
     block = min(BLOCK, size + -size % SAMPLES_AT_ONCE)
     counts = np.zeros((0, 3), int)
@@ -164,9 +164,9 @@ def _aimed(samples: PyTree) -> list[PyTree]:
     return [jax.tree.unflatten(tree, each) for each in changed]
 
 
-def _choices(loss: Partial, params: PyTree, batch: PyTree) -> dict[Any, Equation]:
+def _choices(closed: Any, loss: Partial, params: PyTree) -> dict[Any, Equation]:
     """Return the equations that choose by the params."""
-    found = equations(trace(loss, params, batch), loss, params)
+    found = equations(closed, loss, params)
     return {path: each for path, each in found.items() if _kinds(each)}
 
 
@@ -231,7 +231,8 @@ def _counts(loss: Partial, samples: PyTree, batch: PyTree) -> jax.Array:
     """Run the loss equation by equation, and count: `(samples, choices, 3)`."""
 
     def at(params: PyTree) -> jax.Array:
-        chosen = _choices(loss, params, batch)
+        closed = trace(loss, params, batch)
+        chosen = _choices(closed, loss, params)
 
         def visit(path: Any, read: Any, outputs: Any, counts: Any) -> Any:
             if path in chosen:
@@ -244,7 +245,7 @@ def _counts(loss: Partial, samples: PyTree, batch: PyTree) -> jax.Array:
 
         begin = {path: jnp.zeros((len(_kinds(each)), 3), int) for path, each in chosen.items()}
         args = jax.tree.leaves((loss, params, batch))
-        counts = run(trace(loss, params, batch), args, visit, begin)[1]
+        counts = run(closed, args, visit, begin)[1]
         return jnp.concatenate([counts[path] for path in chosen])
 
     return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)

@@ -114,7 +114,8 @@ def _place(eqn: JaxprEqn) -> str:
     traceback = eqn.source_info.traceback
     for frame in traceback.frames if traceback else ():
         if not frame.file_name.startswith(JAX):
-            return f"{os.path.basename(frame.file_name)}:{frame.line_num} ({frame.function_name})"
+            name = frame.function_name.rpartition("<locals>.")[2]
+            return f"{os.path.basename(frame.file_name)}:{frame.line_num} ({name})"
     return ""
 
 
