@@ -18,6 +18,8 @@ and the differences decide to 1e-5.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,10 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from jaxnn.gradients.coverage import Coverage, cover
 from jaxnn.gradients.diagnose import suggest
 from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked
-from jaxnn.gradients.leaves import NOTES, LeafReport, leaf_reports
-from jaxnn.gradients.witnesses import Evidence, measure, value_errors, widened
+from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
+from jaxnn.gradients.power import Power, power
+from jaxnn.gradients.smallest import Counterexample, shrink
+from jaxnn.gradients.witnesses import Evidence, Losses, measure, widened
 from jaxnn.run.checks import as_batch, as_count, as_key, as_params, as_partial, as_real
 from jaxnn.run.programs import program
 from jaxnn.run.show import Table, readable
@@ -36,6 +41,8 @@ from jaxnn.typing import LossFn, PyTree, SampleFn, ValueAndGradFn
 
 TAG = 0x43484B47
 """Folded into the key, so that no trainer draws the same from it."""
+
+SHOWN = 4  # Branches, and faults, that the report tells of by name.
 
 SAMPLES_TO_EXPLAIN = 16
 """Samples that the suggestions are drawn from, besides the worst one."""
@@ -62,9 +69,13 @@ class GradientReport(NamedTuple):
         suggestions: what the fault may be, a sentence each; none if all is right.
         worst: the leaf that is most wrong, relative to the tolerances.
         worst_key: `sampler(report.worst_key)` returns the params for which it is; None if the
-            params were given.
+            params were given, or added for the coverage.
         notes: whether the losses differ, a function is NumPy's, not all witnesses had a say, or
             several slopes are right, a sentence each.
+        coverage: which branches of the loss the samples visited; None if not asked for, or if JAX
+            cannot trace the loss.
+        power: which planted faults this check catches; None if not asked for, or if it failed.
+        smallest: a case to follow by hand; None if not asked for, or if the check passed.
     """
 
     leaves: tuple[LeafReport, ...]
@@ -77,6 +88,9 @@ class GradientReport(NamedTuple):
     worst: LeafReport
     worst_key: jax.Array | None
     notes: tuple[str, ...]
+    coverage: Coverage | None = None
+    power: Power | None = None
+    smallest: Counterexample | None = None
 
     def _table(self) -> Table:
         """The table, and what follows from it."""
@@ -94,14 +108,32 @@ class GradientReport(NamedTuple):
                 f"{self.worst.expected:.6g}, in sample {self.worst.sample}{source}"
             )
             below += ["", worst, *(f"perhaps: {fault}" for fault in self.suggestions)]
-        below += [""] * (self.worst.passed and bool(self.notes))
+        told = [*self._certificate(), *(f"note: {note}" for note in self.notes)]
+        below += [""] * (self.worst.passed and bool(told))
         return Table(
             f"gradient check {'passed' if self.passed else 'FAILED'}: "
             f"{self.num_samples} samples in float64, tolerance {self.tolerance:g}, "
             f"differences {self.difference_tolerance:g}, loss error {_short(self.value_error)}",
             rows,
-            [*below, *(f"note: {note}" for note in self.notes)],
+            [*below, *told],
         )
+
+    def _certificate(self) -> list[str]:
+        """What was covered, what would have been caught, and the smallest case."""
+        lines = []
+        if self.coverage is not None:
+            branches, missed = self.coverage.branches, self.coverage.missed
+            places = [
+                f"{branch.place}, {branch.kind}, {' and '.join(map('{:,}'.format, branch.counts))}"
+                for branch in missed
+            ]
+            share = f"{100 * self.coverage.share:.3g} % of the sides of {len(branches)} branches"
+            lines.append(f"coverage: {share} visited{_some('; one side alone:', places)}")
+        if self.power is not None:
+            faults, missed = self.power.faults, self.power.missed
+            share = f"{len(faults) - len(missed)} of {len(faults)} planted faults caught"
+            lines.append(f"power: {share}{_some('; missed:', missed)}")
+        return lines + ([] if self.smallest is None else str(self.smallest).splitlines())
 
 
 def check_gradients(
@@ -114,6 +146,7 @@ def check_gradients(
     num_samples: int = 20,
     tolerance: float = 1e-9,
     difference_tolerance: float = 1e-5,
+    certify: bool = False,
 ) -> GradientReport:
     """Compare a gradient with `jax.grad` and with finite differences, in float64.
 
@@ -129,6 +162,10 @@ def check_gradients(
         num_samples: how often to draw params, at least 1; given params are checked once.
         tolerance: largest relative error against `jax.grad`, above 0.
         difference_tolerance: largest relative error against finite differences, above 0.
+        certify: whether to report also which branches of the loss were visited, which faults the
+            check would have caught and, of a wrong gradient, the smallest case, which takes up to
+            10 seconds. Samples are added to visit all branches: drawn, or aimed by scaling,
+            negating and moving those drawn.
 
     Returns:
         A `GradientReport`; `report.passed` says whether the gradient is right.
@@ -156,34 +193,55 @@ def check_gradients(
     with jax.threefry_partitionable(True):
         samples = jax.tree.map(np.asarray, _samples(key, sampler, num_samples))
     batch = as_batch(batch, _first(samples), loss_fn, value_and_grad_fn)
+    kept: list[Losses] | None = [] if certify else None
+    coverage = strength = smallest = None
+    is_drawn = _is_sampler(sampler)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
         loss, by_hand = as_checked(loss_fn, value_and_grad_fn, _first(samples), batch)
-        values, values_by_hand, evidence = measure(loss, by_hand, samples, batch, tolerances)
+        num_drawn = len(jax.tree.leaves(samples)[0])
+        if certify and isinstance(loss, Partial):
+            draw = functools.partial(_others, key, sampler, num_drawn) if is_drawn else None
+            coverage, added = cover(loss, samples, batch, draw)
+            samples = jax.tree.map(lambda *parts: np.concatenate(parts), samples, added)
+        values, values_by_hand, evidence = measure(loss, by_hand, samples, batch, tolerances, kept)
         leaves, worst = leaf_reports(_first(samples), values, evidence, tolerances)
         suggestions = ()
-        if not worst.passed:
+        wrong = [leaf for leaf in leaves if not leaf.passed]
+        if wrong:
             chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
             few = jax.tree.map(lambda leaf: leaf[chosen], samples)
-            wrong = [leaf for leaf in leaves if not leaf.passed]
-            wrong = {leaf.name: not leaf.error <= tolerances[0] for leaf in wrong}
-            suggestions = suggest(loss, by_hand, few, batch, wrong)
-    errors = value_errors(values, values_by_hand)
-    value_error = float(np.max(errors))
+            objected = {leaf.name: not leaf.error <= tolerances[0] for leaf in wrong}
+            suggestions = suggest(loss, by_hand, few, batch, objected)
+        losses = loss_report(values, values_by_hand, tolerances)
+        wrong += [] if losses.passed else [losses]
+        if kept and not wrong:
+            said = jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
+            some = jax.tree.map(lambda leaf: leaf[: len(said.value)], samples)
+            passes = judge(loss, said, some, batch, tolerances)
+            strength = power(by_hand, some, batch, passes)
+        elif kept:
+            case, names = losses if worst.passed else worst, {leaf.name for leaf in wrong}
+            smallest = shrink(loss, by_hand, samples, batch, case, names, tolerances)
     notes = _notes(leaves, evidence, loss, by_hand)
-    if value_error > tolerances[0]:
-        sample = int(np.argmax(errors))
-        notes = (_of_losses(values, values_by_hand, sample), *notes)
+    if not losses.passed:
+        notes = (_of_losses(values, values_by_hand, losses.sample), *notes)
+    if certify:
+        notes += _of_certificate(coverage, len(values) - num_drawn)
+    is_redrawn = is_drawn and worst.sample < num_drawn
     return GradientReport(
         leaves,
-        value_error,
+        losses.error,
         len(values),
         *tolerances,
-        value_error <= tolerances[0] and worst.passed,
+        not wrong,
         suggestions,
         worst,
-        _key_of(key, worst.sample) if _is_sampler(sampler) else None,
+        _key_of(key, worst.sample) if is_redrawn else None,
         notes,
+        coverage,
+        strength,
+        smallest,
     )
 
 
@@ -206,8 +264,21 @@ def _samples(key: jax.Array, sampler: PyTree, num_samples: int) -> PyTree:
     """Params with a leading axis: drawn, or those given."""
     if not _is_sampler(sampler):
         return jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
-    keys = jax.vmap(_key_of, (None, 0))(key, jnp.arange(num_samples, dtype=jnp.uint32))
-    return as_params(_draw(as_partial("sampler", sampler), keys))
+    return as_params(_drawn(key, sampler, 0, num_samples))
+
+
+def _drawn(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
+    """Params of so many samples, from a number on."""
+    places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
+    keys = jax.vmap(_key_of, (None, 0))(key, places)
+    return _draw(as_partial("sampler", sampler), keys)
+
+
+def _others(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
+    """The same in float64, as drawn without x64."""
+    with jax.enable_x64(False), jax.threefry_partitionable(True):
+        drawn = _drawn(key, sampler, begin, number)
+    return jax.tree.map(np.asarray, widened(drawn))
 
 
 @program()
@@ -246,6 +317,20 @@ def _of_losses(values: np.ndarray, by_hand: np.ndarray, sample: int) -> str:
         if len(values) > 1 and np.allclose(numbers, numbers[0], rtol=1e-6, atol=0):
             return f"{text}; a {name} of {numbers[0]:.6g} in every sample"
     return text
+
+
+def _of_certificate(coverage: Coverage | None, num_added: int) -> tuple[str, ...]:
+    """Return why there is no coverage, or that it has added samples."""
+    if coverage is None:
+        return ("coverage is not known: JAX cannot trace loss_fn",)
+    added = f"{num_added:,} sample{'s' * (num_added > 1)} added"
+    return (f"{added} to those drawn, to visit more branches",) if num_added else ()
+
+
+def _some(said: str, things: Sequence[str]) -> str:
+    """The first things of a list, and how many there are besides."""
+    more = [f"{len(things) - SHOWN} more"] * (len(things) > SHOWN)
+    return f"{said} {'; '.join([*things[:SHOWN], *more])}" if things else ""
 
 
 def _short(number: float) -> str:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxnn.gradients.witnesses import ROUNDING, TINY, Evidence
+from jaxnn.gradients.functions import Checked
+from jaxnn.gradients.witnesses import (
+    ROUNDING,
+    TINY,
+    Evidence,
+    Losses,
+    compare,
+    value_errors,
+)
 from jaxnn.typing import PyTree
+
+MOST_OFF = 64
+"""Coordinates that are judged first, as one that is wrong is enough."""
 
 NOTES = {
     "other slopes": "at a kink the gradient is not that of jax.grad, and as right: it lies between "
@@ -100,3 +113,58 @@ def leaf_reports(
         )
         reports.append(report)
     return tuple(reports), reports[int(np.argmax(excesses))]
+
+
+def loss_report(
+    values: np.ndarray, by_hand: np.ndarray, tolerances: tuple[float, float]
+) -> LeafReport:
+    """Return a report on the losses, as if they were a leaf."""
+    errors = value_errors(values, by_hand)
+    sample, error = int(np.argmax(errors)), float(np.max(errors))
+    return LeafReport(
+        name="loss",
+        shape=(),
+        largest=float(np.max(np.abs(values))),
+        error=error,
+        difference_error=float("nan"),
+        ratio=float(by_hand[sample] / values[sample]) if values[sample] else 1.0,
+        num_kinks=0,
+        passed=error <= tolerances[0],
+        sample=sample,
+        coordinate=(),
+        gradient=float(by_hand[sample]),
+        expected=float(values[sample]),
+    )
+
+
+def judge(
+    loss: Checked,
+    losses: Losses[np.ndarray],
+    samples: PyTree,
+    batch: PyTree,
+    tolerances: tuple[float, float],
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], bool]:
+    """Return `passes(rows, values, gradients)`, which tells whether a check passes others.
+
+    The losses `(rows,)` and gradients `(rows, size)` are those of samples of these numbers, of
+    which `losses` is what the loss says.
+    """
+    first = jax.tree.map(lambda leaf: leaf[0], samples)
+
+    def passes(rows: np.ndarray, values: np.ndarray, gradients: np.ndarray) -> bool:
+        said, here = jax.tree.map(lambda leaf: leaf[rows], (losses, samples))
+        if np.any(value_errors(said.value, values) > tolerances[0]):
+            return False
+        # Closer looks at possible kinks take long, so the coordinates that are most off go first.
+        right = np.where(np.isnan(said.reference), gradients, said.reference)
+        off = np.abs(gradients - right)
+        least = -np.partition(-off, min(MOST_OFF, off.size - 1), axis=None)[:MOST_OFF][-1]
+        for trial in (np.where(off >= least, gradients, right), gradients):
+            evidence = compare(loss, said, here, batch, (values, trial), tolerances)
+            with np.errstate(invalid="ignore", over="ignore"):
+                _, worst = leaf_reports(first, said.value, evidence, tolerances)
+            if not worst.passed:
+                return False
+        return True
+
+    return passes

@@ -25,8 +25,8 @@ from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.gradients.diagnose import aside
 from jaxnn.gradients.functions import STEP, Checked, NumpyFunction, slopes, values_and_gradients
-from jaxnn.gradients.leaves import LeafReport, leaf_reports
-from jaxnn.gradients.witnesses import KINK, ROUNDING, TINY, measure, value_errors
+from jaxnn.gradients.leaves import LeafReport, leaf_reports, loss_report
+from jaxnn.gradients.witnesses import KINK, ROUNDING, TINY, measure
 from jaxnn.run.checks import check_loss_and_gradients, check_scalar
 from jaxnn.run.programs import bare_function
 from jaxnn.run.show import Table, described, readable
@@ -45,7 +45,6 @@ COMPANIONS, SETS = 4, 150  # Most axes of a set, and most sets, that are tried b
 
 Leaves = tuple[Any, ...]
 Axis = tuple[int, int]  # Number of the leaf, and of its axis.
-Test = Callable[[Leaves], bool | None]
 
 
 @readable
@@ -87,74 +86,92 @@ class Counterexample(NamedTuple):
 def shrink(
     loss: Checked,
     by_hand: Checked,
-    case: Counterexample,
-    error: float,
-    wrong: Collection[str],
     samples: PyTree,
+    batch: PyTree,
+    worst: LeafReport,
+    wrong: Collection[str],
     tolerances: tuple[float, float],
     max_seconds: float = 10.0,
 ) -> Counterexample:
-    """Return the smallest case found in which the leaf, or the "loss", is wrong as well.
+    """Return the smallest case found in which the worst leaf, or the "loss", is wrong as well.
 
-    Takes a case without its script, its relative error, and all that may be wrong: leaves, and
-    "loss" where the losses differ. What holds for all samples of params holds for these as well.
-    Works in float64, where the caller sees to that.
+    What is not among the names `wrong` stays right, and what holds for the numbers of all samples
+    of params holds for these as well. Works in float64, where the caller sees to that.
     """
-    begin, least = time.monotonic(), min(error, PLAIN) / 2
-    start, tree = jax.tree.flatten((case.params, case.batch))
-    start = tuple(leaf if _is_opaque(leaf) else np.asarray(leaf) for leaf in start)
-    habits = _habits(jax.tree.leaves((samples, case.batch)))
-    functions = tuple(map(_apart, (loss, by_hand)))
-    kept, found = start, _Found(error, case.coordinate, case.gradient, case.expected)
-    judge, deadline = _wrong_beside, begin
+    search = _Search(loss, by_hand, samples, batch, worst, wrong, tolerances)
+    begin, first = time.monotonic(), (search.kept, search.found)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        if not search.is_wrong(search.kept):
+            search.judge = _wrong
+        for _ in range(ROUNDS):
+            before = search.kept
+            search.deadline = begin + FOR_AXES * max_seconds
+            _narrow(search)
+            search.deadline = begin + max_seconds
+            _simplify(search)
+            if search.kept is before:
+                break
+        # The check has the last word.
+        search.judge, search.deadline = _wrong, math.inf
+        if not search.is_wrong(search.kept):
+            search.kept, search.found = first
+    params, batch = search.arguments(search.kept)
+    case = Counterexample(params, batch, worst.name, *search.found[1:], script="")
+    return case._replace(script=_script(case, loss, by_hand))
 
-    def is_wrong(leaves: Leaves) -> bool | None:
-        """Whether another case is wrong in the same way; the last that is, is kept.
+
+class _Search:
+    """The smallest case so far, and whether another may take its place."""
+
+    def __init__(
+        self,
+        loss: Checked,
+        by_hand: Checked,
+        samples: PyTree,
+        batch: PyTree,
+        worst: LeafReport,
+        wrong: Collection[str],
+        tolerances: tuple[float, float],
+    ) -> None:
+        params = jax.tree.map(lambda leaf: leaf[worst.sample], samples)
+        start, self.tree = jax.tree.flatten((params, batch))
+        self.kept = tuple(leaf if _is_opaque(leaf) else np.asarray(leaf) for leaf in start)
+        self.found = _Found(error_of(worst), worst.coordinate, worst.gradient, worst.expected)
+        self.habits = _habits(jax.tree.leaves((samples, batch)))
+        self.functions = tuple(map(_apart, (loss, by_hand)))
+        self.name, self.wrong, self.tolerances = worst.name, set(wrong), tolerances
+        self.least = min(self.found.error, PLAIN) / 2
+        self.judge, self.deadline = _wrong_beside, math.inf
+
+    def arguments(self, leaves: Leaves) -> tuple[PyTree, PyTree]:
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def fits(self, leaves: Leaves) -> bool:
+        """Whether both functions run on arrays of these shapes."""
+        in_time = time.monotonic() < self.deadline
+        return in_time and _runs(*self.functions, *self.arguments(leaves))
+
+    def is_wrong(self, leaves: Leaves) -> bool | None:
+        """Whether another case is wrong in the same way; if so, it is kept.
 
         None if it is wrong elsewhere too: a number such as 1/rows may be written into a function.
         """
-        nonlocal kept, found
-        if time.monotonic() > deadline or not np.all(_habits(leaves) >= habits):
+        if time.monotonic() > self.deadline or not np.all(_habits(leaves) >= self.habits):
             return False
         try:
-            others = judge(*functions, *jax.tree.unflatten(tree, leaves), tolerances)
+            others = self.judge(*self.functions, *self.arguments(leaves), self.tolerances)
         except Exception:  # Other numbers than the user's may be none that the functions take.
             return False
-        other = others.get(case.leaf)
-        if not others.keys() <= set(wrong):
+        if not others.keys() <= self.wrong:
             return None
-        if other is None or other.error < least:
+        other = others.get(self.name)
+        if other is None or other.error < self.least:
             return False
-        if np.isfinite(other.gradient) != np.isfinite(case.gradient):
+        if np.isfinite(other.gradient) != np.isfinite(self.found.gradient):
             return False
-        kept, found = leaves, other
+        self.kept, self.found = leaves, other
         return True
-
-    def fits(leaves: Leaves) -> bool:
-        """Whether both functions run on arrays of these shapes."""
-        in_time = time.monotonic() < deadline
-        return in_time and _runs(*functions, *jax.tree.unflatten(tree, leaves))
-
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        deadline = begin + FOR_AXES * max_seconds
-        if not is_wrong(start):
-            judge = _wrong
-        for _ in range(ROUNDS):
-            before = kept
-            deadline = begin + FOR_AXES * max_seconds
-            _narrow(lambda: kept, fits, is_wrong)
-            deadline = begin + max_seconds
-            _simplify(lambda: kept, is_wrong)
-            if kept is before:
-                break
-        # The check has the last word.
-        judge, deadline = _wrong, math.inf
-        if not is_wrong(kept):
-            kept, found = start, _Found(error, case.coordinate, case.gradient, case.expected)
-    params, batch = jax.tree.unflatten(tree, kept)
-    case = Counterexample(params, batch, case.leaf, *found[1:], script="")
-    return case._replace(script=_script(case, loss, by_hand))
 
 
 class _Found(NamedTuple):
@@ -173,12 +190,9 @@ def _wrong(
     leaves, _ = leaf_reports(params, values, evidence, tolerances)
     found = {
         leaf.name: _Found(error_of(leaf), leaf.coordinate, leaf.gradient, leaf.expected)
-        for leaf in leaves
+        for leaf in (*leaves, loss_report(values, by_hands, tolerances))
         if not leaf.passed
     }
-    error = float(value_errors(values, by_hands)[0])
-    if error > tolerances[0]:
-        found["loss"] = _Found(error, (), float(by_hands[0]), float(values[0]))
     is_known = np.isfinite([values[0], *(each.expected for each in found.values())])
     return found if np.all(is_known) else {}
 
@@ -268,18 +282,18 @@ def _habits(leaves: Sequence[Any]) -> np.ndarray:
 # --- axes
 
 
-def _narrow(kept: Callable[[], Leaves], fits: Test, is_wrong: Test) -> None:
+def _narrow(search: _Search) -> None:
     """Shorten the axes, the longest first, each with those that have its length for a reason."""
     tried: set[Axis] = set()
-    while axes := [axis for axis in _axes(kept()) if axis not in tried]:
-        seed = max(axes, key=lambda axis: kept()[axis[0]].shape[axis[1]])
-        group = _companions(kept(), seed, fits)
+    while axes := [axis for axis in _axes(search.kept) if axis not in tried]:
+        seed = max(axes, key=lambda axis: search.kept[axis[0]].shape[axis[1]])
+        group = _companions(search.kept, seed, search.fits)
         tried |= group | {seed}
         is_shorter = bool(group)
         while is_shorter:
-            length = kept()[seed[0]].shape[seed[1]]
+            length = search.kept[seed[0]].shape[seed[1]]
             for part in sorted({1, 2, length // 2} - {0, length}):
-                is_shorter = _shorten(kept(), group, part, fits, is_wrong)
+                is_shorter = _shorten(search, group, part)
                 if is_shorter is not False:
                     break
             is_shorter = is_shorter and part > 2
@@ -295,7 +309,7 @@ def _axes(leaves: Leaves) -> list[Axis]:
     ]
 
 
-def _companions(leaves: Leaves, seed: Axis, fits: Test) -> set[Axis]:
+def _companions(leaves: Leaves, seed: Axis, fits: Callable[[Leaves], bool]) -> set[Axis]:
     """Return the axes whose length has to change with that of one; none if it cannot change."""
     lengths = {axis: leaves[axis[0]].shape[axis[1]] for axis in _axes(leaves)}
     others = [axis for axis, n in lengths.items() if n == lengths[seed] and axis != seed]
@@ -318,15 +332,13 @@ def _companions(leaves: Leaves, seed: Axis, fits: Test) -> set[Axis]:
     return group
 
 
-def _shorten(
-    leaves: Leaves, group: set[Axis], part: int, fits: Test, is_wrong: Test
-) -> bool | None:
+def _shorten(search: _Search, group: set[Axis], part: int) -> bool | None:
     """Find a part of the axes, of this length, that is wrong as well; None if none ever will be."""
     number, axis = min(group)
-    spare = leaves[number].shape[axis] - part
+    spare = search.kept[number].shape[axis] - part
     for begin in np.unique(np.linspace(0, spare, WINDOWS).astype(int)):
-        shorter = _taken(leaves, group, np.arange(begin, begin + part))
-        found = fits(shorter) and is_wrong(shorter)
+        shorter = _taken(search.kept, group, np.arange(begin, begin + part))
+        found = search.fits(shorter) and search.is_wrong(shorter)
         if found is not False:
             return found
     return False
@@ -351,35 +363,40 @@ def _taken(leaves: Leaves, group: set[Axis], places: np.ndarray) -> Leaves:
 # --- numbers
 
 
-def _simplify(kept: Callable[[], Leaves], is_wrong: Test) -> None:
+def _simplify(search: _Search) -> None:
     """Make numbers simple: all at once, leaf by leaf, half by half, one by one."""
-    numbers = [n for n, leaf in enumerate(kept()) if not _is_opaque(leaf) and leaf.dtype != bool]
+    kinds = ["" if _is_opaque(leaf) else leaf.dtype.kind for leaf in search.kept]
 
-    def changed(number: int, place: Any, value: Any) -> bool:
-        leaf = kept()[number].copy()
+    def put(number: int, place: Any, value: Any) -> bool | None:
+        leaf = search.kept[number].copy()
         leaf[place] = value
-        is_other = np.any(leaf != kept()[number])
-        return is_other and is_wrong((*kept()[:number], leaf, *kept()[number + 1 :]))
-
-    def all_rounded(parts: int) -> Leaves:
-        return tuple(
-            np.round(parts * leaf) / parts + 0.0 if n in numbers and leaf.dtype.kind == "f" else leaf
-            for n, leaf in enumerate(kept())
+        is_other = np.any(leaf != search.kept[number])
+        return is_other and search.is_wrong(
+            (*search.kept[:number], leaf, *search.kept[number + 1 :])
         )
 
-    any(is_wrong(all_rounded(parts)) for parts in (1, 2, 10))
-    for number in numbers:
-        size = kept()[number].size
-        if not np.any(kept()[number]) or changed(number, ..., 0) or changed(number, ..., 1):
+    def rounded(parts: int) -> Leaves:
+        pairs = zip(kinds, search.kept, strict=True)
+        return tuple(
+            np.round(parts * leaf) / parts + 0.0 if kind == "f" else leaf for kind, leaf in pairs
+        )
+
+    any(search.is_wrong(rounded(parts)) for parts in (1, 2, 10))
+    for number, kind in enumerate(kinds):
+        shape, size = np.shape(search.kept[number]), np.size(search.kept[number])
+        if kind not in {*"fiu"} or not np.any(search.kept[number]):
             continue
-        while size > 1:
-            size = -(-size // 2)
-            for begin in range(0, kept()[number].size, size):
-                place = np.arange(begin, min(begin + size, kept()[number].size))
-                changed(number, np.unravel_index(place, kept()[number].shape), 0)
-        for place in np.ndindex(kept()[number].shape):
-            value = float(kept()[number][place])
-            any(changed(number, place, simpler) for simpler in _simpler(value))
+        if put(number, ..., 0) or put(number, ..., 1):
+            continue
+        part = size
+        while part > 1:
+            part = -(-part // 2)
+            for begin in range(0, size, part):
+                places = np.arange(begin, min(begin + part, size))
+                put(number, np.unravel_index(places, shape), 0)
+        for place in np.ndindex(shape):
+            value = float(search.kept[number][place])
+            any(put(number, place, simpler) for simpler in _simpler(value))
 
 
 def _simpler(value: float) -> Iterator[float]:
@@ -401,7 +418,6 @@ class _Text(str):
 
 def _short(tree: PyTree) -> str:
     """Return the numbers of a tree, or what they are like where they are many."""
-
     if any(_is_opaque(leaf) or leaf.size > FEW for leaf in jax.tree.leaves(tree)):
         return described(tree)
     return repr(jax.tree.map(lambda leaf: _Text(_numbers(leaf.tolist())), tree))
