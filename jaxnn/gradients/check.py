@@ -101,12 +101,8 @@ class GradientReport(NamedTuple):
             rows.append((leaf.name, f"{leaf.shape}", *numbers, *counts))
         below = [*LEGEND]
         if not self.worst.passed:
-            at = f"[{', '.join(map(str, self.worst.coordinate))}]" * bool(self.worst.coordinate)
             source = "" if self.worst_key is None else ", which is sampler(report.worst_key)"
-            worst = (
-                f"worst: {self.worst.name}{at} is {self.worst.gradient:.6g} and should be "
-                f"{self.worst.expected:.6g}, in sample {self.worst.sample}{source}"
-            )
+            worst = f"worst: {self.worst.where()}, in sample {self.worst.sample}{source}"
             below += ["", worst, *(f"perhaps: {fault}" for fault in self.suggestions)]
         told = [*self._certificate(), *(f"note: {note}" for note in self.notes)]
         below += [""] * (self.worst.passed and bool(told))
@@ -124,11 +120,11 @@ class GradientReport(NamedTuple):
         if self.coverage is not None:
             branches, missed = self.coverage.branches, self.coverage.missed
             places = [
-                f"{branch.place}, {branch.kind}, {' and '.join(map('{:,}'.format, branch.counts))}"
+                f"{branch.place}, {branch.kind}, {branch.sides[branch.counts[0] > 0]} never"
                 for branch in missed
             ]
             share = f"{100 * self.coverage.share:.3g} % of the sides of {len(branches)} branches"
-            lines.append(f"coverage: {share} visited{_some('; one side alone:', places)}")
+            lines.append(f"coverage: {share} visited{_some(':', places)}")
         if self.power is not None:
             faults, missed = self.power.faults, self.power.missed
             share = f"{len(faults) - len(missed)} of {len(faults)} planted faults caught"

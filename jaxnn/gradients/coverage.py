@@ -36,6 +36,12 @@ SMOOTH = {"hypot", "logaddexp", "logaddexp2", "logsumexp", "softplus"}
 """Functions of JAX that are smooth, whatever choices they are computed by."""
 
 
+SIDES = dict.fromkeys(("max", "min"), ("first", "second"))
+SIDES |= dict.fromkeys(("where", "mask", "cond"), ("false", "true"))
+SIDES |= dict.fromkeys(("abs", "sign"), ("negative", "positive")) | {"clip": ("clipped", "inside")}
+"""What both sides of a choice are called, by the first word of its kind."""
+
+
 class Branch(NamedTuple):
     """One choice in a loss's program.
 
@@ -54,6 +60,12 @@ class Branch(NamedTuple):
     place: str
     kind: str
     counts: tuple[int, int]
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What its sides are called, in the order of the counts."""
+        kind = "" if " at " in self.kind else self.kind.split()[0]
+        return SIDES.get(kind, ("there", "elsewhere"))
 
 
 class Coverage(NamedTuple):

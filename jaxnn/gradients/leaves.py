@@ -75,6 +75,16 @@ class LeafReport(NamedTuple):
     gradient: float
     expected: float
 
+    def where(self) -> str:
+        """Return the place of the most wrong coordinate, what is there and what should be."""
+        return at_worst(self.name, self.coordinate, self.gradient, self.expected)
+
+
+def at_worst(name: str, coordinate: tuple[int, ...], gradient: float, expected: float) -> str:
+    """Return the place of a wrong number, what it is and what it should be."""
+    at = f"[{', '.join(map(str, coordinate))}]" * bool(coordinate)
+    return f"{name}{at} is {gradient:.6g} and should be {expected:.6g}"
+
 
 def leaf_reports(
     params: PyTree, values: np.ndarray, evidence: list[Evidence], tolerances: tuple[float, float]

@@ -25,7 +25,7 @@ from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.gradients.diagnose import aside
 from jaxnn.gradients.functions import STEP, Checked, NumpyFunction, slopes, values_and_gradients
-from jaxnn.gradients.leaves import LeafReport, leaf_reports, loss_report
+from jaxnn.gradients.leaves import LeafReport, at_worst, leaf_reports, loss_report
 from jaxnn.gradients.witnesses import KINK, ROUNDING, TINY, measure
 from jaxnn.run.checks import check_loss_and_gradients, check_scalar
 from jaxnn.run.programs import bare_function
@@ -71,9 +71,8 @@ class Counterexample(NamedTuple):
     script: str
 
     def where(self) -> str:
-        """Return the place, and what is there and should be."""
-        at = f"[{', '.join(map(str, self.coordinate))}]" * bool(self.coordinate)
-        return f"{self.leaf}{at} is {self.gradient:.6g} and should be {self.expected:.6g}"
+        """Return the place of the wrong number, what is there and what should be."""
+        return at_worst(self.leaf, self.coordinate, self.gradient, self.expected)
 
     def _table(self) -> Table:
         return Table(
