@@ -377,7 +377,8 @@ def _simplify(search: _Search) -> None:
     def rounded(parts: int) -> Leaves:
         pairs = zip(kinds, search.kept, strict=True)
         return tuple(
-            np.round(parts * leaf) / parts + 0.0 if kind == "f" else leaf for kind, leaf in pairs
+            np.asarray(np.round(parts * leaf) / parts + 0.0) if kind == "f" else leaf
+            for kind, leaf in pairs
         )
 
     any(search.is_wrong(rounded(parts)) for parts in (1, 2, 10))

@@ -31,7 +31,8 @@ th, td { padding: .35rem .75rem .35rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { color: var(--quiet); font-weight: 600; } td.number, th.number { text-align: right;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
-tr > :last-child { padding: .35rem 0; padding-left: .5rem; } td:nth-child(2) { white-space: nowrap; }
+tr > :last-child { padding: .35rem 0; padding-left: .5rem; }
+td:nth-child(2) { white-space: nowrap; }
 code, pre { font-family: ui-monospace, "Cascadia Mono", Menlo, "DejaVu Sans Mono", monospace;
   font-size: .8125rem; }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 6px; padding: .9rem;
@@ -119,8 +120,9 @@ def _leaves(report: jaxnn.GradientReport) -> str:
         verdict = '<span class="good">right</span>'
         if not leaf.passed:
             verdict = '<strong class="bad">wrong</strong>'
-        rows.append((f"<code>{escape(leaf.name)}</code>", escape(f"{leaf.shape}"), *map(_short, errors),
-                     f"{leaf.ratio:.4f}", f"{leaf.num_kinks:,}", verdict))  # fmt: skip
+        name, shape = f"<code>{escape(leaf.name)}</code>", f"{leaf.shape}"
+        counts = f"{leaf.ratio:.4f}", f"{leaf.num_kinks:,}"
+        rows.append((name, shape, *map(_short, errors), *counts, verdict))
     return f"""<h2>Leaf by leaf</h2>
 <p>In float64, within {report.tolerance:g} of <code>jax.grad</code> and within
 {report.difference_tolerance:g} of finite differences, relative to the largest coordinate; what
