@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -259,7 +259,7 @@ def _faults(closed: Any, by_hand: Partial, params: PyTree) -> list[tuple[str, Pa
 
 def _faults_of(equation: Equation, maker: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
     """Yield the faults of one equation: in its operation, or in one of its inputs."""
-    eqn, inputs = equation.eqn, equation.eqn.invars
+    eqn, inputs = equation.eqn, cast(list[Any], equation.eqn.invars)
     name, options = eqn.primitive.name, eqn.params
 
     def put(place: int, change: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
