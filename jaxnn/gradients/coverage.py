@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.gradients.equations import Equation, equations, run, trace
+from jaxnn.gradients.equations import SMOOTH, Equation, equations, run, trace
 from jaxnn.gradients.functions import slopes
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
@@ -31,9 +31,6 @@ CHOOSING = {"abs", "clamp", "cond", "convert_element_type", "max", "min", "selec
 EXTREMES = {"argmax": 1, "argmin": -1, "reduce_max": 1, "reduce_min": -1}
 """What chooses a place, and the sign with which the number there is the largest."""
 CHOOSING |= set(EXTREMES)
-
-SMOOTH = {"hypot", "logaddexp", "logaddexp2", "logsumexp", "softplus"}
-"""Functions of JAX that are smooth, whatever choices they are computed by."""
 
 
 SIDES = dict.fromkeys(("max", "min"), ("first", "second"))
@@ -198,6 +195,7 @@ def _shape(variable: Any) -> tuple[tuple[int, ...], Any]:
 def _pairs(equation: Equation, inputs: Sequence[Any]) -> dict[str, tuple[Any, Any]]:
     """Return by kind two numbers, or arrays: the first side is where the first one is larger."""
     (eqn, _, within, depends), first, last = equation, inputs[0], inputs[-1]
+    result = cast(Any, eqn.outvars[0].aval)
     name, part = eqn.primitive.name, f" in {within}" * bool(within)
     if not (depends[0] or name in ("max", "min", "clamp")):
         return {}
@@ -209,7 +207,7 @@ def _pairs(equation: Equation, inputs: Sequence[Any]) -> dict[str, tuple[Any, An
         if number > 2:
             return {f"cond at {place}{part}": (first == place, 0.5) for place in range(number)}
         return {"cond" + part: (0.5, first)}
-    if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
+    if not jnp.issubdtype(result.dtype, jnp.floating):
         return {}
     if name in ("select_n", "convert_element_type"):
         word = "where" if name == "select_n" else "mask"

@@ -24,6 +24,9 @@ JAX = os.path.dirname(jax.__file__) + os.sep
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call"}
 CALLS |= {"custom_vjp_call", "custom_vmap_call"}
 
+SMOOTH = {"hypot", "logaddexp", "logaddexp2", "logsumexp", "softplus"}
+"""Functions of JAX that are smooth, whatever choices they are computed by."""
+
 Path = tuple[int, ...]
 Visit = Callable[[Path, Callable[[Any], Any], Sequence[Any], Any], tuple[Sequence[Any], Any]]
 """`visit(path, read, outputs, state)` -> the outputs to go on with, and the state, after each
@@ -90,8 +93,8 @@ def _walk(
             graph[1][target] += [] if is_stopped else [source]
 
     for number, eqn in enumerate(jaxpr.eqns):
-        name, here, place = eqn.primitive.name, (*path, number), _place(eqn)
-        one = Equation(eqn, place or around.place, "" if place else around.within)
+        name, here, (place, within) = eqn.primitive.name, (*path, number), _place(eqn)
+        one = Equation(eqn, place or around.place, within if place else around.within)
         found[here], nested = one, _nested(eqn)
         inputs, outputs = _nodes(path, eqn.invars), _nodes(path, eqn.outvars)
         for source in inputs[:1] if name == "cond" else inputs * (not nested):
@@ -109,14 +112,15 @@ def _walk(
                 join(outputs[:carry], targets[consts : consts + carry])
 
 
-def _place(eqn: JaxprEqn) -> str:
-    """Return where outside JAX an equation comes from; JAX's own functions remember no caller."""
-    traceback = eqn.source_info.traceback
+def _place(eqn: JaxprEqn) -> tuple[str, str]:
+    """Return where outside JAX an equation comes from, and the smooth function of JAX it is in."""
+    traceback, within = eqn.source_info.traceback, ""
     for frame in traceback.frames if traceback else ():
+        name = frame.function_name.rpartition("<locals>.")[2]
         if not frame.file_name.startswith(JAX):
-            name = frame.function_name.rpartition("<locals>.")[2]
-            return f"{os.path.basename(frame.file_name)}:{frame.line_num} ({name})"
-    return ""
+            return f"{os.path.basename(frame.file_name)}:{frame.line_num} ({name})", within
+        within = name if name in SMOOTH else within
+    return "", ""  # In a compiled function of JAX, which remembers no caller.
 
 
 def _nested(eqn: JaxprEqn) -> Sequence[Any]:

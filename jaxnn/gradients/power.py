@@ -1,17 +1,17 @@
 """Which mistakes a gradient check would have caught: faults planted into the gradient under test.
 
 Some are planted into the arrays of the gradient: a sign, a factor, a leaf transposed. Others into
-its program, where JAX can trace it: `/` for `*`, a bound moved, the last row left out, the input of
-an activation for its output. All faults of a program are compiled together: a number says which one
-is on (mutation schemata; Untch, Offutt and Harrold 1993).
+its program, where JAX can trace it: `/` for `*`, a bound moved, the first row left out, the input
+of an activation for its output. All of these are compiled together, and a number says which one is
+on (mutation schemata; Untch, Offutt and Harrold 1993).
 """
 
 from __future__ import annotations
 
-import functools
 import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,78 +24,60 @@ from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
 BLOCK, SAMPLES_AT_ONCE = 128, 16
-MAX_FAULTS = 64  # Of a program, spread evenly over it.
-SMALL = 1e-4  # A fault that is hard to see, relative.
-SAME = 1e-12  # What rounding may change, relative to the sample's largest slope.
-RARE, RARELY = (10, 100, 1_000), "twice as large in 1 of"
+MAX_FAULTS = 64  # Of a program, spread evenly over it,
+MAX_SAMPLES = 1_024  # which are looked for at so many samples: the first and the last ones.
+SAME = 1e-12  # What rounding may change, relative to the largest slope of the sample.
+RARE = "twice as large in 1 of"
 
-Results = tuple[np.ndarray, np.ndarray]
-Change = Callable[[np.ndarray], Results]
 Passes = Callable[[np.ndarray, np.ndarray, np.ndarray], bool]
-"""`passes(rows, values, gradients)`: whether the check passes these losses `(rows,)` and gradients
-`(rows, size)` at some of the samples, whose numbers are `rows`."""
+Change = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # Of rows: values and gradients.
 
 IN_LEAVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "wrong sign": lambda leaf: -leaf,
     "twice as large": lambda leaf: 2 * leaf,
-    "0": lambda leaf: 0 * leaf,
-    f"off by {SMALL:g}": lambda leaf: leaf * (1 + SMALL),
-    f"last coordinate off by {SMALL:g}": lambda leaf: _scaled_last(leaf),
+    "left out": lambda leaf: 0 * leaf,
+    "off by 0.0001": lambda leaf: 1.0001 * leaf,
+    "last coordinate off by 0.0001": lambda leaf: leaf * (1 + 1e-4 * _is_last(leaf)),
     "of the sample before": lambda leaf: np.roll(leaf, 1, axis=0),
 }
 """Faults of a leaf `(samples, ...)` of the gradient."""
 
-OTHERS: dict[str, list[tuple[str, Callable[..., Any]]]] = {
-    "mul": [("/ for *", jnp.divide)],
-    "div": [("* for /", jnp.multiply)],
-    "add": [("- for +", jnp.subtract)],
-    "add_any": [("a sum without its second part", lambda one, other: one)],
-    "sub": [("+ for -", jnp.add), ("wrong sign of -", lambda one, other: other - one)],
-    "neg": [("a sign left out", jnp.positive)],
-    "abs": [("| | left out", jnp.positive)],
-    "square": [("no square", jnp.positive)],
-    "exp": [("expm1 for exp", jnp.expm1)],
-    "expm1": [("exp for expm1", jnp.exp)],
-    "log": [("log1p for log", jnp.log1p)],
-    "log1p": [("log for log1p", jnp.log)],
-    "tanh": [("sigmoid for tanh", jax.nn.sigmoid)],
-    "logistic": [("tanh for sigmoid", jnp.tanh)],
-    "sin": [("cos for sin", jnp.cos)],
-    "cos": [("sin for cos", jnp.sin)],
-    "max": [("min for max", jnp.minimum)],
-    "min": [("max for min", jnp.maximum)],
-    "gt": [("< for >", jnp.less), (">= for >", jnp.greater_equal)],
-    "ge": [("< for >=", jnp.less), ("> for >=", jnp.greater)],
-    "lt": [("> for <", jnp.greater), ("<= for <", jnp.less_equal)],
-    "le": [("> for <=", jnp.greater), ("< for <=", jnp.less)],
+OTHERS: dict[str, dict[str, Callable[..., Any]]] = {
+    "mul": {"/ for *": jnp.divide},
+    "div": {"* for /": jnp.multiply},
+    "add": {"- for +": jnp.subtract},
+    "add_any": {"a sum without its second part": lambda one, other: one},
+    "sub": {"+ for -": jnp.add, "- the other way round": lambda one, other: other - one},
+    "neg": {"- left out": jnp.positive},
+    "abs": {"| | left out": jnp.positive},
+    "square": {"^2 left out": jnp.positive},
+    "exp": {"expm1 for exp": jnp.expm1},
+    "log": {"log1p for log": jnp.log1p},
+    "log1p": {"log for log1p": jnp.log},
+    "tanh": {"sigmoid for tanh": jax.nn.sigmoid},
+    "logistic": {"tanh for sigmoid": jnp.tanh},
+    "sin": {"cos for sin": jnp.cos},
+    "cos": {"sin for cos": jnp.sin},
+    "max": {"min for max": jnp.minimum},
+    "min": {"max for min": jnp.maximum},
+    "gt": {"< for >": jnp.less, ">= for >": jnp.greater_equal},
+    "ge": {"< for >=": jnp.less, "> for >=": jnp.greater},
+    "lt": {"> for <": jnp.greater, "<= for <": jnp.less_equal},
+    "le": {"> for <=": jnp.greater, "< for <=": jnp.less},
 }
-"""What may stand in place of an operation, by the name of JAX's primitive."""
+"""What may stand in place of an operation, by JAX's name of it."""
 
 BOUNDED = {"clamp", "ge", "gt", "le", "lt", "max", "min"}
-"""Operations of which an input that the params do not reach is a bound, which may be moved."""
-
-ACTIVATIONS = {
-    "cos",
-    "erf",
-    "exp",
-    "expm1",
-    "jit",
-    "log",
-    "log1p",
-    "logistic",
-    "max",
-    "pjit",
-    "sin",
-}
-ACTIVATIONS |= {"custom_jvp_call", "tanh"}
-"""What an output is made by for which the input may be taken,"""
+"""Operations of which an input that the params do not reach is a bound."""
 
 PRODUCTS = {"div", "dot_general", "integer_pow", "mul", "square", "sub"}
-"""where that is an input of one of these."""
+ACTIVATIONS = {"cos", "erf", "exp", "expm1", "log", "log1p", "logistic", "max", "sin", "tanh"}
+ACTIVATIONS |= {"custom_jvp_call", "jit", "pjit"}
+"""Where an output may be taken for the input that it is made of, and what makes such outputs."""
 
 
 class PlantedFault(NamedTuple):
-    """A fault, in words such as `"wrong sign: params[0].weights"`, and whether it is caught."""
+    """A fault, such as `"params[0].weights: wrong sign"`, and whether it is caught."""
 
     fault: str
     is_caught: bool
@@ -106,7 +88,7 @@ class Power(NamedTuple):
 
     Attributes:
         faults: those that change a result.
-        without_effect: those that change nothing at any sample, beyond rounding.
+        without_effect: those that change nothing beyond rounding, at the samples.
     """
 
     faults: tuple[PlantedFault, ...]
@@ -125,18 +107,19 @@ class Power(NamedTuple):
 
 
 def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> Power:
-    """Plant faults into a gradient that the check passes, and see which of them it catches.
+    """Plant faults into a gradient that a check passes, and see which of them it catches.
 
-    A fault in one of 10, 100 or 1,000 params (by their hash) is caught if a sample is among them.
+    A fault in one of 10, 100 or 1,000 params, by their hash, is missed if no sample is among them.
+    A fault of the program is looked for at 1,024 samples at most, the first and the last 512.
 
     Args:
         by_hand: the gradient under test, `(params, batch)` -> loss and gradient. If JAX cannot
-            trace it, faults are planted into its arrays alone.
-        samples: params with a leading axis of samples, in float64.
+            trace it, or if it has a `while` loop, faults are planted into its arrays alone.
+        samples: params with a leading axis of samples.
         batch: any pytree that it takes.
-        passes: the judge, `passes(rows, values, gradients)`: whether the check passes losses
-            `(rows,)` and gradients `(rows, size)`, leaves one after the other, at the samples of
-            these numbers.
+        passes: `passes(rows, values, gradients)`: whether the check passes losses `(rows,)` and
+            gradients `(rows, size)`, the leaves one after the other, at the samples of the numbers
+            `rows`. It is asked about those that a fault changes.
 
     Returns:
         A `Power`.
@@ -147,105 +130,95 @@ def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> P
         >>> def passes(rows, values, gradients):
         ...     return np.allclose(gradients, 2 * samples[rows], rtol=1e-3)
         >>> power(by_hand, samples, None, passes).missed[0]
-        'params, off by 0.0001'
+        'params: off by 0.0001'
     """
-    results = values_and_gradients(by_hand, samples, batch)
-    values, right = results[0], _flat(results[1])
-    plants = _in_arrays(samples, batch, results[1], values)
+    values, gradients = values_and_gradients(by_hand, samples, batch)
+    results, faults, without_effect = (values, _flat(gradients)), [], []
+    rows = np.arange(len(values))
+    plants = [(rows, *each) for each in _in_arrays(samples, batch, gradients, values)]
     if isinstance(by_hand, Partial):
-        plants += _in_program(by_hand, samples, batch)
-    faults, without_effect = [], []
-    for fault, change in plants:
-        is_caught = _is_caught(change, values, right, passes)
-        if is_caught is None and not fault.startswith(RARELY):
+        few = rows[(rows < MAX_SAMPLES // 2) | (rows >= len(rows) - MAX_SAMPLES // 2)]
+        plants += [(few, *each) for each in _in_program(by_hand, samples, batch)]
+    for rows, fault, change in plants:
+        is_caught = _is_caught(change, rows, results, passes)
+        if is_caught is None and not fault.startswith(RARE):
             without_effect.append(fault)
         else:
             faults.append(PlantedFault(fault, bool(is_caught)))
     return Power(tuple(faults), tuple(without_effect))
 
 
-def _flat(gradients: PyTree) -> np.ndarray:
-    leaves = jax.tree.leaves(gradients)
-    return np.concatenate([np.reshape(leaf, (len(leaf), -1)) for leaf in leaves], axis=1)
-
-
-def _is_caught(
-    change: Change, values: np.ndarray, right: np.ndarray, passes: Passes
-) -> bool | None:
-    """Return whether the judge objects; None if nothing differs from what is right."""
+def _is_caught(change: Change, rows: np.ndarray, results: Any, passes: Passes) -> bool | None:
+    """Return whether the judge objects; None if nothing differs from the results."""
     is_changed = None
-    for begin in range(0, len(right), BLOCK):
-        rows = np.arange(begin, min(begin + BLOCK, len(right)))
-        changed = change(rows)
-        both = np.column_stack(changed), np.column_stack((values[rows], right[rows]))
+    for begin in range(0, len(rows), BLOCK):
+        here = rows[begin : begin + BLOCK]
+        changed = change(here)
+        now, before = np.column_stack(changed), np.column_stack([each[here] for each in results])
         with np.errstate(invalid="ignore"):
-            size = SAME * np.max(np.abs(both[1]), axis=1, keepdims=True)
-            is_same = np.isclose(*both, rtol=0, atol=size, equal_nan=True)
-        off = ~np.all(is_same, axis=1)
-        is_changed = False if np.any(off) else is_changed
-        if np.any(off) and not passes(rows[off], changed[0][off], changed[1][off]):
-            return True
+            size = SAME * np.max(np.abs(before), axis=1, keepdims=True)
+            off = ~np.all(np.isclose(now, before, rtol=0, atol=size, equal_nan=True), axis=1)
+        if np.any(off):
+            is_changed = False
+            if not passes(here[off], *(each[off] for each in changed)):
+                return True
     return is_changed
 
 
-def _in_arrays(
-    samples: PyTree, batch: PyTree, gradients: PyTree, values: np.ndarray
-) -> list[tuple[str, Change]]:
-    """Return the faults of each leaf, and those of all of them in some samples."""
-    right, begin, found = _flat(gradients), 0, []
-
-    def plant(fault: str, change: Callable[..., np.ndarray], part: slice) -> None:
-        def at(rows: np.ndarray) -> Results:
-            changed = right[rows]
-            changed[:, part] = change(changed[:, part], rows)
-            return values[rows], changed
-
-        found.append((fault, at))
-
-    sizes = {len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)}
-    means = {f"1/{size} of it": lambda leaf, size=size: leaf / size for size in sizes - {1}}
-    for path, leaf in tree_leaves_with_path(gradients):
-        shape, part = leaf.shape[1:], slice(begin, begin := begin + leaf[0].size)
-        turned = {"transposed": lambda leaf: np.swapaxes(leaf, 1, 2)} if _is_square(shape) else {}
-        for fault, change in (IN_LEAVES | means | turned).items():
-
-            def of_leaf(flat, rows, change=change, shape=shape):
-                return change(flat.reshape(-1, *shape)).reshape(flat.shape)
-
-            plant(f"params{keystr(path)}: {fault}", of_leaf, part)
-    flat = np.ascontiguousarray(_flat(samples))
-    hashes = np.array([zlib.crc32(row) for row in flat])
-    for odds in RARE:
-
-        def in_some(flat, rows, odds=odds):
-            return np.where(hashes[rows, None] % odds == 0, 2, 1) * flat
-
-        plant(f"{RARELY} {odds:,} samples", in_some, slice(None))
-    return found
-
-
-def _scaled_last(leaf: np.ndarray) -> np.ndarray:
-    changed = leaf.reshape(len(leaf), -1).copy()
-    changed[:, -1:] *= 1 + SMALL
-    return changed.reshape(leaf.shape)
+def _flat(tree: PyTree) -> np.ndarray:
+    leaves = [np.reshape(leaf, (len(leaf), -1)) for leaf in jax.tree.leaves(tree)]
+    return np.concatenate(leaves, axis=1)
 
 
 def _is_square(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and shape[0] == shape[1] > 1
 
 
-def _in_program(by_hand: Partial, samples: PyTree, batch: PyTree) -> list[tuple[str, Change]]:
-    """Return the faults of the program, all compiled together."""
+def _is_last(leaf: np.ndarray) -> np.ndarray:
+    size = leaf[0].size
+    return (np.arange(size) == size - 1).reshape(leaf.shape[1:])
+
+
+def _in_arrays(
+    samples: PyTree, batch: PyTree, gradients: PyTree, values: np.ndarray
+) -> Iterator[tuple[str, Change]]:
+    """Yield the faults of each leaf, and of all leaves at some samples."""
+    leaves = jax.tree.leaves(gradients)
+    sizes = {len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)} - {1}
+    means = {f"1/{size} of it": lambda leaf, size=size: leaf / size for size in sizes}
+    square = {"transposed": lambda leaf: np.swapaxes(leaf, 1, 2)}
+
+    def in_leaf(rows: np.ndarray, place: int, change: Any) -> Any:
+        parts = [leaf[rows] for leaf in leaves]
+        parts[place] = change(parts[place])
+        return values[rows], _flat(parts)
+
+    for place, (path, leaf) in enumerate(tree_leaves_with_path(gradients)):
+        faults = IN_LEAVES | means | (square if _is_square(leaf.shape[1:]) else {})
+        for fault, change in faults.items():
+            yield f"params{keystr(path)}: {fault}", partial(in_leaf, place=place, change=change)
+    hashes = np.array([zlib.crc32(row) for row in np.ascontiguousarray(_flat(samples))])
+
+    def in_some(rows: np.ndarray, odds: int) -> Any:
+        factor = np.where(hashes[rows] % odds == 0, 2, 1)
+        return values[rows], factor[:, None] * _flat([leaf[rows] for leaf in leaves])
+
+    for odds in (10, 100, 1_000):
+        yield f"{RARE} {odds:,} samples", partial(in_some, odds=odds)
+
+
+def _in_program(by_hand: Partial, samples: PyTree, batch: PyTree) -> Iterator[tuple[str, Change]]:
+    """Yield the faults of the program."""
+    width = min(BLOCK, len(jax.tree.leaves(samples)[0]))
+
+    def at(rows: np.ndarray, number: int) -> Any:
+        here = jax.tree.map(lambda leaf: leaf[np.resize(rows, width)], samples)
+        results = _results(by_hand, here, batch, number)
+        return [np.asarray(each)[: len(rows)] for each in results]
+
     first = jax.tree.map(lambda leaf: leaf[0], samples)
-    count = len(jax.tree.leaves(samples)[0])
-
-    def at(rows: np.ndarray, number: int) -> Results:
-        padded = jax.tree.map(lambda leaf: leaf[np.resize(rows, min(BLOCK, count))], samples)
-        values, gradients = jax.tree.map(np.asarray, _results(by_hand, padded, batch, number))
-        return values[: len(rows)], gradients[: len(rows)]
-
-    words = [fault for fault, *_ in _faults(trace(by_hand, first, batch), by_hand, first)]
-    return [(fault, functools.partial(at, number=each)) for each, fault in enumerate(words)]
+    for number, (fault, *_) in enumerate(_faults(trace(by_hand, first, batch), by_hand, first)):
+        yield fault, partial(at, number=number)
 
 
 @program()
@@ -274,60 +247,52 @@ def _faults(closed: Any, by_hand: Partial, params: PyTree) -> list[tuple[str, Pa
     found = equations(closed, by_hand, params, first_result=1)
     if any(each.eqn.primitive.name == "while" for each in found.values()):
         return []  # With a fault it might never end.
-    makers = {(path[:-1], id(each.eqn.outvars[0])): each for path, each in found.items()}
-    faults = []
-    for path, each in found.items():
-        made_by = [makers.get((path[:-1], id(variable))) for variable in each.eqn.invars]
-        for fault, change in _faults_of(each, made_by):
-            faults.append((f"{fault} at {each.place}", path, change))
+    makers = {(path[:-1], each.eqn.outvars[0]): each for path, each in found.items()}
+    faults = [
+        (f"{fault} at {each.place}", path, change)
+        for path, each in found.items()
+        for fault, change in _faults_of(each, lambda of, path=path: makers.get((path[:-1], of)))
+    ]
     chosen = np.linspace(0, len(faults) - 1, min(MAX_FAULTS, len(faults))).astype(int)
     return [faults[place] for place in chosen]
 
 
-def _faults_of(equation: Equation, makers: list[Equation | None]) -> list[tuple[str, Any]]:
-    """Return the faults of one equation, which are in its operation or in one of its inputs."""
-    eqn, inputs = equation.eqn, equation.eqn.invars
+def _faults_of(equation: Equation, maker: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the faults of one equation: in its operation, or in one of its inputs."""
+    eqn, inputs = equation.eqn, cast(list[Any], equation.eqn.invars)
     name, options = eqn.primitive.name, eqn.params
-    found = [
-        (fault, lambda read, other=other: other(*map(read, inputs)))
-        for fault, other in OTHERS.get(name, ())
-    ]
 
-    def put(fault: str, place: int, change: Callable[..., Any]) -> None:
+    def put(place: int, change: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+        """Change one input: `change(value, read)`."""
+
         def changed(read: Any) -> Any:
             values = [jnp.asarray(read(each)) for each in inputs]
             values[place] = change(values[place], read)
             return bind(eqn, values)[0]
 
-        found.append((fault, changed))
+        return changed
 
+    for fault, other in OTHERS.get(name, {}).items():
+        yield fault, lambda read, other=other: other(*map(read, inputs))
     if name in ("dot_general", "reduce_sum"):
         axis = options["axes"][0] if name == "reduce_sum" else options["dimension_numbers"][0][0][0]
-        put("the first of a sum left out", 0, lambda value, read: _without_first(value, axis))
-    for place, (each, maker) in enumerate(zip(inputs, makers, strict=True)):
+        first = (slice(None),) * axis + (0,)
+        yield "first term of a sum left out", put(0, lambda value, read: value.at[first].set(0))
+    for place, (each, depends) in enumerate(zip(inputs, equation.depends, strict=True)):
         if name in ("dot_general", "transpose") and _is_square(each.aval.shape):
-            put("transposed the other way", place, lambda value, read: value.T)
-        if name in BOUNDED and not equation.depends[place]:
-            put("a bound moved", place, lambda value, read: value + (1 + jnp.abs(value)) / 10)
-        source = _source(maker) if maker and name in PRODUCTS else None
-        if source is not None:
-            word = maker.eqn.params.get("name", maker.eqn.primitive.name).strip("_")
-            put(f"the input of {word} for its output", place, lambda value, read, s=source: read(s))
-    return found
+            yield "transposed", put(place, lambda value, read: value.T)
+        if name in BOUNDED and not depends:
+            yield "bound moved", put(place, lambda value, read: value + (1 + jnp.abs(value)) / 10)
+        made = maker(each) if name in PRODUCTS and depends else None
+        if made is not None and made.eqn.primitive.name in ACTIVATIONS:
+            word = made.eqn.params.get("name", made.eqn.primitive.name).strip("_")
+            sources = zip(made.eqn.invars, made.depends, strict=True)
+            for source in [one for one, depends in sources if depends and _are_alike(one, each)][
+                :1
+            ]:
+                change = put(place, lambda value, read, source=source: read(source))
+                yield f"input of {word} for its output", change
 
 
-def _source(maker: Equation) -> Any:
-    """Return the input of an activation, if the equation is one: it has the shape of the output."""
-    eqn, wanted = maker.eqn, maker.eqn.outvars[0].aval
-    sources = [
-        each
-        for each, depends in zip(eqn.invars, maker.depends, strict=True)
-        if depends and (each.aval.shape, each.aval.dtype) == (wanted.shape, wanted.dtype)
-    ]
-    return sources[0] if sources and eqn.primitive.name in ACTIVATIONS else None
-
-
-def _without_first(values: jax.Array, axis: int) -> jax.Array:
-    size = values.shape[axis]
-    shape = [size if each == axis else 1 for each in range(values.ndim)]
-    return values * (jnp.arange(size) > 0).reshape(shape).astype(values.dtype)
+def _are_alike(one: Any, other: Any) -> bool:
+    return (one.aval.shape, one.aval.dtype) == (other.aval.shape, other.aval.dtype)
