@@ -137,7 +137,7 @@ def loss_report(
         largest=float(np.max(np.abs(values))),
         error=error,
         difference_error=float("nan"),
-        ratio=float(by_hand[sample] / values[sample]) if values[sample] else 1.0,
+        ratio=float("nan"),
         num_kinks=0,
         passed=error <= tolerances[0],
         sample=sample,
