@@ -227,7 +227,13 @@ def test_samples_without_finite_slopes_are_not_added(limit):
     assert 0 < coverage.num_tried <= limit
 
 
-@pytest.mark.parametrize("hidden", HIDDEN_ACTIVATIONS)
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive if name in ("leaky_relu", "elu") else ())
+        for name in HIDDEN_ACTIVATIONS
+    ],
+)
 def test_networks_of_jaxnn(hidden):
     batch = jaxnn.datasets.vertical(jax.random.key(0), samples=20, classes=3)
     model = jaxnn.mlp((2, 3, 3), hidden=hidden)
