@@ -267,7 +267,9 @@ def _faults_of(equation: Equation, maker: Callable[[Any], Any]) -> Iterator[tupl
 
         def changed(read: Any) -> Any:
             values = [jnp.asarray(read(each)) for each in inputs]
-            values[place] = change(values[place], read)
+            with jax.numpy_dtype_promotion("standard"):  # A bound may be an integer.
+                moved = jnp.asarray(change(values[place], read))
+            values[place] = moved.astype(values[place].dtype)
             return bind(eqn, values)[0]
 
         return changed
