@@ -689,7 +689,7 @@ def test_a_fault_behind_a_branch_is_found_by_samples_aimed_at_it():
     assert case.gradient == pytest.approx(2 * case.params[0])
     assert case.expected == pytest.approx(2 * case.params[0] + 1)
     said = str(report).splitlines()
-    assert "coverage: 100 % of the sides of 1 branches visited" in said
+    assert "coverage: 100 % of the sides of its branches were visited" in said
     assert f"smallest case: {case.where()}" in said
     assert f"  params  [{case.params[0]:g}]" in said
 
@@ -725,7 +725,7 @@ def test_a_branch_that_is_never_visited_is_told_with_its_place():
     line = next(line for line in str(report).splitlines() if line.startswith("coverage: "))
     assert (
         line
-        == f"coverage: 50 % of the sides of 1 branches visited: {branch.place}, where, true never"
+        == f"coverage: 50 % of the sides of 1 branch visited: {branch.place}, where, true never"
     )
     assert branch.place.startswith("test_check.py:")
 

@@ -123,8 +123,9 @@ class GradientReport(NamedTuple):
                 f"{branch.place}, {branch.kind}, {branch.sides[branch.counts[0] > 0]} never"
                 for branch in missed
             ]
-            share = f"{100 * self.coverage.share:.3g} % of the sides of {len(branches)} branches"
-            lines.append(f"coverage: {share} visited{_some(':', places)}")
+            share = f"{100 * self.coverage.share:.3g} % of the sides of its branches were visited"
+            told = f"{share}{_some(':', places)}" if branches else "the loss has no branches"
+            lines.append(f"coverage: {told}")
         if self.power is not None:
             faults, missed = self.power.faults, self.power.missed
             share = f"{len(faults) - len(missed)} of {len(faults)} planted faults caught"
