@@ -22,12 +22,12 @@ from jaxnn.chains.moves import calibrated_temperature
 from jaxnn.chains.perturbation_search import PerturbationSearchResult, perturbation_search
 from jaxnn.descent.gradient_descent import GradientDescentResult, gradient_descent
 from jaxnn.gradients.check import GradientReport, check_gradients
+from jaxnn.gradients.counterexample import Counterexample
 from jaxnn.gradients.coverage import Branch, Coverage
 from jaxnn.gradients.differences import DifferenceErrors, difference_errors
 from jaxnn.gradients.estimate import perturbation_gradient
 from jaxnn.gradients.leaves import LeafReport
 from jaxnn.gradients.power import PlantedFault, Power
-from jaxnn.gradients.smallest import Counterexample
 from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
 from jaxnn.model.mlp import Model, mlp

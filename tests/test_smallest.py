@@ -33,7 +33,7 @@ def smallest(loss, by_hand, sampler, batch, **options) -> Any:
 
 SHAPES = {"w0": (4, 6), "b0": (6,), "w1": (6, 3), "b1": (3,)}
 RNG = np.random.default_rng(2)
-ROWS = {"x": RNG.normal(size=(200, 4)), "y": np.eye(3)[RNG.integers(0, 3, 200)]}
+ROWS = {"x": RNG.normal(size=(40, 4)), "y": np.eye(3)[RNG.integers(0, 3, 40)]}
 
 
 def sample(key):

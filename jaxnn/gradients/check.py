@@ -27,12 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from jaxnn.gradients.counterexample import Counterexample
 from jaxnn.gradients.coverage import Coverage, cover
 from jaxnn.gradients.diagnose import suggest
 from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked
 from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
 from jaxnn.gradients.power import Power, power
-from jaxnn.gradients.smallest import Counterexample, shrink
+from jaxnn.gradients.smallest import shrink
 from jaxnn.gradients.witnesses import Evidence, Losses, measure, widened
 from jaxnn.run.checks import as_batch, as_count, as_key, as_params, as_partial, as_real
 from jaxnn.run.programs import program
