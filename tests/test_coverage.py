@@ -184,7 +184,19 @@ def padded(params, batch):
     )
 
 
-@pytest.mark.parametrize("loss", [flat, of_the_batch, unused, stopped, smooth, padded])
+def guarded(params, batch):
+    root = jnp.sqrt(params)
+    return jnp.sum(jnp.where(jnp.isnan(root) | ~jnp.isfinite(params), params, 2 * params))
+
+
+def of_nothing(params, batch):
+    return jnp.sum(params) + jnp.sum(jnp.maximum(params[3:], 0))
+
+
+LOSSES = [flat, of_the_batch, unused, stopped, smooth, padded, guarded, of_nothing]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_what_is_no_branch(loss):
     coverage, added = covered(loss, limit=2_000)
     assert (coverage.branches, coverage.share, coverage.missed) == ((), 1, ())

@@ -3,7 +3,8 @@
 A gradient is checked on the branches that its samples take, and on no other. The program of the
 loss names them: every `max`, `where`, `clip`, `abs` or `cond` between the params and the loss. A
 choice by the batch alone is none, nor is one that the loss does not use, one behind a
-`stop_gradient`, or one between a number and infinity, such as the start of a maximum.
+`stop_gradient`, or one between a number and infinity, such as the start of a maximum. Nor is one
+by whether a number is finite.
 """
 
 from __future__ import annotations
@@ -183,19 +184,22 @@ def _shape(variable: Any) -> tuple[tuple[int, ...], Any]:
 def _pairs(equation: Equation, inputs: Sequence[Any]) -> dict[str, tuple[Any, Any]]:
     """Return by kind two numbers, or arrays: the first side is where the first one is larger."""
     (eqn, _, within, depends), first, last = equation, inputs[0], inputs[-1]
-    result = cast(Any, eqn.outvars[0].aval)
-    name, part = eqn.primitive.name, f" in {within}" * bool(within)
-    if not (depends[0] or name in ("max", "min", "clamp")):
+    name, part, result = (
+        eqn.primitive.name,
+        f" in {within}" * bool(within),
+        cast(Any, eqn.outvars[0]),
+    )
+    if not prod(result.aval.shape) or not (depends[0] or name in ("max", "min", "clamp")):
         return {}
     if name in EXTREMES:
         at, number = _place_of_largest(EXTREMES[name] * first, eqn.params["axes"])
         return {f"{name} at {place}{part}": (at == place, 0.5) for place in range(number)}
     if name == "cond":
         number = len(eqn.params["branches"])
-        if number > 2:
-            return {f"cond at {place}{part}": (first == place, 0.5) for place in range(number)}
-        return {"cond" + part: (0.5, first)}
-    if not jnp.issubdtype(result.dtype, jnp.floating):
+        several = {f"cond at {place}{part}": (first == place, 0.5) for place in range(number)}
+        return several if number > 2 else {"cond" + part: (0.5, first)}
+    is_complex = jnp.issubdtype(first.dtype, jnp.complexfloating)
+    if is_complex or not jnp.issubdtype(result.aval.dtype, jnp.floating):
         return {}
     if name in ("select_n", "convert_element_type"):
         word = "where" if name == "select_n" else "mask"
