@@ -140,7 +140,8 @@ def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> P
         few = rows[(rows < MAX_SAMPLES // 2) | (rows >= len(rows) - MAX_SAMPLES // 2)]
         plants += [(few, *each) for each in _in_program(by_hand, samples, batch)]
     for rows, fault, change in plants:
-        is_caught = _is_caught(change, rows, results, passes)
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_caught = _is_caught(change, rows, results, passes)
         if is_caught is None and not fault.startswith(RARE):
             without_effect.append(fault)
         else:
@@ -155,9 +156,8 @@ def _is_caught(change: Change, rows: np.ndarray, results: Any, passes: Passes) -
         here = rows[begin : begin + BLOCK]
         changed = change(here)
         now, before = np.column_stack(changed), np.column_stack([each[here] for each in results])
-        with np.errstate(invalid="ignore"):
-            size = SAME * np.max(np.abs(before), axis=1, keepdims=True)
-            off = ~np.all(np.isclose(now, before, rtol=0, atol=size, equal_nan=True), axis=1)
+        size = SAME * np.max(np.abs(before), axis=1, keepdims=True)
+        off = ~np.all(np.isclose(now, before, rtol=0, atol=size, equal_nan=True), axis=1)
         if np.any(off):
             is_changed = False
             if not passes(here[off], *(each[off] for each in changed)):
@@ -184,7 +184,7 @@ def _in_arrays(
 ) -> Iterator[tuple[str, Change]]:
     """Yield the faults of each leaf, and of all leaves at some samples."""
     leaves = jax.tree.leaves(gradients)
-    sizes = {len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)} - {1}
+    sizes = {len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)} - {0, 1}
     means = {f"1/{size} of it": lambda leaf, size=size: leaf / size for size in sizes}
     square = {"transposed": lambda leaf: np.swapaxes(leaf, 1, 2)}
 
