@@ -725,7 +725,7 @@ def test_a_branch_that_is_never_visited_is_told_with_its_place():
     line = next(line for line in str(report).splitlines() if line.startswith("coverage: "))
     assert (
         line
-        == f"coverage: 50 % of the sides of 1 branch visited: {branch.place}, where, true never"
+        == f"coverage: 50 % of the sides of its branches were visited: {branch.place}, where, true never"
     )
     assert branch.place.startswith("test_check.py:")
 

@@ -184,7 +184,24 @@ def padded(params, batch):
     )
 
 
-@pytest.mark.parametrize("loss", [flat, of_the_batch, unused, stopped, smooth, padded])
+def guarded(params, batch):
+    root = jnp.sqrt(params)
+    return jnp.sum(jnp.where(jnp.isnan(root) | ~jnp.isfinite(params), params, 2 * params))
+
+
+def of_nothing(params, batch):
+    return jnp.max(params[:1]) + jnp.sum(params) + jnp.sum(jnp.maximum(params[3:], 0))
+
+
+def of_complex_numbers(params, batch):
+    return jnp.sum(jnp.abs(jnp.fft.fft(params)))
+
+
+LOSSES = [flat, of_the_batch, unused, stopped, smooth, padded, guarded, of_nothing]
+LOSSES += [of_complex_numbers]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_what_is_no_branch(loss):
     coverage, added = covered(loss, limit=2_000)
     assert (coverage.branches, coverage.share, coverage.missed) == ((), 1, ())
@@ -257,6 +274,18 @@ def test_networks_of_jaxnn(hidden):
     if hidden in ("relu", "leaky_relu", "elu"):
         number = np.sum(z > 0)
         assert set(coverage.branches[0].counts) == {number, z.size - number}
+
+
+def test_places_of_a_long_maximum_are_counted_together_from_the_16th_on():
+    def loss(params, batch):
+        return jnp.max(params), jnp.min(params.reshape(4, 5), axis=(0, 1))
+
+    samples = np.random.default_rng(5).normal(size=(300, 20))
+    found = counts(lambda *args: jnp.stack(loss(*args)).sum(), samples=samples)
+    for name, at in (("reduce_max", np.argmax(samples, 1)), ("reduce_min", np.argmin(samples, 1))):
+        places = np.bincount(np.minimum(at, 15))
+        own = {kind: count for (_, kind), count in found.items() if name in kind}
+        assert own == {f"{name} at {n}": (places[n], 300 - places[n]) for n in range(16)}
 
 
 def test_nothing_is_compiled_twice(compilations):

@@ -173,6 +173,24 @@ def test_faults_of_the_arrays_of_a_numpy_gradient():
         np.testing.assert_allclose(gradients, whole[rows], rtol=1e-14)
 
 
+def test_numbers_that_are_not_finite_and_leaves_without_numbers():
+    def by_hand(params, batch):
+        return np.float64(np.inf), {"a": params["a"] * [np.inf, np.nan, 1], "b": params["b"]}
+
+    def passes(rows, values, gradients):
+        return bool(np.all(np.isnan(gradients[:, 1]) & np.isinf(gradients[:, 0])))
+
+    samples = {"a": P[:1], "b": P[:1, :0]}
+    found = power(NumpyFunction("by_hand", by_hand), samples, np.zeros((1, 0)), passes)
+    of_a = dict(found.faults)
+    assert not of_a["params['a']: wrong sign"]
+    assert of_a["params['a']: left out"]
+    assert set(found.without_effect) >= {
+        "params['a']: of the sample before",
+        "params['b']: last coordinate off by 0.0001",
+    }
+
+
 def test_a_fault_in_few_params_is_caught_if_a_sample_is_among_them():
     samples = np.random.default_rng(3).normal(size=(5_000, 2))
     hashes = np.array([zlib.crc32(row) for row in samples])

@@ -263,7 +263,7 @@ def test_what_is_wrong_at_a_kink_alone_stays_at_it():
     def by_hand(params, batch):
         return loss(params, batch), jnp.where(params == 0, 2.0, jnp.sign(params)) * batch
 
-    case = smallest(loss, by_hand, np.array([0.7, 0, -2], np.float32), np.float32([3, 3, 3]))
+    case = smallest(loss, by_hand, np.array([0.7, 0, -2], np.float32), np.full(3, 3, np.float32))
     (place,) = case.coordinate
     assert (case.params[place], case.gradient) == (0, 2 * case.batch[place])
     assert abs(case.expected) <= case.batch[place]
@@ -277,8 +277,8 @@ def test_trees_of_classes_are_written_with_their_imports():
         value, gradient = jax.value_and_grad(loss)(params, batch)
         return value, jax.tree.map(jnp.negative, gradient)
 
-    params = (jaxnn.Dense(np.ones((2, 1), np.float32), np.ones(1, np.float32)),)
-    batch = jaxnn.Batch(np.float32([[2, 3], [4, 5]]), np.float32([[1], [2]]))
+    params = (jaxnn.Dense(jnp.ones((2, 1)), jnp.ones(1)),)
+    batch = jaxnn.Batch(jnp.array([[2.0, 3], [4, 5]]), jnp.array([[1.0], [2]]))
     case = smallest(loss, by_hand, params, batch)
     assert isinstance(case.params[0], jaxnn.Dense)
     for name in ("Dense", "Batch"):

@@ -124,7 +124,7 @@ def _imported(name: str, function: Any) -> str:
     function = function.function if isinstance(function, NumpyFunction) else function
     if isinstance(function, Partial) and not (function.args or function.keywords):
         function = bare_function(function.func)
-    own, module = getattr(function, "__qualname__", None), getattr(function, "__module__", None)
+    own, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "") or ""
     if own and module != "__main__" and getattr(sys.modules.get(module), own, None) is function:
         return f"from {module} import {own} as {name}"
     inner = unwrap(function)

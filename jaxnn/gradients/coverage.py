@@ -3,7 +3,8 @@
 A gradient is checked on the branches that its samples take, and on no other. The program of the
 loss names them: every `max`, `where`, `clip`, `abs` or `cond` between the params and the loss. A
 choice by the batch alone is none, nor is one that the loss does not use, one behind a
-`stop_gradient`, or one between a number and infinity, such as the start of a maximum.
+`stop_gradient`, or one between a number and infinity, such as the start of a maximum. Nor is one
+by whether a number is finite.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
 SAMPLES_AT_ONCE, BLOCK = 16, 256
-FEW, TRIED = 16, 4  # Samples that others are aimed from, and that are tried to reach one side.
+FEW, TRIED = 8, 4  # Samples that others are aimed from, and that are tried to reach one side.
 STRENGTHS = 1, 10, 100  # Of what changes a sample, mild first.
 MAX_PLACES = 16  # Of a maximum that are told apart; the rest counts as the last of them.
 
@@ -96,7 +97,7 @@ def cover(
     batch: PyTree,
     draw: Callable[[int], PyTree] | None = None,
     *,
-    limit: int = 2_000,
+    limit: int = 1_000,
 ) -> tuple[Coverage, PyTree]:
     """Count the branches that samples take, and find other samples that take the rest.
 
@@ -183,31 +184,29 @@ def _kinds(equation: Equation) -> list[str]:
     """Return what the choices of an equation are called; none if it does not choose."""
     kinds: list[str] = []
     if equation.eqn.primitive.name in CHOOSING and equation.within not in SMOOTH:
-        shapes = [jax.ShapeDtypeStruct(*_shape(each)) for each in equation.eqn.invars]
+        avals = [cast(Any, each).aval for each in equation.eqn.invars]
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
         jax.eval_shape(lambda *inputs: kinds.extend(_pairs(equation, inputs)), *shapes)
     return kinds
-
-
-def _shape(variable: Any) -> tuple[tuple[int, ...], Any]:
-    return variable.aval.shape, variable.aval.dtype
 
 
 def _pairs(equation: Equation, inputs: Sequence[Any]) -> dict[str, tuple[Any, Any]]:
     """Return by kind two numbers, or arrays: the first side is where the first one is larger."""
     (eqn, _, within, depends), first, last = equation, inputs[0], inputs[-1]
-    result = cast(Any, eqn.outvars[0].aval)
     name, part = eqn.primitive.name, f" in {within}" * bool(within)
-    if not (depends[0] or name in ("max", "min", "clamp")):
+    result = cast(Any, eqn.outvars[0]).aval
+    if not prod(result.shape) or not (depends[0] or name in ("max", "min", "clamp")):
         return {}
     if name in EXTREMES:
         at, number = _place_of_largest(EXTREMES[name] * first, eqn.params["axes"])
-        return {f"{name} at {place}{part}": (at == place, 0.5) for place in range(number)}
+        places = range(number) if number > 1 else ()
+        return {f"{name} at {place}{part}": (at == place, 0.5) for place in places}
     if name == "cond":
         number = len(eqn.params["branches"])
-        if number > 2:
-            return {f"cond at {place}{part}": (first == place, 0.5) for place in range(number)}
-        return {"cond" + part: (0.5, first)}
-    if not jnp.issubdtype(result.dtype, jnp.floating):
+        several = {f"cond at {place}{part}": (first == place, 0.5) for place in range(number)}
+        return several if number > 2 else {"cond" + part: (0.5, first)}
+    is_complex = jnp.issubdtype(first.dtype, jnp.complexfloating)
+    if is_complex or not jnp.issubdtype(result.dtype, jnp.floating):
         return {}
     if name in ("select_n", "convert_element_type"):
         word = "where" if name == "select_n" else "mask"

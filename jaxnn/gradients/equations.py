@@ -52,7 +52,8 @@ def equations(
 ) -> dict[Path, Equation]:
     """Return the equations between the params and the results, also in nested programs.
 
-    What passes `stop_gradient` does not count as reaching the results.
+    What passes `stop_gradient` does not count as reaching the results, and params do not reach
+    what only tells whether they are finite.
     """
     found: dict[Path, Equation] = {}
     after, before = defaultdict(list), defaultdict(list)
@@ -97,7 +98,9 @@ def _walk(
         one = Equation(eqn, place or around.place, within if place else around.within)
         found[here], nested = one, _nested(eqn)
         inputs, outputs = _nodes(path, eqn.invars), _nodes(path, eqn.outvars)
-        for source in inputs[:1] if name == "cond" else inputs * (not nested):
+        # A test for nan or infinity is not a choice by the params.
+        is_guard = name == "is_finite" or (name in ("eq", "ne") and inputs[0] == inputs[1])
+        for source in inputs[:1] if name == "cond" else inputs * (not nested and not is_guard):
             join([source] * len(outputs), outputs, name == "stop_gradient")
         called = eqn.params.get("name", "_")
         one = one if called.startswith("_") else one._replace(within=called)

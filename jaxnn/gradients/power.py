@@ -77,7 +77,12 @@ ACTIVATIONS |= {"custom_jvp_call", "jit", "pjit"}
 
 
 class PlantedFault(NamedTuple):
-    """A fault, such as `"params[0].weights: wrong sign"`, and whether it is caught."""
+    """A fault, and whether it is caught.
+
+    Attributes:
+        fault: in words, such as `"params[0].weights: wrong sign"`.
+        is_caught: whether the check would have failed.
+    """
 
     fault: str
     is_caught: bool
@@ -140,7 +145,8 @@ def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> P
         few = rows[(rows < MAX_SAMPLES // 2) | (rows >= len(rows) - MAX_SAMPLES // 2)]
         plants += [(few, *each) for each in _in_program(by_hand, samples, batch)]
     for rows, fault, change in plants:
-        is_caught = _is_caught(change, rows, results, passes)
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_caught = _is_caught(change, rows, results, passes)
         if is_caught is None and not fault.startswith(RARE):
             without_effect.append(fault)
         else:
@@ -155,9 +161,8 @@ def _is_caught(change: Change, rows: np.ndarray, results: Any, passes: Passes) -
         here = rows[begin : begin + BLOCK]
         changed = change(here)
         now, before = np.column_stack(changed), np.column_stack([each[here] for each in results])
-        with np.errstate(invalid="ignore"):
-            size = SAME * np.max(np.abs(before), axis=1, keepdims=True)
-            off = ~np.all(np.isclose(now, before, rtol=0, atol=size, equal_nan=True), axis=1)
+        size = SAME * np.max(np.abs(before), axis=1, keepdims=True)
+        off = ~np.all(np.isclose(now, before, rtol=0, atol=size, equal_nan=True), axis=1)
         if np.any(off):
             is_changed = False
             if not passes(here[off], *(each[off] for each in changed)):
@@ -184,7 +189,7 @@ def _in_arrays(
 ) -> Iterator[tuple[str, Change]]:
     """Yield the faults of each leaf, and of all leaves at some samples."""
     leaves = jax.tree.leaves(gradients)
-    sizes = {len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)} - {1}
+    sizes = {len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)} - {0, 1}
     means = {f"1/{size} of it": lambda leaf, size=size: leaf / size for size in sizes}
     square = {"transposed": lambda leaf: np.swapaxes(leaf, 1, 2)}
 
@@ -260,40 +265,43 @@ def _faults(closed: Any, by_hand: Partial, params: PyTree) -> list[tuple[str, Pa
 def _faults_of(equation: Equation, maker: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
     """Yield the faults of one equation: in its operation, or in one of its inputs."""
     eqn, inputs = equation.eqn, cast(list[Any], equation.eqn.invars)
-    name, options = eqn.primitive.name, eqn.params
 
-    def put(place: int, change: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
-        """Change one input: `change(value, read)`."""
+    def with_other_input(read: Any, place: int, change: Any) -> Any:
+        values = [jnp.asarray(read(each)) for each in inputs]
+        values[place] = change(values[place], read)
+        return bind(eqn, values)[0]
 
-        def changed(read: Any) -> Any:
-            values = [jnp.asarray(read(each)) for each in inputs]
-            with jax.numpy_dtype_promotion("standard"):  # A bound may be an integer.
-                moved = jnp.asarray(change(values[place], read))
-            values[place] = moved.astype(values[place].dtype)
-            return bind(eqn, values)[0]
+    if all(jnp.issubdtype(each.aval.dtype, jnp.floating) for each in inputs):
+        for fault, other in OTHERS.get(eqn.primitive.name, {}).items():
+            yield fault, lambda read, other=other: other(*map(read, inputs))
+        for fault, place, change in _of_inputs(equation, inputs, maker):
+            yield fault, partial(with_other_input, place=place, change=change)
 
-        return changed
 
-    for fault, other in OTHERS.get(name, {}).items():
-        yield fault, lambda read, other=other: other(*map(read, inputs))
-    if name in ("dot_general", "reduce_sum"):
-        axis = options["axes"][0] if name == "reduce_sum" else options["dimension_numbers"][0][0][0]
-        first = (slice(None),) * axis + (0,)
-        yield "first term of a sum left out", put(0, lambda value, read: value.at[first].set(0))
+def _of_inputs(
+    equation: Equation, inputs: list[Any], maker: Callable[[Any], Any]
+) -> Iterator[tuple[str, int, Callable[[Any, Any], Any]]]:
+    """Yield what may be another input of an equation: words, its place, `change(value, read)`."""
+    name, options, axes = equation.eqn.primitive.name, equation.eqn.params, ()
+    if name in ("reduce_sum", "dot_general"):
+        axes = options["axes"] if name == "reduce_sum" else options["dimension_numbers"][0][0]
+    for axis in axes[:1]:
+        first = (*[slice(None)] * axis, 0)
+        change = partial(lambda value, read, first: value.at[first].set(0), first=first)
+        yield "first term of a sum left out", 0, change
     for place, (each, depends) in enumerate(zip(inputs, equation.depends, strict=True)):
         if name in ("dot_general", "transpose") and _is_square(each.aval.shape):
-            yield "transposed", put(place, lambda value, read: value.T)
+            yield "transposed", place, lambda value, read: value.T
         if name in BOUNDED and not depends:
-            yield "bound moved", put(place, lambda value, read: value + (1 + jnp.abs(value)) / 10)
+            yield "bound moved", place, lambda value, read: value + (1 + jnp.abs(value)) / 10
         made = maker(each) if name in PRODUCTS and depends else None
         if made is not None and made.eqn.primitive.name in ACTIVATIONS:
             word = made.eqn.params.get("name", made.eqn.primitive.name).strip("_")
-            sources = zip(made.eqn.invars, made.depends, strict=True)
-            for source in [one for one, depends in sources if depends and _are_alike(one, each)][
-                :1
-            ]:
-                change = put(place, lambda value, read, source=source: read(source))
-                yield f"input of {word} for its output", change
+            pairs = zip(made.eqn.invars, made.depends, strict=True)
+            sources = [one for one, depends in pairs if depends and _are_alike(one, each)]
+            for source in sources[:1]:
+                fault = f"input of {word} for its output"
+                yield fault, place, lambda value, read, source=source: read(source)
 
 
 def _are_alike(one: Any, other: Any) -> bool:

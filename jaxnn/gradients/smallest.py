@@ -227,14 +227,13 @@ def _narrow(search: _Search) -> None:
         seed = max(axes, key=lambda axis: axes[axis])
         group = _companions(search.kept, seed, search.fits)
         tried |= group | {seed}
-        is_shorter = bool(group)
-        while is_shorter:
+        part, is_shorter = math.inf, bool(group)
+        while is_shorter and part > 2:
             length = search.kept[seed[0]].shape[seed[1]]
             for part in sorted({1, 2, length // 2} - {0, length}):
                 is_shorter = _shorten(search, group, part)
                 if is_shorter is not False:
                     break
-            is_shorter = is_shorter and part > 2
 
 
 def _lengths(leaves: Leaves) -> dict[Axis, int]:
