@@ -722,11 +722,8 @@ def test_a_branch_that_is_never_visited_is_told_with_its_place():
     assert report.passed
     assert report.coverage.share == 0.5
     (branch,) = report.coverage.missed
-    line = next(line for line in str(report).splitlines() if line.startswith("coverage: "))
-    assert (
-        line
-        == f"coverage: 50 % of the sides of its branches were visited: {branch.place}, where, true never"
-    )
+    said = f"sides of its branches were visited: {branch.place}, where, true never"
+    assert f"coverage: 50 % of the {said}" in str(report).splitlines()
     assert branch.place.startswith("test_check.py:")
 
 
