@@ -156,6 +156,18 @@ def test_loops_count_every_turn_and_conds_what_they_ran():
     assert counts(loss) == expected
 
 
+def test_params_reach_what_a_loop_carries():
+    def loss(params, batch):
+        def turn(carry, row):
+            return (carry[0], carry[0]), jnp.abs(carry[1] + row)
+
+        return jnp.sum(jax.lax.scan(turn, (params[0], 0.0), batch[:, 0])[1])
+
+    before = np.repeat(SAMPLES[:, :1], ROWS, axis=1) * (np.arange(ROWS) > 0)
+    rows = before + BATCH[:, 0]
+    assert list(counts(loss).values()) == [sides(rows < 0, rows > 0)]
+
+
 def flat(params, batch):
     return jnp.mean(jnp.tanh(batch @ params) ** 2)
 
