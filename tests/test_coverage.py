@@ -191,9 +191,8 @@ def smooth(params, batch):
 
 
 def padded(params, batch):
-    return jnp.sum(jnp.maximum(-jnp.inf, params)) + jnp.sum(
-        jax.lax.clamp(-jnp.inf, params, jnp.inf)
-    )
+    clipped = jax.lax.clamp(-jnp.inf, params, jnp.inf)
+    return jnp.sum(jnp.maximum(-jnp.inf, params) + jnp.minimum(params, jnp.inf) + clipped)
 
 
 def guarded(params, batch):
