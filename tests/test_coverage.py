@@ -245,6 +245,16 @@ def test_other_samples_are_drawn_first_and_then_aimed():
     assert np.min(added["w"] + added["far"]) < 50 < 2.5e4 < np.max(added["w"] + added["far"])
 
 
+def test_one_leaf_alone_is_moved():
+    def loss(params, batch):
+        return jnp.sum(jnp.maximum(params["a"] / params["b"], 5.0))
+
+    samples = {"a": np.abs(SAMPLES), "b": np.abs(SAMPLES) + 1}
+    coverage, added = cover(Partial(loss), samples, None)
+    assert (coverage.share, len(added["a"])) == (1, 1)
+    assert np.max(samples["a"] / samples["b"]) < 5 < np.max(added["a"] / added["b"])
+
+
 @pytest.mark.parametrize("limit", [3, 2_000])
 def test_samples_without_finite_slopes_are_not_added(limit):
     def loss(params, batch):

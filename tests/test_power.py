@@ -237,6 +237,18 @@ def test_too_few_samples_miss_what_they_do_not_visit():
     assert moved in [fault for fault, is_caught in visited.faults if is_caught]
 
 
+@pytest.mark.parametrize(("place", "is_seen"), [(0, True), (1_000, False), (-1, True)])
+def test_faults_of_a_program_are_looked_for_at_both_ends_of_many_samples(place, is_seen):
+    def clipped(params, batch):
+        return jax.lax.clamp(-9.0, params, 2.95)
+
+    samples = np.ones((2_000, 1))
+    samples[place] = 3
+    faults, without_effect = in_program(clipped, samples)
+    assert ["bound moved" in fault for fault in faults] == [True] * is_seen
+    assert ["bound moved" in fault for fault in without_effect] == [True] * (2 - is_seen)
+
+
 @pytest.mark.parametrize(
     "hidden",
     [
