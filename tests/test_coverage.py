@@ -156,6 +156,18 @@ def test_loops_count_every_turn_and_conds_what_they_ran():
     assert counts(loss) == expected
 
 
+def test_params_reach_what_a_loop_carries():
+    def loss(params, batch):
+        def turn(carry, row):
+            return (carry[0], carry[0]), jnp.abs(carry[1] + row)
+
+        return jnp.sum(jax.lax.scan(turn, (params[0], 0.0), batch[:, 0])[1])
+
+    before = np.repeat(SAMPLES[:, :1], ROWS, axis=1) * (np.arange(ROWS) > 0)
+    rows = before + BATCH[:, 0]
+    assert list(counts(loss).values()) == [sides(rows < 0, rows > 0)]
+
+
 def flat(params, batch):
     return jnp.mean(jnp.tanh(batch @ params) ** 2)
 
@@ -179,9 +191,8 @@ def smooth(params, batch):
 
 
 def padded(params, batch):
-    return jnp.sum(jnp.maximum(-jnp.inf, params)) + jnp.sum(
-        jax.lax.clamp(-jnp.inf, params, jnp.inf)
-    )
+    clipped = jax.lax.clamp(-jnp.inf, params, jnp.inf)
+    return jnp.sum(jnp.maximum(-jnp.inf, params) + jnp.minimum(params, jnp.inf) + clipped)
 
 
 def guarded(params, batch):
@@ -232,6 +243,16 @@ def test_other_samples_are_drawn_first_and_then_aimed():
     )
     assert coverage.share == 1
     assert np.min(added["w"] + added["far"]) < 50 < 2.5e4 < np.max(added["w"] + added["far"])
+
+
+def test_one_leaf_alone_is_moved():
+    def loss(params, batch):
+        return jnp.sum(jnp.maximum(params["a"] / params["b"], 5.0))
+
+    samples = {"a": np.abs(SAMPLES), "b": np.abs(SAMPLES) + 1}
+    coverage, added = cover(Partial(loss), samples, None)
+    assert (coverage.share, len(added["a"])) == (1, 1)
+    assert np.max(samples["a"] / samples["b"]) < 5 < np.max(added["a"] / added["b"])
 
 
 @pytest.mark.parametrize("limit", [3, 2_000])

@@ -29,9 +29,10 @@ def in_program(gradient, samples=P, batch=B):
     """The gradients of every fault of the program, by name, and the faults without effect."""
 
     def by_hand(params, batch):
-        return jnp.zeros(()), gradient(params, batch)
+        return jnp.sum(jnp.exp(params)), gradient(params, batch)
 
     def passes(rows, values, gradients):
+        np.testing.assert_allclose(values, np.sum(np.exp(samples[rows]), axis=1), rtol=1e-14)
         changed = right.copy()
         changed[rows] = gradients
         return calls.append(changed) or True
@@ -234,6 +235,18 @@ def test_too_few_samples_miss_what_they_do_not_visit():
     both = np.concatenate([samples, samples * [1, -1, -1]])
     visited = power(Partial(relu_net), both, batch, judge(relu_net, both, batch))
     assert moved in [fault for fault, is_caught in visited.faults if is_caught]
+
+
+@pytest.mark.parametrize(("place", "is_seen"), [(0, True), (1_000, False), (-1, True)])
+def test_faults_of_a_program_are_looked_for_at_both_ends_of_many_samples(place, is_seen):
+    def clipped(params, batch):
+        return jax.lax.clamp(-9.0, params, 2.95)
+
+    samples = np.ones((2_000, 1))
+    samples[place] = 3
+    faults, without_effect = in_program(clipped, samples)
+    assert ["bound moved" in fault for fault in faults] == [True] * is_seen
+    assert ["bound moved" in fault for fault in without_effect] == [True] * (2 - is_seen)
 
 
 @pytest.mark.parametrize(
