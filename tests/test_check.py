@@ -710,7 +710,8 @@ def test_a_right_gradient_is_certified_with_what_the_check_would_have_missed():
     coarse = check_far(tolerance=0.1, difference_tolerance=0.1)
     assert "params: off by 0.0001" in coarse.power.missed
     assert coarse.power.share < report.power.share
-    coarse = check_far(tolerance=0.6, difference_tolerance=0.6)
+    coarse = check_far(tolerance=3, difference_tolerance=3)
+    assert len(coarse.power.missed) > 4
     assert f"; {len(coarse.power.missed) - 4} more" in str(coarse)
 
 

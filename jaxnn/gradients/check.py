@@ -162,8 +162,8 @@ def check_gradients(
         difference_tolerance: largest relative error against finite differences, above 0.
         certify: whether to report also which branches of the loss were visited, which faults the
             check would have caught and, of a wrong gradient, the smallest case, which takes up to
-            10 seconds. Samples are added to visit all branches: drawn, or aimed by scaling,
-            negating and moving those drawn.
+            10 seconds of computing. Samples are added to visit all branches: drawn, or aimed by
+            scaling, negating and moving those drawn.
 
     Returns:
         A `GradientReport`; `report.passed` says whether the gradient is right.

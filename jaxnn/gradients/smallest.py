@@ -37,6 +37,7 @@ WINDOWS = 24
 
 ROUNDS = 4  # Of axes and numbers: zeros may let an axis go.
 FOR_AXES = 0.7  # Share of the time, at most; simple numbers are worth the rest.
+BUSY = 6  # How many times longer than the time of computing it may take.
 COMPANIONS, SETS = 4, 150  # Most axes of a set, and most sets, that are tried before all at once.
 
 Leaves = tuple[np.ndarray, ...]
@@ -65,9 +66,10 @@ def shrink(
     """Return the smallest case found in which the worst leaf, or the "loss", is wrong as well.
 
     What is not among the names `wrong` stays right, and what holds for the numbers of all samples
-    of params holds for these as well. Works in float64, where the caller sees to that.
+    of params holds for these as well. The seconds are those of computing. Works in float64, where
+    the caller sees to that.
     """
-    functions, begin = (loss, by_hand), time.monotonic()
+    functions = loss, by_hand
     search = _Search(functions, samples, batch, worst, set(wrong), tolerances)
     first = search.kept, search.found
     with warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -76,14 +78,14 @@ def shrink(
             search.judge = _wrong
         for _ in range(ROUNDS):
             before = search.kept
-            search.deadline = begin + FOR_AXES * max_seconds
+            search.seconds = FOR_AXES * max_seconds
             _narrow(search)
-            search.deadline = begin + max_seconds
+            search.seconds = max_seconds
             _simplify(search)
             if search.kept is before:
                 break
         # The check has the last word.
-        search.judge, search.deadline = _wrong, math.inf
+        search.judge, search.seconds = _wrong, math.inf
         if not search.is_wrong(search.kept):
             search.kept, search.found = first
     forget(functions)  # Programs of many shapes.
@@ -112,7 +114,8 @@ class _Search:
         self.habits = _habits([leaf for leaf in all_leaves if not is_key(leaf)])
         self.name, self.wrong, self.least = worst.name, wrong, min(self.found.error, PLAIN) / 2
         self.functions, self.tolerances = functions, tolerances
-        self.judge, self.deadline = _wrong_beside, math.inf
+        self.judge, self.seconds = _wrong_beside, math.inf
+        self.begin = time.process_time(), time.monotonic()
 
     def arguments(self, leaves: Leaves) -> tuple[PyTree, PyTree]:
         """Return params and batch."""
@@ -120,6 +123,11 @@ class _Search:
         for number, key in self.keys.items():
             every.insert(number, key)
         return jax.tree.unflatten(self.tree, every)
+
+    def has_time(self) -> bool:
+        """Return whether there is time left; a busy machine has more of it, so finds the same."""
+        computing, passed = time.process_time() - self.begin[0], time.monotonic() - self.begin[1]
+        return max(computing, passed / BUSY) < self.seconds
 
     def fits(self, leaves: Leaves) -> bool:
         """Return whether both functions run on arrays of these shapes."""
@@ -135,14 +143,14 @@ class _Search:
             check_loss_and_gradients(results(self.functions[1]), params)
         except Exception:
             return False
-        return time.monotonic() < self.deadline
+        return self.has_time()
 
     def is_wrong(self, leaves: Leaves) -> bool | None:
         """Return whether another case is wrong in the same way; if so, keep it.
 
         None if it is wrong elsewhere too: a number such as 1/rows may be written into a function.
         """
-        if time.monotonic() > self.deadline or not np.all(_habits(leaves) >= self.habits):
+        if not self.has_time() or not np.all(_habits(leaves) >= self.habits):
             return False
         try:
             others = self.judge(*self.functions, *self.arguments(leaves), self.tolerances)
