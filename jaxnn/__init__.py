@@ -21,9 +21,13 @@ from jaxnn.chains import moves
 from jaxnn.chains.moves import calibrated_temperature
 from jaxnn.chains.perturbation_search import PerturbationSearchResult, perturbation_search
 from jaxnn.descent.gradient_descent import GradientDescentResult, gradient_descent
-from jaxnn.gradients.check import GradientReport, LeafReport, check_gradients
+from jaxnn.gradients.check import GradientReport, check_gradients
+from jaxnn.gradients.counterexample import Counterexample
+from jaxnn.gradients.coverage import Branch, Coverage
 from jaxnn.gradients.differences import DifferenceErrors, difference_errors
 from jaxnn.gradients.estimate import perturbation_gradient
+from jaxnn.gradients.leaves import LeafReport
+from jaxnn.gradients.power import PlantedFault, Power
 from jaxnn.gradients.second_order import check_hvp, check_jacobian
 from jaxnn.model import activations, losses
 from jaxnn.model.layers import Dense, forward
@@ -50,8 +54,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Branch",
     "Collect",
     "Columns",
+    "Counterexample",
+    "Coverage",
     "Dense",
     "DifferenceErrors",
     "Every",
@@ -62,6 +69,8 @@ __all__ = [
     "Model",
     "OutcomeCounts",
     "PerturbationSearchResult",
+    "PlantedFault",
+    "Power",
     "Progress",
     "RandomSearchResult",
     "RareEventSearchResult",

@@ -1,14 +1,22 @@
 r"""Check gradients against `jax.grad` and finite differences: the library's, or your own.
 
-Exits with status 0 if all gradients are right, with 1 if one is wrong, and with 2 if they could not
-be checked. Name your own functions, in JAX or in NumPy, as `module:function` or `file.py:function`.
-Params and batch are named the same way: a function without arguments is called, and a function of a
-key, `sample_fn(key)`, draws params.
+Exits with status 0 if all gradients are right, with 1 if one is wrong, with 2 if they could not be
+checked, and with 3 if all are right, but coverage or power are below what is required. Name your
+own functions, in JAX or in NumPy, as `module:function` or `file.py:function`. Params and batch are
+named the same way: a function without arguments is called, and a function of a key,
+`sample_fn(key)`, draws params.
 
     python scripts/check_gradients.py
     python scripts/check_gradients.py --depths 1 2 3 4 5 --samples 100 --json gradients.json
     python scripts/check_gradients.py --loss my.py:loss --gradient my.py:value_and_grad \
         --params my.py:sample --batch my.py:batch --samples 10000 --plot gradients.png
+
+With --certify the report also tells which branches of the loss were visited, which planted faults
+the check would have caught and, of a wrong gradient, the smallest case. In continuous integration:
+
+    python scripts/check_gradients.py --loss my.py:loss --gradient my.py:value_and_grad \
+        --params my.py:sample --batch my.py:batch --report gradients.html \
+        --write-failing-case failing.py --require-coverage 1 --require-power 0.95
 
 With a CSV file the rows are those of the file, for the library's networks or for your gradient.
 
@@ -31,7 +39,8 @@ from typing import Any
 import jax
 import numpy as np
 from shared import cli
-from shared.figures import plt, save, slide
+from shared.figures import Figure, plt, save, slide
+from shared.gradient_page import page_of
 from shared.problems import csv_of
 from tqdm.auto import tqdm
 
@@ -88,7 +97,25 @@ def check(arguments: argparse.Namespace, *given: Any) -> jaxnn.GradientReport:
         *given,
         num_samples=arguments.samples,
         tolerance=arguments.tolerance,
+        certify=arguments.certify,
     )
+
+
+def status_of(arguments: argparse.Namespace, reports: Sequence[jaxnn.GradientReport]) -> int:
+    """Return the exit status, and print what is below what is required."""
+    if not all(report.passed for report in reports):
+        return 1
+    status = 0
+    for name in ("coverage", "power"):
+        required = getattr(arguments, f"require_{name}")
+        found = [getattr(report, name) for report in reports]
+        shares = [-1.0 if each is None else each.share for each in found]
+        lowest = min(shares, default=1.0)
+        if required is not None and lowest < required:
+            share = f"of {100 * lowest:.3g} % is too low" if lowest >= 0 else "is not known"
+            print(f"{name} {share}: {100 * required:.3g} % is required")
+            status = 3
+    return status
 
 
 def as_dict(report: jaxnn.GradientReport) -> dict[str, Any]:
@@ -98,7 +125,23 @@ def as_dict(report: jaxnn.GradientReport) -> dict[str, Any]:
         "leaves": [leaf._asdict() for leaf in report.leaves],
         "worst": report.worst._asdict(),
         "worst_key": None if worst_key is None else jax.random.key_data(worst_key).tolist(),
+        "coverage": facts_of(report.coverage, "branches"),
+        "power": facts_of(report.power, "faults"),
+        "smallest": report.smallest and without(report.smallest._asdict(), "params", "batch"),
     }
+
+
+def facts_of(part: Any, items: str) -> dict[str, Any] | None:
+    """Return the share of a part of the report, and its fields."""
+    if part is None:
+        return None
+    each = [item._asdict() for item in getattr(part, items)]
+    return {"share": part.share} | part._asdict() | {items: each}
+
+
+def without(facts: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Leave out arrays in trees of any class; the script has their numbers."""
+    return {name: fact for name, fact in facts.items() if name not in names}
 
 
 @cache
@@ -177,6 +220,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--tolerance", type=float, default=1e-9, help="The relative tolerance against jax.grad.")
     add("--verbose", action="store_true", help="Print the table of every network.")
     add("--json", type=cli.new_file, metavar="FILE", help="Write the reports to this file.")
+    add("--certify", action="store_true",
+        help="Report coverage, power and the smallest case as well.")  # fmt: skip
+    for name, what in (("coverage", "sides of branches"), ("power", "planted faults")):
+        add(f"--require-{name}", type=cli.share, metavar="SHARE",
+            help=f"Exit with 3 below this share of {what}, from 0 to 1.")  # fmt: skip
     own = parser.add_argument_group("your own gradient")
     names = {
         "loss": "loss(params, batch), which JAX can differentiate, or in NumPy.",
@@ -188,15 +236,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         own.add_argument(f"--{name}", metavar="PLACE:NAME", help=meaning)
     own.add_argument("--plot", type=cli.new_file, metavar="FILE",
         help="Draw the error against the step of the differences.")  # fmt: skip
+    own.add_argument("--report", type=cli.new_file, metavar="FILE.html",
+        help="Write all that was found to this page, which needs no other file.")  # fmt: skip
+    own.add_argument("--write-failing-case", type=cli.new_file, metavar="FILE.py",
+        help="Write the smallest case in which the gradient is wrong as a program.")  # fmt: skip
     arguments = parser.parse_args(argv)
+    implying = ("report", "write_failing_case", "require_coverage", "require_power")
+    arguments.certify |= any(getattr(arguments, name) is not None for name in implying)
     given = [name for name in names if getattr(arguments, name) is not None]
     if given and not {"loss", "gradient", "params"} <= set(given):
         parser.error("--loss, --gradient and --params go together")
-    if arguments.plot and not given:
-        parser.error("--plot is for your own gradient: give --loss, --gradient and --params")
+    for name in ("plot", "report", "write_failing_case"):
+        if getattr(arguments, name) and not given:
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} is for your own gradient: give --loss, --gradient and --params")
     if arguments.data and arguments.batch:
         parser.error("--data and --batch exclude each other")
     arguments.places = [getattr(arguments, name).partition(":")[0] for name in given]
+    arguments.named = {name: getattr(arguments, name) for name in given}
     try:
         for name in given:
             setattr(arguments, name, named(getattr(arguments, name), name in ("params", "batch")))
@@ -216,15 +273,26 @@ def check_own(arguments: argparse.Namespace) -> int:
         report = check(arguments, *functions, params, batch)
     print(report)
     cli.write_json(arguments.json, as_dict(report))
-    if arguments.plot:
+    if arguments.write_failing_case and report.smallest is not None:
+        arguments.write_failing_case.write_text(report.smallest.script)
+        print(arguments.write_failing_case)
+    if arguments.plot or arguments.report:
         if report.worst_key is not None:
             params = params(report.worst_key)
-        draw(jaxnn.difference_errors(*functions, params, batch), report, arguments.plot)
-    return 0 if report.passed else 1
+        errors = jaxnn.difference_errors(*functions, params, batch)
+        if arguments.report:
+            files = [path for path in map(file_of, arguments.places) if path is not None]
+            figure = drawn(errors, report)
+            arguments.report.write_text(page_of(report, arguments.named, files, figure))
+            print(arguments.report)
+        if arguments.plot:
+            path = arguments.plot
+            save(drawn(errors, report), path, [path.suffix[1:] or "png"])
+    return status_of(arguments, [report])
 
 
 @slide
-def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Path) -> None:
+def drawn(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport) -> Figure:
     """Draw the errors: a V for a right gradient, a flat line for a wrong one."""
     curves = {"gradient checked": errors.gradient, "jax.grad": errors.by_jax}
     figure, ax = plt.subplots()
@@ -238,7 +306,7 @@ def draw(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, path: Pat
     ax.set_ylabel("largest distance from the difference, relative")
     word = "right" if report.passed else "wrong: a flat line never meets the differences"
     ax.set_title(f"params {report.worst.sample}: {word}")
-    save(figure, path, [path.suffix[1:] or "png"])
+    return figure
 
 
 def check_all(arguments: argparse.Namespace) -> int:
@@ -268,7 +336,7 @@ def check_all(arguments: argparse.Namespace) -> int:
         f"{passed} of {len(reports)} networks passed; largest relative error {errors[0]} against "
         f"jax.grad, {errors[1]} against finite differences"
     )
-    return 0 if passed == len(reports) else 1
+    return status_of(arguments, reports)
 
 
 @cli.command

@@ -21,6 +21,8 @@ from output_losses import PAIRS
 import jaxnn
 from jaxnn.gradients import check as gradient_check
 from jaxnn.gradients.check import check_gradients
+from jaxnn.gradients.leaves import judge
+from jaxnn.gradients.witnesses import measure
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
 
 KEY = jax.random.key(8)
@@ -641,6 +643,125 @@ def test_a_leaf_without_numbers_is_no_obstacle():
     report = check_gradients(KEY, loss, jax.value_and_grad(loss), params, None)
     assert report.passed
     assert [leaf.largest for leaf in report.leaves] == [0, 2]
+
+
+# --- coverage, power and the smallest case
+
+
+def far_relu(params, batch):
+    """A branch that no sample from 0 to 1 reaches."""
+    return jnp.sum(params**2) + jnp.sum(jnp.maximum(params - batch, 0))
+
+
+def without_relu(params, batch):
+    return far_relu(params, batch), 2 * params
+
+
+def check_far(by_hand=None, loss=far_relu, sampler=None, **options) -> Any:
+    """Of params from 0 to 1, and a branch at 5."""
+    draw = (lambda key: jax.random.uniform(key, (3,))) if sampler is None else sampler
+    by_hand = by_hand or jax.value_and_grad(loss)
+    options = {"certify": True, "num_samples": 4} | options
+    return check_gradients(KEY, loss, by_hand, draw, np.float32(5), **options)
+
+
+def test_without_certify_nothing_more_is_reported():
+    report = check_far(without_relu, certify=False)
+    assert report.passed
+    assert (report.coverage, report.power, report.smallest) == (None, None, None)
+    assert not any(word in str(report) for word in ("coverage", "power", "smallest"))
+
+
+def test_a_fault_behind_a_branch_is_found_by_samples_aimed_at_it():
+    report = check_far(without_relu)
+    assert not report.passed
+    assert report.coverage.share == 1
+    assert report.power is None
+    assert report.num_samples > 4
+    assert report.worst.sample >= 4
+    assert report.worst_key is None
+    (note,) = report.notes
+    added = report.num_samples - 4
+    assert note == f"{added} sample{'s' * (added > 1)} added to those drawn, to visit more branches"
+    case = report.smallest
+    assert case.params.shape == (1,)
+    assert case.params[0] > case.batch
+    assert case.gradient == pytest.approx(2 * case.params[0])
+    assert case.expected == pytest.approx(2 * case.params[0] + 1)
+    said = str(report).splitlines()
+    assert "coverage: 100 % of the sides of its branches were visited" in said
+    assert f"smallest case: {case.where()}" in said
+    assert f"  params  [{case.params[0]:g}]" in said
+
+
+def test_a_right_gradient_is_certified_with_what_the_check_would_have_missed():
+    report = check_far()
+    assert report.passed
+    assert report.smallest is None
+    assert report.coverage.share == 1
+    assert 0.8 < report.power.share < 1
+    rare = "twice as large in 1 of 1,000 samples"
+    assert rare in report.power.missed
+    line = next(line for line in str(report).splitlines() if line.startswith("power: "))
+    caught = len(report.power.faults) - len(report.power.missed)
+    assert line.startswith(f"power: {caught} of {len(report.power.faults)} planted faults caught; ")
+    assert rare in line
+    # A check that sees less, with tolerances of a tenth, catches less, and says so.
+    coarse = check_far(tolerance=0.1, difference_tolerance=0.1)
+    assert "params: off by 0.0001" in coarse.power.missed
+    assert coarse.power.share < report.power.share
+    coarse = check_far(tolerance=3, difference_tolerance=3)
+    assert len(coarse.power.missed) > 4
+    assert f"; {len(coarse.power.missed) - 4} more" in str(coarse)
+
+
+def test_a_branch_that_is_never_visited_is_told_with_its_place():
+    def odd(params, batch):
+        return jnp.sum(jnp.where(jnp.sum(params**2) < 0, params**3, params))
+
+    report = check_far(loss=odd)
+    assert report.passed
+    assert report.coverage.share == 0.5
+    (branch,) = report.coverage.missed
+    said = f"sides of its branches were visited: {branch.place}, where, true never"
+    assert f"coverage: 50 % of the {said}" in str(report).splitlines()
+    assert branch.place.startswith("test_check.py:")
+
+
+def test_a_loss_in_numpy_has_power_and_no_coverage():
+    def in_numpy(params, batch):
+        return np.sum(np.square(params)) + batch
+
+    report = check_far(lambda params, batch: (in_numpy(params, batch), 2 * params), in_numpy)
+    assert report.passed
+    assert report.coverage is None
+    missed = [fault.removesuffix(" samples") for fault in report.power.missed]
+    assert missed == ["twice as large in 1 of 100", "twice as large in 1 of 1,000"]
+    assert report.notes[-1] == "coverage is not known: JAX cannot trace loss_fn"
+
+
+def test_given_params_are_certified_alone_where_all_is_visited():
+    report = check_far(sampler=np.array([1, 7, 2], np.float32))
+    assert (report.passed, report.num_samples, report.worst_key) == (True, 1, None)
+    assert report.coverage.share == 1
+
+
+def test_the_judge_of_planted_faults_judges_as_the_check_does():
+    """At a kink as well: there any slope from 0 to 1 is right."""
+    params = {"abs": np.array([[2.0, -1]]), "relu": np.array([[0.0, 1, -1]])}
+
+    def loss(params, batch):
+        return jnp.sum(jnp.maximum(params["relu"], 0)) + jnp.sum(jnp.abs(params["abs"]))
+
+    with jax.enable_x64(True):
+        functions, tolerances = (Partial(loss), Partial(jax.value_and_grad(loss))), (1e-9, 1e-5)
+        kept: list[Any] = []
+        values, *_ = measure(*functions, params, None, tolerances, kept)
+        passes = judge(functions[0], kept[0], params, None, tolerances)
+        for slope in (0, 0.5, 1, -1e-6, 1 + 1e-6, np.nan):
+            gradient = np.array([[1.0, -1, slope, 1, 0]])
+            assert passes(np.arange(1), values, gradient) == (0 <= slope <= 1)
+            assert not passes(np.arange(1), values + 1e-6, gradient)
 
 
 # --- what is refused

@@ -121,6 +121,8 @@ def test_the_wrong_gradient_is_found_and_explained(printed):
     found = [printed[place_of(name)] for name in names]
     for text, wanted in zip(found, expected, strict=True):
         assert NUMBER.sub("#", text).split() == NUMBER.sub("#", wanted).split()
+    (smallest,) = [text for text in blocks(TEXTS[1], "text") if text.startswith("smallest")]
+    assert printed[place_of("certify=True")] == smallest
 
 
 def test_the_model_of_ones_own_is_learnt(printed):

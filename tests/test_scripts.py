@@ -3,6 +3,7 @@
 import importlib
 import json
 import shlex
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,9 @@ gradient_descent --min-delta 0.1                  | --min-delta needs --patience
 check_gradients --depths 9                        | invalid choice: 9
 check_gradients --plot v.png                      | --plot is for your own gradient
 check_gradients --loss math:sin                   | --loss, --gradient and --params go together
+check_gradients --report page.html                | --report is for your own gradient: give --loss
+check_gradients --write-failing-case f.py         | --write-failing-case is for your own gradient
+check_gradients --require-power 2                 | must be from 0 to 1; got 2
 compare --seeds 0                                 | must be a whole number of at least 1; got 0
 descent_pictures --learning-rates nan             | learning_rate must be a finite number above 0
 perturbation_gradients --hidden -2                | must be an integer of at least 1; got -2
@@ -539,6 +543,70 @@ def test_a_gradient_of_ones_own_is_checked(gradient, status, loss, tmp_path, cap
     assert ("JAX cannot trace value_and_grad_fn" in said) == ("numpy" in gradient)
     assert saved == ["v"]
     assert size_of(picture)[0] == 1919
+
+
+def test_a_wrong_gradient_is_written_as_a_page_and_as_a_program(tmp_path, capsys):
+    """Neither needs any other file but the one with the functions."""
+    (tmp_path / "own.py").write_text(OWN)
+    page, program, path = tmp_path / "page.html", tmp_path / "failing.py", tmp_path / "own.json"
+    options = ["--report", page, "--write-failing-case", program, "--json", path]
+    named = own(tmp_path / "own.py", gradient="half")
+    assert check_gradients.main([*named, *map(str, options)]) == 1
+    assert "smallest case: params[0] is " in capsys.readouterr().out
+    told = json.loads(path.read_text())
+    assert told["power"] is None
+    assert told["smallest"]["gradient"] == pytest.approx(told["smallest"]["expected"] / 2)
+    assert told["smallest"]["script"] == program.read_text()
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    _, wrong, right = (float(line.split()[1]) for line in done.stdout.splitlines())
+    assert (wrong, right) == pytest.approx((right / 2, told["smallest"]["expected"]))
+    text = page.read_text()
+    assert not re.search(r"<script|<link|<img|src=|href=.http|url\(http|@import", text)
+    for said in (
+        "failed",
+        "1 of 1",
+        "off by the factor 0.5",
+        "import run_path",
+        "<svg",
+        "Coverage",
+    ):
+        assert said in text
+    assert "planted" not in text
+
+
+@pytest.mark.parametrize(
+    ("loss", "required", "status", "said"),
+    [
+        ("loss", ["0", "0.5"], 0, "planted faults caught"),
+        ("loss", ["1", "0.999"], 3, "% is too low: 99.9 % is required"),
+        ("loss_in_numpy", ["0", "0.5"], 3, "coverage is not known: 0 % is required"),
+    ],
+)
+def test_too_little_coverage_or_power_has_a_status_of_its_own(
+    loss, required, status, said, tmp_path, capsys
+):
+    (tmp_path / "own.py").write_text(OWN)
+    page, path = tmp_path / "page.html", tmp_path / "own.json"
+    named = own(tmp_path / "own.py", loss=loss)
+    options = ["--require-coverage", required[0], "--require-power", required[1]]
+    options += ["--json", str(path), "--report", str(page)]
+    assert check_gradients.main([*named, *options]) == status
+    assert said in capsys.readouterr().out
+    told, text = json.loads(path.read_text()), page.read_text()
+    caught = [each["is_caught"] for each in told["power"]["faults"]]
+    assert told["power"]["share"] == pytest.approx(np.mean(caught))
+    assert (told["coverage"] is None) == (loss == "loss_in_numpy") == ("Not known: JAX" in text)
+    assert f"catches {sum(caught)} of {len(caught)}" in text
+    assert ("passed" in text, "The smallest case" in text) == (True, False)
+
+
+def test_the_librarys_gradients_are_certified(rows, tmp_path):
+    path, options = tmp_path / "gradients.json", ["--samples", "2", "--certify"]
+    file = ["--data", str(rows), "--target", "size", "--depths", "1", "--json", str(path)]
+    assert check_gradients.main([*options, *file]) == 0
+    (told,) = json.loads(path.read_text())
+    assert told["coverage"]["share"] > 0.9
+    assert 0.8 < told["power"]["share"] < 1
 
 
 @pytest.mark.parametrize(

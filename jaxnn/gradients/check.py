@@ -18,16 +18,23 @@ and the differences decide to 1e-5.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial, keystr, tree_leaves_with_path
+from jax.tree_util import Partial
 
+from jaxnn.gradients.counterexample import Counterexample
+from jaxnn.gradients.coverage import Coverage, cover
 from jaxnn.gradients.diagnose import suggest
 from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked
-from jaxnn.gradients.witnesses import ROUNDING, TINY, Evidence, measure, value_errors, widened
+from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
+from jaxnn.gradients.power import Power, power
+from jaxnn.gradients.smallest import shrink
+from jaxnn.gradients.witnesses import Evidence, Losses, measure, widened
 from jaxnn.run.checks import as_batch, as_count, as_key, as_params, as_partial, as_real
 from jaxnn.run.programs import program
 from jaxnn.run.show import Table, readable
@@ -36,20 +43,10 @@ from jaxnn.typing import LossFn, PyTree, SampleFn, ValueAndGradFn
 TAG = 0x43484B47
 """Folded into the key, so that no trainer draws the same from it."""
 
+SHOWN = 4  # Branches, and faults, that the report tells of by name.
+
 SAMPLES_TO_EXPLAIN = 16
 """Samples that the suggestions are drawn from, besides the worst one."""
-
-NOTES = {
-    "other slopes": "at a kink the gradient is not that of jax.grad, and as right: it lies between "
-    "the slopes on both sides",
-    "contradicted": "jax.grad itself lies outside the finite differences, as where kinks meet or a "
-    "custom derivative is wrong",
-    "by differences": "jax.grad is not finite: the finite differences decide",
-    "by grad": "the finite differences are not finite: jax.grad decides alone",
-    "by nothing": "neither jax.grad nor the finite differences are finite: nothing tells what is "
-    "right, and a finite gradient counts as wrong",
-}
-"""What the report says of coordinates that are no plain case, by the kinds that are counted."""
 
 COLUMNS = ("leaf", "shape", "largest", "vs jax.grad", "vs differences", "ratio", "kinks", "")
 LEGEND = (
@@ -57,46 +54,6 @@ LEGEND = (
     "ratio: the factor on the right gradient that fits best. kinks: coordinates with two slopes.",
 )
 """The columns of the report, and what they mean."""
-
-
-class LeafReport(NamedTuple):
-    """What was found for one leaf, over all samples.
-
-    Errors are relative to the leaf's largest coordinate in the same sample, or to a thousandth of
-    the largest coordinate of all leaves and samples where that is more, or to `ROUNDING` times
-    the largest loss where all gradients vanish. What rounding explains is taken off them, so an
-    error of rounding is 0: `ROUNDING` times the loss or the largest coordinate, whichever is more;
-    for differences, `ROUNDING` times the loss over the step, and times the difference.
-
-    Attributes:
-        name: where the leaf is, such as `params[0].weights`.
-        shape: its shape.
-        largest: largest magnitude of its gradient.
-        error: largest error against `jax.grad`; at a kink, against the slopes on both sides; nan
-            where there is no `jax.grad` of finite numbers.
-        difference_error: largest distance from the interval between the finite differences; nan
-            where none is finite.
-        ratio: factor that fits the gradient to the right one, in least squares; 1 if right.
-        num_kinks: coordinates at a kink: the slopes on both sides differ.
-        passed: whether both errors are within their tolerances.
-        sample: number of the sample in which it is most wrong, by whichever witness.
-        coordinate: place of the most wrong coordinate in the leaf; `()` for a scalar.
-        gradient: the gradient under test there.
-        expected: what that witness says it is; of several right slopes, the nearest.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    largest: float
-    error: float
-    difference_error: float
-    ratio: float
-    num_kinks: int
-    passed: bool
-    sample: int
-    coordinate: tuple[int, ...]
-    gradient: float
-    expected: float
 
 
 @readable
@@ -113,9 +70,13 @@ class GradientReport(NamedTuple):
         suggestions: what the fault may be, a sentence each; none if all is right.
         worst: the leaf that is most wrong, relative to the tolerances.
         worst_key: `sampler(report.worst_key)` returns the params for which it is; None if the
-            params were given.
+            params were given, or added for the coverage.
         notes: whether the losses differ, a function is NumPy's, not all witnesses had a say, or
             several slopes are right, a sentence each.
+        coverage: which branches of the loss the samples visited; None if not asked for, or if JAX
+            cannot trace the loss.
+        power: which planted faults this check catches; None if not asked for, or if it failed.
+        smallest: a case to follow by hand; None if not asked for, or if the check passed.
     """
 
     leaves: tuple[LeafReport, ...]
@@ -128,6 +89,9 @@ class GradientReport(NamedTuple):
     worst: LeafReport
     worst_key: jax.Array | None
     notes: tuple[str, ...]
+    coverage: Coverage | None = None
+    power: Power | None = None
+    smallest: Counterexample | None = None
 
     def _table(self) -> Table:
         """The table, and what follows from it."""
@@ -138,21 +102,36 @@ class GradientReport(NamedTuple):
             rows.append((leaf.name, f"{leaf.shape}", *numbers, *counts))
         below = [*LEGEND]
         if not self.worst.passed:
-            at = f"[{', '.join(map(str, self.worst.coordinate))}]" * bool(self.worst.coordinate)
             source = "" if self.worst_key is None else ", which is sampler(report.worst_key)"
-            worst = (
-                f"worst: {self.worst.name}{at} is {self.worst.gradient:.6g} and should be "
-                f"{self.worst.expected:.6g}, in sample {self.worst.sample}{source}"
-            )
+            worst = f"worst: {self.worst.where()}, in sample {self.worst.sample}{source}"
             below += ["", worst, *(f"perhaps: {fault}" for fault in self.suggestions)]
-        below += [""] * (self.worst.passed and bool(self.notes))
+        told = [*self._certificate(), *(f"note: {note}" for note in self.notes)]
+        below += [""] * (self.worst.passed and bool(told))
         return Table(
             f"gradient check {'passed' if self.passed else 'FAILED'}: "
             f"{self.num_samples} samples in float64, tolerance {self.tolerance:g}, "
             f"differences {self.difference_tolerance:g}, loss error {_short(self.value_error)}",
             rows,
-            [*below, *(f"note: {note}" for note in self.notes)],
+            [*below, *told],
         )
+
+    def _certificate(self) -> list[str]:
+        """What was covered, what would have been caught, and the smallest case."""
+        lines = []
+        if self.coverage is not None:
+            branches, missed = self.coverage.branches, self.coverage.missed
+            places = [
+                f"{branch.place}, {branch.kind}, {branch.sides[branch.counts[0] > 0]} never"
+                for branch in missed
+            ]
+            share = f"{100 * self.coverage.share:.3g} % of the sides of its branches were visited"
+            told = f"{share}{_some(':', places)}" if branches else "the loss has no branches"
+            lines.append(f"coverage: {told}")
+        if self.power is not None:
+            faults, missed = self.power.faults, self.power.missed
+            share = f"{len(faults) - len(missed)} of {len(faults)} planted faults caught"
+            lines.append(f"power: {share}{_some('; missed:', missed)}")
+        return lines + ([] if self.smallest is None else str(self.smallest).splitlines())
 
 
 def check_gradients(
@@ -165,6 +144,7 @@ def check_gradients(
     num_samples: int = 20,
     tolerance: float = 1e-9,
     difference_tolerance: float = 1e-5,
+    certify: bool = False,
 ) -> GradientReport:
     """Compare a gradient with `jax.grad` and with finite differences, in float64.
 
@@ -180,6 +160,10 @@ def check_gradients(
         num_samples: how often to draw params, at least 1; given params are checked once.
         tolerance: largest relative error against `jax.grad`, above 0.
         difference_tolerance: largest relative error against finite differences, above 0.
+        certify: whether to report also which branches of the loss were visited, which faults the
+            check would have caught and, of a wrong gradient, the smallest case, which takes up to
+            10 seconds of computing. Samples are added to visit all branches: drawn, or aimed by
+            scaling, negating and moving those drawn.
 
     Returns:
         A `GradientReport`; `report.passed` says whether the gradient is right.
@@ -207,34 +191,55 @@ def check_gradients(
     with jax.threefry_partitionable(True):
         samples = jax.tree.map(np.asarray, _samples(key, sampler, num_samples))
     batch = as_batch(batch, _first(samples), loss_fn, value_and_grad_fn)
+    kept: list[Losses] | None = [] if certify else None
+    coverage = strength = smallest = None
+    is_drawn = is_sampler(sampler)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
         loss, by_hand = as_checked(loss_fn, value_and_grad_fn, _first(samples), batch)
-        values, values_by_hand, evidence = measure(loss, by_hand, samples, batch, tolerances)
-        leaves, worst = _leaf_reports(_first(samples), values, evidence, tolerances)
+        num_drawn = len(jax.tree.leaves(samples)[0])
+        if certify and isinstance(loss, Partial):
+            draw = functools.partial(_others, key, sampler, num_drawn) if is_drawn else None
+            coverage, added = cover(loss, samples, batch, draw)
+            samples = jax.tree.map(lambda *parts: np.concatenate(parts), samples, added)
+        values, values_by_hand, evidence = measure(loss, by_hand, samples, batch, tolerances, kept)
+        leaves, worst = leaf_reports(_first(samples), values, evidence, tolerances)
         suggestions = ()
-        if not worst.passed:
+        wrong = [leaf for leaf in leaves if not leaf.passed]
+        if wrong:
             chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
             few = jax.tree.map(lambda leaf: leaf[chosen], samples)
-            wrong = [leaf for leaf in leaves if not leaf.passed]
-            wrong = {leaf.name: not leaf.error <= tolerances[0] for leaf in wrong}
-            suggestions = suggest(loss, by_hand, few, batch, wrong)
-    errors = value_errors(values, values_by_hand)
-    value_error = float(np.max(errors))
+            objected = {leaf.name: not leaf.error <= tolerances[0] for leaf in wrong}
+            suggestions = suggest(loss, by_hand, few, batch, objected)
+        losses = loss_report(values, values_by_hand, tolerances)
+        wrong += [] if losses.passed else [losses]
+        if kept and not wrong:
+            said = jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
+            some = jax.tree.map(lambda leaf: leaf[: len(said.value)], samples)
+            passes = judge(loss, said, some, batch, tolerances)
+            strength = power(by_hand, some, batch, passes)
+        elif kept:
+            case, names = losses if worst.passed else worst, {leaf.name for leaf in wrong}
+            smallest = shrink(loss, by_hand, samples, batch, case, names, tolerances)
     notes = _notes(leaves, evidence, loss, by_hand)
-    if value_error > tolerances[0]:
-        sample = int(np.argmax(errors))
-        notes = (_of_losses(values, values_by_hand, sample), *notes)
+    if not losses.passed:
+        notes = (_of_losses(values, values_by_hand, losses.sample), *notes)
+    if certify:
+        notes += _of_certificate(coverage, len(values) - num_drawn)
+    is_redrawn = is_drawn and worst.sample < num_drawn
     return GradientReport(
         leaves,
-        value_error,
+        losses.error,
         len(values),
         *tolerances,
-        value_error <= tolerances[0] and worst.passed,
+        not wrong,
         suggestions,
         worst,
-        _key_of(key, worst.sample) if _is_sampler(sampler) else None,
+        _key_of(key, worst.sample) if is_redrawn else None,
         notes,
+        coverage,
+        strength,
+        smallest,
     )
 
 
@@ -246,7 +251,7 @@ def _key_of(key: jax.Array, sample: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, TAG), sample)
 
 
-def _is_sampler(sampler: object) -> bool:
+def is_sampler(sampler: object) -> bool:
     """Whether it draws params; a model that can be called is params: a tree of arrays."""
     if isinstance(sampler, Partial) or not callable(sampler):
         return callable(sampler)
@@ -255,54 +260,28 @@ def _is_sampler(sampler: object) -> bool:
 
 def _samples(key: jax.Array, sampler: PyTree, num_samples: int) -> PyTree:
     """Params with a leading axis: drawn, or those given."""
-    if not _is_sampler(sampler):
+    if not is_sampler(sampler):
         return jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
-    keys = jax.vmap(_key_of, (None, 0))(key, jnp.arange(num_samples, dtype=jnp.uint32))
-    return as_params(_draw(as_partial("sampler", sampler), keys))
+    return as_params(_drawn(key, sampler, 0, num_samples))
+
+
+def _drawn(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
+    """Params of so many samples, from a number on."""
+    places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
+    keys = jax.vmap(_key_of, (None, 0))(key, places)
+    return _draw(as_partial("sampler", sampler), keys)
+
+
+def _others(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
+    """The same in float64, as drawn without x64."""
+    with jax.enable_x64(False), jax.threefry_partitionable(True):
+        drawn = _drawn(key, sampler, begin, number)
+    return jax.tree.map(np.asarray, widened(drawn))
 
 
 @program()
 def _draw(sampler: Partial, keys: jax.Array) -> PyTree:
     return jax.vmap(sampler)(keys)
-
-
-def _leaf_reports(
-    params: PyTree, values: np.ndarray, evidence: list[Evidence], tolerances: tuple[float, float]
-) -> tuple[tuple[LeafReport, ...], LeafReport]:
-    """Return the reports, and the worst of them relative to the tolerances."""
-    largest_value = np.max(np.abs(values), where=np.isfinite(values), initial=0)
-    largest = max(np.max(found.largest) for found in evidence)
-    floor = max(1e-3 * largest, ROUNDING * largest_value, TINY)
-    reports, excesses = [], []
-    for (path, leaf), found in zip(tree_leaves_with_path(params), evidence, strict=True):
-        size = np.maximum(found.largest, floor)
-        unknown = {kind: np.sum(found.counts[kind]) >= leaf.size * len(size) for kind in NOTES}
-        is_judged = not unknown["by nothing"] or not leaf.size
-        with np.errstate(over="ignore"):
-            error = found.error / size if is_judged else np.full(len(size), np.inf)
-            outside = found.difference_error / size
-            excess = np.maximum(error / tolerances[0], outside / tolerances[1])
-        excesses.append(np.max(excess))
-        sample = int(np.argmax(excess))
-        place = np.unravel_index(found.place[sample], leaf.shape) if leaf.size else ()
-        squares = float(np.sum(found.square))
-        without = float("inf") if np.any(found.is_nonzero) else 1.0
-        report = LeafReport(
-            name="params" + keystr(path),
-            shape=leaf.shape,
-            largest=float(np.max(found.largest)),
-            error=float("nan") if unknown["by differences"] else float(np.max(error)),
-            difference_error=float("nan") if unknown["by grad"] else float(np.max(outside)),
-            ratio=float(np.sum(found.product)) / squares if squares else without,
-            num_kinks=int(np.sum(found.counts["kinks"])),
-            passed=bool(np.max(excess) <= 1),
-            sample=sample,
-            coordinate=tuple(map(int, place)),
-            gradient=float(found.gradient[sample]),
-            expected=float(found.expected[sample]),
-        )
-        reports.append(report)
-    return tuple(reports), reports[int(np.argmax(excesses))]
 
 
 def _notes(
@@ -336,6 +315,20 @@ def _of_losses(values: np.ndarray, by_hand: np.ndarray, sample: int) -> str:
         if len(values) > 1 and np.allclose(numbers, numbers[0], rtol=1e-6, atol=0):
             return f"{text}; a {name} of {numbers[0]:.6g} in every sample"
     return text
+
+
+def _of_certificate(coverage: Coverage | None, num_added: int) -> tuple[str, ...]:
+    """Return why there is no coverage, or that it has added samples."""
+    if coverage is None:
+        return ("coverage is not known: JAX cannot trace loss_fn",)
+    added = f"{num_added:,} sample{'s' * (num_added > 1)} added"
+    return (f"{added} to those drawn, to visit more branches",) if num_added else ()
+
+
+def _some(said: str, things: Sequence[str]) -> str:
+    """The first things of a list, and how many there are besides."""
+    more = [f"{len(things) - SHOWN} more"] * (len(things) > SHOWN)
+    return f"{said} {'; '.join([*things[:SHOWN], *more])}" if things else ""
 
 
 def _short(number: float) -> str:

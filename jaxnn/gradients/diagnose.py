@@ -178,7 +178,7 @@ def _pairs(
             pair = _Pair(np.where(known, gradient, 0), np.where(known, right, 0), leaf, exact)
             found[name][place] = pair
 
-    leaves = [_aside(number, leaf) for number, leaf in enumerate(drawn)]
+    leaves = [aside(number, leaf) for number, leaf in enumerate(drawn)]
     positive = jax.tree.map(
         lambda x: np.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, batch
     )
@@ -210,7 +210,7 @@ def _rows_alike(batch: PyTree) -> dict[str, PyTree]:
     return {"first row": alike(0), "last row": alike(-1)} if rows > 1 else {}
 
 
-def _aside(number: int, leaf: np.ndarray) -> np.ndarray:
+def aside(number: int, leaf: np.ndarray) -> np.ndarray:
     """Move a leaf off the kinks that params of 0, or equal ones, may lie at."""
     largest = float(np.max(np.abs(leaf), initial=0)) or 1
     steps = np.sin(1 + number + np.arange(leaf.size, dtype=np.float64)).reshape(leaf.shape)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.gradients.check import GradientReport, _is_sampler, check_gradients
+from jaxnn.gradients.check import GradientReport, is_sampler, check_gradients
 from jaxnn.run.checks import as_batch, as_key, as_params, as_partial, check_like
 from jaxnn.typing import Function, LossFn, PyTree, SampleFn
 
@@ -72,7 +72,7 @@ def check_jacobian(
     def copies(params: PyTree) -> PyTree:
         return dict.fromkeys(names, params)
 
-    given = (lambda key: copies(sampler(key))) if _is_sampler(sampler) else copies(sampler)
+    given = (lambda key: copies(sampler(key))) if is_sampler(sampler) else copies(sampler)
     parts = as_partial("function", function), as_partial("jacobian_fn", jacobian_fn)
     return check_gradients(
         key, Partial(_sum, parts[0]), Partial(_sum_and_rows, *parts), given, batch, **options
@@ -133,7 +133,7 @@ def check_hvp(
 
 def _example(key: jax.Array, sampler: SampleFn | PyTree) -> PyTree:
     """Return some params."""
-    return as_params(sampler(as_key("key", key)) if _is_sampler(sampler) else sampler)
+    return as_params(sampler(as_key("key", key)) if is_sampler(sampler) else sampler)
 
 
 def _sum(function: Function, copies: PyTree, batch: PyTree) -> Any:

@@ -46,6 +46,8 @@ NEAR, NEARER = 1e-4, 1e-6
 close enough to leave out the kinks nearby, and far above the rounding of the params."""
 
 SAMPLES_AT_ONCE, COORDINATES_AT_ONCE, NUMBERS_AT_ONCE = 16, 64, 2**20
+NUMBERS_TO_KEEP = 2**23
+SAMPLES_TO_COMPARE = 128  # At least, so that all numbers of them share a program.
 Array = TypeVar("Array", np.ndarray, jax.Array)
 SidesAt = Callable[[PyTree], tuple[jax.Array, ...]]
 
@@ -65,7 +67,7 @@ class Evidence(NamedTuple):
     counts: dict[str, np.ndarray]  # Coordinates of each kind that the report speaks of.
 
 
-class _Losses(NamedTuple, Generic[Array]):
+class Losses(NamedTuple, Generic[Array]):
     """What the loss says of each sample, and from `reference` on of each coordinate."""
 
     value: Array
@@ -97,9 +99,17 @@ def widened(tree: PyTree) -> PyTree:
 
 
 def measure(
-    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree, tolerances: tuple[float, float]
+    loss: Checked,
+    by_hand: Checked,
+    samples: PyTree,
+    batch: PyTree,
+    tolerances: tuple[float, float],
+    kept: list[Losses] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[Evidence]]:
     """Return both functions' losses at every sample, and the evidence on every leaf.
+
+    What the loss says is appended to `kept`, where that is given, a chunk of samples at a time, up
+    to some memory.
 
     Only coordinates that may be at a kink, or off by more than one of the tolerances, against
     `jax.grad` and against the differences, are looked at a second time.
@@ -120,6 +130,8 @@ def measure(
         rows = here if isinstance(by_hand, NumpyFunction) else padded
         results = losses, values_and_gradients(by_hand, rows, batch), step
         results = _rows(jax.tree.map(np.asarray, results), slice(len(places)))
+        if kept is not None and begin * sum(sizes) < NUMBERS_TO_KEEP:
+            kept.append(results[0])
         with np.errstate(invalid="ignore", over="ignore"):
             measured = _measured(*results)
             evidence = _evidence(measured, results[2], sizes, tolerances, sides_at)
@@ -127,15 +139,34 @@ def measure(
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *chunks)
 
 
+def compare(
+    loss: Checked,
+    losses: Losses[np.ndarray],
+    samples: PyTree,
+    batch: PyTree,
+    results: tuple[np.ndarray, np.ndarray],
+    tolerances: tuple[float, float],
+) -> list[Evidence]:
+    """Return the evidence on other losses `(samples,)` and gradients `(samples, size)`."""
+    sizes, step = [leaf[0].size for leaf in jax.tree.leaves(samples)], steps(samples, STEP)
+    sides_at = None
+    if not isinstance(loss, NumpyFunction):
+        at_once = max(len(step), SAMPLES_TO_COMPARE)
+        padded = _rows(samples, np.resize(np.arange(len(step)), at_once))
+        sides_at = functools.partial(_sides, loss, padded, batch)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _evidence(_measured(losses, results, step), step, sizes, tolerances, sides_at)
+
+
 def _rows(samples: PyTree, places: np.ndarray | slice) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[places], samples)
 
 
 @program()
-def _losses(loss: Partial, samples: PyTree, steps: jax.Array, batch: PyTree) -> _Losses[jax.Array]:
+def _losses(loss: Partial, samples: PyTree, steps: jax.Array, batch: PyTree) -> Losses[jax.Array]:
     """Compute the loss, its gradient and finite differences of every coordinate."""
 
-    def at(sample: tuple[PyTree, jax.Array]) -> _Losses[jax.Array]:
+    def at(sample: tuple[PyTree, jax.Array]) -> Losses[jax.Array]:
         params, step = sample
         flat, unravel = ravel_pytree(params)
         value, reference = jax.value_and_grad(loss)(params, batch)
@@ -149,24 +180,24 @@ def _losses(loss: Partial, samples: PyTree, steps: jax.Array, batch: PyTree) -> 
 
         coordinates = jnp.arange(flat.size)
         forward, backward = jax.lax.map(differences, coordinates, batch_size=COORDINATES_AT_ONCE)
-        return _Losses(value, ravel_pytree(reference)[0], forward, backward)
+        return Losses(value, ravel_pytree(reference)[0], forward, backward)
 
     return jax.lax.map(at, (samples, steps), batch_size=SAMPLES_AT_ONCE)
 
 
 def _losses_on_host(
     loss: NumpyFunction, samples: PyTree, steps: np.ndarray, batch: PyTree
-) -> _Losses[np.ndarray]:
+) -> Losses[np.ndarray]:
     found = []
     for params, step in zip(each(samples), steps, strict=False):
         value, (up, down) = loss(params, batch), losses_beside(loss, params, batch, step)
         none = np.full_like(step, np.nan)
-        found.append(_Losses(value, none, (up - value) / step, (value - down) / step))
+        found.append(Losses(value, none, (up - value) / step, (value - down) / step))
     return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
 
 
 def _measured(
-    losses: _Losses[np.ndarray], by_hand: tuple[np.ndarray, PyTree], step: np.ndarray
+    losses: Losses[np.ndarray], by_hand: tuple[np.ndarray, PyTree], step: np.ndarray
 ) -> _Measured:
     value, reference, forward, backward = losses
     gradients = [leaf.reshape(len(value), -1) for leaf in jax.tree.leaves(by_hand[1])]
@@ -287,7 +318,7 @@ def _compare(
     size = np.maximum(largest, floor)
     rounding = ROUNDING * np.maximum(_finite(part.value)[:, None], largest)
 
-    right = np.where(has_grad, np.clip(gradient, least, most), np.clip(gradient, low, high))
+    right = np.where(has_grad, _nearest(gradient, least, most), _nearest(gradient, low, high))
     right[by_nothing] = np.nan
     off = np.maximum(np.abs(gradient - right) - rounding, 0)
     off[by_differences] = 0
@@ -321,6 +352,11 @@ def _compare(
         is_nonzero=np.any(np.abs(gradient) > rounding, axis=1),
         counts={kind: np.sum(places, axis=1) for kind, places in kinds.items()},
     )
+
+
+def _nearest(gradient: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The number between two that is nearest to the gradient; the higher where that is nan."""
+    return np.fmax(low, np.fmin(gradient, high))
 
 
 def _outside(part: _Measured, gradient: np.ndarray) -> np.ndarray:

@@ -84,7 +84,9 @@ def readable(record: Record) -> Record:
     return record
 
 
-class _Text(str):
+class Text(str):
+    """A text that stands in a tree as it is, without quotes."""
+
     __slots__ = ()
     __repr__ = str.__str__
 
@@ -96,7 +98,7 @@ def described(tree: PyTree) -> str:
         >>> described({"w": np.zeros((2, 3)), "b": np.arange(3)})
         "{'b': [0, 1, 2], 'w': (2, 3) float64 0 to 0}"
     """
-    return repr(jax.tree.map(lambda leaf: _Text(_array(leaf)), tree))
+    return repr(jax.tree.map(lambda leaf: Text(_array(leaf)), tree))
 
 
 def _array(leaf: Any) -> str:

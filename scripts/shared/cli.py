@@ -1,7 +1,8 @@
 """Command lines of the scripts: options, tables, JSON files and errors.
 
 A script exits with 0 after success, with 1 if a check failed (a wrong gradient, say), with 2 after
-an error, told in one line on stderr, and with 130 after Ctrl-C.
+an error, told in one line on stderr, and with 130 after Ctrl-C. One that checks may exit with 3
+where it found nothing wrong, but looked at less than was required.
 """
 
 import argparse
@@ -162,6 +163,14 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return int(number) if "e" in text.lower() else int(text)
 
     return count
+
+
+def share(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1; got {text}")
+    return number
 
 
 def film_suffix(text: str) -> str:
