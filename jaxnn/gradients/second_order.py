@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.gradients.check import GradientReport, is_sampler, check_gradients
+from jaxnn.gradients.check import GradientReport, check_gradients, is_sampler
 from jaxnn.run.checks import as_batch, as_key, as_params, as_partial, check_like
 from jaxnn.typing import Function, LossFn, PyTree, SampleFn
 
