@@ -26,6 +26,7 @@ from jaxnn.gradients.counterexample import Counterexample
 from jaxnn.gradients.coverage import Branch, Coverage
 from jaxnn.gradients.differences import DifferenceErrors, difference_errors
 from jaxnn.gradients.estimate import perturbation_gradient
+from jaxnn.gradients.invariants import Invariant
 from jaxnn.gradients.leaves import LeafReport
 from jaxnn.gradients.power import PlantedFault, Power
 from jaxnn.gradients.second_order import check_hvp, check_jacobian
@@ -65,6 +66,7 @@ __all__ = [
     "GradientDescentResult",
     "GradientReport",
     "Improvement",
+    "Invariant",
     "LeafReport",
     "Model",
     "OutcomeCounts",

@@ -127,6 +127,7 @@ def as_dict(report: jaxnn.GradientReport) -> dict[str, Any]:
         "worst_key": None if worst_key is None else jax.random.key_data(worst_key).tolist(),
         "coverage": facts_of(report.coverage, "branches"),
         "power": facts_of(report.power, "faults"),
+        "invariants": report.invariants and [each._asdict() for each in report.invariants],
         "smallest": report.smallest and without(report.smallest._asdict(), "params", "batch"),
     }
 

@@ -668,8 +668,9 @@ def check_far(by_hand=None, loss=far_relu, sampler=None, **options) -> Any:
 def test_without_certify_nothing_more_is_reported():
     report = check_far(without_relu, certify=False)
     assert report.passed
-    assert (report.coverage, report.power, report.smallest) == (None, None, None)
-    assert not any(word in str(report) for word in ("coverage", "power", "smallest"))
+    assert report[-4:] == (None,) * 4
+    words = ("coverage", "power", "smallest", "symmetries")
+    assert not any(word in str(report) for word in words)
 
 
 def test_a_fault_behind_a_branch_is_found_by_samples_aimed_at_it():
@@ -744,6 +745,19 @@ def test_given_params_are_certified_alone_where_all_is_visited():
     report = check_far(sampler=np.array([1, 7, 2], np.float32))
     assert (report.passed, report.num_samples, report.worst_key) == (True, 1, None)
     assert report.coverage.share == 1
+
+
+def test_symmetries_that_the_gradient_breaks_are_told_of():
+    def loss(params, batch):
+        return jax.nn.logsumexp(params) - params[1]  # as of a softmax: only differences count
+
+    for slopes, is_right in ((jax.grad(loss), True), (lambda params, batch: params, False)):
+        by_hand = lambda *given, slopes=slopes: (loss(*given), slopes(*given))  # noqa: E731
+        report = check_far(by_hand, loss)
+        (symmetry,) = report.invariants
+        assert symmetry.passed == report.passed == is_right
+        told = f"symmetries: the gradient has {int(is_right)} of 1 that the loss has"
+        assert told + f"; not: {symmetry.name}" * (not is_right) in str(report).splitlines()
 
 
 def test_the_judge_of_planted_faults_judges_as_the_check_does():

@@ -31,6 +31,7 @@ from jaxnn.gradients.counterexample import Counterexample
 from jaxnn.gradients.coverage import Coverage, cover
 from jaxnn.gradients.diagnose import suggest
 from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked
+from jaxnn.gradients.invariants import Invariant, invariants
 from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
 from jaxnn.gradients.power import Power, power
 from jaxnn.gradients.smallest import shrink
@@ -77,6 +78,8 @@ class GradientReport(NamedTuple):
             cannot trace the loss.
         power: which planted faults this check catches; None if not asked for, or if it failed.
         smallest: a case to follow by hand; None if not asked for, or if the check passed.
+        invariants: symmetries of the loss, and whether the gradient has them; None if not asked
+            for. They do not decide whether it passes.
     """
 
     leaves: tuple[LeafReport, ...]
@@ -92,6 +95,7 @@ class GradientReport(NamedTuple):
     coverage: Coverage | None = None
     power: Power | None = None
     smallest: Counterexample | None = None
+    invariants: tuple[Invariant, ...] | None = None
 
     def _table(self) -> Table:
         """The table, and what follows from it."""
@@ -131,6 +135,11 @@ class GradientReport(NamedTuple):
             faults, missed = self.power.faults, self.power.missed
             share = f"{len(faults) - len(missed)} of {len(faults)} planted faults caught"
             lines.append(f"power: {share}{_some('; missed:', missed)}")
+        if self.invariants:
+            broken = [each.name for each in self.invariants if not each.passed]
+            share = f"the gradient has {len(self.invariants) - len(broken)} of"
+            told = f"{share} {len(self.invariants)} that the loss has{_some('; not:', broken)}"
+            lines.append(f"symmetries: {told}")
         return lines + ([] if self.smallest is None else str(self.smallest).splitlines())
 
 
@@ -160,10 +169,10 @@ def check_gradients(
         num_samples: how often to draw params, at least 1; given params are checked once.
         tolerance: largest relative error against `jax.grad`, above 0.
         difference_tolerance: largest relative error against finite differences, above 0.
-        certify: whether to report also which branches of the loss were visited, which faults the
-            check would have caught and, of a wrong gradient, the smallest case, which takes up to
-            10 seconds of computing. Samples are added to visit all branches: drawn, or aimed by
-            scaling, negating and moving those drawn.
+        certify: whether to report also which branches of the loss were visited, which of its
+            symmetries the gradient has, which faults the check would have caught and, of a wrong
+            gradient, the smallest case, which takes up to 10 seconds of computing. Samples are
+            added to visit all branches: drawn, or aimed by scaling, negating and moving others.
 
     Returns:
         A `GradientReport`; `report.passed` says whether the gradient is right.
@@ -192,7 +201,7 @@ def check_gradients(
         samples = jax.tree.map(np.asarray, _samples(key, sampler, num_samples))
     batch = as_batch(batch, _first(samples), loss_fn, value_and_grad_fn)
     kept: list[Losses] | None = [] if certify else None
-    coverage = strength = smallest = None
+    coverage = strength = smallest = symmetries = None
     is_drawn = is_sampler(sampler)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
@@ -221,6 +230,8 @@ def check_gradients(
         elif kept:
             case, names = losses if worst.passed else worst, {leaf.name for leaf in wrong}
             smallest = shrink(loss, by_hand, samples, batch, case, names, tolerances)
+        if certify:
+            symmetries = invariants(loss, by_hand, samples, batch)
     notes = _notes(leaves, evidence, loss, by_hand)
     if not losses.passed:
         notes = (_of_losses(values, values_by_hand, losses.sample), *notes)
@@ -240,6 +251,7 @@ def check_gradients(
         coverage,
         strength,
         smallest,
+        symmetries,
     )
 
 

@@ -71,6 +71,7 @@ def page_of(
         *(f'<p class="quiet">Note: {escape(note)}.</p>' for note in report.notes),
         _coverage(report, files),
         _power(report),
+        _symmetries(report),
         _curve(figure, report),
     ]
     return (
@@ -191,6 +192,20 @@ def _power(report: jaxnn.GradientReport) -> str:
 <p>Faults were planted into the gradient that passed, one at a time. With these samples and
 tolerances the check catches {len(caught)} of {len(power.faults)}.</p>
 {details}"""
+
+
+def _symmetries(report: jaxnn.GradientReport) -> str:
+    rows = []
+    for each in report.invariants or ():
+        verdict = (
+            '<span class="good">yes</span>' if each.passed else '<strong class="bad">no</strong>'
+        )
+        rows.append((escape(each.name), _short(each.error), verdict))
+    if not rows:
+        return ""
+    return f"""<h2>Symmetries</h2>
+<p>What holds of the loss, read off its values, has to hold of its gradient.</p>
+{_table(("of the loss", "error of the gradient", "kept"), rows, (1,))}"""
 
 
 def _curve(figure: Figure, report: jaxnn.GradientReport) -> str:
