@@ -121,7 +121,7 @@ def suggest(
         pairs = _pairs(loss, by_hand, samples, batch)
         for name, is_objected in wrong.items():
             fault = "it is that of jax.grad, and the finite differences contradict it"
-            if is_objected and pairs[name]["as drawn"].error() > ROUNDING:
+            if is_objected and not pairs[name]["as drawn"].error() <= ROUNDING:
                 fault = _fault(pairs[name], batch, parts)
             is_explained = is_explained or fault is not None
             found.setdefault(fault or _share(pairs[name]["as drawn"]), []).append(name)
