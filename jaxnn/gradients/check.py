@@ -193,7 +193,7 @@ def check_gradients(
     batch = as_batch(batch, _first(samples), loss_fn, value_and_grad_fn)
     kept: list[Losses] | None = [] if certify else None
     coverage = strength = smallest = None
-    is_drawn = _is_sampler(sampler)
+    is_drawn = is_sampler(sampler)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
         loss, by_hand = as_checked(loss_fn, value_and_grad_fn, _first(samples), batch)
@@ -251,8 +251,8 @@ def _key_of(key: jax.Array, sample: int | jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, TAG), sample)
 
 
-def _is_sampler(sampler: object) -> bool:
-    """Whether it draws params; a model that can be called is params: a tree of arrays."""
+def is_sampler(sampler: object) -> bool:
+    """Return whether it draws params; a model that can be called is params: a tree of arrays."""
     if isinstance(sampler, Partial) or not callable(sampler):
         return callable(sampler)
     return not any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(sampler))
@@ -260,7 +260,7 @@ def _is_sampler(sampler: object) -> bool:
 
 def _samples(key: jax.Array, sampler: PyTree, num_samples: int) -> PyTree:
     """Params with a leading axis: drawn, or those given."""
-    if not _is_sampler(sampler):
+    if not is_sampler(sampler):
         return jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
     return as_params(_drawn(key, sampler, 0, num_samples))
 
