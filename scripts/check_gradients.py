@@ -45,6 +45,7 @@ from shared.problems import csv_of
 from tqdm.auto import tqdm
 
 import jaxnn
+from jaxnn.gradients.check import is_sampler
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
 from jaxnn.model.losses import ERROR_LOSSES, OUTPUT_LOSSES
 
@@ -278,22 +279,34 @@ def check_own(arguments: argparse.Namespace) -> int:
         arguments.write_failing_case.write_text(report.smallest.script)
         print(arguments.write_failing_case)
     if arguments.plot or arguments.report:
-        if report.worst_key is not None:
-            params = params(report.worst_key)
+        place, params, batch = shown(arguments, report, params, batch)
         errors = jaxnn.difference_errors(*functions, params, batch)
         if arguments.report:
             files = [path for path in map(file_of, arguments.places) if path is not None]
-            figure = drawn(errors, report)
+            figure = drawn(errors, report.passed, place)
             arguments.report.write_text(page_of(report, arguments.named, files, figure))
             print(arguments.report)
         if arguments.plot:
             path = arguments.plot
-            save(drawn(errors, report), path, [path.suffix[1:] or "png"])
+            save(drawn(errors, report.passed, place), path, [path.suffix[1:] or "png"])
     return status_of(arguments, [report])
 
 
+def shown(
+    arguments: argparse.Namespace, report: jaxnn.GradientReport, params: Any, batch: Any
+) -> tuple[str, Any, Any]:
+    """Return where the errors are drawn, in words, and the params and the batch there."""
+    if not is_sampler(params):
+        return "the params given", params, batch
+    if report.worst_key is not None:
+        return f"sample {report.worst.sample}", params(report.worst_key), batch
+    if report.smallest is not None:  # The worst sample is one that was added to those drawn.
+        return "the smallest case", report.smallest.params, report.smallest.batch
+    return "one more sample", params(jax.random.key(arguments.seed)), batch
+
+
 @slide
-def drawn(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport) -> Figure:
+def drawn(errors: jaxnn.DifferenceErrors, passed: bool, place: str) -> Figure:
     """Draw the errors: a V for a right gradient, a flat line for a wrong one."""
     curves = {"gradient checked": errors.gradient, "jax.grad": errors.by_jax}
     figure, ax = plt.subplots()
@@ -305,8 +318,8 @@ def drawn(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport) -> Figur
     label = "step of the central difference, relative to the largest parameter"
     jaxnn.plotting.loss_curves(curves, ax, xlabel=label, log_x=True, log_y=True)
     ax.set_ylabel("largest distance from the difference, relative")
-    word = "right" if report.passed else "wrong: a flat line never meets the differences"
-    ax.set_title(f"params {report.worst.sample}: {word}")
+    word = "right" if passed else "wrong: a flat line never meets the differences"
+    ax.set_title(f"{place}: {word}")
     return figure
 
 

@@ -505,6 +505,8 @@ def numpy(params, batch):
     off = np.subtract(batch @ params, 1)
     return np.mean(off ** 2), 2 * batch.T @ off / len(off)
 def wrong_in_numpy(params, batch): return numpy(params, batch)[0], -numpy(params, batch)[1]
+def far(params, batch): return loss(params, batch) + jnp.sum(jnp.maximum(params - 9, 0))
+def not_far(params, batch): return far(params, batch), right(params, batch)[1]
 def writes(params, batch):
     params *= 2
     return np.sum(np.square(params)), params
@@ -574,6 +576,16 @@ def test_a_wrong_gradient_is_written_as_a_page_and_as_a_program(tmp_path, capsys
     assert "planted" not in text
 
 
+def test_a_page_shows_the_smallest_case_of_a_sample_that_was_added(tmp_path):
+    """No sample drawn reaches the branch that is wrong."""
+    (tmp_path / "own.py").write_text(OWN)
+    page = tmp_path / "page.html"
+    named = own(tmp_path / "own.py", gradient="not_far", loss="far")
+    assert check_gradients.main([*named, "--report", str(page)]) == 1
+    assert check_gradients.main(named) == 0
+    assert "maximum(params - 9, 0)" in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("loss", "required", "status", "said"),
     [
@@ -615,7 +627,7 @@ def test_the_librarys_gradients_are_certified(rows, tmp_path):
         ({"gradient": "broken"}, OWN, "own.py, line 15, in broken: ZeroDivisionError: division by"),
         ({"params": "leaves"}, OWN, "own.py, line 16, in leaves: SystemExit: 0"),
         ({"gradient": "sample"}, OWN, "in sample: must take (params, batch)"),
-        ({"gradient": "writes"}, OWN, "own.py, line 23, in writes: ValueError: output array is re"),
+        ({"gradient": "writes"}, OWN, "own.py, line 25, in writes: ValueError: output array is re"),
         ({"gradient": "loss"}, OWN, "error: value_and_grad_fn must return"),
         ({"loss": "lost"}, OWN, "own.py:lost: KeyError('lost')"),
         ({}, "loss = undefined", "own.py, line 1, in <module>: NameError: name 'undefined'"),

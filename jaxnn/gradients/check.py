@@ -264,7 +264,7 @@ def _key_of(key: jax.Array, sample: int | jax.Array) -> jax.Array:
 
 
 def is_sampler(sampler: object) -> bool:
-    """Whether it draws params; a model that can be called is params: a tree of arrays."""
+    """Return whether it draws params; a model that can be called is params: a tree of arrays."""
     if isinstance(sampler, Partial) or not callable(sampler):
         return callable(sampler)
     return not any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(sampler))

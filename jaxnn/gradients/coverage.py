@@ -34,9 +34,12 @@ EXTREMES = {"argmax": 1, "argmin": -1, "reduce_max": 1, "reduce_min": -1}
 CHOOSING |= set(EXTREMES)
 
 
-SIDES = dict.fromkeys(("max", "min"), ("first", "second"))
-SIDES |= dict.fromkeys(("where", "mask", "cond"), ("false", "true"))
-SIDES |= dict.fromkeys(("abs", "sign"), ("negative", "positive")) | {"clip": ("clipped", "inside")}
+SIDES: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("max", "min"), ("first", "second")),
+    **dict.fromkeys(("where", "mask", "cond"), ("false", "true")),
+    **dict.fromkeys(("abs", "sign"), ("negative", "positive")),
+    "clip": ("clipped", "inside"),
+}
 """What both sides of a choice are called, by the first word of its kind."""
 
 

@@ -57,7 +57,7 @@ def equations(
     """
     found: dict[Path, Equation] = {}
     after, before = defaultdict(list), defaultdict(list)
-    _walk(closed.jaxpr, (), Equation(None, "", ""), found, (after, before))  # type: ignore
+    _walk(closed.jaxpr, (), ("", ""), found, (after, before))
     first, size = len(jax.tree.leaves(function)), len(jax.tree.leaves(params))
     reached = _reach(after, _nodes((), closed.jaxpr.invars[first : first + size]))
     needed = _reach(before, _nodes((), closed.jaxpr.outvars[first_result:]))
@@ -84,7 +84,7 @@ def _reach(neighbours: dict[Any, list[Any]], nodes: Iterable[Any]) -> set[Any]:
 
 
 def _walk(
-    jaxpr: Any, path: Path, around: Equation, found: dict[Path, Equation], graph: Any
+    jaxpr: Any, path: Path, around: tuple[str, str], found: dict[Path, Equation], graph: Any
 ) -> None:
     """Add the equations of a program and of those in it, and what depends on what."""
 
@@ -94,21 +94,21 @@ def _walk(
             graph[1][target] += [] if is_stopped else [source]
 
     for number, eqn in enumerate(jaxpr.eqns):
-        name, here, (place, within) = eqn.primitive.name, (*path, number), _place(eqn)
-        one = Equation(eqn, place or around.place, within if place else around.within)
-        found[here], nested = one, _nested(eqn)
+        name, here, own = eqn.primitive.name, (*path, number), _place(eqn)
+        place, within = own if own[0] else around
+        found[here], nested = Equation(eqn, place, within), _nested(eqn)
         inputs, outputs = _nodes(path, eqn.invars), _nodes(path, eqn.outvars)
         # A test for nan or infinity is not a choice by the params.
         is_guard = name == "is_finite" or (name in ("eq", "ne") and inputs[0] == inputs[1])
         for source in inputs[:1] if name == "cond" else inputs * (not nested and not is_guard):
             join([source] * len(outputs), outputs, name == "stop_gradient")
         called = eqn.params.get("name", "_")
-        one = one if called.startswith("_") else one._replace(within=called)
+        within = within if called.startswith("_") else called
         for tag, program in enumerate(nested):
             inner, below = _opened(program)[0], (*here, tag)
             targets = _nodes(below, inner.invars)
             join(inputs[name == "cond" :], targets)
-            _walk(inner, below, one, found, graph)
+            _walk(inner, below, (place, within), found, graph)
             join(_nodes(below, inner.outvars), outputs)
             if name == "scan":
                 consts, carry = _scan_sizes(eqn)

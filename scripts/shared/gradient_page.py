@@ -72,7 +72,7 @@ def page_of(
         _coverage(report, files),
         _power(report),
         _symmetries(report),
-        _curve(figure, report),
+        _curve(figure),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -197,10 +197,8 @@ tolerances the check catches {len(caught)} of {len(power.faults)}.</p>
 def _symmetries(report: jaxnn.GradientReport) -> str:
     rows = []
     for each in report.invariants or ():
-        verdict = (
-            '<span class="good">yes</span>' if each.passed else '<strong class="bad">no</strong>'
-        )
-        rows.append((escape(each.name), _short(each.error), verdict))
+        kind, word = ("good", "yes") if each.passed else ("bad", "no")
+        rows.append((escape(each.name), _short(each.error), f'<span class="{kind}">{word}</span>'))
     if not rows:
         return ""
     return f"""<h2>Symmetries</h2>
@@ -208,7 +206,7 @@ def _symmetries(report: jaxnn.GradientReport) -> str:
 {_table(("of the loss", "error of the gradient", "kept"), rows, (1,))}"""
 
 
-def _curve(figure: Figure, report: jaxnn.GradientReport) -> str:
+def _curve(figure: Figure) -> str:
     """The figure as SVG, the same for the same numbers."""
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "gradient", "svg.fonttype": "path"}):
@@ -218,7 +216,6 @@ def _curve(figure: Figure, report: jaxnn.GradientReport) -> str:
     said = "A right gradient makes a V: truncation falls with the step, rounding grows."
     label = f'<svg role="img" aria-label="{said}" '
     svg = svg[svg.index("<svg") :].replace("<svg ", label, 1)
-    place = f"sample {report.worst.sample}"
     return f"""<h2>Distance from finite differences</h2>
-<p>At {place}, step by step. {said} A wrong one stays as far off as it is wrong.</p>
+<p>Step by step, at one sample of params. {said} A wrong one stays as far off as it is wrong.</p>
 <figure>{svg}</figure>"""
