@@ -17,11 +17,11 @@ ROWS, PERMUTED, RESCALED = "of rows", "permuted", "rescaled"
 WANTED = {
     "linear": [ROWS],
     "softmax": [r"\['b'\] sum to 0 along axis 0", r"\['w'\] sum to 0 along axis 1", ROWS],
-    "sigmoid network": [r"w0'\] and params\['w1'\] can be permuted", ROWS],
+    "sigmoid network": [r"units of params\['w0'\] can be permuted", ROWS],
     "relu network": [
         r"b2'\] sum to 0 along axis 0", r"w2'\] sum to 0 along axis 1",
-        *(rf"w{i}'\] and params\['w{i + 1}'\] can be {kind}"
-          for i in range(2) for kind in (RESCALED, PERMUTED)),
+        *(said for i in range(2) for said in (
+            rf"w{i}'\] and params\['w{i + 1}'\] can be rescaled", rf"w{i}'\] can be permuted")),
         ROWS,
     ],
     "layer norm": [r"\['w'\] sum to 0 along axis 1", ROWS],

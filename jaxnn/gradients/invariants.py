@@ -104,7 +104,7 @@ def _shifts(names: Sequence[str], leaves: Leaves) -> Iterator[_Symmetry]:
 
 def _of_units(names: Sequence[str], leaves: Leaves) -> Iterator[_Symmetry]:
     """Yield rescalings and permutations of the units between weights, with biases or without."""
-    numbers = range(len(leaves))
+    numbers, permuted = range(len(leaves)), []
     for into, out in [(i, o) for i in numbers for o in numbers if i != o and leaves[i].ndim == 3]:
         units = leaves[into].shape[2]
         if units < 2 or leaves[out].shape[1:2] != (units,):
@@ -119,7 +119,10 @@ def _of_units(names: Sequence[str], leaves: Leaves) -> Iterator[_Symmetry]:
             pairs = list(zip(leaves, rates, strict=True))
             scaled, grown = [x * np.exp(rate) for x, rate in pairs], [x * r for x, r in pairs]
             yield _Symmetry(f"{between} can be rescaled", scaled, grown, {})
-            yield _Symmetry(f"{between} can be permuted", _rolled(leaves, axes, 1), None, axes)
+            if axes not in permuted:
+                name = f"units of {names[into]} can be permuted"
+                yield _Symmetry(name, _rolled(leaves, axes, 1), None, axes)
+                permuted.append(axes)
 
 
 def _of_rows(loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree) -> list[Invariant]:
