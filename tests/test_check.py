@@ -645,6 +645,20 @@ def test_a_leaf_without_numbers_is_no_obstacle():
     assert [leaf.largest for leaf in report.leaves] == [0, 2]
 
 
+def test_a_sampler_may_draw_numpy_arrays():
+    def sample_fn(key):
+        return {"w": np.asarray(jax.random.normal(key, (3,)))}
+
+    def loss(params, batch):
+        return jnp.sum(params["w"] ** 3)
+
+    given = loss, lambda *both: (loss(*both), both[0]), sample_fn, None
+    report = check_gradients(KEY, *given, num_samples=4, certify=True)
+    traced = check_gradients(KEY, *given[:2], lambda key: {"w": jax.random.normal(key, (3,))}, None,
+                             num_samples=4)  # fmt: skip
+    assert report.leaves == traced.leaves
+
+
 # --- coverage, power and the smallest case
 
 

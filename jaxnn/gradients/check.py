@@ -163,8 +163,8 @@ def check_gradients(
             NumPy; it computes in the dtype of the params. As `model.loss_reference`.
         value_and_grad_fn: the gradient under test, `(params, batch)` -> loss and gradient. As
             `model.value_and_grad`. One that JAX cannot trace is called with NumPy arrays.
-        sampler: `sample_fn(key)` -> params, or params themselves, any pytree of floats; a
-            registered class that holds arrays is params, even if it can be called.
+        sampler: `sample_fn(key)` -> params, of JAX or NumPy, or params themselves, any pytree of
+            floats; a registered class that holds arrays is params, even if it can be called.
         batch: any pytree that both functions take.
         num_samples: how often to draw params, at least 1; given params are checked once.
         tolerance: largest relative error against `jax.grad`, above 0.
@@ -281,7 +281,10 @@ def _drawn(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
     """Params of so many samples, from a number on."""
     places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
     keys = jax.vmap(_key_of, (None, 0))(key, places)
-    return _draw(as_partial("sampler", sampler), keys)
+    try:
+        return _draw(as_partial("sampler", sampler), keys)
+    except jax.errors.JAXTypeError:  # It returns NumPy arrays, which JAX cannot trace.
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(sampler, keys))
 
 
 def _others(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:

@@ -27,7 +27,13 @@ Leaves = list[np.ndarray]
 
 
 class Invariant(NamedTuple):
-    """A symmetry that the loss has, the largest relative error of the gradient, and the verdict."""
+    """A symmetry that a loss has.
+
+    Attributes:
+        name: what it is, such as `"units of params[0].weights can be permuted"`.
+        error: largest error of the gradient, relative to its largest slope.
+        passed: whether the gradient has the symmetry too, to 1e-9.
+    """
 
     name: str
     error: float
