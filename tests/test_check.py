@@ -770,7 +770,7 @@ def test_symmetries_that_the_gradient_breaks_are_told_of():
         report = check_far(by_hand, loss)
         (symmetry,) = report.invariants
         assert symmetry.passed == report.passed == is_right
-        told = f"symmetries: the gradient has {int(is_right)} of 1 that the loss has"
+        told = f"symmetries: the gradient keeps {int(is_right)} of the loss's 1"
         assert told + f"; not: {symmetry.name}" * (not is_right) in str(report).splitlines()
 
 

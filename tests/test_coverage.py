@@ -219,6 +219,16 @@ def test_what_is_no_branch(loss):
     assert (len(added), coverage.num_tried, coverage.num_samples) == (0, 0, 20)
 
 
+def test_what_chooses_in_other_ways_is_told_of_and_not_counted():
+    def loss(params, batch):
+        return jnp.sort(params)[0] + jnp.sort(batch)[0] + jnp.floor(params[0]) * params[0]
+
+    found, _ = covered(loss, batch=BATCH[0])
+    place = at(loss)
+    assert sorted(found.uncounted) == [f"floor at {place}", f"sort at {place}"]
+    assert covered(flat)[0].uncounted == ()
+
+
 def test_a_tie_is_on_no_side():
     found = counts(lambda params, batch: jnp.sum(jnp.abs(0 * params) + jnp.maximum(params, params)))
     assert list(found.values()) == [(0, 0), (0, 0)]

@@ -179,8 +179,8 @@ def gradient_descent(
             epoch; otherwise they make a smaller batch.
         with_key: whether the loss is noisy, as of dropout: each step then calls
             `value_and_grad_fn(params, batch, key)` with a key made of its number and of `key`. The
-            losses that are compared and reported, on the validation batch and at the end, are
-            those without noise, `value_and_grad_fn(params, batch)`.
+            loss on the validation batch and that at the end are `value_and_grad_fn(params, batch)`,
+            without a key; `tolerance` and `target_loss` compare the noisy losses of the steps.
 
         tolerance: stop when the loss changes by less than this an epoch, status "converged"; 0
             never stops. On all rows at once, two consecutive losses are compared. With batches or
@@ -427,7 +427,7 @@ def _metadata(
         "networks a block": networks.width,
         "batch_size": plan.batch_size,
         "drop_remainder": plan.remainder == 0,
-        "with_key": plan.with_key,
+        "with_key": plan.with_key or None,  # None: as if it were an older checkpoint
         **{
             name: as_metadata(rule)
             for name, rule in rules._asdict().items()

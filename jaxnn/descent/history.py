@@ -117,13 +117,20 @@ def _begin(
     asked = "num_epochs", num_epochs
     saved = checkpoint and checkpoint.begin(tree_to_arrays(blocks), asked, has_history=True)
     if saved:
-        blocks = arrays_to_tree(blocks, saved.arrays)
+        blocks = _placed(arrays_to_tree(blocks, saved.arrays), blocks, networks)
         interval = saved.metadata["record_every"]
         history = history if saved.history is None else History(**saved.history)
     columns = 1 + (blocks[0].best is not None) * (1 + has_metric) + has_metric
     width = 8 + columns * count * max(dtype.itemsize, 4)
     interval = record_interval(interval, width, num_epochs * plan.steps_per_epoch)
     return blocks, _thinned(history, interval, plan, _epochs_begun(blocks, plan)), interval
+
+
+def _placed(loaded: Blocks, blocks: Blocks, networks: Networks) -> Blocks:
+    """Many networks where their blocks were, so that nothing is compiled anew."""
+    if networks.count is None:
+        return loaded
+    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), loaded, blocks)
 
 
 def num_steps(blocks: Sequence[RunState], networks: Networks) -> np.ndarray:

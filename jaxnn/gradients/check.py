@@ -36,7 +36,7 @@ from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_
 from jaxnn.gradients.power import Power, power
 from jaxnn.gradients.smallest import shrink
 from jaxnn.gradients.witnesses import Evidence, Losses, measure, widened
-from jaxnn.run.checks import as_batch, as_count, as_key, as_params, as_partial, as_real
+from jaxnn.run.checks import as_batch, as_count, as_flag, as_key, as_params, as_partial, as_real
 from jaxnn.run.programs import program
 from jaxnn.run.show import Table, readable
 from jaxnn.typing import LossFn, PyTree, SampleFn, ValueAndGradFn
@@ -124,22 +124,23 @@ class GradientReport(NamedTuple):
         lines = []
         if self.coverage is not None:
             branches, missed = self.coverage.branches, self.coverage.missed
-            places = [
-                f"{branch.place}, {branch.kind}, {branch.sides[branch.counts[0] > 0]} never"
-                for branch in missed
-            ]
+            places = []
+            for branch in missed:
+                pairs = zip(branch.sides, branch.counts, strict=True)
+                never = " and ".join(side for side, count in pairs if not count)
+                places.append(f"{branch.place}, {branch.kind}, {never} never")
             share = f"{100 * self.coverage.share:.3g} % of the sides of its branches were visited"
             told = f"{share}{_some(':', places)}" if branches else "the loss has no branches"
-            lines.append(f"coverage: {told}")
+            others = self.coverage.uncounted
+            lines.append(f"coverage: {told}{_some('; not counted:', others)}")
         if self.power is not None:
             faults, missed = self.power.faults, self.power.missed
             share = f"{len(faults) - len(missed)} of {len(faults)} planted faults caught"
             lines.append(f"power: {share}{_some('; missed:', missed)}")
         if self.invariants:
             broken = [each.name for each in self.invariants if not each.passed]
-            share = f"the gradient has {len(self.invariants) - len(broken)} of"
-            told = f"{share} {len(self.invariants)} that the loss has{_some('; not:', broken)}"
-            lines.append(f"symmetries: {told}")
+            kept = f"{len(self.invariants) - len(broken)} of the loss's {len(self.invariants)}"
+            lines.append(f"symmetries: the gradient keeps {kept}{_some('; not:', broken)}")
         return lines + ([] if self.smallest is None else str(self.smallest).splitlines())
 
 
@@ -171,7 +172,7 @@ def check_gradients(
         difference_tolerance: largest relative error against finite differences, above 0.
         certify: whether to report also which branches of the loss were visited, which of its
             symmetries the gradient has, which faults the check would have caught and, of a wrong
-            gradient, the smallest case, which takes up to 10 seconds of computing. Samples are
+            gradient, the smallest case, which takes 10 seconds of CPU time at most. Samples are
             added to visit all branches: drawn, or aimed by scaling, negating and moving others.
 
     Returns:
@@ -194,6 +195,7 @@ def check_gradients(
     """
     key = as_key("key", key)
     num_samples = as_count("num_samples", num_samples, minimum=1)
+    certify, in_x64 = as_flag("certify", certify), jax.config.jax_enable_x64  # pyright: ignore
     as_real("tolerance", tolerance)
     as_real("difference_tolerance", difference_tolerance)
     tolerances = float(tolerance), float(difference_tolerance)
@@ -208,8 +210,8 @@ def check_gradients(
         loss, by_hand = as_checked(loss_fn, value_and_grad_fn, _first(samples), batch)
         num_drawn = len(jax.tree.leaves(samples)[0])
         if certify and isinstance(loss, Partial):
-            draw = functools.partial(_others, key, sampler, num_drawn) if is_drawn else None
-            coverage, added = cover(loss, samples, batch, draw)
+            draw = functools.partial(_others, in_x64, key, sampler, num_drawn)
+            coverage, added = cover(loss, samples, batch, draw if is_drawn else None)
             samples = jax.tree.map(lambda *parts: np.concatenate(parts), samples, added)
         values, values_by_hand, evidence = measure(loss, by_hand, samples, batch, tolerances, kept)
         leaves, worst = leaf_reports(_first(samples), values, evidence, tolerances)
@@ -278,7 +280,7 @@ def _samples(key: jax.Array, sampler: PyTree, num_samples: int) -> PyTree:
 
 
 def _drawn(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
-    """Params of so many samples, from a number on."""
+    """Draw params of `number` samples, the first of which is sample `begin`."""
     places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
     keys = jax.vmap(_key_of, (None, 0))(key, places)
     try:
@@ -287,9 +289,9 @@ def _drawn(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *map(sampler, keys))
 
 
-def _others(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
-    """The same in float64, as drawn without x64."""
-    with jax.enable_x64(False), jax.threefry_partitionable(True):
+def _others(in_x64: bool, key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
+    """The same in float64, drawn in the caller's mode."""
+    with jax.enable_x64(in_x64), jax.threefry_partitionable(True):
         drawn = _drawn(key, sampler, begin, number)
     return jax.tree.map(np.asarray, widened(drawn))
 

@@ -33,6 +33,10 @@ EXTREMES = {"argmax": 1, "argmin": -1, "reduce_max": 1, "reduce_min": -1}
 """What chooses a place, and the sign with which the number there is the largest."""
 CHOOSING |= set(EXTREMES)
 
+UNCOUNTED = {"ceil", "cummax", "cummin", "floor", "reduce_window_max", "reduce_window_min", "round"}
+UNCOUNTED |= {"sort", "top_k", "while"}
+"""Operations that choose in other ways; a report tells where they are."""
+
 
 SIDES: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("max", "min"), ("first", "second")),
@@ -76,11 +80,14 @@ class Coverage(NamedTuple):
         branches: in the order of the program.
         num_samples: samples that they are counted over, with those that were added.
         num_tried: other samples that were tried for sides not visited yet.
+        uncounted: operations that choose, but whose sides are not counted, such as
+            `"sort at model.py:8 (loss)"`.
     """
 
     branches: tuple[Branch, ...]
     num_samples: int
     num_tried: int
+    uncounted: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -108,7 +115,7 @@ def cover(
         loss: `loss(params, batch)` -> a float scalar.
         samples: params with a leading axis of samples.
         batch: any pytree that the loss takes.
-        draw: `draw(number)` -> so many other samples, half of those that are tried. The others are
+        draw: `draw(number)` returns that many new samples, half of those tried. The others are
             aimed: the samples scaled, negated, or with all numbers of one leaf moved.
         limit: how many samples are tried at most; 0 only counts.
 
@@ -123,8 +130,10 @@ def cover(
         ('max', (2, 1), [-1.0])
     """
     first, size = _take(samples, 0), len(jax.tree.leaves(samples)[0])
-    choices = _choices(trace(loss, first, batch), loss, first).values()
-    names = [(each.place, kind) for each in choices for kind in _kinds(each)]
+    steps = equations(trace(loss, first, batch), loss, first).values()
+    names = [(each.place, kind) for each in steps for kind in _kinds(each)]
+    operations = [(each.eqn.primitive.name, each.place) for each in steps]
+    uncounted = {f"{name} at {place}": None for name, place in operations if name in UNCOUNTED}
     block = min(BLOCK, size + -size % SAMPLES_AT_ONCE)
     counts = np.zeros((0, 3), int)
     if names:
@@ -149,7 +158,7 @@ def cover(
         for name, count, is_none in zip(names, counts, _is_none(counts), strict=True)
         if not is_none
     ]
-    coverage = Coverage(tuple(branches), size + len(added), len(found))
+    coverage = Coverage(tuple(branches), size + len(added), len(found), tuple(uncounted))
     return coverage, _take(others, np.array(added, int))
 
 

@@ -48,7 +48,7 @@ SIGMOID_FAULTS = {
     4.0: "the sigmoid's derivative a (1 - a) is left out",
 }
 OF_INPUT = ": the sigmoid's derivative a (1 - a) is taken with the input z in place of the output a"
-OF_WAY_BACK = ": as when a way back through a weight is left out"
+OF_WAY_BACK = ": as when a way back through a weight is left out, or tanh' is 1 - tanh(z)"
 OF_BRANCH = ": elsewhere a branch, a bound or a rare case is wrong"
 OF_PLACE = ": as when an activation's derivative is left out, or taken at its output, not its input"
 OF_OUTPUTS = ": look at the derivative of the loss by the outputs, and of the output activation"
@@ -334,7 +334,7 @@ def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
     near = pairs["near 0"]
     if near.error() <= NEAR * min(pairs["aside"].error(), 1):
         cause = OF_PLACE + " (tanh' is 1 - tanh(z)^2)" * ("tanh" in parts)
-        # A derivative at the wrong place is off by z^2, a way back that is left out by a weight.
+        # A derivative at the wrong place is off by z^2, a way back that is left out by z.
         is_odd = "wider" in pairs and parts & ACTIVATIONS <= ODD
         if is_odd and 3 < pairs["wider"].error() / near.error() < 30:
             cause = OF_WAY_BACK

@@ -25,7 +25,7 @@ from jaxnn.typing import PyTree
 
 BLOCK, SAMPLES_AT_ONCE = 128, 16
 MAX_FAULTS = 64  # Of a program, spread evenly over it,
-MAX_SAMPLES = 1_024  # which are looked for at so many samples: the first and the last ones.
+MAX_SAMPLES = 1_024  # which are looked for at this many samples at most, first and last ones.
 SAME = 1e-12  # What rounding may change, relative to the largest slope of the sample.
 RARE = "twice as large in 1 of"
 

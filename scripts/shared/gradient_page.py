@@ -160,10 +160,12 @@ def _coverage(report: jaxnn.GradientReport, files: Sequence[Path]) -> str:
                   for side, count in zip(branch.sides, branch.counts, strict=True)]  # fmt: skip
         rows.append((place, escape(branch.kind), *counts))
     table = _table(("line", "choice", "one side", "the other"), rows, (2, 3)) if rows else ""
+    others = ", ".join(f"<code>{escape(text)}</code>" for text in coverage.uncounted)
+    others = f"<p>Not counted: {others}.</p>\n" * bool(others)
     return f"""<h2>Coverage</h2>
 <p>{told}, over {coverage.num_samples:,} samples{_tried(coverage)}. A gradient is checked on the
 sides that its samples visit, and on no others.</p>
-{table}"""
+{others}{table}"""
 
 
 def _tried(coverage: jaxnn.Coverage) -> str:
