@@ -142,7 +142,8 @@ def test_rare_events_are_told_as_they_are(tmp_path, capsys, monkeypatch):
         answer, _, *told = how_likely.QUESTIONS[name]
         monkeypatch.setitem(how_likely.QUESTIONS, name, (answer, few, *told))
     monkeypatch.setattr(how_likely, "NETWORKS", 20)
-    options = ["--particles", "40", "--candidates", "20000", "--max-seconds", "4"]
+    monkeypatch.setattr(how_likely, "SPIRAL_LOSSES", (1.2, 1.05))
+    options = ["--particles", "100", "--candidates", "20000", "--max-seconds", "3000"]
     assert how_likely.main([*options, "--output", str(tmp_path)]) == 0
     found = {
         question: json.loads((tmp_path / f"how-likely-{question}.json").read_text())["pieces"]
@@ -155,8 +156,8 @@ def test_rare_events_are_told_as_they_are(tmp_path, capsys, monkeypatch):
     assert count > 0
     assert how_likely.agreement(power, low, high) == "yes"
     for piece in found["spiral"].values():
-        assert piece["descent"]["loss"] <= 0.5
-        assert piece["at"]["0.5"] is None
+        assert piece["descent"]["loss"] <= 1.05
+        assert -14 < piece["at"]["1.05"][0] < piece["at"]["1.2"][0] < -5
     for piece in found["generalisation"].values():
         assert piece["descended from he"]["number"] == how_likely.NETWORKS
         assert 0.8 < piece["random"]["mean"] <= 1
