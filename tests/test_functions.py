@@ -260,5 +260,5 @@ def test_a_report_of_numpy_pickles_and_functions_that_trace_stay_in_jax():
     def of_operators(params, batch):
         return (params * params).sum()
 
-    by_jax, _ = functions._traced_or_numpy("loss_fn", of_operators, np.ones(2), None)
+    by_jax, _ = functions.traced_or_numpy("loss_fn", of_operators, np.ones(2), None)
     assert not isinstance(by_jax, functions.NumpyFunction)

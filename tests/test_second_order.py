@@ -41,11 +41,23 @@ def jacobian(params, batch, library=jnp, wrong_output=None):
     return {"w": w, "b": eye * library.mean(slopes, axis=0)[None, :]}
 
 
-def numpy_only(function, params, batch):
-    return function({name: np.array(leaf) for name, leaf in params.items()}, np.array(batch), np)
+def outputs_in_place(params, batch):
+    z = batch @ params["w"]
+    z += params["b"]
+    return np.mean(np.tanh(z, out=z), axis=0)
 
 
-NUMPY = partial(numpy_only, outputs), partial(numpy_only, jacobian)
+def jacobian_in_place(params, batch):
+    """It fills arrays of NumPy's own dtype, as one writes it there."""
+    slopes = 1 - np.tanh(batch @ params["w"] + params["b"]) ** 2
+    filled = {"w": np.zeros((3, 2, 3)), "b": np.eye(3)}
+    for number in range(3):
+        filled["w"][number, :, number] = batch.T @ slopes[:, number] / len(batch)
+        filled["b"][number] *= np.mean(slopes[:, number])
+    return filled
+
+
+NUMPY = outputs_in_place, jacobian_in_place
 
 
 @pytest.mark.parametrize(
@@ -76,6 +88,50 @@ def test_a_wrong_row_of_a_jacobian_is_named_and_can_be_had_again():
 
 def squares(params, batch):
     return params**2
+
+
+def squares_set(params, batch):
+    """The same, of JAX arrays alone."""
+    return params.at[:].set(params**2)
+
+
+def slopes_set(params, batch):
+    return jnp.zeros((2, 2), params.dtype).at[(0, 1), (0, 1)].set(2 * params)
+
+
+def squares_in_place(params, batch):
+    out = params.copy()
+    out[:] = params**2
+    return out
+
+
+def slopes_in_place(params, batch):
+    out = np.eye(2)
+    out *= 2 * params
+    return out
+
+
+@pytest.mark.parametrize(
+    ("function", "by_hand"), [(squares_set, slopes_in_place), (squares_in_place, slopes_set)]
+)
+def test_one_in_numpy_the_other_in_jax_and_a_sampler_of_either(function, by_hand):
+    def numpy_sampler(key):
+        return np.asarray(normal(key))
+
+    normal = partial(jax.random.normal, shape=(2,))
+    reports: Any = [
+        jaxnn.check_jacobian(KEY, function, by_hand, sampler, None, num_samples=3)
+        for sampler in (normal, numpy_sampler)
+    ]
+    assert reports[0].passed, str(reports[0])
+    assert str(reports[0]) == str(reports[1])
+    wrong: Any = jaxnn.check_jacobian(
+        KEY, function, lambda *both: by_hand(*both) * np.array([[1, 0.5]]), numpy_sampler, None
+    )
+    assert wrong_of(wrong) == ["params['output[1]']"]
+    assert wrong.leaves[1].ratio == pytest.approx(0.5)
+    expected = 2 * numpy_sampler(wrong.worst_key)[1]
+    assert wrong.worst.expected == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -123,14 +179,53 @@ def test_outputs_of_any_shape_are_named_by_their_place(function, name):
     ("function", "jacobian_fn", "message"),
     [
         (lambda params, batch: (params, params), jax.jacobian(squares), "function must return an"),
-        (lambda params, batch: params > 0, jax.jacobian(squares), "function must return an array"),
-        (squares, squares, r"jacobian_fn must return a Jacobian like jax.jacobian; got .* \(2,\)"),
+        (lambda params, batch: params > 0, squares, "function must .*; got bool of shape"),
+        (lambda params, batch: np.float32(params), squares, "function must .*; got float32 of"),
+        (
+            squares,
+            squares,
+            r"jacobian_fn must return a Jacobian like jax.jacobian\(function\); got float64 of "
+            r"shape \(2,\) at jax.jacobian\(function\), float64 of shape \(2, 2\)$",
+        ),
         (squares, lambda params, batch: [params], "jacobian_fn must return a Jacobian with the tr"),
     ],
 )
 def test_what_is_no_jacobian_is_refused_by_name(function, jacobian_fn, message):
     with pytest.raises(TypeError, match=f"^{message}"):
         jaxnn.check_jacobian(KEY, function, jacobian_fn, np.ones(2, np.float32), None)
+
+
+def test_a_leaf_without_numbers_has_a_jacobian_without_numbers():
+    def first(params, batch):
+        return params[0] ** 2
+
+    start = [np.ones(2, np.float32), np.zeros(0, np.float32)]
+    report: Any = jaxnn.check_jacobian(KEY, first, jax.jacobian(first), start, None)
+    assert report.passed
+    assert [leaf.shape for leaf in report.leaves] == [(2,), (0,)] * 2
+
+
+def test_a_function_without_outputs_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"^function must return at least one number; got .*0"):
+        jaxnn.check_jacobian(KEY, lambda p, batch: p[:0], squares, np.ones(2, np.float32), None)
+
+
+@pytest.mark.parametrize("check", [jaxnn.check_jacobian, jaxnn.check_hvp])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (0, "key must be a single typed key"),
+        (1, "(function|loss_fn) must be callable"),
+        (2, "(jacobian|hvp)_fn must be callable"),
+    ],
+)
+def test_what_no_check_takes_is_refused_by_name(check, place, message):
+    given: list[Any] = [KEY, squares, squares, np.ones(2, np.float32), None]
+    with pytest.raises(TypeError, match=rf"^certify must be left out of {check.__name__}:"):
+        check(*given, certify=True)
+    given[place] = None
+    with pytest.raises(TypeError, match=f"^{message}"):
+        check(*given)
 
 
 # --- Hessian-vector products
@@ -162,6 +257,23 @@ def test_a_right_product_passes_and_a_wrong_block_of_the_hessian_is_found_in_its
     )
     assert wrong_of(wrong) == ["params['b']"]
     assert (wrong.num_samples, wrong.value_error) == (5, 0)
+
+
+def test_a_product_in_numpy_may_work_in_place():
+    def in_place(params, v, batch):
+        out = v.copy()
+        out *= 12 * params**2
+        return out
+
+    def quartic(params, batch):
+        return jnp.sum(params**4)
+
+    def numpy_sampler(key):
+        return np.asarray(jax.random.normal(key, (3,)))
+
+    report: Any = jaxnn.check_hvp(KEY, quartic, in_place, numpy_sampler, None)
+    assert report.passed, str(report)
+    assert report.leaves[0].error < 1e-12
 
 
 def forward_over_reverse(loss, factor, params, v, batch):

@@ -46,18 +46,18 @@ def as_checked(
     """Return both functions; refuse params without numbers, and results that none can judge."""
     if not sum(leaf.size for leaf in jax.tree.leaves(params)):
         raise ValueError("params must hold at least one number; got empty arrays")
-    loss, value = _traced_or_numpy("loss_fn", loss_fn, params, batch)
+    loss, value = traced_or_numpy("loss_fn", loss_fn, params, batch)
     check_scalar("loss_fn", value)
     if value.dtype != jnp.float64:
         raise TypeError(
             f"loss_fn must compute in the dtype of the params; got {value.dtype} for float64"
         )
-    by_hand, results = _traced_or_numpy("value_and_grad_fn", value_and_grad_fn, params, batch)
+    by_hand, results = traced_or_numpy("value_and_grad_fn", value_and_grad_fn, params, batch)
     check_loss_and_gradients(results, params)
     return loss, by_hand
 
 
-def _traced_or_numpy(
+def traced_or_numpy(
     name: str, function: Function, params: PyTree, batch: PyTree
 ) -> tuple[Checked, PyTree]:
     """Return the function with its results, which are shapes if JAX can trace it."""

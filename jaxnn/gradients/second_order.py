@@ -15,7 +15,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.gradients.check import GradientReport, check_gradients, is_sampler
-from jaxnn.run.checks import as_batch, as_key, as_params, as_partial, check_like
+from jaxnn.gradients.functions import Checked, traced_or_numpy
+from jaxnn.gradients.witnesses import widened
+from jaxnn.run.checks import as_batch, as_key, as_params, as_partial, call, check_like
 from jaxnn.typing import Function, LossFn, PyTree, SampleFn
 
 TAG = 0x4A414348
@@ -40,14 +42,15 @@ def check_jacobian(
             with the axes of the output before its own, as `jax.jacobian(function)`.
         sampler: `sample_fn(key)` -> params, or params themselves, any pytree of floats.
         batch: any pytree that both functions take.
-        **options: those of `check_gradients`: `num_samples` and the tolerances.
+        **options: those of `check_gradients` but `certify`: `num_samples` and the tolerances.
 
     Returns:
         A `GradientReport` with a leaf for each output and leaf of the params.
 
     Raises:
-        TypeError: if the function returns no array of floats, or the Jacobian is not like it.
-        ValueError: as `check_gradients`.
+        TypeError: if the function returns no array of floats, the Jacobian is not like it, or
+            `certify` is given.
+        ValueError: if the function returns an empty array, and as `check_gradients`.
 
     Example:
         >>> outputs = lambda params, batch: jnp.tanh(batch @ params)
@@ -56,15 +59,20 @@ def check_jacobian(
         >>> report.passed, report.worst.name
         (False, "params['output[0]']")
     """
+    key = as_key("key", key)
+    parts = as_partial("function", function), as_partial("jacobian_fn", jacobian_fn)
+    _refuse_certify("check_jacobian", options)
     params = _example(key, sampler)
     data = as_batch(batch, params, function, jacobian_fn)
-    outputs = function(params, data)
-    if not (hasattr(outputs, "dtype") and jnp.issubdtype(outputs.dtype, jnp.floating)):
-        raise TypeError(f"function must return an array of floats; got {outputs!r}")
-    wanted = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(outputs.shape + leaf.shape, leaf.dtype), params
-    )
-    check_like("jacobian_fn", "a Jacobian", jacobian_fn(params, data), wanted, "jax.jacobian")
+    with jax.enable_x64(True):
+        params, data = widened(params), widened(data)
+        own, outputs = traced_or_numpy("function", function, params, data)
+        _check_outputs(outputs)
+        wanted = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(outputs.shape + leaf.shape, leaf.dtype), params
+        )
+        by_hand, jacobian = traced_or_numpy("jacobian_fn", jacobian_fn, params, data)
+    check_like("jacobian_fn", "a Jacobian", jacobian, wanted, "jax.jacobian(function)")
     digits = [len(str(size - 1)) for size in outputs.shape]
     places = [", ".join(map("{:0{}}".format, at, digits)) for at in np.ndindex(outputs.shape)]
     names = [f"output[{place}]" if place else "output" for place in places]  # Sorted, as in trees.
@@ -73,7 +81,7 @@ def check_jacobian(
         return dict.fromkeys(names, params)
 
     given = (lambda key: copies(sampler(key))) if is_sampler(sampler) else copies(sampler)
-    parts = as_partial("function", function), as_partial("jacobian_fn", jacobian_fn)
+    parts = _for_any_arrays(parts[0], own), _for_any_arrays(parts[1], by_hand)
     return check_gradients(
         key, Partial(_sum, parts[0]), Partial(_sum_and_rows, *parts), given, batch, **options
     )
@@ -100,13 +108,13 @@ def check_hvp(
             the direction is one.
         sampler: `sample_fn(key)` -> params, or params themselves, any pytree of floats.
         batch: any pytree that both functions take.
-        **options: those of `check_gradients`: `num_samples` and the tolerances.
+        **options: those of `check_gradients` but `certify`: `num_samples` and the tolerances.
 
     Returns:
         A `GradientReport` with a leaf for each leaf of the params.
 
     Raises:
-        TypeError: if the product is not like the params.
+        TypeError: if the product is not like the params, or `certify` is given.
         ValueError: as `check_gradients`.
 
     Example:
@@ -116,15 +124,19 @@ def check_hvp(
         >>> report.passed, round(report.leaves[0].ratio, 6)
         (False, 0.333333)
     """
+    key = as_key("key", key)
+    parts = as_partial("loss_fn", loss_fn), as_partial("hvp_fn", hvp_fn)
+    _refuse_certify("check_hvp", options)
     params = _example(key, sampler)
     data = as_batch(batch, params, loss_fn, hvp_fn)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.fold_in(key, TAG), len(leaves))
     drawn = [jax.random.normal(at, leaf.shape) for at, leaf in zip(keys, leaves, strict=True)]
     direction = jax.tree.unflatten(tree, [np.asarray(draw) for draw in drawn])
-    product = hvp_fn(params, _like(direction, params), data)
+    with jax.enable_x64(True):
+        params, along = widened(params), Partial(_product, direction, parts[1])
+        product = traced_or_numpy("hvp_fn", along, params, widened(data))[1]
     check_like("hvp_fn", "a product", product, params)
-    parts = as_partial("loss_fn", loss_fn), as_partial("hvp_fn", hvp_fn)
     slope = Partial(_slope_along, direction, parts[0])
     return check_gradients(
         key, slope, Partial(_slope_and_product, direction, *parts), sampler, batch, **options
@@ -133,12 +145,35 @@ def check_hvp(
 
 def _example(key: jax.Array, sampler: SampleFn | PyTree) -> PyTree:
     """Return some params."""
-    return as_params(sampler(as_key("key", key)) if is_sampler(sampler) else sampler)
+    return as_params(sampler(key) if is_sampler(sampler) else sampler)
+
+
+def _refuse_certify(name: str, options: dict[str, Any]) -> None:
+    """Refuse what would show the user functions of this file as their own."""
+    if "certify" in options:
+        raise TypeError(f"certify must be left out of {name}: only check_gradients takes it")
+
+
+def _check_outputs(outputs: PyTree) -> None:
+    """Refuse what has no Jacobian in float64."""
+    is_array = hasattr(outputs, "dtype")
+    if not is_array or outputs.dtype != jnp.float64:
+        came = f"{outputs.dtype} of shape {outputs.shape}" if is_array else type(outputs).__name__
+        raise TypeError(
+            f"function must return an array of floats in the dtype of the params; got {came}"
+        )
+    if not outputs.size:
+        raise ValueError(f"function must return at least one number; got shape {outputs.shape}")
+
+
+def _for_any_arrays(function: Partial, checked: Checked) -> Partial:
+    """Compile a function in JAX: NumPy arrays lack `.at`, and the other may be in NumPy."""
+    return Partial(call, function) if isinstance(checked, Partial) else function
 
 
 def _sum(function: Function, copies: PyTree, batch: PyTree) -> Any:
     """Sum the outputs, each of its own params."""
-    outputs = (function(params, batch).reshape(-1) for params in copies.values())
+    outputs = (jnp.reshape(function(params, batch), -1) for params in copies.values())
     return sum(output[number] for number, output in enumerate(outputs))
 
 
@@ -146,11 +181,11 @@ def _sum_and_rows(
     function: Function, jacobian_fn: Function, copies: PyTree, batch: PyTree
 ) -> tuple[Any, PyTree]:
     """Return the same with the rows of the Jacobian, each at the params of its output."""
-    rows = {}
+    rows, count = {}, len(copies)
     for number, (name, params) in enumerate(copies.items()):
         jacobian = jacobian_fn(params, batch)
         rows[name] = jax.tree.map(
-            lambda slopes, leaf, number=number: slopes.reshape(-1, *leaf.shape)[number],
+            lambda slopes, leaf, number=number: jnp.reshape(slopes, (count, *leaf.shape))[number],
             jacobian,
             params,
         )
@@ -167,8 +202,11 @@ def _slope_along(direction: PyTree, loss: LossFn, params: PyTree, batch: PyTree)
 def _slope_and_product(
     direction: PyTree, loss: LossFn, hvp_fn: Function, params: PyTree, batch: PyTree
 ) -> tuple[Any, PyTree]:
-    product = hvp_fn(params, _like(direction, params), batch)
-    return _slope_along(direction, loss, params, batch), product
+    return _slope_along(direction, loss, params, batch), _product(direction, hvp_fn, params, batch)
+
+
+def _product(direction: PyTree, hvp_fn: Function, params: PyTree, batch: PyTree) -> PyTree:
+    return hvp_fn(params, _like(direction, params), batch)
 
 
 def _like(direction: PyTree, params: PyTree) -> PyTree:

@@ -390,5 +390,5 @@ def check_like(name: str, what: str, got: PyTree, wanted: PyTree, like: str = "p
         if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
             raise TypeError(
                 f"{name} must return {what} like {like}; got {found.dtype} of shape "
-                f"{found.shape} for {like}{keystr(path)}, {leaf.dtype} of shape {leaf.shape}"
+                f"{found.shape} at {like}{keystr(path)}, {leaf.dtype} of shape {leaf.shape}"
             )
