@@ -344,7 +344,10 @@ def test_the_program_of_a_file_runs_from_any_folder(run_name, kind, loss, tmp_pa
     monkeypatch.chdir(tmp_path)
     Path("my.py").write_text(MY)
     made, *functions = named_in("my.py", kind, loss, "by_hand", run_name=run_name)
+    if run_name:
+        monkeypatch.setitem(sys.modules, run_name, SimpleNamespace(**functions[1].__globals__))
     script = script_for(made(np.array([1.0, 2])), np.array(3.0), *functions)
+    assert "from __main__" not in script
     monkeypatch.chdir("/")
     assert printed(script) == [(15, 15), (1, 6), (2, 12)]
 
