@@ -276,7 +276,7 @@ def check_own(arguments: argparse.Namespace) -> int:
     print(report)
     cli.write_json(arguments.json, as_dict(report))
     if arguments.write_failing_case and report.smallest is not None:
-        arguments.write_failing_case.write_text(report.smallest.script)
+        arguments.write_failing_case.write_text(report.smallest.script, encoding="utf-8")
         print(arguments.write_failing_case)
     if arguments.plot or arguments.report:
         place, params, batch = shown(arguments, report, params, batch)
@@ -284,7 +284,8 @@ def check_own(arguments: argparse.Namespace) -> int:
         if arguments.report:
             files = [path for path in map(file_of, arguments.places) if path is not None]
             figure = drawn(errors, report.passed, place)
-            arguments.report.write_text(page_of(report, arguments.named, files, figure))
+            page = page_of(report, arguments.named, files, figure)
+            arguments.report.write_text(page, encoding="utf-8")
             print(arguments.report)
         if arguments.plot:
             path = arguments.plot

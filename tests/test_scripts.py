@@ -513,6 +513,22 @@ def writes(params, batch):
 """
 
 
+OWN_CLASS = """
+from typing import NamedTuple
+import jax, jax.numpy as jnp
+class Params(NamedTuple):
+    w: jax.Array
+def rows(): return jnp.array([2.0, 3.0, 5.0])
+def sample(key): return Params(jax.random.normal(key, (3,)))
+def loss(params, batch):
+    assert isinstance(params, Params)
+    return jnp.sum(jnp.array([2.0, 3.0, 5.0]) * params.w) + jnp.sum(batch)
+def turned(params, batch):
+    value, gradient = jax.value_and_grad(loss)(params, batch)
+    return value, Params(gradient.w[::-1])
+"""
+
+
 def own(path, **names):
     """The options that name the functions in a file."""
     given = {"loss": "loss", "gradient": "right", "params": "sample", "batch": "rows"} | names
@@ -547,6 +563,14 @@ def test_a_gradient_of_ones_own_is_checked(gradient, status, loss, tmp_path, cap
     assert size_of(picture)[0] == 1919
 
 
+def told_by(program, **options):
+    """The losses and the numbers of the gradients that a failing case prints, in pairs."""
+    command = [sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, **options)
+    pairs = re.findall(r"(\S+) under test, (\S+) by", done.stdout)
+    return [tuple(map(float, pair)) for pair in pairs]
+
+
 def test_a_wrong_gradient_is_written_as_a_page_and_as_a_program(tmp_path, capsys):
     """Neither needs any other file but the one with the functions."""
     (tmp_path / "own.py").write_text(OWN)
@@ -559,8 +583,7 @@ def test_a_wrong_gradient_is_written_as_a_page_and_as_a_program(tmp_path, capsys
     assert told["power"] is None
     assert told["smallest"]["gradient"] == pytest.approx(told["smallest"]["expected"] / 2)
     assert told["smallest"]["script"] == program.read_text()
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
-    _, wrong, right = (float(line.split()[1]) for line in done.stdout.splitlines())
+    _, (wrong, right) = told_by(program)
     assert (wrong, right) == pytest.approx((right / 2, told["smallest"]["expected"]))
     text = page.read_text()
     assert not re.search(r"<script|<link|<img|src=|href=.http|url\(http|@import", text)
@@ -574,6 +597,19 @@ def test_a_wrong_gradient_is_written_as_a_page_and_as_a_program(tmp_path, capsys
     ):
         assert said in text
     assert "planted" not in text
+
+
+def test_a_failing_case_with_a_class_of_ones_own_runs_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("elsewhere").mkdir()
+    Path("my.py").write_text(OWN_CLASS)
+    options = [*own("my.py", gradient="turned"), "--write-failing-case", "failing.py"]
+    assert check_gradients.main(options) == 1
+    assert "Params(w=" in Path("failing.py").read_text()
+    losses, *gradients = told_by(tmp_path / "failing.py", cwd="elsewhere")
+    assert losses[0] == losses[1]
+    assert [wrong for wrong, _ in gradients] == [right for _, right in gradients[::-1]]
+    assert gradients[0][0] != gradients[0][1]
 
 
 def test_a_page_shows_the_smallest_case_of_a_sample_that_was_added(tmp_path):

@@ -2,16 +2,26 @@
 
 import contextlib
 import io
+import re
+import runpy
+import sys
+from collections import namedtuple
 from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 import jaxnn
 from jaxnn.gradients import check as gradient_check
+from jaxnn.gradients.counterexample import Counterexample, script_of
+from jaxnn.gradients.functions import NumpyFunction
 from jaxnn.gradients.smallest import shrink
 
 KEY = jax.random.key(5)
@@ -81,11 +91,15 @@ def jax_mlrose(params, batch):
 
 
 def printed(script, **functions):
-    """The numbers that a script prints; a script of its own would set x64 for good."""
+    """The losses, then the numbers under test and the right ones, as a script prints them.
+
+    A script of its own would set x64 for good.
+    """
     said, text = io.StringIO(), script.replace('jax.config.update("jax_enable_x64", True)', "")
     with contextlib.redirect_stdout(said), jax.enable_x64(True):
         exec(text, functions)
-    return [float(line.split()[1]) for line in said.getvalue().splitlines()]
+    pairs = re.findall(r"(\S+) under test, (\S+) by", said.getvalue())
+    return [tuple(map(float, pair)) for pair in pairs]
 
 
 EXHAUSTIVE = pytest.param(jax_loss, jax_mlrose, marks=pytest.mark.exhaustive)
@@ -112,9 +126,9 @@ def test_mlroses_tanh_shrinks_to_one_row_and_one_unit_with_small_integers(loss, 
     # The program says the same.
     assert f"from test_smallest import {by_hand.__name__} as value_and_grad_fn" in case.script
     assert len(case.script.splitlines()) <= 25
-    value, *gradients = printed(case.script)
-    assert value == pytest.approx(numpy_loss(params, batch))
-    assert gradients == pytest.approx([wrong, right], rel=1e-5)
+    losses, *gradients = printed(case.script)
+    assert losses == pytest.approx([numpy_loss(params, batch)] * 2)
+    assert gradients == [pytest.approx((wrong, right), rel=1e-5)]
 
 
 # --- what shrinks, and what does not
@@ -285,5 +299,96 @@ def test_trees_of_classes_are_written_with_their_imports():
         assert f" import {name}\n" in case.script
     script = case.script.replace("loss_fn = ...", "loss_fn = own[0]")
     script = script.replace("grad_fn = ...", "grad_fn = own[1]")
-    told = printed(script, own=(loss, by_hand))
-    assert told[1:] == pytest.approx([case.gradient, case.expected])
+    _, *told = printed(script, own=(loss, by_hand))
+    assert pytest.approx((case.gradient, case.expected)) in told
+
+
+# --- programs
+
+
+MY = """
+from typing import NamedTuple
+import jax, jax.numpy as jnp
+class Params(NamedTuple):
+    w: jax.Array
+class Outer:
+    class Inner(NamedTuple):
+        w: jax.Array
+    def loss(params, batch): return loss(params, batch)
+def loss(params, batch):
+    assert isinstance(params, Params | Outer.Inner)
+    return jnp.sum(jnp.square(params.w) * batch)
+def numpy_loss(params, batch): return batch * float(sum(params.w)) ** 2
+def by_hand(params, batch):
+    return loss(params, batch), type(params)(params.w)
+"""
+
+
+def named_in(path, *names, **options):
+    """Functions and classes of a file, as the command line finds them."""
+    scope = SimpleNamespace(**runpy.run_path(path, **options))
+    return [attrgetter(name)(scope) for name in names]
+
+
+def script_for(params, batch, loss, by_hand, at=(0,)):
+    case = Counterexample(params, batch, "params.w", at, 0, 0, script="")
+    is_numpy = loss.__name__ == "numpy_loss"
+    checked = NumpyFunction("loss_fn", loss) if is_numpy else Partial(loss)
+    return script_of(case, checked, Partial(by_hand))
+
+
+@pytest.mark.parametrize("loss", ["loss", "Outer.loss"])
+@pytest.mark.parametrize("kind", ["Params", "Outer.Inner"])
+@pytest.mark.parametrize("run_name", [None, "__main__"])
+def test_the_program_of_a_file_runs_from_any_folder(run_name, kind, loss, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.py").write_text(MY)
+    made, *functions = named_in("my.py", kind, loss, "by_hand", run_name=run_name)
+    if run_name:
+        monkeypatch.setitem(sys.modules, run_name, SimpleNamespace(**functions[1].__globals__))
+    script = script_for(made(np.array([1.0, 2])), np.array(3.0), *functions)
+    assert "from __main__" not in script
+    monkeypatch.chdir("/")
+    assert printed(script) == [(15, 15), (1, 6), (2, 12)]
+
+
+def test_classes_within_others_of_a_module_are_imported(monkeypatch):
+    module: Any = ModuleType("my_module")
+    monkeypatch.setitem(sys.modules, "my_module", module)
+    exec(MY, vars(module))
+    params = module.Outer.Inner(np.array([1.0]))
+    script = script_for(params, np.array(3.0), module.Outer.loss, module.by_hand)
+    assert "from my_module import Outer\n" in script
+    assert printed(script) == [(3, 3), (1, 6)]
+
+
+def test_a_class_without_a_place_leaves_room_for_it():
+    params = namedtuple("Params", "w")(np.ones(1))
+    script = script_for(params, None, jax_loss, jax_mlrose)
+    assert "Params = ...  # Your own class goes here." in script.splitlines()
+
+
+def test_of_a_large_leaf_the_numbers_near_the_wrong_one_are_printed(tmp_path):
+    (tmp_path / "my.py").write_text(MY)
+    made, *functions = named_in(str(tmp_path / "my.py"), "Params", "loss", "by_hand")
+    params = made(np.arange(60.0).reshape(3, 20))
+    told = printed(script_for(params, np.array(3.0), *functions, at=(1, 15)))
+    assert told[1:] == [(number, 6 * number) for number in range(32, 48)]
+
+
+def test_differences_give_every_number_of_the_leaf(tmp_path):
+    """Each with the others as they were."""
+    (tmp_path / "my.py").write_text(MY)
+    made, *functions = named_in(str(tmp_path / "my.py"), "Params", "numpy_loss", "by_hand")
+    _, *told = printed(script_for(made(np.array([1.0, 2, 4])), np.array(3.0), *functions))
+    assert told == [(number, pytest.approx(42, rel=1e-8)) for number in (1, 2, 4)]
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_keys_and_empty_arrays_are_written_as_they_are(impl):
+    batch = {"key": jax.random.key(3, impl=impl), "rows": np.zeros((0, 2), np.int32)}
+    script = script_for(namedtuple("Params", "w")(np.ones(1)), batch, jax_loss, jax_mlrose)
+    (text,) = re.findall("^batch = (.*)", script, re.MULTILINE)
+    written = eval(text, {"np": np, "jax": jax})
+    assert written["key"] == batch["key"]
+    assert (written["rows"].dtype, written["rows"].shape) == (np.int32, (0, 2))

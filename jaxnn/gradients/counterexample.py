@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from inspect import unwrap
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.gradients.functions import Checked, NumpyFunction
 from jaxnn.gradients.leaves import at_worst
@@ -32,8 +35,8 @@ class Counterexample(NamedTuple):
         coordinate: place of the wrong number in the leaf; `()` for a scalar.
         gradient: what the function under test returns there.
         expected: what it should be.
-        script: a program of about 15 lines that shows it; its functions are imported by name, or
-            to be filled in where they have none.
+        script: a program of some 20 lines that prints the wrong leaf beside the right one; its
+            functions and classes are imported by name, or to be filled in where they have none.
     """
 
     params: PyTree
@@ -75,76 +78,114 @@ def _short(tree: PyTree) -> str:
 
 def script_of(case: Counterexample, loss: Checked, by_hand: Checked) -> str:
     """Return a program that computes what is wrong in a case, and what it should be."""
-    pairs = ("loss", loss), ("value_and_grad", by_hand)
-    functions = [_imported(f"{name}_fn", function) for name, function in pairs]
-    imports = ["import jax", "import numpy as np", *_classes((case.params, case.batch))]
-    imports += ["from runpy import run_path"] * any("= run_path(" in line for line in functions)
+    pairs = [("loss", loss), ("value_and_grad", by_hand)]
+    functions = {f"{name}_fn": _bare(function) for name, function in pairs}
+    classes = {kind.__name__: kind for kind in _classes((case.params, case.batch))}
+    scopes = [getattr(unwrap(function), "__globals__", {}) for function in functions.values()]
+    owned = [_imported(name, own, scopes) for name, own in (classes | functions).items()]
+    lines = list(dict.fromkeys(line for each in owned for line in each))
+    imports = [line for line in lines if line.startswith("from ")]
+    lines = [line for line in lines if line not in imports]
+    if any("= run_path(" in line for line in lines):
+        imports += ["from functools import cache", "from runpy import run_path"]
+        lines.insert(0, "run_path = cache(run_path)  # A file is run once.")
     calls = [
         f"{name}_fn" if isinstance(function, NumpyFunction) else f"jax.jit({name}_fn)"
         for name, function in pairs
     ]
-    path, at = case.leaf.removeprefix("params"), ", ".join(map(str, case.coordinate)) or "()"
-    if case.leaf == "loss":
-        shown = []
-    elif isinstance(loss, NumpyFunction):
-        shown = [
-            f"leaf, step = params{path}, 1e-5",
-            f"leaf[{at}] += step",
-            "above = float(loss(params, batch))",
-            f"leaf[{at}] -= 2 * step",
-            "slope = (above - float(loss(params, batch))) / (2 * step)",
-            'print("gradient:", slope, "by differences")',
-        ]
-    else:
-        right = f"jax.jit(jax.grad(loss_fn))(params, batch){path}[{at}]"
-        shown = [f'print("gradient:", {right}, "by jax.grad")']
-    if shown:
-        shown = [f'print("gradient:", np.asarray(gradient{path})[{at}], "under test")', *shown]
     lines = [
         f'"""{case.where()}."""',
         "",
-        *imports,
-        *(line for line in functions if line.startswith("from")),
+        "import jax",
+        "import numpy as np",
+        *sorted(imports),
         "",
         'jax.config.update("jax_enable_x64", True)',
-        *(line for line in functions if not line.startswith("from")),
+        *lines,
         f"params = {_literal(case.params)}",
         f"batch = {_literal(case.batch)}",
         "",
         f"loss, value_and_grad = {', '.join(calls)}",
         "value, gradient = value_and_grad(params, batch)",
         'print("losses:", value, "under test,", loss(params, batch), "by the loss alone")',
-        *shown,
+        *_compared(case, isinstance(loss, NumpyFunction)),
     ]
     return "\n".join([*lines, ""])
 
 
-def _imported(name: str, function: Any) -> str:
-    """The line that imports a function under another name, or leaves room for it."""
-    function = function.function if isinstance(function, NumpyFunction) else function
-    if isinstance(function, Partial) and not (function.args or function.keywords):
-        function = bare_function(function.func)
-    own, module = getattr(function, "__qualname__", ""), getattr(function, "__module__", "") or ""
-    if own and module != "__main__" and getattr(sys.modules.get(module), own, None) is function:
-        return f"from {module} import {own} as {name}"
-    inner = unwrap(function)
-    if own and getattr(inner, "__globals__", {}).get(own) is function:
-        path = inner.__code__.co_filename
-        if Path(path).is_file():
-            return f"{name} = run_path({path!r})[{own!r}]"
-    return f"{name} = ...  # Your own function goes here."
+def _compared(case: Counterexample, by_differences: bool) -> list[str]:
+    """The lines that print the wrong leaf beside the right one; of many numbers, those near."""
+    leaves = {keystr(path): leaf for path, leaf in tree_leaves_with_path(case.params)}
+    path = case.leaf.removeprefix("params")
+    if path not in leaves:  # The losses alone differ.
+        return []
+    places, shape = "np.ndindex(wrong.shape)", leaves[path].shape
+    if leaves[path].size > FEW:
+        begin = np.ravel_multi_index(case.coordinate, shape) // FEW * FEW
+        places = f"list({places})[{begin}:{begin + FEW}]"
+    told = f'print({case.leaf!r}, at, wrong[at], "under test,", '
+    if by_differences:
+        return [
+            f"wrong, leaf, step = np.asarray(gradient{path}), params{path}, 1e-5",
+            f"for at in {places}:",
+            "    leaf[at] += step",
+            "    above = float(loss(params, batch))",
+            "    leaf[at] -= 2 * step",
+            "    slope = (above - float(loss(params, batch))) / (2 * step)",
+            "    leaf[at] += step",
+            f'    {told}slope, "by differences")',
+        ]
+    return [
+        "expected = jax.jit(jax.grad(loss_fn))(params, batch)",
+        f"wrong, right = np.asarray(gradient{path}), np.asarray(expected{path})",
+        f"for at in {places}:",
+        f'    {told}right[at], "by jax.grad")',
+    ]
 
 
-def _classes(tree: PyTree) -> list[str]:
-    """The lines that import the classes of a tree."""
+def _bare(function: Checked) -> Any:
+    """The user's own function, if nothing is bound to it."""
+    if isinstance(function, NumpyFunction):
+        return function.function
+    is_bound = function.args or function.keywords
+    return function if is_bound else bare_function(function.func)
 
-    def of(node: Any) -> set[str]:
+
+def _imported(name: str, own: Any, scopes: Sequence[dict[str, Any]]) -> list[str]:
+    """The lines that import a function or a class under a name, or leave room for it."""
+    path, module = getattr(own, "__qualname__", ""), getattr(own, "__module__", None) or ""
+
+    def holds(scope: dict[str, Any]) -> bool:
+        try:
+            return attrgetter(path)(SimpleNamespace(**scope)) is own
+        except AttributeError:
+            return False
+
+    outer, _, inner = path.partition(".")
+    first = outer if inner else name
+    within = [f"{name} = {path}"] * bool(inner)
+    scope = getattr(sys.modules.get(module), "__dict__", {})
+    if module != "__main__" and holds(scope):
+        return [f"from {module} import {outer}" + f" as {first}" * (first != outer), *within]
+    files = [Path(each.get("__file__") or "") for each in (scope, *scopes) if holds(each)]
+    file = next(filter(Path.is_file, files), None)
+    if file is not None:
+        return [f"{first} = run_path({str(file.resolve())!r})[{outer!r}]", *within]
+    kind = "class" if isinstance(own, type) else "function"
+    return [f"{name} = ...  # Your own {kind} goes here."]
+
+
+def _classes(tree: PyTree) -> list[type]:
+    """The classes of a tree's nodes, but for Python's own."""
+
+    def of(node: Any) -> Iterator[type]:
         kind, _ = node.node_data() or (dict, None)
-        own = {f"from {kind.__module__} import {kind.__qualname__}"}
-        own -= {line for line in own if line.startswith("from builtins")}
-        return own.union(*map(of, node.children()))
+        if kind.__module__ != "builtins":
+            yield kind
+        for child in node.children():
+            yield from of(child)
 
-    return sorted(of(jax.tree.structure(tree)))
+    return list(of(jax.tree.structure(tree)))
 
 
 def _literal(tree: PyTree) -> str:
@@ -153,11 +194,12 @@ def _literal(tree: PyTree) -> str:
     def of(leaf: Any) -> Text:
         if is_key(leaf):
             data = np.asarray(jax.random.key_data(leaf)).tolist()
-            return Text(f"jax.random.wrap_key_data(np.array({data}, 'uint32'))")
-        if not leaf.size:
-            return Text(f"np.zeros({leaf.shape})")
-        numbers = f"{leaf.tolist()}".replace("nan", "np.nan").replace("inf", "np.inf")
+            impl = str(jax.random.key_impl(leaf))
+            return Text(f"jax.random.wrap_key_data(np.array({data}, 'uint32'), impl={impl!r})")
         dtype = f", '{leaf.dtype}'" * (leaf.dtype != np.float64)
+        if not leaf.size:
+            return Text(f"np.zeros({leaf.shape}{dtype})")
+        numbers = f"{leaf.tolist()}".replace("nan", "np.nan").replace("inf", "np.inf")
         return Text(f"np.array({numbers}{dtype})")
 
     return repr(jax.tree.map(of, tree))

@@ -66,8 +66,8 @@ def shrink(
     """Return the smallest case found in which the worst leaf, or the "loss", is wrong as well.
 
     What is not among the names `wrong` stays right, and what holds for the numbers of all samples
-    of params holds for these as well. The seconds are those of computing. Works in float64, where
-    the caller sees to that.
+    of params holds for these as well. The seconds are those of computing. The caller must have
+    turned x64 on.
     """
     functions = loss, by_hand
     search = _Search(functions, samples, batch, worst, set(wrong), tolerances)
