@@ -198,14 +198,14 @@ def _losses(loss: Partial, samples: PyTree, steps: jax.Array, batch: PyTree) -> 
 def _losses_on_host(
     loss: NumpyFunction, samples: PyTree, steps: np.ndarray, batch: PyTree
 ) -> Losses[np.ndarray]:
-    found, signs_of = [], np.asarray(_signs(steps.shape[1]))
+    found, patterns = [], np.asarray(_signs(steps.shape[1]))
     for params, step in zip(each(samples), steps, strict=False):
         value, (up, down) = loss(params, batch), losses_beside(loss, params, batch, step)
         flipped, none = np.full(FLIPS, np.nan), np.full_like(step, np.nan)
         flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
         # It may refuse params of another sign.
         with contextlib.suppress(Exception), np.errstate(all="ignore"):
-            flipped[:] = [loss(from_flat(params, signs * flat), batch) for signs in signs_of]
+            flipped[:] = [loss(from_flat(params, signs * flat), batch) for signs in patterns]
         found.append(Losses(value, flipped, none, (up - value) / step, (value - down) / step))
     return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
 
