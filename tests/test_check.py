@@ -318,6 +318,56 @@ def test_a_large_loss_hides_no_fault_and_makes_none():
     assert report.leaves[0].num_kinks == 0
 
 
+@functools.cache
+def with_rule(loss, factor):
+    """The loss with a derivative that is off by a factor."""
+
+    @jax.custom_jvp
+    def ruled(params, batch):
+        return loss(params, batch)
+
+    @ruled.defjvp
+    def _(primals, tangents):
+        params, batch = primals
+        value, slope = jax.jvp(lambda params: loss(params, batch), (params,), tangents[:1])
+        return value, factor * slope
+
+    return ruled
+
+
+def check_sure(size, factor=None) -> Any:
+    """Of a network that is sure of the right class: its loss is what is left of logits."""
+    model, numbers = jaxnn.mlp((4, 4)), np.eye(4, dtype=np.float32)
+    (layer,) = model.init(KEY)
+    params = (layer._replace(weights=np.float32(size) * numbers, biases=np.zeros(4, np.float32)),)
+    loss, by_hand = model.loss_reference, model.value_and_grad
+    if factor:
+        loss = with_rule(loss, factor)
+        by_hand = jax.value_and_grad(loss)
+    return check_gradients(KEY, loss, by_hand, params, jaxnn.Batch(numbers, np.arange(4)))
+
+
+@pytest.mark.parametrize("size", [5, 15, 20, 25, 33, 40, 60])
+def test_numbers_that_cancel_in_a_loss_make_no_fault_and_hide_none_that_can_be_seen(size):
+    report = check_sure(size)
+    assert report.passed, str(report)
+    assert report.notes == ()
+    if size <= 20:
+        assert "contradict" in check_sure(size, 2.0).suggestions[0]
+
+
+@pytest.mark.parametrize("rate", [5, 20, 60])
+def test_a_wrong_rule_of_a_loss_that_is_small_by_itself_is_seen(rate):
+    def fading(params, rate):
+        return jnp.sum(jnp.exp(-rate * params))
+
+    for factor in (1.0, 1.001):
+        loss = with_rule(fading, factor)
+        params = np.array([1, 0.7, 1.3], np.float32)
+        report = check_gradients(KEY, loss, jax.value_and_grad(loss), params, np.float32(rate))
+        assert report.passed == (factor == 1), str(report)
+
+
 # --- kinks
 
 RIGHT = {"relu": (0, 0.5, 1), "abs": (-1, 0, 0.3, 1), "tie": (0, 0.5, 1)}
@@ -790,6 +840,23 @@ def test_the_judge_of_planted_faults_judges_as_the_check_does():
             gradient = np.array([[1.0, -1, slope, 1, 0]])
             assert passes(np.arange(1), values, gradient) == (0 <= slope <= 1)
             assert not passes(np.arange(1), values + 1e-6, gradient)
+
+
+def test_the_judge_takes_small_slopes_as_the_check_does_beside_large_ones():
+    """An error in slopes of 1e-13 is none beside slopes of 1; alone they are judged."""
+    params = np.array([[1.0, 2, 3], [1e-13, 2e-13, 3e-13]])
+    with jax.enable_x64(True):
+        loss = Partial(lambda params, batch: jnp.sum(params**2))
+        by_hand = Partial(lambda params, batch: (loss(params, batch), 2 * params))
+        for rows, passed in (([0, 1], True), ([1], False)):
+            kept: list[Any] = []
+            some = params[rows]
+            values, *_ = measure(loss, by_hand, some, None, (1e-9, 1e-5), kept)
+            passes = judge(loss, kept[0], some, None, (1e-9, 1e-5))
+            last = np.array([len(rows) - 1])
+            assert passes(last, values[last], 2 * some[last])
+            assert passes(last, values[last], 4 * some[last]) == passed
+            assert not passes(np.array([0]), values[:1], 4 * some[:1])
 
 
 # --- what is refused

@@ -104,6 +104,26 @@ def test_a_loss_that_is_no_mean_of_rows_and_takes_no_single_one_has_no_symmetry(
         assert invariants(*functions, samples, batch) == ()
 
 
+@pytest.mark.parametrize("logit", [17.0, 50.0])
+def test_rounding_breaks_no_symmetry_and_hides_none(logit):
+    """Of a softmax that is sure: its slopes are 1e-7 and 1e-21, what rounding adds is 1e-16."""
+
+    def loss(params, factor):
+        return factor * (jax.nn.logsumexp(params) - params[0])
+
+    def not_summing_to_0(params, factor):
+        value, slopes = jax.value_and_grad(loss)(params, factor)
+        return value, slopes.at[1].add(1e-8 * factor)
+
+    samples = np.array([[logit, 0, 0, 0]])
+    for factor in (1e-30, 1.0):
+        for by_hand, passed in ((jax.value_and_grad(loss), True), (not_summing_to_0, False)):
+            with jax.enable_x64(True):
+                functions = as_checked(loss, by_hand, samples[0], np.float64(factor))
+                (kind,) = invariants(*functions, samples, np.float64(factor))
+            assert (kind.passed, "sum to 0" in kind.name) == (passed, True), kind
+
+
 @pytest.mark.exhaustive
 def test_three_in_ten_planted_faults_break_a_symmetry_and_no_right_gradient_does():
     assert all(kind.passed for name in PROBLEMS for kind in found(name))

@@ -10,6 +10,7 @@ Whether a symmetry holds is read off values of the loss; what follows, off the g
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.gradients.functions import Checked, each, values_and_gradients
+from jaxnn.gradients.witnesses import ROUNDING
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
@@ -31,7 +33,8 @@ class Invariant(NamedTuple):
 
     Attributes:
         name: what it is, such as `"units of params[0].weights can be permuted"`.
-        error: largest error of the gradient, relative to its largest slope.
+        error: largest error of the gradient, relative to its largest slope, less what rounding
+            explains: `ROUNDING` times the loss, or the loss of the negated params if that is more.
         passed: whether the gradient has the symmetry too, to 1e-9.
     """
 
@@ -60,29 +63,39 @@ def invariants(
     leaves, tree = jax.tree.flatten(samples)
     names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
     values, gradients = _values(loss, samples, batch), _slopes(by_hand, samples, batch)
-    found = []
+    found, rounding = [], _rounding(loss, values, samples, batch)
     for name, changed, direction, axes in (*_shifts(names, leaves), *_of_units(names, leaves)):
         changed = jax.tree.unflatten(tree, changed)
         if not _are_same(_values(loss, changed, batch), values):
             continue
         if direction is None:
             expected = _rolled(_slopes(by_hand, changed, batch), axes, -1)
-            found.append(_invariant(name, gradients, expected))
+            found.append(_invariant(name, gradients, expected, rounding))
         else:
             pairs = zip(gradients, direction, strict=True)
             products = [(slopes * u).reshape(len(values), -1) for slopes, u in pairs]
             off = np.sum(np.concatenate(products, axis=1), axis=1)
             size = max(float(np.max(np.abs(product), initial=0)) for product in products)
-            found.append(_invariant(name, [off], [np.zeros_like(off)], size))
-    return (*found, *_of_rows(loss, by_hand, samples, batch))
+            found.append(_invariant(name, [off], [np.zeros_like(off)], rounding, size))
+    return (*found, *_of_rows(loss, by_hand, samples, batch, rounding))
 
 
-def _invariant(name: str, some: Leaves, others: Leaves, size: float = 0) -> Invariant:
+def _rounding(loss: Checked, values: np.ndarray, samples: PyTree, batch: PyTree) -> float:
+    """Rounding of numbers that may cancel in the loss; where the params are negated, none do."""
+    with contextlib.suppress(Exception), np.errstate(all="ignore"):  # It may refuse such params.
+        negated = _values(loss, jax.tree.map(np.negative, samples), batch)
+        values = np.concatenate([values, negated])
+    return ROUNDING * float(np.max(np.abs(values), where=np.isfinite(values), initial=0))
+
+
+def _invariant(
+    name: str, some: Leaves, others: Leaves, rounding: float, size: float = 0
+) -> Invariant:
     """Compare gradients, relative to the largest slope or to a size."""
     pairs = list(zip(some, others, strict=True))
     off = max(float(np.max(np.abs(one - other), initial=0)) for one, other in pairs)
     largest = max(float(np.max(np.abs(one), initial=size)) for one, _ in pairs)
-    error = off / largest if largest else 0.0
+    error = max(off - rounding, 0.0) / largest if largest else 0.0
     return Invariant(name, error, error <= TOLERANCE)
 
 
@@ -131,7 +144,9 @@ def _of_units(names: Sequence[str], leaves: Leaves) -> Iterator[_Symmetry]:
                 permuted.append(axes)
 
 
-def _of_rows(loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree) -> list[Invariant]:
+def _of_rows(
+    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree, rounding: float
+) -> list[Invariant]:
     """Return whether the gradient is the mean of those of single rows, if the loss is."""
     lengths = [len(leaf) for leaf in jax.tree.leaves(batch) if leaf.ndim]
     rows = max(lengths, key=lengths.count, default=0)
@@ -152,7 +167,7 @@ def _of_rows(loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree) ->
         return []
     means = [np.mean(slopes, axis=0) for slopes in zip(*of_rows, strict=True)]
     name = "the gradient of rows is the mean of each row's"
-    return [_invariant(name, _slopes(by_hand, samples, whole), means)]
+    return [_invariant(name, _slopes(by_hand, samples, whole), means, rounding)]
 
 
 def _slopes(by_hand: Checked, samples: PyTree, batch: PyTree) -> Leaves:

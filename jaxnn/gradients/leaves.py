@@ -43,7 +43,7 @@ class LeafReport(NamedTuple):
     the largest coordinate of all leaves and samples where that is more, or to `ROUNDING` times
     the largest loss where all gradients vanish. What rounding explains is taken off them, so an
     error of rounding is 0: `ROUNDING` times the loss or the largest coordinate, whichever is more;
-    for differences, `ROUNDING` times the loss over the step, and times the difference.
+    for differences, the rounding in the loss over the step, and `ROUNDING` times the difference.
 
     Attributes:
         name: where the leaf is, such as `params[0].weights`.
@@ -86,13 +86,26 @@ def at_worst(name: str, coordinate: tuple[int, ...], gradient: float, expected: 
     return f"{name}{at} is {gradient:.6g} and should be {expected:.6g}"
 
 
+def _floor(slopes: np.ndarray, values: np.ndarray) -> float:
+    """What errors are relative to, at least."""
+    least = [TINY]
+    for factor, numbers in ((1e-3, np.abs(slopes)), (ROUNDING, np.abs(values))):
+        least.append(factor * float(np.max(numbers, where=np.isfinite(numbers), initial=0)))
+    return max(least)
+
+
 def leaf_reports(
-    params: PyTree, values: np.ndarray, evidence: list[Evidence], tolerances: tuple[float, float]
+    params: PyTree,
+    values: np.ndarray,
+    evidence: list[Evidence],
+    tolerances: tuple[float, float],
+    floor: float = 0,
 ) -> tuple[tuple[LeafReport, ...], LeafReport]:
-    """Return a report for each leaf, and the worst of them relative to the tolerances."""
-    largest_value = np.max(np.abs(values), where=np.isfinite(values), initial=0)
-    largest = max(np.max(found.largest) for found in evidence)
-    floor = max(1e-3 * largest, ROUNDING * largest_value, TINY)
+    """Return a report for each leaf, and the worst of them relative to the tolerances.
+
+    Errors are relative to `floor` at least, which other samples may set.
+    """
+    floor = max(floor, _floor(np.stack([found.largest for found in evidence]), values))
     reports, excesses = [], []
     for (path, leaf), found in zip(tree_leaves_with_path(params), evidence, strict=True):
         size = np.maximum(found.largest, floor)
@@ -156,9 +169,12 @@ def judge(
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], bool]:
     """Return `passes(rows, values, gradients)`, which tells whether a check passes others.
 
-    The losses `(rows,)` and gradients `(rows, size)` are those of samples of these numbers, of
-    which `losses` is what the loss says.
+    `rows` are numbers of samples; `values` and `gradients` are what was found there. `losses` holds
+    what the loss says of all samples.
     """
+    of_differences = np.maximum(np.abs(losses.forward), np.abs(losses.backward))
+    is_known = np.isfinite(losses.reference)
+    floor = _floor(np.where(is_known, losses.reference, of_differences), losses.value)
     first = jax.tree.map(lambda leaf: leaf[0], samples)
 
     def passes(rows: np.ndarray, values: np.ndarray, gradients: np.ndarray) -> bool:
@@ -172,7 +188,7 @@ def judge(
         for trial in (np.where(off >= least, gradients, right), gradients):
             evidence = compare(loss, said, here, batch, (values, trial), tolerances)
             with np.errstate(invalid="ignore", over="ignore"):
-                _, worst = leaf_reports(first, said.value, evidence, tolerances)
+                _, worst = leaf_reports(first, said.value, evidence, tolerances, floor)
             if not worst.passed:
                 return False
         return True

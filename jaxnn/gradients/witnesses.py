@@ -9,10 +9,16 @@ A gradient that lies between the two differences and yet is not that of `jax.gra
 right slope at a kink. `jax.grad` very close to the point, on both sides, decides: at a kink these
 slopes jump, by the same amount at each distance. On a smooth stretch the jump shrinks with the
 distance, and a kink that is only nearby causes none close to the point.
+
+The rounding in a loss can be far above that of its own size: a loss of 1e-9 may be what is left of
+numbers that cancel. Two bounds of it are taken, and the smaller counts. Where signs of the params
+are flipped nothing cancels any more, so the loss is as large as those numbers. And rounding drives
+apart the differences on both sides of a point, at the worst coordinate about as far as it can.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
@@ -27,6 +33,7 @@ from jaxnn.gradients.functions import (
     Checked,
     NumpyFunction,
     each,
+    from_flat,
     losses_beside,
     steps,
     values_and_gradients,
@@ -45,6 +52,7 @@ NEAR, NEARER = 1e-4, 1e-6
 """Distances at which the slopes beside a point are taken, relative to the step of the differences:
 close enough to leave out the kinks nearby, and far above the rounding of the params."""
 
+FLIPS = 4  # Patterns of signs with which the size of the numbers in a loss is found.
 SAMPLES_AT_ONCE, COORDINATES_AT_ONCE, NUMBERS_AT_ONCE = 16, 64, 2**20
 NUMBERS_TO_KEEP = 2**23
 SAMPLES_TO_COMPARE = 128  # At least, so that all numbers of them share a program.
@@ -71,6 +79,7 @@ class Losses(NamedTuple, Generic[Array]):
     """What the loss says of each sample, and from `reference` on of each coordinate."""
 
     value: Array
+    flipped: Array  # The loss where signs are flipped, `(samples, FLIPS)`.
     reference: Array  # By jax.grad; nan for a loss in NumPy.
     forward: Array  # One-sided differences.
     backward: Array
@@ -178,9 +187,10 @@ def _losses(loss: Partial, samples: PyTree, steps: jax.Array, batch: PyTree) -> 
             down = loss(unravel(flat.at[coordinate].add(-h)), batch)
             return (up - value) / h, (value - down) / h
 
+        flipped = jax.lax.map(lambda signs: loss(unravel(signs * flat), batch), _signs(flat.size))
         coordinates = jnp.arange(flat.size)
         forward, backward = jax.lax.map(differences, coordinates, batch_size=COORDINATES_AT_ONCE)
-        return Losses(value, ravel_pytree(reference)[0], forward, backward)
+        return Losses(value, flipped, ravel_pytree(reference)[0], forward, backward)
 
     return jax.lax.map(at, (samples, steps), batch_size=SAMPLES_AT_ONCE)
 
@@ -188,20 +198,36 @@ def _losses(loss: Partial, samples: PyTree, steps: jax.Array, batch: PyTree) -> 
 def _losses_on_host(
     loss: NumpyFunction, samples: PyTree, steps: np.ndarray, batch: PyTree
 ) -> Losses[np.ndarray]:
-    found = []
+    found, patterns = [], np.asarray(_signs(steps.shape[1]))
     for params, step in zip(each(samples), steps, strict=False):
         value, (up, down) = loss(params, batch), losses_beside(loss, params, batch, step)
-        none = np.full_like(step, np.nan)
-        found.append(Losses(value, none, (up - value) / step, (value - down) / step))
+        flipped, none = np.full(FLIPS, np.nan), np.full_like(step, np.nan)
+        flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+        # It may refuse params of another sign.
+        with contextlib.suppress(Exception), np.errstate(all="ignore"):
+            flipped[:] = [loss(from_flat(params, signs * flat), batch) for signs in patterns]
+        found.append(Losses(value, flipped, none, (up - value) / step, (value - down) / step))
     return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
+
+
+def _signs(size: int) -> jax.Array:
+    """Patterns of signs, `(FLIPS, size)`; the first is -1 everywhere."""
+    phases = jnp.outer(jnp.arange(FLIPS), jnp.arange(1, size + 1))
+    return jnp.where(jnp.sin(phases.astype(jnp.float64)) > 0, 1.0, -1.0)
 
 
 def _measured(
     losses: Losses[np.ndarray], by_hand: tuple[np.ndarray, PyTree], step: np.ndarray
 ) -> _Measured:
-    value, reference, forward, backward = losses
+    value, flipped, reference, forward, backward = losses
     gradients = [leaf.reshape(len(value), -1) for leaf in jax.tree.leaves(by_hand[1])]
     steepest = np.maximum(np.abs(forward), np.abs(backward))
+    least = ROUNDING * _finite(value)[:, None]
+    most = np.maximum(least, ROUNDING * _largest(flipped))
+    apart = np.nan_to_num(step * np.abs(forward - backward), nan=np.inf)
+    apart = 2 * np.max(apart, axis=1, keepdims=True)
+    # Where the loss stays as it is on both sides, all that happens may be below its rounding.
+    rounding = np.where(step * steepest > least, np.clip(apart, least, most), most)
     return _Measured(
         value,
         by_hand[0],
@@ -209,7 +235,7 @@ def _measured(
         reference,
         np.minimum(forward, backward),
         np.maximum(forward, backward),
-        ROUNDING * (_finite(value)[:, None] / step + steepest),
+        rounding / step + ROUNDING * steepest,
     )
 
 
