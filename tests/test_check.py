@@ -702,7 +702,7 @@ def test_a_sampler_may_draw_numpy_arrays():
     def loss(params, batch):
         return jnp.sum(params["w"] ** 3)
 
-    given = loss, lambda *both: (loss(*both), both[0]), sample_fn, None
+    given = loss, lambda params, batch: (loss(params, batch), params), sample_fn, None
     report = check_gradients(KEY, *given, num_samples=4, certify=True)
     traced = check_gradients(KEY, *given[:2], lambda key: {"w": jax.random.normal(key, (3,))}, None,
                              num_samples=4)  # fmt: skip

@@ -427,7 +427,7 @@ def _metadata(
         "networks a block": networks.width,
         "batch_size": plan.batch_size,
         "drop_remainder": plan.remainder == 0,
-        "with_key": plan.with_key or None,  # None: as if it were an older checkpoint
+        "with_key": plan.with_key,
         **{
             name: as_metadata(rule)
             for name, rule in rules._asdict().items()

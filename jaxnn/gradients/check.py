@@ -195,7 +195,8 @@ def check_gradients(
     """
     key = as_key("key", key)
     num_samples = as_count("num_samples", num_samples, minimum=1)
-    certify, in_x64 = as_flag("certify", certify), jax.config.jax_enable_x64  # pyright: ignore
+    certify = as_flag("certify", certify)
+    in_x64 = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
     as_real("tolerance", tolerance)
     as_real("difference_tolerance", difference_tolerance)
     tolerances = float(tolerance), float(difference_tolerance)
