@@ -300,3 +300,6 @@ def test_what_is_no_product_is_refused_by_name():
         jaxnn.check_hvp(KEY, squares, lambda params, v, batch: v[:2], start, None)
     with pytest.raises(TypeError, match=r"^hvp_fn must return a product with the tree of params"):
         jaxnn.check_hvp(KEY, squares, lambda params, v, batch: (v,), start, None)
+    in_numpy = lambda params, batch: np.sum(np.asarray(params) ** 2)  # noqa: E731
+    with pytest.raises(TypeError, match="loss_fn must be a function that JAX can trace; got one"):
+        jaxnn.check_hvp(KEY, in_numpy, lambda params, v, batch: 2 * v, start, None)

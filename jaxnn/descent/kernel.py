@@ -19,7 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.optim.optimizers import Optimizer, call_update, check_optimizer
-from jaxnn.run.checks import as_count, as_key, check_floats, is_traced
+from jaxnn.run.checks import as_count, as_flag, as_key, check_floats, is_traced
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
 from jaxnn.run.random import permutation
 from jaxnn.run.show import readable
@@ -131,6 +131,7 @@ def descent_kernel(
         given = type(value_and_grad_fn).__name__
         raise TypeError(f"value_and_grad_fn must be callable; got a {given}")
     function = Partial(value_and_grad_fn)
+    as_flag("with_key", with_key)
     if batch_size is not None:
         batch_size = as_count("batch_size", batch_size, 1)
 

@@ -26,12 +26,13 @@ from jaxnn.typing import PyTree
 SAMPLES_AT_ONCE, BLOCK = 16, 256
 FEW, TRIED = 8, 4  # Samples that others are aimed from, and that are tried to reach one side.
 STRENGTHS = 1, 10, 100  # Of what changes a sample, mild first.
-MAX_PLACES = 16  # Of a maximum that are told apart; the rest counts as the last of them.
+MAX_PLACES = 16  # Of a maximum; later places count as the last of these.
 
-CHOOSING = {"abs", "clamp", "cond", "convert_element_type", "max", "min", "select_n", "sign"}
 EXTREMES = {"argmax": 1, "argmin": -1, "reduce_max": 1, "reduce_min": -1}
 """What chooses a place, and the sign with which the number there is the largest."""
-CHOOSING |= set(EXTREMES)
+
+CHOOSING = {"abs", "clamp", "cond", "convert_element_type", "max", "min", "select_n", "sign"}
+CHOOSING |= EXTREMES.keys()
 
 UNCOUNTED = {"ceil", "cummax", "cummin", "floor", "reduce_window_max", "reduce_window_min", "round"}
 UNCOUNTED |= {"sort", "top_k", "while"}

@@ -114,7 +114,8 @@ def check_hvp(
         A `GradientReport` with a leaf for each leaf of the params.
 
     Raises:
-        TypeError: if the product is not like the params, or `certify` is given.
+        TypeError: if JAX cannot trace the loss, the product is not like the params, or `certify`
+            is given.
         ValueError: as `check_gradients`.
 
     Example:
@@ -134,8 +135,10 @@ def check_hvp(
     drawn = [jax.random.normal(at, leaf.shape) for at, leaf in zip(keys, leaves, strict=True)]
     direction = jax.tree.unflatten(tree, [np.asarray(draw) for draw in drawn])
     with jax.enable_x64(True):
-        params, along = widened(params), Partial(_product, direction, parts[1])
-        product = traced_or_numpy("hvp_fn", along, params, widened(data))[1]
+        params, data, along = widened(params), widened(data), Partial(_product, direction, parts[1])
+        if not isinstance(traced_or_numpy("loss_fn", loss_fn, params, data)[0], Partial):
+            raise TypeError("loss_fn must be a function that JAX can trace; got one of NumPy")
+        product = traced_or_numpy("hvp_fn", along, params, data)[1]
     check_like("hvp_fn", "a product", product, params)
     slope = Partial(_slope_along, direction, parts[0])
     return check_gradients(

@@ -56,10 +56,9 @@ LOSSES = (0.5, 0.3, 0.2, 0.15)
 """Of vertical data; the population's Bayes value is 0.163."""
 SPIRALS = {"2-16-3": 16, "2-64-3": 64}
 SPIRAL_SCALE, SPIRAL_LOSSES = 2.0, (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-SPIRAL_SHARE, SPIRAL_MOVES = 0.1, 40
-"""Particles at the spiral, as a share of those elsewhere, and their moves: at equal work runs agree
-by more moves, not by more particles (at 0.9, 10^-27 to 10^-36 with 3 moves, 10^-26 to 10^-27 with
-30), for a particle has to get from one solution to another."""
+SPIRAL_SHARE = 0.1
+"""Particles at the spiral, as a share of those elsewhere: at equal work runs agree by more moves,
+not by more particles, for a particle has to get from one solution to another."""
 ROWS = (11, 30, 100, 300)
 WIDTH, GOOD_LOSS, FRESH = 16, 0.1, 1_000
 """Of the networks 2-u-2 whose fresh accuracy is asked for, at this loss on the kink data."""
@@ -76,6 +75,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--runs", type=some, default=4, help="Make this many independent runs.")
     add("--candidates", type=cli.at_least(1_000), default=10**8,
         help="Count this many candidates at each scale.")  # fmt: skip
+    add("--moves", type=cli.at_least(1), default=40,
+        help="Move each particle this often a level at the spiral.")  # fmt: skip
     add("--max-seconds", type=float, default=180.0, help="Follow each spiral for this long.")
     cli.add_seed(parser)
     cli.add_output(parser, json_file=False)
@@ -298,7 +299,7 @@ def spiral(sizes: str, arguments: argparse.Namespace) -> dict[str, Any]:
     options = {
         "target_loss": SPIRAL_LOSSES[-1],
         "levels": SPIRAL_LOSSES[:-1],
-        "num_moves": SPIRAL_MOVES,
+        "num_moves": arguments.moves,
     }
     found = search(
         arguments, model.loss, model.sampler(scale=SPIRAL_SCALE), batch, max_levels=10_000,
@@ -487,7 +488,7 @@ QUESTIONS: dict[str, tuple[Any, Sequence[str], Any, Any]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Answer what is not answered yet; print the tables and draw the figures."""
     arguments = parse(argv)
-    names = ("particles", "runs", "candidates", "max_seconds", "seed")
+    names = ("particles", "runs", "candidates", "moves", "max_seconds", "seed")
     settings = {name: getattr(arguments, name) for name in names}
     for question in arguments.questions:
         answer, parts, rows_of, draw = QUESTIONS[question]
@@ -499,6 +500,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for part, piece in found.items():
             for note in piece.get("notes", ()):
                 print(f"{part}: {note}")
+            if "descent" in piece:
+                print("{}: descent has a loss of {loss:.3f} after {evaluations:,} evaluations, "
+                      "{seconds:.2g} s".format(part, **piece["descent"]))  # fmt: skip
         figure = slide(draw)(found)
         jaxnn.plotting.shared_legend(figure)
         save(figure, path.with_suffix(".png"), **cli.look_of(arguments))
