@@ -30,7 +30,7 @@ from jax.tree_util import Partial
 from jaxnn.gradients.counterexample import Counterexample
 from jaxnn.gradients.coverage import Coverage, cover
 from jaxnn.gradients.diagnose import suggest
-from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked
+from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked, take
 from jaxnn.gradients.invariants import Invariant, invariants
 from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
 from jaxnn.gradients.power import Power, power
@@ -202,32 +202,32 @@ def check_gradients(
     tolerances = float(tolerance), float(difference_tolerance)
     with jax.threefry_partitionable(True):
         samples = jax.tree.map(np.asarray, _samples(key, sampler, num_samples))
-    batch = as_batch(batch, _first(samples), loss_fn, value_and_grad_fn)
+    batch = as_batch(batch, take(samples, 0), loss_fn, value_and_grad_fn)
     kept: list[Losses] | None = [] if certify else None
     coverage = strength = smallest = symmetries = None
     is_drawn = is_sampler(sampler)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
-        loss, by_hand = as_checked(loss_fn, value_and_grad_fn, _first(samples), batch)
+        loss, by_hand = as_checked(loss_fn, value_and_grad_fn, take(samples, 0), batch)
         num_drawn = len(jax.tree.leaves(samples)[0])
         if certify and isinstance(loss, Partial):
             draw = functools.partial(_others, in_x64, key, sampler, num_drawn)
             coverage, added = cover(loss, samples, batch, draw if is_drawn else None)
             samples = jax.tree.map(lambda *parts: np.concatenate(parts), samples, added)
         values, values_by_hand, evidence = measure(loss, by_hand, samples, batch, tolerances, kept)
-        leaves, worst = leaf_reports(_first(samples), values, evidence, tolerances)
+        leaves, worst = leaf_reports(take(samples, 0), values, evidence, tolerances)
         suggestions = ()
         wrong = [leaf for leaf in leaves if not leaf.passed]
         if wrong:
             chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
-            few = jax.tree.map(lambda leaf: leaf[chosen], samples)
+            few = take(samples, chosen)
             objected = {leaf.name: not leaf.error <= tolerances[0] for leaf in wrong}
             suggestions = suggest(loss, by_hand, few, batch, objected)
         losses = loss_report(values, values_by_hand, tolerances)
         wrong += [] if losses.passed else [losses]
         if kept and not wrong:
             said = jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
-            some = jax.tree.map(lambda leaf: leaf[: len(said.value)], samples)
+            some = take(samples, slice(len(said.value)))
             passes = judge(loss, said, some, batch, tolerances)
             strength = power(by_hand, some, batch, passes)
         elif kept:
@@ -256,10 +256,6 @@ def check_gradients(
         smallest,
         symmetries,
     )
-
-
-def _first(samples: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[0], samples)
 
 
 def _key_of(key: jax.Array, sample: int | jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.gradients.equations import SMOOTH, Equation, equations, run, trace
-from jaxnn.gradients.functions import slopes
+from jaxnn.gradients.functions import slopes, take
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
@@ -130,7 +130,7 @@ def cover(
         >>> coverage.branches[0].kind, coverage.branches[0].counts, added.tolist()
         ('max', (2, 1), [-1.0])
     """
-    first, size = _take(samples, 0), len(jax.tree.leaves(samples)[0])
+    first, size = take(samples, 0), len(jax.tree.leaves(samples)[0])
     steps = equations(trace(loss, first, batch), loss, first).values()
     names = [(each.place, kind) for each in steps for kind in _kinds(each)]
     operations = [(each.eqn.primitive.name, each.place) for each in steps]
@@ -144,15 +144,15 @@ def cover(
         """Sides that were not visited, except of what was no choice wherever it was met."""
         return (counts[:, :2] == 0) & ~_is_none(counts)[:, None]
 
-    added, others, found = [], _take(samples, slice(0)), counts[None][:0]
+    added, others, found = [], take(samples, slice(0)), counts[None][:0]
     if limit and np.any(missing()):
         drawn = [] if draw is None else [jax.tree.map(np.asarray, draw(-(-limit // 2)))]
         others = jax.tree.map(lambda *parts: np.concatenate(parts), *drawn, *_aimed(samples))
-        others = _take(others, slice(limit))
+        others = take(others, slice(limit))
         found = _count(loss, others, batch, block)
     for row, side in np.argwhere(missing()):
         for place in np.flatnonzero(found[:, row, side])[:TRIED]:
-            if missing()[row, side] and _has_slopes(loss, _take(others, [place]), batch):
+            if missing()[row, side] and _has_slopes(loss, take(others, [place]), batch):
                 counts, added = counts + found[place], [*added, place]
     branches = [
         Branch(*name, (int(count[0]), int(count[1])))
@@ -160,11 +160,7 @@ def cover(
         if not is_none
     ]
     coverage = Coverage(tuple(branches), size + len(added), len(found), tuple(uncounted))
-    return coverage, _take(others, np.array(added, int))
-
-
-def _take(samples: PyTree, places: Any) -> PyTree:
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[places], samples)
+    return coverage, take(others, np.array(added, int))
 
 
 def _is_none(counts: np.ndarray) -> np.ndarray:
@@ -177,7 +173,7 @@ def _has_slopes(loss: Partial, sample: PyTree, batch: PyTree) -> bool:
 
 def _aimed(samples: PyTree) -> list[PyTree]:
     """Return changed samples: all leaves scaled, or one of them moved."""
-    leaves, tree = jax.tree.flatten(_take(samples, slice(FEW)))
+    leaves, tree = jax.tree.flatten(take(samples, slice(FEW)))
     changed = []
     for factor in [f for size in STRENGTHS for f in (-size, size, 1 / size)]:
         changed.append([factor * leaf for leaf in leaves])
@@ -244,7 +240,7 @@ def _count(loss: Partial, samples: PyTree, batch: PyTree, block: int) -> np.ndar
     """Return how often each side was taken, and how often there was no choice."""
     size = len(jax.tree.leaves(samples)[0])
     blocks = [np.arange(begin, begin + block) % size for begin in range(0, size, block)]
-    counts = [np.asarray(_counts(loss, _take(samples, each), batch)) for each in blocks]
+    counts = [np.asarray(_counts(loss, take(samples, each), batch)) for each in blocks]
     return np.concatenate(counts)[:size]
 
 

@@ -20,7 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxnn.gradients.functions import Checked, NumpyFunction, slopes, values_and_gradients
+from jaxnn.gradients.functions import (
+    Checked,
+    NumpyFunction,
+    num_rows,
+    slopes,
+    take,
+    values_and_gradients,
+    with_rows,
+)
 from jaxnn.typing import PyTree
 
 if TYPE_CHECKING:  # The import changes what `jax.config` holds.
@@ -113,7 +121,7 @@ def suggest(
     """
     parts = ANYTHING
     if not isinstance(loss, NumpyFunction):
-        first = jax.tree.map(lambda leaf: leaf[0], samples)
+        first = take(samples, 0)
         parts = _parts(jax.make_jaxpr(loss)(first, batch).jaxpr)
     found: dict[str, list[str]] = {}
     is_explained = False
@@ -199,15 +207,13 @@ def _pairs(
 
 def _rows_alike(batch: PyTree) -> dict[str, PyTree]:
     """Return the batch with all rows as the first one, and as the last."""
-    lengths = [len(leaf) for leaf in jax.tree.leaves(batch) if leaf.ndim]
-    rows = max(lengths, key=lengths.count, default=0)
-
-    def alike(row: int) -> PyTree:
-        return jax.tree.map(
-            lambda x: x[np.full(rows, row)] if x.ndim and len(x) == rows else x, batch
-        )
-
-    return {"first row": alike(0), "last row": alike(-1)} if rows > 1 else {}
+    if num_rows(batch) < 2:
+        return {}
+    rows = {"first row": 0, "last row": -1}
+    return {
+        name: with_rows(batch, lambda x, row=row: x[np.full(len(x), row)])
+        for name, row in rows.items()
+    }
 
 
 def aside(number: int, leaf: np.ndarray) -> np.ndarray:

@@ -120,10 +120,26 @@ def _gradients(loss: Partial, samples: PyTree, batch: PyTree) -> PyTree:
     return jax.lax.map(lambda params: jax.grad(loss)(params, batch), samples)
 
 
+def take(samples: PyTree, places: Any) -> PyTree:
+    """Return the samples at these places, or the one at a number."""
+    return jax.tree.map(lambda leaf: leaf[places], samples)
+
+
 def each(samples: PyTree) -> list[PyTree]:
     """Return the samples one by one."""
-    count = len(jax.tree.leaves(samples)[0])
-    return [jax.tree.map(lambda leaf, at=place: leaf[at], samples) for place in range(count)]
+    return [take(samples, place) for place in range(len(jax.tree.leaves(samples)[0]))]
+
+
+def num_rows(batch: PyTree) -> int:
+    """Return the length that most leaves of a batch have; 0 if they are scalars."""
+    lengths = [len(leaf) for leaf in jax.tree.leaves(batch) if leaf.ndim]
+    return max(lengths, key=lengths.count, default=0)
+
+
+def with_rows(batch: PyTree, change: Function) -> PyTree:
+    """Return a batch with its rows changed, in all leaves that have them."""
+    rows = num_rows(batch)
+    return jax.tree.map(lambda x: change(x) if x.ndim and len(x) == rows else x, batch)
 
 
 def steps(samples: PyTree, step: float) -> np.ndarray:

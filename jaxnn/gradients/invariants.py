@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from jaxnn.gradients.functions import Checked, each, values_and_gradients
+from jaxnn.gradients.functions import Checked, each, num_rows, values_and_gradients, with_rows
 from jaxnn.gradients.witnesses import ROUNDING
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
@@ -148,14 +148,12 @@ def _of_rows(
     loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree, rounding: float
 ) -> list[Invariant]:
     """Return whether the gradient is the mean of those of single rows, if the loss is."""
-    lengths = [len(leaf) for leaf in jax.tree.leaves(batch) if leaf.ndim]
-    rows = max(lengths, key=lengths.count, default=0)
 
     def part(start: int, stop: int) -> PyTree:
-        return jax.tree.map(lambda x: x[start:stop] if x.ndim and len(x) == rows else x, batch)
+        return with_rows(batch, lambda rows: rows[start:stop])
 
     whole = part(0, ROWS)
-    singles = [part(row, row + 1) for row in range(min(rows, ROWS))]
+    singles = [part(row, row + 1) for row in range(min(num_rows(batch), ROWS))]
     try:
         values = [_values(loss, samples, single) for single in singles]
         if len(singles) < 2 or not _are_same(

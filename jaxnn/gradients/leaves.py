@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxnn.gradients.functions import Checked
+from jaxnn.gradients.functions import Checked, take
 from jaxnn.gradients.witnesses import (
     ROUNDING,
     TINY,
@@ -175,10 +174,10 @@ def judge(
     of_differences = np.maximum(np.abs(losses.forward), np.abs(losses.backward))
     is_known = np.isfinite(losses.reference)
     floor = _floor(np.where(is_known, losses.reference, of_differences), losses.value)
-    first = jax.tree.map(lambda leaf: leaf[0], samples)
+    first = take(samples, 0)
 
     def passes(rows: np.ndarray, values: np.ndarray, gradients: np.ndarray) -> bool:
-        said, here = jax.tree.map(lambda leaf: leaf[rows], (losses, samples))
+        said, here = take((losses, samples), rows)
         if np.any(value_errors(said.value, values) > tolerances[0]):
             return False
         # Closer looks at possible kinks take long, so the coordinates that are most off go first.

@@ -19,7 +19,7 @@ import numpy as np
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.gradients.equations import Equation, Path, bind, equations, run, trace
-from jaxnn.gradients.functions import Checked, values_and_gradients
+from jaxnn.gradients.functions import Checked, take, values_and_gradients
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
@@ -217,11 +217,11 @@ def _in_program(by_hand: Partial, samples: PyTree, batch: PyTree) -> Iterator[tu
     width = min(BLOCK, len(jax.tree.leaves(samples)[0]))
 
     def at(rows: np.ndarray, number: int) -> Any:
-        here = jax.tree.map(lambda leaf: leaf[np.resize(rows, width)], samples)
+        here = take(samples, np.resize(rows, width))
         results = _results(by_hand, here, batch, number)
         return [np.asarray(each)[: len(rows)] for each in results]
 
-    first = jax.tree.map(lambda leaf: leaf[0], samples)
+    first = take(samples, 0)
     for number, (fault, *_) in enumerate(_faults(trace(by_hand, first, batch), by_hand, first)):
         yield fault, partial(at, number=number)
 

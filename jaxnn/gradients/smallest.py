@@ -22,7 +22,14 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.gradients.counterexample import Counterexample, is_key, script_of
 from jaxnn.gradients.diagnose import aside
-from jaxnn.gradients.functions import STEP, Checked, NumpyFunction, slopes, values_and_gradients
+from jaxnn.gradients.functions import (
+    STEP,
+    Checked,
+    NumpyFunction,
+    slopes,
+    take,
+    values_and_gradients,
+)
 from jaxnn.gradients.leaves import LeafReport, leaf_reports, loss_report
 from jaxnn.gradients.witnesses import KINK, ROUNDING, TINY, measure
 from jaxnn.run.checks import check_loss_and_gradients, check_scalar
@@ -105,7 +112,7 @@ class _Search:
         wrong: set[str],
         tolerances: tuple[float, float],
     ) -> None:
-        params = jax.tree.map(lambda leaf: leaf[worst.sample], samples)
+        params = take(samples, worst.sample)
         leaves, self.tree = jax.tree.flatten((params, batch))
         self.keys = {n: leaf for n, leaf in enumerate(leaves) if is_key(leaf)}
         self.kept = tuple(np.asarray(leaf) for leaf in leaves if not is_key(leaf))

@@ -36,6 +36,7 @@ from jaxnn.gradients.functions import (
     from_flat,
     losses_beside,
     steps,
+    take,
     values_and_gradients,
 )
 from jaxnn.run.programs import program
@@ -129,7 +130,7 @@ def measure(
     chunk = SAMPLES_AT_ONCE * max(blocks, 1) if count > 1 else 1
     for begin in range(0, count, chunk):
         places = np.arange(begin, min(begin + chunk, count))
-        here, padded = _rows(samples, places), _rows(samples, np.resize(places, chunk))
+        here, padded = take(samples, places), take(samples, np.resize(places, chunk))
         step, sides_at = steps(padded, STEP), None
         if isinstance(loss, NumpyFunction):
             losses = _losses_on_host(loss, here, step, batch)
@@ -138,7 +139,7 @@ def measure(
             sides_at = functools.partial(_sides, loss, padded, batch)
         rows = here if isinstance(by_hand, NumpyFunction) else padded
         results = losses, values_and_gradients(by_hand, rows, batch), step
-        results = _rows(jax.tree.map(np.asarray, results), slice(len(places)))
+        results = take(jax.tree.map(np.asarray, results), slice(len(places)))
         if kept is not None and begin * sum(sizes) < NUMBERS_TO_KEEP:
             kept.append(results[0])
         with np.errstate(invalid="ignore", over="ignore"):
@@ -161,14 +162,10 @@ def compare(
     sides_at = None
     if not isinstance(loss, NumpyFunction):
         at_once = max(len(step), SAMPLES_TO_COMPARE)
-        padded = _rows(samples, np.resize(np.arange(len(step)), at_once))
+        padded = take(samples, np.resize(np.arange(len(step)), at_once))
         sides_at = functools.partial(_sides, loss, padded, batch)
     with np.errstate(invalid="ignore", over="ignore"):
         return _evidence(_measured(losses, results, step), step, sizes, tolerances, sides_at)
-
-
-def _rows(samples: PyTree, places: np.ndarray | slice) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[places], samples)
 
 
 @program()
