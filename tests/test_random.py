@@ -67,6 +67,11 @@ def test_many_keys_at_once_are_those_of_a_loop(implementation):
     at_once = jax.jit(jax.vmap(streams.fold_index, (None, 0, 0)))(stream, high, low)
     one_by_one = [key_of(*pair, stream) for pair in zip(high, low, strict=True)]
     assert key_words(at_once) == one_by_one
+    by_jax = [
+        jax.random.fold_in(jax.random.fold_in(stream, first), second)
+        for first, second in zip(high, low, strict=True)
+    ]
+    assert one_by_one == list(map(key_words, by_jax))
 
 
 KEYS = [jax.random.key(5, impl=name) for name in KEY_IMPLEMENTATIONS]

@@ -8,6 +8,7 @@ from search_setups import BUDGET, KEY, NETWORKS, OPTIONS, OWN, loss_fn, sample_f
 
 import jaxnn
 from jaxnn.search import evaluate
+from jaxnn.search.statistics import Tile, as_config, statistics_of
 
 
 def network(model):
@@ -135,6 +136,17 @@ def test_losses_of_half_precision_count_no_padding_and_minus_0_ties(dtype):
             jaxnn.random_search(*given, num_candidates=10, thresholds=[1e5])
         with pytest.raises(ValueError, match=r"collect.threshold must be finite"):
             jaxnn.random_search(*given, num_candidates=10, collect=jaxnn.Collect(1e5))
+
+
+def test_of_more_improvements_than_there_is_room_for_the_last_one_is_known():
+    falling = -jnp.arange(600, dtype=jnp.float32)
+    config = as_config(np.dtype(np.float32), 1, [], None, None, None)
+    start, update, _ = statistics_of(config)["improvements"]
+    places = jnp.arange(600, dtype=jnp.uint32)
+    tile = Tile(jnp.zeros_like(places), places, jnp.ones(600, bool), falling)
+    table = jax.jit(update)(start, tile)
+    assert table.low.tolist() == [*range(255), 599]
+    assert table.loss.tolist() == falling[table.low].tolist()
 
 
 NAN, MANY = float("nan"), np.arange(5_000)

@@ -35,7 +35,7 @@ from jaxnn.run.checks import (
     shapes_of,
 )
 from jaxnn.run.programs import own_settings
-from jaxnn.run.random import normals
+from jaxnn.run.random import fold_in, normals
 from jaxnn.run.show import readable
 from jaxnn.typing import Function, LossFn, MetricFn, ProposeFn, PyTree, traits_of
 
@@ -244,10 +244,10 @@ def step_contexts(problem: Problem, keys: jax.Array, states: State) -> StepConte
         scale = jnp.asarray(initial_scale(problem)(time))
         if isinstance(problem.scale, OneFifth):
             scale = scale * 2 ** (exponent / GROWTH).astype(scale.dtype)
-        step_key, threshold, restarted = jax.random.fold_in(key, step), None, None
+        step_key, threshold, restarted = fold_in(key, step), None, None
         if problem.temperature is not None:
             # A draw of at least `rise / temperature` has probability exp(-rise / temperature).
-            draw_key = jax.random.fold_in(step_key, METROPOLIS)
+            draw_key = fold_in(step_key, jnp.uint32(METROPOLIS))
             draw = jax.random.exponential(draw_key, dtype=jnp.float32)
             threshold = jnp.asarray(problem.temperature(time)) * draw
         if problem.restart is not None:
@@ -270,7 +270,7 @@ def best_proposals(
     contexts, flats = jax.tree.map(repeat, (contexts, parents))
     if num_proposals > 1:
         numbers = jnp.tile(jnp.arange(num_proposals, dtype=jnp.uint32), num_steps)
-        contexts = contexts._replace(key=jax.vmap(jax.random.fold_in)(contexts.key, numbers))
+        contexts = contexts._replace(key=jax.vmap(fold_in)(contexts.key, numbers))
 
     # The normals have the same bits at any width; what a function of the user's draws may not. All
     # at once they take a tenth of the time: in a loop over blocks XLA does not vectorize them.
@@ -302,7 +302,7 @@ def propose(problem: Problem, context: StepContext, flat: jax.Array) -> jax.Arra
         moved = ravel_pytree(problem.propose(context.key, unravel(flat), context.scale))[0]
     if problem.restart is None or context.restarted is None:
         return moved
-    fresh = ravel_pytree(problem.restart.sample(jax.random.fold_in(context.key, FRESH)))[0]
+    fresh = ravel_pytree(problem.restart.sample(fold_in(context.key, jnp.uint32(FRESH))))[0]
     return jnp.where(context.restarted, fresh, moved)
 
 

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from jaxnn.optim.optimizers import Optimizer, call_update, check_optimizer
 from jaxnn.run.checks import as_count, as_flag, as_key, check_floats, is_traced
 from jaxnn.run.programs import COMPILER_OPTIONS, own_settings, program
-from jaxnn.run.random import permutation
+from jaxnn.run.random import fold_in, permutation
 from jaxnn.run.show import readable
 from jaxnn.typing import Function, PyTree, ValueAndGradFn, traits_of
 
@@ -413,7 +413,7 @@ def _run_batches(
 
 def _shuffled(plan: BatchPlan, epoch: jax.Array, key: jax.Array) -> jax.Array:
     """The rows of a network's epoch, in an order of its own."""
-    return permutation(jax.random.fold_in(key, epoch), plan.num_rows)
+    return permutation(fold_in(key, epoch), plan.num_rows)
 
 
 def _rows_of(batch: PyTree, places: jax.Array) -> PyTree:
@@ -433,7 +433,7 @@ def _take_step(
     A loss that takes a key gets one made of the network's key and the number of the step.
     """
     if key is not None:
-        key = jax.random.fold_in(jax.random.fold_in(key, LOSS_TAG), state.step)
+        key = fold_in(fold_in(key, jnp.uint32(LOSS_TAG)), state.step)
         function = Partial(call_with_key, function, key)
     loss, gradients = function(state.params, rows)
     told = rows, loss, gradients, state.optimizer_state, state.params

@@ -121,7 +121,8 @@ def loss_by_scalars(
     if per_example.factor_doubles:  # The product of a block's factors has to fit float32.
         size = max(1, min(ROWS_PER_BLOCK, 126 // outputs))
     in_blocks = rows - rows % size
-    total = jnp.zeros((), params[0].weights.dtype)
+    # 0, but one for each candidate, as `scan` wants it; or `vmap` would trace the body once more.
+    total = jnp.sum(params[0].weights[:0])
     if in_blocks:
         blocks = jax.tree.map(lambda a: a[:in_blocks].reshape(-1, size, *a.shape[1:]), batch)
         total, _ = jax.lax.scan(add_block, total, blocks)

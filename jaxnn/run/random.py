@@ -74,6 +74,17 @@ def permutation(key: jax.Array, count: int) -> jax.Array:
     return order.astype(jnp.int32)
 
 
+def fold_in(key: jax.Array, number: jax.Array) -> jax.Array:
+    """The key of `jax.random.fold_in(key, number)`, for a uint32."""
+    if not _is_threefry(key):
+        return jax.random.fold_in(key, number)
+    first, second = jax.random.key_data(key)
+    words = threefry((first, second), (jnp.zeros_like(number), number))
+    # Behind a barrier, or XLA writes the rounds out again for each number drawn from the key.
+    return jax.random.wrap_key_data(jax.lax.optimization_barrier(jnp.stack(words)))
+
+
+@jax.jit
 def threefry(key: Pair, counter: Pair) -> Pair:
     """Return two random words, or arrays of them, by Threefry-2x32 with 20 rounds."""
     schedule = (*key, key[0] ^ key[1] ^ PARITY)
@@ -90,7 +101,7 @@ def threefry(key: Pair, counter: Pair) -> Pair:
 def _from_words(transform: Callable[..., Pair], key: jax.Array, count: int) -> jax.Array:
     """Return `count` numbers: what `transform` makes of both words of each block."""
     half = (count + 1) // 2
-    if str(jax.random.key_impl(key)) != "threefry2x32":
+    if not _is_threefry(key):
         bits = jax.random.bits(key, (2, half), jnp.uint32)
         return jnp.concatenate(transform(bits[0], bits[1]))[:count]
 
@@ -112,6 +123,10 @@ def _from_words(transform: Callable[..., Pair], key: jax.Array, count: int) -> j
         return jnp.concatenate([first, second])[:count].T, True
 
     return draw(jax.random.key_data(key))
+
+
+def _is_threefry(key: jax.Array) -> bool:
+    return str(jax.random.key_impl(key)) == "threefry2x32"
 
 
 def _normal_pair(first: jax.Array, second: jax.Array) -> Pair:

@@ -47,6 +47,7 @@ from jaxnn.run.programs import (
     program,
     run_at_once,
 )
+from jaxnn.run.random import fold_in
 from jaxnn.search import rejection as rejecting
 from jaxnn.search.rejection import Rejection
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
@@ -525,7 +526,7 @@ def add(high: jax.Array, low: jax.Array, offset: jax.Array) -> tuple[jax.Array, 
 
 def fold_index(stream: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
     """The key of one index: `fold_in(fold_in(stream, high), low)`."""
-    return jax.random.fold_in(jax.random.fold_in(stream, high), low)
+    return fold_in(fold_in(stream, high), low)
 
 
 def check_draws(problem: SearchProblem, start: int) -> None:

@@ -266,14 +266,20 @@ def _merge_best(count: int, first: CandidateTable, second: CandidateTable) -> Ca
 
 
 def _append_improvements(table: CandidateTable, tile: Tile) -> CandidateTable:
-    losses, best_before = _ranked(tile), jnp.min(table.loss)
+    losses = _ranked(tile)
 
-    def append(table: CandidateTable) -> CandidateTable:
-        lowest = jnp.minimum(jax.lax.cummin(losses), best_before)
-        before = jnp.concatenate([best_before[None], lowest[:-1]])
-        return _append(table, tile, losses, losses < before)
+    def append_next(table: CandidateTable) -> CandidateTable:
+        # There are few, so a pass over the tile for each is faster to compile than running minima,
+        # and as fast to run. Where there is no more room, the last is overwritten.
+        place = jnp.argmax(losses < jnp.min(table.loss))
+        used = jnp.minimum(jnp.sum(jnp.isfinite(table.loss)), table.loss.shape[0] - 1)
+        entry = tile.high[place], tile.low[place], losses[place]
+        pairs = zip(table, entry, strict=True)
+        return CandidateTable(*(column.at[used].set(value) for column, value in pairs))
 
-    return jax.lax.cond(jnp.min(losses) < best_before, append, lambda table: table, table)
+    return jax.lax.while_loop(
+        lambda table: jnp.min(losses) < jnp.min(table.loss), append_next, table
+    )
 
 
 def _merge_improvements(first: CandidateTable, second: CandidateTable) -> CandidateTable:
