@@ -31,7 +31,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from peers.chains import CHAINS, CLIMBERS

@@ -12,6 +12,7 @@ take turns, one call each for every seed. mlrose-ky, which compiles nothing and 
 minute a call, is called once. Searches with a choice of tile run at their best one.
 
     python scripts/benchmarks/equal_evaluations.py --markdown
+    python scripts/benchmarks/equal_evaluations.py --seeds 1 --evaluations 2048
 """
 
 import argparse
