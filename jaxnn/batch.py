@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jaxnn.run.checks import array_record, as_values, is_traced
 from jaxnn.run.show import readable
@@ -129,7 +130,7 @@ def mean_over_rows(numbers: jax.Array, weights: jax.Array | None) -> jax.Array:
     return jnp.sum(weights * by_row) / jnp.sum(weights)
 
 
-def as_weights(weights: jax.Array | np.ndarray | None, dtype: Any) -> jax.Array | None:
+def as_weights(weights: jax.Array | np.ndarray | None, dtype: DTypeLike) -> jax.Array | None:
     """Return checked weights in this dtype; traced ones without a meaning become nan."""
     if weights is None:
         return None

@@ -45,6 +45,7 @@ STYLES = {"column": (3.5, 2.6, 10, 300), "page": (7.2, 3.6, 10, 300), "slide": (
 """Width and height in inches, font size in points, dots an inch."""
 
 Curve = tuple[ArrayLike, ArrayLike]
+Style = dict[str, Any]  # keywords of a function of matplotlib
 PredictFn = Callable[[np.ndarray], ArrayLike]
 
 
@@ -103,7 +104,7 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
     classes = np.unique(labels)
     for k in classes:
-        style: dict[str, Any] = {
+        style: Style = {
             "color": COLORS[k % len(COLORS)],
             "marker": MARKERS[k % len(MARKERS)],
         }
@@ -156,7 +157,7 @@ def decision_regions(
     winners, classes = np.ma.masked_less(_winners(scores), 0), scores.shape[-1]
     cycle = [(COLORS[k % len(COLORS)], REGIONS[k % len(REGIONS)]) for k in range(classes)]
     colors = ListedColormap([_with_luminance(*each) for each in cycle])
-    look: dict[str, Any] = {"cmap": colors, "vmin": -0.5, "vmax": classes - 0.5}
+    look: Style = {"cmap": colors, "vmin": -0.5, "vmax": classes - 0.5}
     look |= {"origin": "lower", "extent": extent, "aspect": ax.get_aspect(), "zorder": 0}
     ax.imshow(winners, interpolation="nearest", **look)
     for k in set(range(len(REGIONS), classes)) & set(winners.compressed().tolist()):
@@ -215,7 +216,7 @@ def loss_curves(
     for index, (label, group) in enumerate(groups.items()):
         _draw(ax, label, group, _line_style(index) | drawstyle)
     if reference is not None:
-        style: dict[str, Any] = {"color": "0.35", "linestyle": (0, (8, 3)), "lw": _line_width(0.7)}
+        style: Style = {"color": "0.35", "linestyle": (0, (8, 3)), "lw": _line_width(0.7)}
         ax.axhline(float(reference), label=reference_label, **style)
     return _labelled(ax, xlabel=xlabel, ylabel="loss")
 
@@ -305,7 +306,7 @@ def shared_legend(figure: Figure) -> Legend | None:
         >>> [text.get_text() for text in shared_legend(ax.figure).get_texts()]
         ['sgd', 'adam']
     """
-    handles: dict[str, Any] = {}
+    handles: Style = {}
     for ax in figure.axes:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if legend := ax.get_legend():
@@ -313,7 +314,7 @@ def shared_legend(figure: Figure) -> Legend | None:
     if len(handles) < 2:
         return None
     figure.set_layout_engine("constrained")
-    place: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
+    place: Style = {"loc": "outside lower center", "frameon": False}
     for columns in (math.ceil(len(handles) / rows) for rows in range(1, len(handles) + 1)):
         legend = figure.legend(handles.values(), handles.keys(), ncols=columns, **place)
         if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
@@ -469,11 +470,11 @@ def _curve(name: str, pair: object) -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float64), y.astype(np.float64)
 
 
-def _draw(ax: Axes, label: str, group: list, style: dict[str, Any]) -> None:
+def _draw(ax: Axes, label: str, group: list, style: Style) -> None:
     """Draw one line for one curve; for several, thin ones, and their median if x is shared."""
     x = group[0][0]
     shared = all(np.array_equal(x, other, equal_nan=True) for other, _ in group)
-    thin: dict[str, Any] = style | {"lw": _line_width(0.5)}
+    thin: Style = style | {"lw": _line_width(0.5)}
     thin |= {"linestyle": "-", "alpha": 0.35} if shared else {}
     if len(group) > 1:
         lines = [ax.plot(*map(_finite, pair), **thin)[0] for pair in group]
@@ -485,10 +486,10 @@ def _draw(ax: Axes, label: str, group: list, style: dict[str, Any]) -> None:
         ax.plot(_finite(x), _finite(median), label=label, **style)
 
 
-def _line_style(index: int) -> dict[str, Any]:
+def _line_style(index: int) -> Style:
     color = COLORS[index % len(COLORS)]
     color = _with_luminance(color, min(float(_linear(color) @ LUMINANCE), DARK))
-    style: dict[str, Any] = {"color": color, "linestyle": DASHES[index % len(DASHES)]}
+    style: Style = {"color": color, "linestyle": DASHES[index % len(DASHES)]}
     turn = index // len(DASHES)
     return style | (
         {"marker": MARKERS[(turn - 1) % len(MARKERS)], "markevery": 0.1} if turn else {}

@@ -352,7 +352,7 @@ def after_rejections(state: State, count: jax.Array) -> State:
     )
 
 
-def in_blocks(function: Function, rows: tuple[Any, ...], width: int | None) -> Any:
+def in_blocks(function: Function, rows: tuple[PyTree, ...], width: int | None) -> PyTree:
     """Apply a function of `width` rows to any number of rows; the first one fills up the last.
 
     Without a width all are one block, of a multiple of 16, since numbers round otherwise alone.
@@ -366,7 +366,7 @@ def in_blocks(function: Function, rows: tuple[Any, ...], width: int | None) -> A
         filling = jnp.broadcast_to(leaf[:1], (blocks * width - count, *leaf.shape[1:]))
         return jnp.concatenate([leaf, filling]).reshape(blocks, width, *leaf.shape[1:])
 
-    def whole_block(block: tuple[Any, ...]) -> Any:
+    def whole_block(block: tuple[PyTree, ...]) -> PyTree:
         # The barrier keeps XLA from computing less than the block, which would round otherwise.
         return jax.lax.optimization_barrier(function(*block))
 

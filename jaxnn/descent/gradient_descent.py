@@ -367,7 +367,7 @@ def _as_min_delta(min_delta: float, patience: int | None) -> np.float32 | jax.Ar
 
 
 def _as_optimizer(
-    learning_rate: Any, optimizer: Optimizer | Each | None, networks: Networks
+    learning_rate: PyTree, optimizer: Optimizer | Each | None, networks: Networks
 ) -> Optimizer:
     """The optimizer, of `Partial`s; with a first axis of networks where there are several."""
     if (learning_rate is None) == (optimizer is None):

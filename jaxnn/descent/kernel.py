@@ -273,9 +273,9 @@ class RunState(NamedTuple):
 class EpochRecords(NamedTuple):
     """What is recorded after every epoch; None where it is not wanted."""
 
-    validation_loss: Any = None
-    metric: Any = None
-    validation_metric: Any = None
+    validation_loss: PyTree = None
+    metric: PyTree = None
+    validation_metric: PyTree = None
 
 
 Chunk = tuple[RunState, jax.Array, EpochRecords]
@@ -366,7 +366,7 @@ def _run_tile(
     def more_epochs(carry) -> jax.Array:
         return (carry[0] < first_epoch + num_epochs) & jnp.any(carry[1].status_code == RUNNING)
 
-    def empty(length: int, leaf: Any) -> jax.Array:
+    def empty(length: int, leaf: jax.Array) -> jax.Array:
         return jnp.zeros((length, *leaf.shape), leaf.dtype)
 
     _, seen = jax.eval_shape(partial(_measure, function, rules, batch), start, start)

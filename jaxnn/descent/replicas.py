@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ def split(tree: PyTree, networks: Networks) -> list[PyTree]:
     return [jax.tree.unflatten(structure, block) for block in blocks]
 
 
-def _rows(leaf: jax.Array, places: np.ndarray) -> list[Any]:
+def _rows(leaf: jax.Array, places: np.ndarray) -> list[jax.Array]:
     """The leaf at each row of places, on the host: XLA would compile an output for each."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         wrap = partial(jax.random.wrap_key_data, impl=jax.random.key_impl(leaf))
@@ -93,7 +93,7 @@ def _rows(leaf: jax.Array, places: np.ndarray) -> list[Any]:
 def join(blocks: Sequence[PyTree], networks: Networks) -> PyTree:
     """The blocks as one tree again, without what filled the last block up."""
 
-    def concatenated(*parts: Any) -> jax.Array:
+    def concatenated(*parts: jax.Array) -> jax.Array:
         if jnp.issubdtype(parts[0].dtype, jax.dtypes.prng_key):
             data = concatenated(*map(jax.random.key_data, parts))
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(parts[0]))
@@ -102,12 +102,12 @@ def join(blocks: Sequence[PyTree], networks: Networks) -> PyTree:
     return blocks[0] if networks.count is None else jax.tree.map(concatenated, *blocks)
 
 
-def numbers(parts: Sequence[Any], networks: Networks) -> np.ndarray:
+def numbers(parts: Sequence[PyTree], networks: Networks) -> np.ndarray:
     """A number of each network, of all blocks: `(networks,)`, one too where there is one."""
     return np.concatenate([np.atleast_1d(part) for part in parts])[: networks.count]
 
 
-def place(shared: tuple[Any, ...], own: PyTree, networks: Networks) -> list[tuple[Any, ...]]:
+def place(shared: tuple[PyTree, ...], own: PyTree, networks: Networks) -> list[tuple[PyTree, ...]]:
     """The arguments of every block on its device: what all share, then its part of a tuple."""
     blocks = split(own, networks)
     if networks.count is None:

@@ -318,7 +318,7 @@ def as_limits(
     max_seconds: float | None,
     callback: Callback | None,
     progress: bool | Literal["lines"],
-    metric: Callable[[PyTree], Any] | None = None,
+    metric: Callable[[PyTree], PyTree] | None = None,
 ) -> Limits:
     """Return the limits, checked; `metric(params)` is for the lines of improvements."""
     if max_seconds is not None:
@@ -335,13 +335,13 @@ def as_limits(
     return Limits(max_seconds, callback, interval, bool(progress))
 
 
-def metric_of(metric_fn: MetricFn | None, batch: PyTree) -> Callable[[PyTree], Any] | None:
+def metric_of(metric_fn: MetricFn | None, batch: PyTree) -> Callable[[PyTree], PyTree] | None:
     """Return a function of params alone; None without a metric."""
     return None if metric_fn is None else lambda params: metric_fn(params, batch)
 
 
 def _printing(
-    callback: Callable[[Progress], None] | None, metric: Callable[[PyTree], Any] | None
+    callback: Callable[[Progress], None] | None, metric: Callable[[PyTree], PyTree] | None
 ) -> Callable[[Progress], None]:
     """A callback that prints a line wherever the loss is lower than when it last did."""
     lowest = np.inf

@@ -43,7 +43,7 @@ class _Handle:
     def __init__(self, function: Function, key: tuple[int, ...]) -> None:
         drop = _drop  # Names of a module are gone before the last functions are.
 
-        def is_gone(_: Any) -> None:
+        def is_gone(_: object) -> None:
             drop(key, self)
 
         weak = WeakMethod if inspect.ismethod(function) else ref
@@ -77,32 +77,32 @@ class Program:
     def __init__(self, function: Function, **options: Any) -> None:
         """Takes the function, and the options of `jax.jit`."""
         self._function, self._options = function, options
-        self._compiled: dict[tuple[_Handle, ...], Any] = {}
+        self._compiled: dict[tuple[_Handle, ...], PyTree] = {}
         functools.update_wrapper(self, function)
         _programs.append(self)
 
-    def __call__(self, *args: PyTree, **static: Any) -> PyTree:
+    def __call__(self, *args: PyTree, **static: object) -> PyTree:
         """Runs the program, which is compiled first where it is a new one."""
         compiled, light = self._of(args)
         return compiled(*light, **static)
 
-    def compile(self, *args: PyTree, **static: Any) -> Function:
+    def compile(self, *args: PyTree, **static: object) -> Function:
         """Return the program, compiled ahead: for these static and for such other arguments."""
         compiled, light = self._of(args)
         ready = compiled.lower(*light, **static).compile()
         return lambda *args: ready(*_with_handles(args, []))
 
-    def trace(self, *args: PyTree, **static: Any) -> PyTree:
+    def trace(self, *args: PyTree, **static: object) -> PyTree:
         """Return what `jax.jit` returns as `trace(...)`."""
         compiled, light = self._of(args)
         return compiled.trace(*light, **static)
 
-    def eval_shape(self, *args: PyTree, **static: Any) -> PyTree:
+    def eval_shape(self, *args: PyTree, **static: object) -> PyTree:
         """Return shapes and dtypes of the results."""
         compiled, light = self._of(args)
         return compiled.eval_shape(*light, **static)
 
-    def _of(self, args: Any) -> tuple[Any, Any]:
+    def _of(self, args: PyTree) -> tuple[PyTree, PyTree]:
         """The program of the functions among the arguments, and the arguments with handles."""
         handles: list[_Handle] = []
         light = _with_handles(args, handles)
@@ -120,7 +120,10 @@ def program(**options: Any) -> Callable[[Function], Program]:
 
 
 def run_at_once(
-    function: Program, calls: Sequence[tuple[PyTree, ...]], devices: Sequence[Device], **static: Any
+    function: Program,
+    calls: Sequence[tuple[PyTree, ...]],
+    devices: Sequence[Device],
+    **static: object,
 ) -> list[PyTree]:
     """Return what a program makes of each call's arguments, as many at once as there are cores.
 
@@ -159,7 +162,7 @@ def forget(tree: PyTree) -> None:
 def _with_handles(tree: PyTree, handles: list[_Handle]) -> PyTree:
     """The tree with a handle in place of each function, which is appended to the list."""
 
-    def lighten(leaf: Any) -> PyTree:
+    def lighten(leaf: object) -> PyTree:
         if not isinstance(leaf, Partial):
             return leaf
         handle = _handle_of(leaf.func)

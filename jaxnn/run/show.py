@@ -72,7 +72,7 @@ def readable(record: Record) -> Record:
         ]
         return Table(record.__name__, fields)
 
-    def in_a_line(self: Any) -> str:
+    def in_a_line(self: object) -> str:
         fields = ", ".join(f"{name}={text}" for name, text in of_fields(self).rows)
         options: Any = {"break_long_words": False, "break_on_hyphens": False}
         line = f"{record.__name__}({fields})"
@@ -101,7 +101,7 @@ def described(tree: PyTree) -> str:
     return repr(jax.tree.map(lambda leaf: Text(_array(leaf)), tree))
 
 
-def _array(leaf: Any) -> str:
+def _array(leaf: object) -> str:
     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
         return repr(leaf)
     text = f"{leaf.shape} {leaf.dtype}"
