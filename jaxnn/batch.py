@@ -92,7 +92,8 @@ def check_targets(
     elif array.shape != (rows, outputs):
         wanted = "numbers from 0 to 1" if loss == "binary_crossentropy" else "numbers"
         wanted = f"{wanted} of shape {(rows, outputs)}, as the predictions"
-        raise ValueError(f"{name} must be {wanted}; got {array.dtype} of shape {array.shape}")
+        hint = f"; use {name}[:, None]" if array.shape == (rows,) and outputs == 1 else ""
+        raise ValueError(f"{name} must be {wanted}; got {array.dtype} of shape {array.shape}{hint}")
     if is_traced(array):
         return array
     values = np.asarray(array)
@@ -107,6 +108,9 @@ def check_weights(name: str, weights: object, rows: int) -> jax.Array | np.ndarr
     """Return the weights of the rows as an array, if there are any; refuse what weighs nothing."""
     if weights is None:
         return None
+    if isinstance(weights, dict):
+        hint = "an array of the weights of classes, indexed by y, gives each row its own"
+        raise TypeError(f"{name} must be an array, a number a row; got a dict: {hint}")
     array = as_values(name, weights)
     if array.shape != (rows,):
         raise ValueError(f"{name} must be of shape {(rows,)}, one a row; got {array.shape}")
@@ -171,6 +175,7 @@ def _check_classes(name: str, array: np.ndarray | jax.Array, rows: int, classes:
     integers = array.shape == (rows,) and array.dtype.kind in "iu"
     if not integers and not (array.shape == (rows, classes) and array.dtype.kind in "iuf"):
         hint = f"; use {name}[:, 0]" if array.shape == (rows, 1) else ""
+        hint = f"; use {name}.astype(int)" if array.shape == (rows,) else hint
         raise ValueError(
             f"{name} must be integer classes of shape {(rows,)}, or one-hot or other weights of "
             f"shape {(rows, classes)}; got {array.dtype} of shape {array.shape}{hint}"

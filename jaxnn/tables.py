@@ -7,9 +7,10 @@ network, so that rows which come later are treated as those that the network was
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TextIO, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,17 +59,26 @@ class Table(NamedTuple):
     columns: Columns
 
 
+@runtime_checkable
+class Frame(Protocol):
+    """A table that can be written as CSV, such as a frame of pandas."""
+
+    def to_csv(self, *, index: bool, sep: str) -> str:
+        """Return the text of the file."""
+        ...
+
+
 class _Rows(NamedTuple):
     """The fields of a file as text; row `i` below the header begins at line `lines[i]`."""
 
-    path: Path
+    path: Path | str
     header: list[str]
     fields: list[list[str]]
     lines: list[int]
 
 
 def load_csv(
-    path: StrPath,
+    path: StrPath | Frame,
     *,
     target: str | None,
     kind: Kind | None = None,
@@ -77,14 +87,15 @@ def load_csv(
     columns: Columns | None = None,
     delimiter: str = ",",
 ) -> Table:
-    r"""Read a CSV file whose first line names the columns.
+    r"""Read a CSV file whose first line names the columns, or a pandas frame.
 
     Words and whole numbers in the target are classes, in sorted order; numbers with a decimal
     point are values to predict. Where that is wrong, `kind` says what is right: whole numbers as
     `"numbers"` are values of a regression, or the 0 and 1 that a sigmoid output wants.
 
     Args:
-        path: a file in UTF-8.
+        path: a file in UTF-8; or a frame, of pandas for one, which is read as the file that it
+            would write, without its index.
         target: the name of the column to predict; None where the file has none.
         kind: `"classes"` or `"numbers"`, what the target is.
         features: the names of the columns of x, in order; all but the target if absent.
@@ -117,9 +128,11 @@ def load_csv(
     is_own = as_flag("standardise", standardise) or features is not None or kind is not None
     if columns is not None and is_own:
         raise ValueError("columns must come without standardise, features and kind; got both")
-    rows = _read(Path(path), delimiter)
+    rows = _read(path, delimiter)
     if columns is not None:
-        names = _feature_names(rows, target, check_columns("columns", columns).feature_names)
+        if check_columns("columns", columns).feature_names is None:
+            raise ValueError("columns must have feature_names, to find the same features; got None")
+        names = _feature_names(rows, target, columns.feature_names)
         known = check_columns("columns", columns, len(names))
         kind = "numbers" if known.class_names is None else "classes"
     else:
@@ -161,10 +174,11 @@ def check_columns(
     return found
 
 
-def _read(path: Path, delimiter: str) -> _Rows:
+def _read(source: StrPath | Frame, delimiter: str) -> _Rows:
     fields, lines, start = [], [], 1
+    path = "the frame" if isinstance(source, Frame) else Path(source)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with _opened(source, delimiter) as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             for row in reader:
                 texts = [text.strip() for text in row]
@@ -191,6 +205,12 @@ def _read(path: Path, delimiter: str) -> _Rows:
     return _Rows(path, header, fields[1:], lines[1:])
 
 
+def _opened(source: StrPath | Frame, delimiter: str) -> TextIO:
+    if isinstance(source, Frame):
+        return io.StringIO(source.to_csv(index=False, sep=delimiter))
+    return Path(source).open(newline="", encoding="utf-8-sig")
+
+
 def _feature_names(
     rows: _Rows, target: str | None, wanted: Sequence[str] | None
 ) -> tuple[str, ...]:
@@ -206,7 +226,7 @@ def _feature_names(
     if "" in names:
         raise ValueError(
             f"{rows.path}, line 1 must name every column; got no name for column "
-            f"{rows.header.index('') + 1}: if it numbers the rows, choose others by features=[...]"
+            f"{rows.header.index('') + 1}: if it numbers the rows, choose others by features"
         )
     return names
 
@@ -237,7 +257,7 @@ def _number(text: str) -> float:
 
 
 def _numbers(
-    rows: _Rows, name: str, otherwise: str = "choose other columns by features=[...]"
+    rows: _Rows, name: str, otherwise: str = "choose other columns by features"
 ) -> np.ndarray:
     """Return a column as finite numbers that fit float32."""
     place = _place(rows, name)
@@ -266,7 +286,7 @@ def _refuse_constant(rows: _Rows, names: tuple[str, ...], x: np.ndarray) -> None
         also = f" (the same goes for {', '.join(map(repr, others))})" if others else ""
         raise ValueError(
             f"{rows.path}, column {first!r} must vary to be standardised; got "
-            f"{x[0, is_constant][0]:g} in all {len(x)} rows: leave it out by features=[...]{also}"
+            f"{x[0, is_constant][0]:g} in all {len(x)} rows: leave it out by features{also}"
         )
 
 

@@ -379,12 +379,12 @@ PARAMS = {"w": shape(2, 3), "b": shape(3)}
         ([shape(3), shape(2, 3)], "gradients with the tree of params"),
         (
             PARAMS | {"w": shape(3, 2)},
-            r"float32 of shape \(3, 2\) at params\['w'\], float32.*2, 3",
+            r"float32 of shape \(3, 2\) where params\['w'\] is float32.*2, 3",
         ),
-        (PARAMS | {"b": shape(1)}, r"float32 of shape \(1,\) at params\['b'\]"),
+        (PARAMS | {"b": shape(1)}, r"float32 of shape \(1,\) where params\['b'\]"),
         (
             PARAMS | {"b": shape(3, dtype=jnp.bfloat16)},
-            r"bfloat16 of shape \(3,\) at params\['b'\]",
+            r"bfloat16 of shape \(3,\) where params\['b'\]",
         ),
     ],
 )

@@ -127,6 +127,20 @@ def test_new_numbers_stay_numbers_although_they_are_whole(load):
     np.testing.assert_array_equal(y, [[1], [2]])
 
 
+def test_a_frame_is_read_as_the_file_it_would_write(load):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(io.StringIO(PETS))
+    options = {"target": "species", "standardise": True}
+    from_file, from_frame = load(PETS, **options), load_csv(frame, **options)
+    for got, wanted in zip(from_frame.batch[:2], from_file.batch[:2], strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    shuffled = load_csv(frame.iloc[::-1, ::-1], target="species", columns=from_frame.columns)
+    np.testing.assert_array_equal(shuffled.batch.x, from_file.batch.x[::-1])
+    frame.loc[1, "ears"] = np.nan
+    with pytest.raises(ValueError, match="the frame, line 3, column 'ears'"):
+        load_csv(frame, target="species")
+
+
 FINITE = st.floats(-3e38, 3e38, allow_subnormal=False)
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]))
 
@@ -163,7 +177,7 @@ FAULTS = {
         PETS.replace("\n30", "\nheavy"),
         {},
         "line 3, column 'weight' must be a finite number of float32; got 'heavy': correct it, or "
-        "choose other columns by features=[...]",
+        "choose other columns by features",
     ),
     "after a line that is blank": (PETS.replace("7.25", "x"), {}, "line 6, column 'age'"),
     "after a field of two lines": (
@@ -198,7 +212,7 @@ FAULTS = {
     "no name": (
         PETS.replace("weight", ""),
         {},
-        "got no name for column 1: if it numbers the rows, choose others by features=[...]",
+        "got no name for column 1: if it numbers the rows, choose others by features",
     ),
     "no header": ("1,2\n3,4", {"target": "1"}, "line 1 must name the columns; got numbers"),
     "no rows": ("a,b\n", {"target": "b"}, "and rows below it; got 1 lines"),
@@ -218,7 +232,7 @@ FAULTS = {
     "several constant": (
         "a,b,c,kind\n1,0,7,x\n2,0,7,y\n",
         {"target": "kind", "standardise": True},
-        "got 0 in all 2 rows: leave it out by features=[...] (the same goes for 'c')",
+        "got 0 in all 2 rows: leave it out by features (the same goes for 'c')",
     ),
     "squares that underflow": (
         "size,kind\n1e-200,a\n2e-200,b\n",
@@ -252,9 +266,10 @@ FAULTS = {
     "another record": (PETS, {"columns": ("weight",)}, "columns must be a jaxnn.Columns; got a t"),
     "figures of others": (
         PETS,
-        {"columns": Columns(mean=np.zeros(2), std=np.ones(2))},
+        {"columns": Columns(("ears", "age", "weight"), mean=np.zeros(2), std=np.ones(2))},
         "columns.mean must have 3 entries; got 2",
     ),
+    "columns without names": (PETS, {"columns": Columns()}, "columns must have feature_names"),
     "an unknown kind": (PETS, {"kind": "class"}, "kind must be one of 'classes', 'numbers'"),
     "no name of a target": (PETS, {"target": 2}, "target must be the name of a column"),
 }

@@ -120,7 +120,7 @@ class PerturbationSearchResult(NamedTuple):
             notes = ["no step was accepted: the params are the start; try a smaller scale"]
         several = f" of {len(losses):,} chains" * (len(losses) > 1)
         measured = self.status, losses if several else self.loss, self.num_evaluations
-        hint = "model.accuracy(result.params, batch), result.history, result.accepted_steps"
+        hint = "result.params, result.history, result.accepted_steps"
         return summary(
             f"perturbation search{several}", *measured, details=details, notes=notes, hint=hint
         )

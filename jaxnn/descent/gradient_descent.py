@@ -116,12 +116,17 @@ class GradientDescentResult(NamedTuple):
         networks = f" of {len(self.loss):,} networks" if np.ndim(self.loss) else ""
         steps = {"steps": f"{np.sum(self.num_steps):,}"}
         metric, held_out = self.history.metric, self.history.validation_metric
+        seen, ends = self.history.validation_loss, self.history.epoch_evaluations
+        if seen is not None and ends is not None and np.any(np.isfinite(seen)) and not networks:
+            best = np.nanargmin(seen)
+            after = f"after {ends[best]:,.0f} evaluations"
+            steps["steps"] += f"; lowest validation loss {seen[best]:.6g}, {after}"
         if metric is not None and metric.size and not networks:
             steps["metric"] = f"{metric[-1]:.6g} after the last epoch"
             if held_out is not None:
                 steps["metric"] += f", {held_out[-1]:.6g} on the validation batch"
         measured = self.status, self.loss, self.num_evaluations
-        hint = "model.accuracy(result.params, batch), result.history.loss"
+        hint = "result.params, result.history.loss"
         return summary(
             f"gradient descent{networks}", *measured, details=steps, notes=self.notes, hint=hint
         )
@@ -342,9 +347,8 @@ def _as_validation_batch(
         arrays = checks.as_batch(validation_batch, params, value_and_grad_fn)
         function = checks.as_partial("value_and_grad_fn", value_and_grad_fn)
         checks.check_value_and_grad(function, params, arrays)
-    except Exception as error:
-        error.add_note("This came from validation_batch.")
-        raise
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"validation_batch is refused: {error}") from error
     return arrays
 
 

@@ -158,8 +158,14 @@ def as_numpy(name: str, value: object) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         is_text = any(isinstance(entry, (str, bytes)) for entry in array.ravel().tolist())
         is_mixed = array.dtype == object and array.ndim == 2
-        hint = ": .astype(float) converts a frame of mixed columns" if is_mixed else ""
-        hint = f": {CLASSES_OF_TEXT} turns labels into classes" if is_text else hint
+        if not is_text:
+            hint = ": .astype(float) converts a frame of mixed columns" if is_mixed else ""
+        elif name.startswith("params"):
+            hint = ": settings belong into the loss, by functools.partial for one"
+        elif array.ndim == 2:
+            hint = ": leave out columns of text, or give them numbers"
+        else:
+            hint = f": {CLASSES_OF_TEXT} turns labels into classes"
         raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}{hint}")
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         return _narrowed(name, array, np.dtype(np.float64))
@@ -298,7 +304,8 @@ def shapes_of(name: str, function: Partial, *arguments: PyTree) -> PyTree:
     try:
         return call.eval_shape(function, *arguments)
     except Exception as error:
-        error.add_note(f"This came from tracing {name}.")
+        given = ", ".join(_describe(argument) for argument in arguments)
+        error.add_note(f"This came from tracing {name}, which was given {given}.")
         raise
 
 
@@ -346,7 +353,8 @@ def check_floats(params: PyTree) -> None:
         if leaf.dtype != leaves[0][1].dtype or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"params must be floats of one dtype; got {leaf.dtype} at params{keystr(path)}: "
-                "jax.tree.map(jnp.float32, params) converts them"
+                "jax.tree.map(jnp.float32, params) converts them, unless params and batch are "
+                "in the wrong order"
             )
 
 
@@ -368,11 +376,11 @@ def check_value_and_grad(function: Partial, params: PyTree, batch: PyTree) -> np
 
 def check_loss_and_gradients(results: PyTree, params: PyTree) -> np.dtype:
     """The same of what the function returned, or of its shapes."""
+    wanted = "(loss, gradients), as jax.value_and_grad(loss_fn) does"
+    if jax.tree.structure(results) == jax.tree.structure(params):
+        raise TypeError(f"value_and_grad_fn must return {wanted}; got gradients alone")
     if not (isinstance(results, tuple) and len(results) == 2):
-        raise TypeError(
-            "value_and_grad_fn must return (loss, gradients), as jax.value_and_grad(loss_fn) "
-            f"does; got {_describe(results)}"
-        )
+        raise TypeError(f"value_and_grad_fn must return {wanted}; got {_describe(results)}")
     check_scalar("value_and_grad_fn", results[0])
     check_like("value_and_grad_fn", "gradients", results[1], params)
     return results[0].dtype
@@ -390,5 +398,5 @@ def check_like(name: str, what: str, got: PyTree, wanted: PyTree, like: str = "p
         if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
             raise TypeError(
                 f"{name} must return {what} like {like}; got {found.dtype} of shape "
-                f"{found.shape} at {like}{keystr(path)}, {leaf.dtype} of shape {leaf.shape}"
+                f"{found.shape} where {like}{keystr(path)} is {leaf.dtype} of shape {leaf.shape}"
             )

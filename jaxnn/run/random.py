@@ -81,7 +81,8 @@ def fold_in(key: jax.Array, number: jax.Array) -> jax.Array:
     first, second = jax.random.key_data(key)
     words = threefry((first, second), (jnp.zeros_like(number), number))
     # Behind a barrier, or XLA writes the rounds out again for each number drawn from the key.
-    return jax.random.wrap_key_data(jax.lax.optimization_barrier(jnp.stack(words)))
+    words = jax.lax.optimization_barrier(jnp.stack(words))
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 @jax.jit
