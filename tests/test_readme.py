@@ -68,12 +68,12 @@ def test_the_steps_print_what_the_readme_says(printed):
 
 
 def test_the_recipes_of_searches_find_what_they_say(printed):
-    top, shares, bests = re.split(r"\n(?=\[)", printed[2].strip())
+    top, shares, bests = re.split(r"\n(?=\[)", printed[place_of("found.top)")].strip())
     assert top.startswith("Candidates(candidate=[")
     below = numbers(shares.split("]")[0])
     assert 0 < below[0] < below[1] < 0.01
     assert 3 > numbers(bests)[0] > numbers(bests)[1] > numbers(bests)[2] > 0.1
-    probability, ending, evidence = printed[3].strip().split("\n")
+    probability, ending, evidence = printed[place_of("log_evidence")].strip().split("\n")
     log_probability, low, high = numbers(probability)
     # Of a billion candidates 1,147 had a loss up to 0.2.
     assert low < log_probability < high
@@ -81,18 +81,18 @@ def test_the_recipes_of_searches_find_what_they_say(printed):
     assert ending.startswith("reached")
     value, low, high = numbers(evidence)
     assert -13 < low < value < high < -10
-    best, *others = numbers(printed[4])
+    best, *others = numbers(printed[place_of("annealed")])
     assert 0.05 < best < 0.25
     assert len(others) == 3 * 8
     assert best == pytest.approx(min(others[:8]), rel=1e-6)
 
 
 def test_the_recipes_of_descents_solve_vertical_data(printed):
-    status, steps, loss = printed[5].split()
+    status, steps, loss = printed[place_of("linear_warmup")].split()
     assert status in ("completed", "converged")
     assert 500 < int(steps) <= 2_000
     assert 0.05 < float(loss) < 0.25
-    rate, loss, statuses = printed[place_of("geomspace")].split()
+    rate, loss, statuses = printed[place_of("swept")].split()
     assert 0.1 < float(rate) < 10
     assert 0.05 < float(loss) < 0.25
     assert "completed" in statuses
