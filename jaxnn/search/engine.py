@@ -76,12 +76,16 @@ class SearchProblem(NamedTuple):
     stream: jax.Array  # the key that the candidates' keys are folded from
 
 
-class Span(NamedTuple):
-    """A range of candidates, and the width of the tiles they are evaluated in."""
+class Search(NamedTuple):
+    """A range of candidates, what is computed of them, and where."""
 
+    problem: SearchProblem
+    params: PyTree  # shapes and dtypes of a candidate
+    value: PyTree  # and of what is computed of it
     start: int
     stop: int
-    tile: int
+    tile: int  # candidates that are evaluated side by side
+    devices: Sequence[Device]
 
 
 class StopRule(NamedTuple):
@@ -168,19 +172,17 @@ def evaluate(
         >>> bool(losses[7] == evaluate(*given, start=7, count=1)[0])
         True
     """
-    count, devices = as_count("count", count, 1, LARGEST_CHUNK), as_devices(None)
-    start, stop = as_range(start, count, "count")
-    problem, params, loss = as_problem(key, "loss_fn", loss_fn, sample_fn, batch)
-    check_scalar("loss_fn", loss)
-    tile = tile_size(loss_fn, params, problem.batch, memory_budget, devices[0].platform)
-    span = Span(start, stop, tile)
+    count = as_count("count", count, 1, LARGEST_CHUNK)
+    given = key, "loss_fn", loss_fn, sample_fn, batch
+    search = as_search(*given, None, start, count, memory_budget, count_name="count")
+    check_scalar("loss_fn", search.value)
     # A power of two of tiles for each shard, so that few programs serve all counts.
-    tiles = -(-count // (span.tile * _num_shards(devices)))
-    room = span.tile << (tiles - 1).bit_length()
-    rows = Rows(np.zeros(room, loss.dtype), np.uint32(0))
+    tiles = -(-count // (search.tile * _num_shards(search.devices)))
+    room = search.tile << (tiles - 1).bit_length()
+    rows = Rows(np.zeros(room, search.value.dtype), np.uint32(0))
     statistics = {"losses": Statistic(rows, Partial(append_rows), concatenate_rows)}
     with own_settings():
-        totals = reduce_range(problem, statistics, span, devices, start_totals(statistics))
+        totals = reduce_range(search, statistics, start_totals(statistics))
     return totals["losses"].values
 
 
@@ -235,19 +237,17 @@ def reduce(
         >>> int(count), f"{total / count:.0f}"
         (10000, '4')
     """
-    devices = as_devices(devices)
-    start, stop = as_range(start, num_candidates)
-    problem, params, value = as_problem(key, "value_fn", value_fn, sample_fn, batch)
-    tile = tile_size(value_fn, params, problem.batch, memory_budget, devices[0].platform)
-    span, statistics = Span(start, stop, tile), _as_statistics(statistics, value, tile)
-    totals = start_totals(statistics)
-    width = min(TILES_PER_CHUNK * span.tile * len(devices), LARGEST_CHUNK)
+    given = key, "value_fn", value_fn, sample_fn, batch
+    search = as_search(*given, devices, start, num_candidates, memory_budget)
+    statistics = _as_statistics(statistics, search.value, search.tile)
+    totals, num_devices = start_totals(statistics), len(search.devices)
+    width = min(TILES_PER_CHUNK * search.tile * num_devices, LARGEST_CHUNK)
     with own_settings():
-        check_draws(problem, span.start)
-        for first in range(span.start, span.stop, width):
-            chunk = span._replace(start=first, stop=min(first + width, span.stop))
-            num_shards = SHARDS_PER_CHUNK * len(devices)
-            totals = reduce_range(problem, statistics, chunk, devices, totals, None, num_shards)
+        check_draws(search)
+        for first in range(search.start, search.stop, width):
+            chunk = search._replace(start=first, stop=min(first + width, search.stop))
+            num_shards = SHARDS_PER_CHUNK * num_devices
+            totals = reduce_range(chunk, statistics, totals, None, num_shards)
     return totals
 
 
@@ -271,24 +271,34 @@ def _as_statistics(statistics: Statistics, value: PyTree, width: int) -> Statist
     return checked
 
 
-def as_range(start: int, count: int, name: str = "num_candidates") -> tuple[int, int]:
-    """Return the first index and one past the last, checked; `name` is what asks for the count."""
-    start, count = as_count("start", start), as_count(name, count, minimum=1)
+def as_search(
+    key: jax.Array,
+    name: str,
+    value_fn: Function,
+    sample_fn: SampleFn,
+    batch: PyTree,
+    devices: Sequence[Device] | None = None,
+    start: int = 0,
+    count: int = 1,
+    memory_budget: int | None = None,
+    *,
+    count_name: str = "num_candidates",
+) -> Search:
+    """Return a search, checked; `name` is that of the argument `value_fn`."""
+    devices = as_devices(devices)
+    start, count = as_count("start", start), as_count(count_name, count, minimum=1)
     if start + count > 2**63:
-        raise ValueError(f"start and {name} must add up to at most 2**63; got {start} and {count}")
-    return start, start + count
-
-
-def as_problem(
-    key: jax.Array, name: str, value_fn: Function, sample_fn: SampleFn, batch: PyTree
-) -> tuple[SearchProblem, PyTree, PyTree]:
-    """Return the problem, checked, and the shapes of the params and of a value."""
+        raise ValueError(
+            f"start and {count_name} must add up to at most 2**63; got {start} and {count}"
+        )
     key = as_key("key", key)
     value, sample = as_partial(name, value_fn), as_partial("sample_fn", sample_fn)
     params = drawn_shapes(sample, key)
     batch = as_batch(batch, params, value_fn)
     problem = SearchProblem(value, sample, batch, jax.random.fold_in(key, TAG))
-    return problem, params, shapes_of(name, value, params, batch)
+    shapes = shapes_of(name, value, params, batch)
+    tile = tile_size(value_fn, params, batch, memory_budget, devices[0].platform)
+    return Search(problem, params, shapes, start, start + count, tile, devices)
 
 
 def tile_size(
@@ -309,22 +319,25 @@ def tile_size(
     return min(1 << (fitting.bit_length() - 1), largest)
 
 
-def search_metadata(
-    trainer: str, key: jax.Array, name: str, problem: SearchProblem, span: Span
+def problem_metadata(
+    trainer: str, key: jax.Array, name: str, problem: SearchProblem
 ) -> dict[str, Any]:
-    """Return what a run shares with those that go on with it; `name` is the value function's."""
+    """Return what all searches of a problem share; `name` is the value function's."""
     given = jax.eval_shape(problem.sample, key), problem.batch
     value, sample = (problem.value, given, (0, None)), (problem.sample, (key,), (0,))
     functions = {"sample_fn": sample, name: value}
-    shared = run_metadata(trainer, key, {"batch": problem.batch}, functions)
-    return {**shared, "start": span.start, "tile width, which memory_budget sets": span.tile}
+    return run_metadata(trainer, key, {"batch": problem.batch}, functions)
+
+
+def search_metadata(trainer: str, key: jax.Array, name: str, search: Search) -> dict[str, Any]:
+    """Return what a run shares with those that go on with it."""
+    own = {"start": search.start, "tile width, which memory_budget sets": search.tile}
+    return problem_metadata(trainer, key, name, search.problem) | own
 
 
 def run_search(
-    problem: SearchProblem,
+    search: Search,
     statistics: Statistics,
-    span: Span,
-    devices: Sequence[Device],
     limits: Limits,
     checkpoint: Checkpoint | None,
     progress: Callable[[RunState], Progress],
@@ -333,23 +346,23 @@ def run_search(
     rejection: Rejection | None = None,
     largest_chunk: int | None = None,
 ) -> RunState:
-    """Reduce the span, from its checkpoint if there is one, to its end or to a stop rule."""
-    check_draws(problem, span.start)
-    totals = start_totals(statistics)
-    state, asked = RunState(totals, span.start), ("num_candidates", span.stop - span.start)
-    saved = checkpoint and checkpoint.begin(tree_to_arrays(totals), asked, origin=span.start)
+    """Reduce the range, from its checkpoint if there is one, to its end or to a stop rule."""
+    check_draws(search)
+    totals, (start, stop, tile) = start_totals(statistics), search[3:6]
+    state, asked = RunState(totals, start), ("num_candidates", stop - start)
+    saved = checkpoint and checkpoint.begin(tree_to_arrays(totals), asked, origin=start)
     if saved:
         end, threshold = saved.metadata["next"], saved.metadata["stop_threshold"]
         state = RunState(arrays_to_tree(totals, saved.arrays), end, stop_threshold=threshold)
     begin = state.end
 
     def take(state: RunState, end: int, threshold: float | None = None) -> RunState:
-        chunk = span._replace(start=state.end, stop=end)
-        totals = reduce_range(problem, statistics, chunk, devices, state.totals, rejection)
+        chunk = search._replace(start=state.end, stop=end)
+        totals = reduce_range(chunk, statistics, state.totals, rejection)
         return RunState(totals, end, stop_threshold=threshold)
 
     def advance(state: RunState, _: int, tiles: int) -> tuple[RunState, Status | None]:
-        further = take(state, min(begin + tiles * span.tile, span.stop))
+        further = take(state, min(begin + tiles * tile, stop))
         if (hit := _stopping_hit(rules, further.totals)) is None:
             return further, None
         # The chunk went past the hit, so the totals up to it are made anew.
@@ -359,10 +372,10 @@ def run_search(
         advance,
         progress=progress,
         content=run_content,
-        total=-(-(span.stop - begin) // span.tile),
-        largest=(largest_chunk or LARGEST_CHUNK) // span.tile,
+        total=-(-(stop - begin) // tile),
+        largest=(largest_chunk or LARGEST_CHUNK) // tile,
         unit="candidates",
-        shown=lambda tiles: min(tiles * span.tile, span.stop - begin),
+        shown=lambda tiles: min(tiles * tile, stop - begin),
     )
     status = "reached" if _stopping_hit(rules, state.totals) else None
     state, status = run(work, state, 0, status, limits, checkpoint)
@@ -400,44 +413,42 @@ def merge_states(statistics: Statistics, first: Totals, *others: Totals) -> Tota
 
 
 def reduce_range(
-    problem: SearchProblem,
+    search: Search,
     statistics: Statistics,
-    span: Span,
-    devices: Sequence[Device],
     totals: Totals,
     rejection: Rejection | None = None,
     num_shards: int | None = None,
 ) -> Totals:
     """Take at most 2^30 candidates into the totals; each thread reduces a shard of the tiles."""
-    num_shards = num_shards or _num_shards(devices)
+    problem, devices = search.problem, search.devices
     states = {name: each.start for name, each in statistics.items()}
     updates = {name: each.update for name, each in statistics.items()}
     if rejection is not None:
-        rejection = _planned(problem, rejection, span, totals)
+        rejection = _planned(search, rejection, totals)
     try:
         shared = [jax.device_put((problem, rejection, updates, states), each) for each in devices]
         calls = [
             (*shared[number % len(devices)], words(first), np.uint32(last - first))
-            for number, (first, last) in enumerate(shards(span, num_shards))
+            for number, (first, last) in enumerate(
+                shards(search, num_shards or _num_shards(devices))
+            )
         ]
-        parts = run_at_once(_reduce_shard, calls, devices, tile=span.tile)
+        parts = run_at_once(_reduce_shard, calls, devices, tile=search.tile)
         parts = [jax.tree.map(np.asarray, part) for part in parts]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         # Memory depends on the tile alone: a shorter range would need no less.
         raise MemoryError(
-            f"a tile of {span.tile} candidates does not fit: give a lower memory_budget"
+            f"a tile of {search.tile} candidates does not fit: give a lower memory_budget"
         ) from error
     return merge_states(statistics, totals, *parts)
 
 
-def _planned(
-    problem: SearchProblem, rejection: Rejection, span: Span, totals: Totals
-) -> Rejection | None:
+def _planned(search: Search, rejection: Rejection, totals: Totals) -> Rejection | None:
     """Choose how many rows come first, by what they drop of the range's first tile."""
     rejection = rejection._replace(kth_best=totals["best"].loss[-1:].min(initial=np.inf))
-    dropped = _dropped(problem, rejection, words(span.start), tile=span.tile)
+    dropped = _dropped(search.problem, rejection, words(search.start), tile=search.tile)
     num_blocks = rejecting.best_num_blocks(np.asarray(dropped), rejection.share)
     return rejection._replace(num_blocks=np.int32(num_blocks)) if num_blocks else None
 
@@ -458,9 +469,9 @@ def _num_shards(devices: Sequence[Device]) -> int:
     return max(len(devices), num_threads(devices))
 
 
-def shards(span: Span, workers: int) -> Iterator[tuple[int, int]]:
+def shards(search: Search, workers: int) -> Iterator[tuple[int, int]]:
     """Cut a range into at most `workers` ranges of whole tiles, in order."""
-    start, stop, tile = span
+    start, stop, tile = search[3:6]
     width = -(-(stop - start) // (tile * workers)) * tile
     for first in range(start, stop, max(width, 1)):
         yield first, min(first + width, stop)
@@ -528,9 +539,10 @@ def fold_index(stream: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(stream, high), low)
 
 
-def check_draws(problem: SearchProblem, start: int) -> None:
+def check_draws(search: Search) -> None:
     """Refuse a sampler that draws the same params from every key."""
-    first, *others = ((start + i) % 2**63 for i in range(DRAWS_TO_DIFFER))
+    problem = search.problem
+    first, *others = ((search.start + i) % 2**63 for i in range(DRAWS_TO_DIFFER))
     drawn = jax.tree.leaves(_draw(problem.sample, problem.stream, *words(first)))
     equal = functools.partial(np.array_equal, equal_nan=True)
     for index in others:

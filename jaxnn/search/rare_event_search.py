@@ -30,10 +30,10 @@ from numpy.typing import ArrayLike
 
 from jaxnn.run import checks, loop
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
-from jaxnn.run.fingerprint import run_metadata
+from jaxnn.run.fingerprint import function_metadata
 from jaxnn.run.programs import COMPILER_OPTIONS, bare_function, own_settings, program, run_at_once
 from jaxnn.search import rare_event_result as report
-from jaxnn.search.engine import SearchProblem, as_problem, check_draws, tile_size
+from jaxnn.search.engine import SearchProblem, as_search, check_draws, problem_metadata
 from jaxnn.search.rare_event_result import (
     Curve,
     LevelHistory,
@@ -55,7 +55,7 @@ TAG = 0x52415245
 """Folded into the key, so that no other trainer draws the same from it."""
 
 
-class Search(NamedTuple):
+class Setup(NamedTuple):
     """What is searched, and how: the same at every level."""
 
     problem: Problem
@@ -167,40 +167,38 @@ def rare_event_search(
     num_runs = checks.as_count("num_runs", num_runs, 1)
     num_moves = checks.as_count("num_moves", num_moves, 1)
     max_levels = checks.as_count("max_levels", max_levels, 1)
-    devices, limits = checks.as_devices(devices), loop.as_limits(max_seconds, callback, progress)
-    searched, params, loss = as_problem(key, "loss_fn", loss_fn, sample_fn, batch)
-    checks.check_scalar("loss_fn", loss)
-    asked = _as_levels(target_loss, levels, loss.dtype)
+    limits = loop.as_limits(max_seconds, callback, progress)
+    search = as_search(key, "loss_fn", loss_fn, sample_fn, batch, devices)
+    checks.check_scalar("loss_fn", search.value)
+    asked = _as_levels(target_loss, levels, search.value.dtype)
     metric = checks.as_optional("metric_fn", metric_fn)
     if metric is not None:
-        traits_of(metric_fn).validate(params, batch)
-        measured = checks.shapes_of("metric_fn", metric, params, searched.batch)
+        traits_of(metric_fn).validate(search.params, batch)
+        measured = checks.shapes_of("metric_fn", metric, search.params, search.problem.batch)
         checks.check_scalar("metric_fn", measured)
-    tile = tile_size(loss_fn, params, searched.batch, None, devices[0].platform)
-    tile = math.ceil(num_particles / math.ceil(num_particles / tile))  # equal ones
-    problem, form = _as_problem(searched, params, tile)
-    stream = jax.random.fold_in(key, TAG)
-    keys = [jax.random.fold_in(stream, number) for number in range(num_runs)]
-    search = Search(problem, form, keys, asked, num_particles, num_moves, devices)
+    tile = math.ceil(num_particles / math.ceil(num_particles / search.tile))  # equal ones
+    problem, form = _as_problem(search.problem, search.params, tile)
+    keys = [jax.random.fold_in(jax.random.fold_in(key, TAG), run) for run in range(num_runs)]
+    setup = Setup(problem, form, keys, asked, num_particles, num_moves, search.devices)
     with own_settings(), loop.watch_interrupts() as is_interrupted:
-        check_draws(searched._replace(stream=stream), 0)
-        state, saved = _start(search), None
+        check_draws(search)
+        state, saved = _start(setup), None
         if checkpoint is not None:
-            saved = Checkpoint(Path(checkpoint), _metadata(key, search))
+            saved = Checkpoint(Path(checkpoint), _metadata(key, search.problem, setup))
             if found := saved.begin(tree_to_arrays(state), ("max_levels", max_levels)):
                 state = arrays_to_tree(state, found.arrays)
         work = loop.Work(
-            advance=partial(_advance, search),
-            progress=partial(_progress, search),
+            advance=partial(_advance, setup),
+            progress=partial(_progress, setup),
             content=lambda state: (tree_to_arrays(state), {"next": len(state.level) - 1}, None),
             total=max_levels,
             largest=max_levels,
             unit="levels",
         )
         limits = limits._replace(is_interrupted=is_interrupted)
-        done, status = len(state.level) - 1, _status_of(search, state)
+        done, status = len(state.level) - 1, _status_of(setup, state)
         state, status = loop.run(work, state, done, status, limits, saved)
-        return loop.told(_result(search, state, status, metric), is_interrupted)
+        return loop.told(_result(setup, state, status, metric), is_interrupted)
 
 
 def log_evidence(
@@ -254,9 +252,9 @@ def _as_levels(target: float, levels: Sequence[float], dtype: np.dtype) -> list[
     return [*np.unique(asked)[::-1].tolist(), last]
 
 
-def _as_problem(searched: SearchProblem, params: PyTree, tile: int) -> tuple[Problem, Form]:
+def _as_problem(problem: SearchProblem, params: PyTree, tile: int) -> tuple[Problem, Form]:
     """The problem in the coordinates that its sampler names, or in the params themselves."""
-    loss, sample, batch, _ = searched
+    loss, sample, batch, _ = problem
     unit = traits_of(bare_function(sample.func)).unit_draws
     if unit is None:
         checks.check_floats(params)
@@ -269,24 +267,25 @@ def _as_problem(searched: SearchProblem, params: PyTree, tile: int) -> tuple[Pro
     return Problem(loss, sample, to_params, batch), Form(unit.distribution, unit.size, tile)
 
 
-def _metadata(key: jax.Array, search: Search) -> dict[str, Any]:
+def _metadata(key: jax.Array, problem: SearchProblem, setup: Setup) -> dict[str, Any]:
     """What a search that goes on from a checkpoint has to share with the one that saved it."""
-    problem, form, keys, levels, num_particles, num_moves, _ = search
-    draws = jax.ShapeDtypeStruct((form.size,), jnp.float32)
-    rows = jax.eval_shape(problem.sample, key), problem.batch
-    functions = {
-        "sample_fn": (problem.sample, (key,), (0,)),
-        "unit_draws": (problem.to_params, (draws,), (0,)),
-        "loss_fn": (problem.loss, rows, (0, None)),
+    draws = jax.ShapeDtypeStruct((setup.form.size,), jnp.float32)
+    to_params = setup.problem.to_params
+    unit = to_params and function_metadata("unit_draws", to_params, draws, axes=(0,))
+    return {
+        **problem_metadata("rare_event_search", key, "loss_fn", problem),
+        "unit_draws": unit,
+        "levels": setup.levels,
+        "num_particles": setup.num_particles,
+        "num_runs": len(setup.keys),
+        "num_moves": setup.num_moves,
+        "tile width": setup.form.tile,
     }
-    shared = run_metadata("rare_event_search", key, {"batch": problem.batch}, functions)
-    shared |= {"levels": levels, "num_particles": num_particles, "num_runs": len(keys)}
-    return shared | {"num_moves": num_moves, "tile width": form.tile}
 
 
-def _start(search: Search) -> State:
+def _start(setup: Setup) -> State:
     """Draw the particles of all runs."""
-    problem, form, keys, _, count, _, devices = search
+    problem, form, keys, _, count, _, devices = setup
     calls = [
         jax.device_put((problem, jax.random.fold_in(key, 0)), device)
         for key, device in zip(keys, cycle(devices), strict=False)
@@ -304,28 +303,28 @@ def _start(search: Search) -> State:
     )
 
 
-def _advance(search: Search, state: State, begin: int, end: int) -> tuple[State, Status | None]:
+def _advance(setup: Setup, state: State, begin: int, end: int) -> tuple[State, Status | None]:
     """Take the runs down a number of levels, or as far as they come."""
     for _ in range(begin, end):
-        state = _next(search, state)
-        if (status := _status_of(search, state)) is not None:
+        state = _next(setup, state)
+        if (status := _status_of(setup, state)) is not None:
             return state, status
     return state, None
 
 
-def _next(search: Search, state: State) -> State:
+def _next(setup: Setup, state: State) -> State:
     """Take every run that is not over to its next level."""
     before, level = state.losses[-1], state.level[-1].copy()
-    going = np.flatnonzero(_ends(search, state) == "")
+    going = np.flatnonzero(_ends(setup, state) == "")
     for each in going:
-        level[each] = next_level(before[each], next(t for t in search.levels if t < level[each]))
+        level[each] = next_level(before[each], next(t for t in setup.levels if t < level[each]))
     moving, calls = [each for each in going if np.any(before[each] <= level[each])], []
-    for each, device in zip(moving, cycle(search.devices), strict=False):
-        key = jax.random.fold_in(search.keys[each], len(state.level))
+    for each, device in zip(moving, cycle(setup.devices), strict=False):
+        key = jax.random.fold_in(setup.keys[each], len(state.level))
         particles = Particles(state.coordinates[each], before[each])
-        call = search.problem, key, particles, level[each], np.int32(search.num_moves)
+        call = setup.problem, key, particles, level[each], np.int32(setup.num_moves)
         calls.append(jax.device_put(call, device))
-    moved = run_at_once(move_to_level, calls, search.devices, form=search.form)
+    moved = run_at_once(move_to_level, calls, setup.devices, form=setup.form)
     coordinates, losses = state.coordinates.copy(), before.copy()
     acceptance, kept = np.full(len(level), np.nan, np.float32), [state.kept]
     num_evaluations = state.num_evaluations
@@ -333,7 +332,7 @@ def _next(search: Search, state: State) -> State:
         coordinates[each], losses[each] = there
         acceptance[each] = moves.acceptance
         num_evaluations = num_evaluations + int(moves.num_evaluations)
-        if float(level[each]) in search.levels:
+        if float(level[each]) in setup.levels:
             kept.append(coordinates[each, None])
     return State(
         coordinates,
@@ -351,53 +350,53 @@ def _lowest(coordinates: np.ndarray, losses: np.ndarray) -> Particles:
     return Particles(coordinates[place], losses[place])
 
 
-def _ends(search: Search, state: State) -> np.ndarray:
+def _ends(setup: Setup, state: State) -> np.ndarray:
     """How each run has ended: at the target, or with no particle lower or none that moves."""
-    level, target = state.level[-1], search.levels[-1]
+    level, target = state.level[-1], setup.levels[-1]
     is_reached = (level <= target) & np.any(state.losses[-1] <= target, axis=1)
     is_over = (level <= target) | ~(state.acceptance[-1] > 0)
     return np.select([is_reached, is_over], ["reached", "converged"], "")
 
 
-def _status_of(search: Search, state: State) -> Status | None:
+def _status_of(setup: Setup, state: State) -> Status | None:
     """Why the search has ended; None while a run goes on."""
-    ends = _ends(search, state)
+    ends = _ends(setup, state)
     if "" in ends:
         return None
     return "reached" if "reached" in ends else "converged"
 
 
-def _progress(search: Search, state: State) -> loop.Progress:
-    best_params = partial(_best_params, search, state)
+def _progress(setup: Setup, state: State) -> loop.Progress:
+    best_params = partial(_best_params, setup, state)
     return loop.Progress(int(state.num_evaluations), float(state.best.loss), best_params)
 
 
-def _best_params(search: Search, state: State) -> PyTree:
+def _best_params(setup: Setup, state: State) -> PyTree:
     if np.isinf(state.best.loss):
         return None
-    params, _ = _measure(search.problem, None, state.best.coordinates[None], tile=1)
+    params, _ = _measure(setup.problem, None, state.best.coordinates[None], tile=1)
     return jax.tree.map(lambda leaf: leaf[0], params)
 
 
 def _result(
-    search: Search, state: State, status: Status, metric: Partial | None
+    setup: Setup, state: State, status: Status, metric: Partial | None
 ) -> RareEventSearchResult:
-    losses, ends = state.losses[-1], _ends(search, state)
+    losses, ends = state.losses[-1], _ends(setup, state)
     reaching = np.sum(state.losses[:-1] <= state.level[1:, :, None], axis=2)
     history = LevelHistory(state.level[1:].T, reaching.T, state.acceptance[1:].T)
     samples = report.samples_of(state.losses, state.level, reaching)
     if "reached" in ends:
-        level = search.levels[-1]
+        level = setup.levels[-1]
     elif len(state.level) == 1:
         level = float(losses.max())
     else:  # Where no particle reached the last level, many are at the loss next to it.
         level = float(max(state.level[-1].max(), losses.min(axis=1).max()))
-    points = report.curve_points(history, samples, level, search.levels)
+    points = report.curve_points(history, samples, level, setup.levels)
     logs, variances = report.by_run(report.log_probability, history, samples, points)
     curve = Curve(points, *report.combined(logs, variances, 0.0))
     short = int(np.sum(ends == "converged"))
     return RareEventSearchResult(
-        params=_best_params(search, state),
+        params=_best_params(setup, state),
         loss=float(state.best.loss),
         num_evaluations=int(state.num_evaluations),
         status="nonfinite" if np.isinf(state.best.loss) else status,
@@ -406,20 +405,20 @@ def _result(
         low=float(curve.low[0]),
         high=float(curve.high[0]),
         curve=curve,
-        particles=_level_particles(search, state, metric),
+        particles=_level_particles(setup, state, metric),
         history=history,
         samples=samples,
         notes=report.notes_on(history, samples, short, logs[:, 0], variances[:, 0]),
     )
 
 
-def _level_particles(search: Search, state: State, metric: Partial | None) -> LevelParticles:
+def _level_particles(setup: Setup, state: State, metric: Partial | None) -> LevelParticles:
     levels = state.level.astype(float)
-    is_kept = np.isin(levels, search.levels) & ~np.isnan(state.acceptance)
+    is_kept = np.isin(levels, setup.levels) & ~np.isnan(state.acceptance)
     level, run, losses = levels[is_kept], np.nonzero(is_kept)[1], state.losses[is_kept]
     order = np.lexsort((run, -level))
-    coordinates = state.kept[order].reshape(-1, search.form.size)
-    params, measured = _measure(search.problem, metric, coordinates, tile=search.form.tile)
+    coordinates = state.kept[order].reshape(-1, setup.form.size)
+    params, measured = _measure(setup.problem, metric, coordinates, tile=setup.form.tile)
     measured = None if measured is None else np.asarray(measured)
     level, run = np.repeat([level[order], run[order]], losses.shape[1], axis=1)
     return LevelParticles(level, run.astype(np.int32), losses[order].reshape(-1), params, measured)
