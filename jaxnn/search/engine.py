@@ -1,10 +1,7 @@
-"""Candidates by index, reduced over a range of indices on every device.
+"""A range of candidates, reduced on every device.
 
-Candidate `i` is `sample_fn(key_i)`, whose key depends on the search's key and on `i` alone. An
-index thus stands for its params: a search stores indices, and `candidate_params` returns the
-params. Values are always computed in tiles of one width, so they are the same bits however a
-range is cut into chunks, devices, processes or runs. Indices go to 2^63: inside compiled code
-an index is two uint32 words, `high` and `low`; outside it is a Python int.
+Values are always computed in tiles of one width, so they are the same bits however a range is cut
+into chunks, devices, processes or runs.
 
 `evaluate` returns the losses of a range, and `reduce` what any `Statistic` learns about it.
 `run_search` is the loop of random search: chunks, stop rules and checkpoints.
@@ -21,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.checks import (
@@ -30,9 +26,7 @@ from jaxnn.run.checks import (
     as_count,
     as_devices,
     as_key,
-    as_numpy,
     as_partial,
-    check_concrete,
     check_like,
     check_scalar,
     drawn_shapes,
@@ -48,14 +42,11 @@ from jaxnn.run.programs import (
     run_at_once,
 )
 from jaxnn.search import rejection as rejecting
+from jaxnn.search.candidates import TAG, add, check_draws, draw_many, join, words
 from jaxnn.search.rejection import Rejection
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
 from jaxnn.typing import Device, Function, LossFn, PyTree, SampleFn, Status, traits_of
 
-TAG = 0x52414E44
-"""Folded into the key, so that no other trainer draws the same from it."""
-DRAWS_TO_DIFFER = 64
-"""A sampler of one fair bit draws the same from as many keys once in 2^63 searches."""
 ON_CPUS, ELSEWHERE = (2**22, 2**14), (2**28, 2**20)
 """Bytes for a tile, and its largest size; on CPUs it stays in the caches of the cores."""
 LARGEST_CHUNK = 2**30
@@ -103,34 +94,6 @@ class RunState(NamedTuple):
     end: int
     status: Status = "completed"
     stop_threshold: float | None = None  # that of the rule which candidate `end - 1` has met
-
-
-def candidate_params(
-    key: jax.Array, sample_fn: SampleFn, candidate: int | Sequence[int] | ArrayLike
-) -> PyTree:
-    """Return the params of a candidate of the random search with this key and sampler.
-
-    Args:
-        key: the search's key.
-        sample_fn: the search's sampler.
-        candidate: the candidate's index, below 2^63; or several, `(candidates,)`, such as
-            `result.collected.candidate`.
-
-    Returns:
-        The candidate's params; of several, with a leading axis of candidates.
-
-    Raises:
-        TypeError: if an index is not an integer.
-        ValueError: if an index is out of range.
-
-    Example:
-        >>> sample_fn = lambda key: jax.random.normal(key, (2,))
-        >>> candidate_params(jax.random.key(0), sample_fn, 2**40).shape
-        (2,)
-    """
-    key, sample = as_key("key", key), as_partial("sample_fn", sample_fn)
-    with own_settings():
-        return _draw(sample, jax.random.fold_in(key, TAG), *_words_of(candidate))
 
 
 def evaluate(
@@ -243,7 +206,7 @@ def reduce(
     totals, num_devices = start_totals(statistics), len(search.devices)
     width = min(TILES_PER_CHUNK * search.tile * num_devices, LARGEST_CHUNK)
     with own_settings():
-        check_draws(search)
+        check_draws(search.problem.sample, search.problem.stream, search.start)
         for first in range(search.start, search.stop, width):
             chunk = search._replace(start=first, stop=min(first + width, search.stop))
             num_shards = SHARDS_PER_CHUNK * num_devices
@@ -347,7 +310,7 @@ def run_search(
     largest_chunk: int | None = None,
 ) -> RunState:
     """Reduce the range, from its checkpoint if there is one, to its end or to a stop rule."""
-    check_draws(search)
+    check_draws(search.problem.sample, search.problem.stream, search.start)
     totals, (start, stop, tile) = start_totals(statistics), search[3:6]
     state, asked = RunState(totals, start), ("num_candidates", stop - start)
     saved = checkpoint and checkpoint.begin(tree_to_arrays(totals), asked, origin=start)
@@ -424,7 +387,9 @@ def reduce_range(
     states = {name: each.start for name, each in statistics.items()}
     updates = {name: each.update for name, each in statistics.items()}
     if rejection is not None:
-        rejection = _planned(search, rejection, totals)
+        kth_best = totals["best"].loss[-1:].min(initial=np.inf)
+        given = problem.sample, problem.stream, search.start, search.tile, kth_best
+        rejection = rejecting.plan(rejection, *given)
     try:
         shared = [jax.device_put((problem, rejection, updates, states), each) for each in devices]
         calls = [
@@ -443,26 +408,6 @@ def reduce_range(
             f"a tile of {search.tile} candidates does not fit: give a lower memory_budget"
         ) from error
     return merge_states(statistics, totals, *parts)
-
-
-def _planned(search: Search, rejection: Rejection, totals: Totals) -> Rejection | None:
-    """Choose how many rows come first, by what they drop of the range's first tile."""
-    rejection = rejection._replace(kth_best=totals["best"].loss[-1:].min(initial=np.inf))
-    dropped = _dropped(search.problem, rejection, words(search.start), tile=search.tile)
-    num_blocks = rejecting.best_num_blocks(np.asarray(dropped), rejection.share)
-    return rejection._replace(num_blocks=np.int32(num_blocks)) if num_blocks else None
-
-
-@program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)
-def _dropped(
-    problem: SearchProblem,
-    rejection: Rejection,
-    begin: tuple[jax.Array, jax.Array],
-    *,
-    tile: int,
-) -> jax.Array:
-    indices = add(*begin, jnp.arange(tile, dtype=jnp.uint32))
-    return rejecting.share_dropped(rejection, _params_of(problem, *indices))
 
 
 def _num_shards(devices: Sequence[Device]) -> int:
@@ -494,87 +439,22 @@ def _reduce_shard(
     def score(states: Totals, offset: jax.Array, inside: jax.Array) -> Totals:
         # The key, and so the candidate, is a function of the index alone.
         high, low = add(*begin, offset)
-        params = _params_of(problem, high, low)
+        params = draw_many(problem.sample, problem.stream, high, low)
         values = Tile(high, low, inside, jax.vmap(problem.value, (0, None))(params, problem.batch))
         return {name: update(states[name], values) for name, update in updates.items()}
+
+    if rejection is not None:
+
+        def is_dropped(states: Totals, offset: jax.Array) -> jax.Array:
+            params = draw_many(problem.sample, problem.stream, *add(*begin, offset))
+            return rejecting.is_dropped(rejection, params, states["best"].loss[-1])
+
+        return rejecting.reduce_survivors(is_dropped, score, dict(states), size, tile)
 
     def take_tile(number: jax.Array, states: Totals) -> Totals:
         # Lanes past the end are evaluated as well, since all tiles have one width.
         offset = number * jnp.uint32(tile) + lanes
         return score(states, offset, offset < size)
 
-    def is_dropped(rejection: Rejection, states: Totals, offset: jax.Array) -> jax.Array:
-        bounds = rejecting.lower_bounds(rejection, _params_of(problem, *add(*begin, offset)))
-        return rejecting.is_too_high(rejection, bounds, states["best"].loss[-1])
-
-    if rejection is not None:
-        dropped = functools.partial(is_dropped, rejection)
-        return rejecting.reduce_survivors(dropped, score, dict(states), size, tile)
     num_tiles = (size + jnp.uint32(tile - 1)) // jnp.uint32(tile)
     return jax.lax.fori_loop(jnp.uint32(0), num_tiles, take_tile, dict(states))
-
-
-def _params_of(problem: SearchProblem, high: jax.Array, low: jax.Array) -> PyTree:
-    return jax.vmap(lambda *index: problem.sample(fold_index(problem.stream, *index)))(high, low)
-
-
-def words(index: int) -> tuple[np.uint32, np.uint32]:
-    """The high and the low 32 bits of an index."""
-    return np.uint32(index >> 32), np.uint32(index & 0xFFFFFFFF)
-
-
-def join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """The uint64 index, or indices, of two uint32 words."""
-    return np.asarray(high, np.uint64) << np.uint64(32) | np.asarray(low, np.uint64)
-
-
-def add(high: jax.Array, low: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The words of `index + offset`; all uint32, the carry included."""
-    sums = low + offset
-    return high + (sums < low).astype(jnp.uint32), sums
-
-
-def fold_index(stream: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
-    """The key of one index: `fold_in(fold_in(stream, high), low)`."""
-    return jax.random.fold_in(jax.random.fold_in(stream, high), low)
-
-
-def check_draws(search: Search) -> None:
-    """Refuse a sampler that draws the same params from every key."""
-    problem = search.problem
-    first, *others = ((search.start + i) % 2**63 for i in range(DRAWS_TO_DIFFER))
-    drawn = jax.tree.leaves(_draw(problem.sample, problem.stream, *words(first)))
-    equal = functools.partial(np.array_equal, equal_nan=True)
-    for index in others:
-        other = jax.tree.leaves(_draw(problem.sample, problem.stream, *words(index)))
-        if not all(map(equal, drawn, other)):
-            return
-    raise ValueError(
-        f"sample_fn must draw from its key; got the same params from {DRAWS_TO_DIFFER} keys: "
-        "use jax.random with the key, not NumPy's random numbers"
-    )
-
-
-def _words_of(candidate: Any) -> tuple[Any, Any]:
-    """The words of an index, or of each index of an array."""
-    check_concrete("candidate", candidate)
-    if isinstance(candidate, (list, tuple)) or getattr(candidate, "ndim", 0):
-        indices: Any = as_numpy("candidate", candidate)
-        indices = indices if indices.size else indices.astype(np.int64)
-    else:
-        indices = np.asarray(as_count("candidate", candidate, maximum=2**63 - 1))
-    if indices.ndim > 1 or indices.dtype.kind not in "iu":
-        raise TypeError(
-            "candidate must be an integer or an array of integers (candidates,); "
-            f"got {indices.dtype} of shape {indices.shape}"
-        )
-    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < 2**63:
-        raise ValueError(f"candidate must be between 0 and 2**63 - 1; got {indices}")
-    return words(indices.astype(np.uint64))
-
-
-@program()
-def _draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> PyTree:
-    if high.ndim:
-        return jax.vmap(lambda *index: sample(fold_index(stream, *index)))(high, low)
-    return sample(fold_index(stream, high, low))

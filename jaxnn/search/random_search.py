@@ -30,11 +30,11 @@ from jaxnn.run.loop import (
     watch_interrupts,
 )
 from jaxnn.run.programs import own_settings
+from jaxnn.search.candidates import candidate_params
 from jaxnn.search.engine import (
     RunState,
     StopRule,
     as_search,
-    candidate_params,
     run_search,
     search_metadata,
 )

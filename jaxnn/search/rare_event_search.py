@@ -33,7 +33,8 @@ from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.fingerprint import function_metadata
 from jaxnn.run.programs import COMPILER_OPTIONS, bare_function, own_settings, program, run_at_once
 from jaxnn.search import rare_event_result as report
-from jaxnn.search.engine import SearchProblem, as_search, check_draws, problem_metadata
+from jaxnn.search.candidates import check_draws
+from jaxnn.search.engine import SearchProblem, as_search, problem_metadata
 from jaxnn.search.rare_event_result import (
     Curve,
     LevelHistory,
@@ -181,7 +182,7 @@ def rare_event_search(
     keys = [jax.random.fold_in(jax.random.fold_in(key, TAG), run) for run in range(num_runs)]
     setup = Setup(problem, form, keys, asked, num_particles, num_moves, search.devices)
     with own_settings(), loop.watch_interrupts() as is_interrupted:
-        check_draws(search)
+        check_draws(search.problem.sample, search.problem.stream, 0)
         state, saved = _start(setup), None
         if checkpoint is not None:
             saved = Checkpoint(Path(checkpoint), _metadata(key, search.problem, setup))
