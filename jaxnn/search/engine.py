@@ -19,28 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from jaxnn.run import checks
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
-from jaxnn.run.checks import (
-    as_arrays,
-    as_batch,
-    as_count,
-    as_devices,
-    as_key,
-    as_partial,
-    check_like,
-    check_scalar,
-    drawn_shapes,
-    shapes_of,
-)
 from jaxnn.run.fingerprint import run_metadata
 from jaxnn.run.loop import Limits, Progress, Work, run
-from jaxnn.run.programs import (
-    COMPILER_OPTIONS,
-    num_threads,
-    own_settings,
-    program,
-    run_at_once,
-)
+from jaxnn.run.programs import COMPILER_OPTIONS, num_threads, own_settings, program, run_at_once
 from jaxnn.search import rejection as rejecting
 from jaxnn.search.candidates import TAG, add, check_draws, draw_many, join, words
 from jaxnn.search.rejection import Rejection
@@ -135,10 +118,10 @@ def evaluate(
         >>> bool(losses[7] == evaluate(*given, start=7, count=1)[0])
         True
     """
-    count = as_count("count", count, 1, LARGEST_CHUNK)
+    count = checks.as_count("count", count, 1, LARGEST_CHUNK)
     given = key, "loss_fn", loss_fn, sample_fn, batch
     search = as_search(*given, None, start, count, memory_budget, count_name="count")
-    check_scalar("loss_fn", search.value)
+    checks.check_scalar("loss_fn", search.value)
     # A power of two of tiles for each shard, so that few programs serve all counts.
     tiles = -(-count // (search.tile * _num_shards(search.devices)))
     room = search.tile << (tiles - 1).bit_length()
@@ -225,11 +208,11 @@ def _as_statistics(statistics: Statistics, value: PyTree, width: int) -> Statist
         name = f"statistics[{key!r}]"
         if not isinstance(each, Statistic):
             raise TypeError(f"{name} must be a Statistic; got a {type(each).__name__}")
-        as_partial(f"{name}.merge", each.merge)
-        update = as_partial(f"{name}.update", each.update)
-        start = jax.tree.map(np.asarray, as_arrays(f"{name}.start", each.start))
-        state = shapes_of(f"{name}.update", update, start, tile)
-        check_like(f"{name}.update", "a state", state, start, like="start")
+        checks.as_partial(f"{name}.merge", each.merge)
+        update = checks.as_partial(f"{name}.update", each.update)
+        start = jax.tree.map(np.asarray, checks.as_arrays(f"{name}.start", each.start))
+        state = checks.shapes_of(f"{name}.update", update, start, tile)
+        checks.check_like(f"{name}.update", "a state", state, start, like="start")
         checked[key] = Statistic(start, update, each.merge)
     return checked
 
@@ -248,18 +231,18 @@ def as_search(
     count_name: str = "num_candidates",
 ) -> Search:
     """Return a search, checked; `name` is that of the argument `value_fn`."""
-    devices = as_devices(devices)
-    start, count = as_count("start", start), as_count(count_name, count, minimum=1)
+    devices = checks.as_devices(devices)
+    start, count = checks.as_count("start", start), checks.as_count(count_name, count, minimum=1)
     if start + count > 2**63:
         raise ValueError(
             f"start and {count_name} must add up to at most 2**63; got {start} and {count}"
         )
-    key = as_key("key", key)
-    value, sample = as_partial(name, value_fn), as_partial("sample_fn", sample_fn)
-    params = drawn_shapes(sample, key)
-    batch = as_batch(batch, params, value_fn)
+    key = checks.as_key("key", key)
+    value, sample = checks.as_partial(name, value_fn), checks.as_partial("sample_fn", sample_fn)
+    params = checks.drawn_shapes(sample, key)
+    batch = checks.as_batch(batch, params, value_fn)
     problem = SearchProblem(value, sample, batch, jax.random.fold_in(key, TAG))
-    shapes = shapes_of(name, value, params, batch)
+    shapes = checks.shapes_of(name, value, params, batch)
     tile = tile_size(value_fn, params, batch, memory_budget, devices[0].platform)
     return Search(problem, params, shapes, start, start + count, tile, devices)
 
@@ -270,7 +253,7 @@ def tile_size(
     """Candidates a tile: a power of two, a function of shapes, budget and platform alone."""
     budget, largest = ON_CPUS if platform == "cpu" else ELSEWHERE
     if memory_budget is not None:
-        budget = as_count("memory_budget", memory_budget, minimum=1)
+        budget = checks.as_count("memory_budget", memory_budget, minimum=1)
     if (candidate_bytes := traits_of(value_fn).candidate_bytes) is not None:
         needed = candidate_bytes(params, batch)
     else:  # Rows times the widest axis of the params stands for the largest intermediate value.

@@ -18,17 +18,8 @@ from typing import Literal
 import jax
 import numpy as np
 
+from jaxnn.run import checks, loop
 from jaxnn.run.checkpoint import Checkpoint
-from jaxnn.run.checks import as_partial, check_scalar, shapes_of
-from jaxnn.run.loop import (
-    Callback,
-    Progress,
-    as_limits,
-    as_target,
-    metric_of,
-    told,
-    watch_interrupts,
-)
 from jaxnn.run.programs import own_settings
 from jaxnn.search.candidates import candidate_params
 from jaxnn.search.engine import (
@@ -61,7 +52,7 @@ def random_search(
     metric_fn: MetricFn | None = None,
     target_loss: float | None = None,
     max_seconds: float | None = None,
-    callback: Callback | None = None,
+    callback: loop.Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
     memory_budget: int | None = None,
@@ -137,29 +128,29 @@ def random_search(
     given = key, "loss_fn", loss_fn, sample_fn, batch
     search = as_search(*given, devices, start, num_candidates, memory_budget)
     (*_, batch, _), params, loss, *_ = search
-    check_scalar("loss_fn", loss)
+    checks.check_scalar("loss_fn", loss)
     config = as_config(loss.dtype, top_k, thresholds, bins, collect, keep_below)
     rejection = None
     if config.keep_below is not None:
         rejection = as_rejection(loss_fn, params, batch, config.keep_below, loss)
-    target = as_target(target_loss, loss.dtype)
+    target = loop.as_target(target_loss, loss.dtype)
     rules = [] if target is None else [StopRule("improvements", target, 1)]
     if collect and collect.stop and config.collect:
         rules.append(StopRule("collected", *config.collect))
     params_of = partial(candidate_params, key, sample_fn)
     if metric_fn is not None:
-        function = as_partial("metric_fn", metric_fn)
-        check_scalar("metric_fn", shapes_of("metric_fn", function, params, batch))
-    metric = metric_of(metric_fn, batch)
-    limits = as_limits(max_seconds, callback, jax.process_index() == 0 and progress, metric)
+        function = checks.as_partial("metric_fn", metric_fn)
+        checks.check_scalar("metric_fn", checks.shapes_of("metric_fn", function, params, batch))
+    metric = loop.metric_of(metric_fn, batch)
+    limits = loop.as_limits(max_seconds, callback, jax.process_index() == 0 and progress, metric)
     search, is_alone = own_part(search), jax.process_count() == 1
 
-    def progress_of(state: RunState) -> Progress:
+    def progress_of(state: RunState) -> loop.Progress:
         candidate, loss = best_of(state.totals)
         best_params = partial(params_of, candidate) if candidate is not None else lambda: None
-        return Progress(state.end - search.start, loss, best_params)
+        return loop.Progress(state.end - search.start, loss, best_params)
 
-    with own_settings(), watch_interrupts() as is_interrupted:
+    with own_settings(), loop.watch_interrupts() as is_interrupted:
         saved, metadata = None, {}
         if checkpoint is not None or not is_alone:
             if np.dtype(loss.dtype).kind != "f":
@@ -179,4 +170,4 @@ def random_search(
             values = [metric(params_of(int(each))) for each in result.history.candidate]
             history = result.history._replace(metric=np.array(values, np.float32))
             result = result._replace(history=history)
-        return told(result, is_interrupted)
+        return loop.told(result, is_interrupted)
