@@ -294,7 +294,8 @@ def run_search(
 ) -> RunState:
     """Reduce the range, from its checkpoint if there is one, to its end or to a stop rule."""
     check_draws(search.problem.sample, search.problem.stream, search.start)
-    totals, (start, stop, tile) = start_totals(statistics), search[3:6]
+    totals = start_totals(statistics)
+    start, stop, tile = search.start, search.stop, search.tile
     state, asked = RunState(totals, start), ("num_candidates", stop - start)
     saved = checkpoint and checkpoint.begin(tree_to_arrays(totals), asked, origin=start)
     if saved:
@@ -399,7 +400,7 @@ def _num_shards(devices: Sequence[Device]) -> int:
 
 def shards(search: Search, workers: int) -> Iterator[tuple[int, int]]:
     """Cut a range into at most `workers` ranges of whole tiles, in order."""
-    start, stop, tile = search[3:6]
+    start, stop, tile = search.start, search.stop, search.tile
     width = -(-(stop - start) // (tile * workers)) * tile
     for first in range(start, stop, max(width, 1)):
         yield first, min(first + width, stop)

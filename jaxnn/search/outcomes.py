@@ -29,12 +29,7 @@ from jaxnn.run.checks import as_count
 from jaxnn.run.loop import Callback, Progress, as_limits, told, watch_interrupts
 from jaxnn.run.programs import own_settings
 from jaxnn.run.show import readable
-from jaxnn.search.engine import (
-    RunState,
-    as_search,
-    run_search,
-    search_metadata,
-)
+from jaxnn.search.engine import RunState, as_search, run_search, search_metadata
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
 from jaxnn.typing import Device, PyTree, SampleFn, Status
 

@@ -22,13 +22,7 @@ from jaxnn.run import checks, loop
 from jaxnn.run.checkpoint import Checkpoint
 from jaxnn.run.programs import own_settings
 from jaxnn.search.candidates import candidate_params
-from jaxnn.search.engine import (
-    RunState,
-    StopRule,
-    as_search,
-    run_search,
-    search_metadata,
-)
+from jaxnn.search.engine import RunState, StopRule, as_search, run_search, search_metadata
 from jaxnn.search.merge import merge_processes, own_part, own_path
 from jaxnn.search.rejection import as_rejection
 from jaxnn.search.result import RandomSearchResult, best_of, make_result
@@ -127,7 +121,7 @@ def random_search(
     """
     given = key, "loss_fn", loss_fn, sample_fn, batch
     search = as_search(*given, devices, start, num_candidates, memory_budget)
-    (*_, batch, _), params, loss, *_ = search
+    batch, params, loss = search.problem.batch, search.params, search.value
     checks.check_scalar("loss_fn", loss)
     config = as_config(loss.dtype, top_k, thresholds, bins, collect, keep_below)
     rejection = None

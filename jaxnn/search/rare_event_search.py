@@ -33,23 +33,11 @@ from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.fingerprint import function_metadata
 from jaxnn.run.programs import COMPILER_OPTIONS, bare_function, own_settings, program, run_at_once
 from jaxnn.search import rare_event_result as report
+from jaxnn.search import splitting
 from jaxnn.search.candidates import check_draws
 from jaxnn.search.engine import SearchProblem, as_search, problem_metadata
-from jaxnn.search.rare_event_result import (
-    Curve,
-    LevelHistory,
-    LevelParticles,
-    RareEventSearchResult,
-)
-from jaxnn.search.splitting import (
-    Form,
-    Particles,
-    Problem,
-    draw_particles,
-    move_to_level,
-    next_level,
-    params_at,
-)
+from jaxnn.search.rare_event_result import LevelHistory, LevelParticles, RareEventSearchResult
+from jaxnn.search.splitting import Form, Particles, Problem
 from jaxnn.typing import Device, LossFn, MetricFn, PyTree, SampleFn, Status, traits_of
 
 TAG = 0x52415245
@@ -291,7 +279,7 @@ def _start(setup: Setup) -> State:
         jax.device_put((problem, jax.random.fold_in(key, 0)), device)
         for key, device in zip(keys, cycle(devices), strict=False)
     ]
-    drawn = run_at_once(draw_particles, calls, devices, form=form, num_particles=count)
+    drawn = run_at_once(splitting.draw_particles, calls, devices, form=form, num_particles=count)
     coordinates, losses = map(np.stack, zip(*drawn, strict=True))
     return State(
         coordinates=coordinates,
@@ -318,14 +306,15 @@ def _next(setup: Setup, state: State) -> State:
     before, level = state.losses[-1], state.level[-1].copy()
     going = np.flatnonzero(_ends(setup, state) == "")
     for each in going:
-        level[each] = next_level(before[each], next(t for t in setup.levels if t < level[each]))
+        asked = next(loss for loss in setup.levels if loss < level[each])
+        level[each] = splitting.next_level(before[each], asked)
     moving, calls = [each for each in going if np.any(before[each] <= level[each])], []
     for each, device in zip(moving, cycle(setup.devices), strict=False):
         key = jax.random.fold_in(setup.keys[each], len(state.level))
         particles = Particles(state.coordinates[each], before[each])
         call = setup.problem, key, particles, level[each], np.int32(setup.num_moves)
         calls.append(jax.device_put(call, device))
-    moved = run_at_once(move_to_level, calls, setup.devices, form=setup.form)
+    moved = run_at_once(splitting.move_to_level, calls, setup.devices, form=setup.form)
     coordinates, losses = state.coordinates.copy(), before.copy()
     acceptance, kept = np.full(len(level), np.nan, np.float32), [state.kept]
     num_evaluations = state.num_evaluations
@@ -394,7 +383,7 @@ def _result(
         level = float(max(state.level[-1].max(), losses.min(axis=1).max()))
     points = report.curve_points(history, samples, level, setup.levels)
     logs, variances = report.by_run(report.log_probability, history, samples, points)
-    curve = Curve(points, *report.combined(logs, variances, 0.0))
+    curve = report.Curve(points, *report.combined(logs, variances, 0.0))
     short = int(np.sum(ends == "converged"))
     return RareEventSearchResult(
         params=_best_params(setup, state),
@@ -432,7 +421,7 @@ def _measure(
     """The params of particles, and the metric of each, if there is one."""
 
     def measure(each: jax.Array) -> tuple[PyTree, jax.Array | None]:
-        params = params_at(problem, each)
+        params = splitting.params_at(problem, each)
         return params, None if metric is None else metric(params, problem.batch)
 
     return jax.lax.map(measure, coordinates, batch_size=tile)

@@ -145,7 +145,7 @@ def move_to_level(
     place = order[jnp.arange(count) % jnp.sum(reaches, dtype=jnp.int32)]
     starts = jax.random.split(move_key, count), jax.tree.map(lambda leaf: leaf[place], particles)
     moved, tried, changed = jax.lax.map(
-        lambda start: move_particle(problem, form, *start, level, num_moves),
+        lambda start: move_particle(problem, form, start[0], start[1], level, num_moves),
         starts,
         batch_size=form.tile,
     )
