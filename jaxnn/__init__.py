@@ -37,15 +37,12 @@ from jaxnn.model.saving import SavedModel, load, save
 from jaxnn.optim import optimizers, schedules
 from jaxnn.run.checkpoint import SavedProgress, saved_progress
 from jaxnn.run.loop import Every, Improvement, Progress
-from jaxnn.search.engine import candidate_params
+from jaxnn.search.candidates import candidate_params
 from jaxnn.search.merge import merge_searches
 from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
 from jaxnn.search.random_search import random_search
-from jaxnn.search.rare_event_search import (
-    RareEventSearchResult,
-    log_evidence,
-    rare_event_search,
-)
+from jaxnn.search.rare_event_result import RareEventSearchResult
+from jaxnn.search.rare_event_search import log_evidence, rare_event_search
 from jaxnn.search.result import RandomSearchResult, expected_best
 from jaxnn.search.statistics import Collect
 from jaxnn.tables import Columns

@@ -14,7 +14,7 @@ from keys import KEY_IMPLEMENTATIONS
 
 from jaxnn.run import random
 from jaxnn.run.random import normals, threefry, uniforms
-from jaxnn.search import engine as streams
+from jaxnn.search import candidates as streams
 
 BORDERS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53 - 1, 2**53 + 1, 2**63 - 4, 2**63 - 1)
 KEY = jax.random.key(11)

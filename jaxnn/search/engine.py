@@ -1,10 +1,7 @@
-"""Candidates by index, reduced over a range of indices on every device.
+"""A range of candidates, reduced on every device.
 
-Candidate `i` is `sample_fn(key_i)`, whose key depends on the search's key and on `i` alone. An
-index thus stands for its params: a search stores indices, and `candidate_params` returns the
-params. Values are always computed in tiles of one width, so they are the same bits however a
-range is cut into chunks, devices, processes or runs. Indices go to 2^63: inside compiled code
-an index is two uint32 words, `high` and `low`; outside it is a Python int.
+Values are always computed in tiles of one width, so they are the same bits however a range is cut
+into chunks, devices, processes or runs.
 
 `evaluate` returns the losses of a range, and `reduce` what any `Statistic` learns about it.
 `run_search` is the loop of random search: chunks, stop rules and checkpoints.
@@ -21,42 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 
+from jaxnn.run import checks
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
-from jaxnn.run.checks import (
-    as_arrays,
-    as_batch,
-    as_count,
-    as_devices,
-    as_key,
-    as_numpy,
-    as_partial,
-    check_concrete,
-    check_like,
-    check_scalar,
-    drawn_shapes,
-    shapes_of,
-)
 from jaxnn.run.fingerprint import run_metadata
 from jaxnn.run.loop import Limits, Progress, Work, run
-from jaxnn.run.programs import (
-    COMPILER_OPTIONS,
-    num_threads,
-    own_settings,
-    program,
-    run_at_once,
-)
-from jaxnn.run.random import fold_in
+from jaxnn.run.programs import COMPILER_OPTIONS, num_threads, own_settings, program, run_at_once
 from jaxnn.search import rejection as rejecting
+from jaxnn.search.candidates import TAG, add, check_draws, draw_many, join, words
 from jaxnn.search.rejection import Rejection
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
 from jaxnn.typing import Device, Function, LossFn, PyTree, SampleFn, Status, traits_of
 
-TAG = 0x52414E44
-"""Folded into the key, so that no other trainer draws the same from it."""
-DRAWS_TO_DIFFER = 64
-"""A sampler of one fair bit draws the same from as many keys once in 2^63 searches."""
 ON_CPUS, ELSEWHERE = (2**22, 2**14), (2**28, 2**20)
 """Bytes for a tile, and its largest size; on CPUs it stays in the caches of the cores."""
 LARGEST_CHUNK = 2**30
@@ -77,12 +50,16 @@ class SearchProblem(NamedTuple):
     stream: jax.Array  # the key that the candidates' keys are folded from
 
 
-class Span(NamedTuple):
-    """A range of candidates, and the width of the tiles they are evaluated in."""
+class Search(NamedTuple):
+    """A range of candidates, what is computed of them, and where."""
 
+    problem: SearchProblem
+    params: PyTree  # shapes and dtypes of a candidate
+    value: PyTree  # and of what is computed of it
     start: int
     stop: int
-    tile: int
+    tile: int  # candidates that are evaluated side by side
+    devices: Sequence[Device]
 
 
 class StopRule(NamedTuple):
@@ -100,34 +77,6 @@ class RunState(NamedTuple):
     end: int
     status: Status = "completed"
     stop_threshold: float | None = None  # that of the rule which candidate `end - 1` has met
-
-
-def candidate_params(
-    key: jax.Array, sample_fn: SampleFn, candidate: int | Sequence[int] | ArrayLike
-) -> PyTree:
-    """Return the params of a candidate of the random search with this key and sampler.
-
-    Args:
-        key: the search's key.
-        sample_fn: the search's sampler.
-        candidate: the candidate's index, below 2^63; or several, `(candidates,)`, such as
-            `result.collected.candidate`.
-
-    Returns:
-        The candidate's params; of several, with a leading axis of candidates.
-
-    Raises:
-        TypeError: if an index is not an integer.
-        ValueError: if an index is out of range.
-
-    Example:
-        >>> sample_fn = lambda key: jax.random.normal(key, (2,))
-        >>> candidate_params(jax.random.key(0), sample_fn, 2**40).shape
-        (2,)
-    """
-    key, sample = as_key("key", key), as_partial("sample_fn", sample_fn)
-    with own_settings():
-        return _draw(sample, jax.random.fold_in(key, TAG), *_words_of(candidate))
 
 
 def evaluate(
@@ -169,19 +118,17 @@ def evaluate(
         >>> bool(losses[7] == evaluate(*given, start=7, count=1)[0])
         True
     """
-    count, devices = as_count("count", count, 1, LARGEST_CHUNK), as_devices(None)
-    start, stop = as_range(start, count, "count")
-    problem, params, loss = as_problem(key, "loss_fn", loss_fn, sample_fn, batch)
-    check_scalar("loss_fn", loss)
-    tile = tile_size(loss_fn, params, problem.batch, memory_budget, devices[0].platform)
-    span = Span(start, stop, tile)
+    count = checks.as_count("count", count, 1, LARGEST_CHUNK)
+    given = key, "loss_fn", loss_fn, sample_fn, batch
+    search = as_search(*given, None, start, count, memory_budget, count_name="count")
+    checks.check_scalar("loss_fn", search.value)
     # A power of two of tiles for each shard, so that few programs serve all counts.
-    tiles = -(-count // (span.tile * _num_shards(devices)))
-    room = span.tile << (tiles - 1).bit_length()
-    rows = Rows(np.zeros(room, loss.dtype), np.uint32(0))
+    tiles = -(-count // (search.tile * _num_shards(search.devices)))
+    room = search.tile << (tiles - 1).bit_length()
+    rows = Rows(np.zeros(room, search.value.dtype), np.uint32(0))
     statistics = {"losses": Statistic(rows, Partial(append_rows), concatenate_rows)}
     with own_settings():
-        totals = reduce_range(problem, statistics, span, devices, start_totals(statistics))
+        totals = reduce_range(search, statistics, start_totals(statistics))
     return totals["losses"].values
 
 
@@ -236,19 +183,17 @@ def reduce(
         >>> int(count), f"{total / count:.0f}"
         (10000, '4')
     """
-    devices = as_devices(devices)
-    start, stop = as_range(start, num_candidates)
-    problem, params, value = as_problem(key, "value_fn", value_fn, sample_fn, batch)
-    tile = tile_size(value_fn, params, problem.batch, memory_budget, devices[0].platform)
-    span, statistics = Span(start, stop, tile), _as_statistics(statistics, value, tile)
-    totals = start_totals(statistics)
-    width = min(TILES_PER_CHUNK * span.tile * len(devices), LARGEST_CHUNK)
+    given = key, "value_fn", value_fn, sample_fn, batch
+    search = as_search(*given, devices, start, num_candidates, memory_budget)
+    statistics = _as_statistics(statistics, search.value, search.tile)
+    totals, num_devices = start_totals(statistics), len(search.devices)
+    width = min(TILES_PER_CHUNK * search.tile * num_devices, LARGEST_CHUNK)
     with own_settings():
-        check_draws(problem, span.start)
-        for first in range(span.start, span.stop, width):
-            chunk = span._replace(start=first, stop=min(first + width, span.stop))
-            num_shards = SHARDS_PER_CHUNK * len(devices)
-            totals = reduce_range(problem, statistics, chunk, devices, totals, None, num_shards)
+        check_draws(search.problem.sample, search.problem.stream, search.start)
+        for first in range(search.start, search.stop, width):
+            chunk = search._replace(start=first, stop=min(first + width, search.stop))
+            num_shards = SHARDS_PER_CHUNK * num_devices
+            totals = reduce_range(chunk, statistics, totals, None, num_shards)
     return totals
 
 
@@ -263,33 +208,43 @@ def _as_statistics(statistics: Statistics, value: PyTree, width: int) -> Statist
         name = f"statistics[{key!r}]"
         if not isinstance(each, Statistic):
             raise TypeError(f"{name} must be a Statistic; got a {type(each).__name__}")
-        as_partial(f"{name}.merge", each.merge)
-        update = as_partial(f"{name}.update", each.update)
-        start = jax.tree.map(np.asarray, as_arrays(f"{name}.start", each.start))
-        state = shapes_of(f"{name}.update", update, start, tile)
-        check_like(f"{name}.update", "a state", state, start, like="start")
+        checks.as_partial(f"{name}.merge", each.merge)
+        update = checks.as_partial(f"{name}.update", each.update)
+        start = jax.tree.map(np.asarray, checks.as_arrays(f"{name}.start", each.start))
+        state = checks.shapes_of(f"{name}.update", update, start, tile)
+        checks.check_like(f"{name}.update", "a state", state, start, like="start")
         checked[key] = Statistic(start, update, each.merge)
     return checked
 
 
-def as_range(start: int, count: int, name: str = "num_candidates") -> tuple[int, int]:
-    """Return the first index and one past the last, checked; `name` is what asks for the count."""
-    start, count = as_count("start", start), as_count(name, count, minimum=1)
+def as_search(
+    key: jax.Array,
+    name: str,
+    value_fn: Function,
+    sample_fn: SampleFn,
+    batch: PyTree,
+    devices: Sequence[Device] | None = None,
+    start: int = 0,
+    count: int = 1,
+    memory_budget: int | None = None,
+    *,
+    count_name: str = "num_candidates",
+) -> Search:
+    """Return a search, checked; `name` is that of the argument `value_fn`."""
+    devices = checks.as_devices(devices)
+    start, count = checks.as_count("start", start), checks.as_count(count_name, count, minimum=1)
     if start + count > 2**63:
-        raise ValueError(f"start and {name} must add up to at most 2**63; got {start} and {count}")
-    return start, start + count
-
-
-def as_problem(
-    key: jax.Array, name: str, value_fn: Function, sample_fn: SampleFn, batch: PyTree
-) -> tuple[SearchProblem, PyTree, PyTree]:
-    """Return the problem, checked, and the shapes of the params and of a value."""
-    key = as_key("key", key)
-    value, sample = as_partial(name, value_fn), as_partial("sample_fn", sample_fn)
-    params = drawn_shapes(sample, key)
-    batch = as_batch(batch, params, value_fn)
+        raise ValueError(
+            f"start and {count_name} must add up to at most 2**63; got {start} and {count}"
+        )
+    key = checks.as_key("key", key)
+    value, sample = checks.as_partial(name, value_fn), checks.as_partial("sample_fn", sample_fn)
+    params = checks.drawn_shapes(sample, key)
+    batch = checks.as_batch(batch, params, value_fn)
     problem = SearchProblem(value, sample, batch, jax.random.fold_in(key, TAG))
-    return problem, params, shapes_of(name, value, params, batch)
+    shapes = checks.shapes_of(name, value, params, batch)
+    tile = tile_size(value_fn, params, batch, memory_budget, devices[0].platform)
+    return Search(problem, params, shapes, start, start + count, tile, devices)
 
 
 def tile_size(
@@ -298,7 +253,7 @@ def tile_size(
     """Candidates a tile: a power of two, a function of shapes, budget and platform alone."""
     budget, largest = ON_CPUS if platform == "cpu" else ELSEWHERE
     if memory_budget is not None:
-        budget = as_count("memory_budget", memory_budget, minimum=1)
+        budget = checks.as_count("memory_budget", memory_budget, minimum=1)
     if (candidate_bytes := traits_of(value_fn).candidate_bytes) is not None:
         needed = candidate_bytes(params, batch)
     else:  # Rows times the widest axis of the params stands for the largest intermediate value.
@@ -310,22 +265,25 @@ def tile_size(
     return min(1 << (fitting.bit_length() - 1), largest)
 
 
-def search_metadata(
-    trainer: str, key: jax.Array, name: str, problem: SearchProblem, span: Span
+def problem_metadata(
+    trainer: str, key: jax.Array, name: str, problem: SearchProblem
 ) -> dict[str, Any]:
-    """Return what a run shares with those that go on with it; `name` is the value function's."""
+    """Return what all searches of a problem share; `name` is the value function's."""
     given = jax.eval_shape(problem.sample, key), problem.batch
     value, sample = (problem.value, given, (0, None)), (problem.sample, (key,), (0,))
     functions = {"sample_fn": sample, name: value}
-    shared = run_metadata(trainer, key, {"batch": problem.batch}, functions)
-    return {**shared, "start": span.start, "tile width, which memory_budget sets": span.tile}
+    return run_metadata(trainer, key, {"batch": problem.batch}, functions)
+
+
+def search_metadata(trainer: str, key: jax.Array, name: str, search: Search) -> dict[str, Any]:
+    """Return what a run shares with those that go on with it."""
+    own = {"start": search.start, "tile width, which memory_budget sets": search.tile}
+    return problem_metadata(trainer, key, name, search.problem) | own
 
 
 def run_search(
-    problem: SearchProblem,
+    search: Search,
     statistics: Statistics,
-    span: Span,
-    devices: Sequence[Device],
     limits: Limits,
     checkpoint: Checkpoint | None,
     progress: Callable[[RunState], Progress],
@@ -334,23 +292,24 @@ def run_search(
     rejection: Rejection | None = None,
     largest_chunk: int | None = None,
 ) -> RunState:
-    """Reduce the span, from its checkpoint if there is one, to its end or to a stop rule."""
-    check_draws(problem, span.start)
+    """Reduce the range, from its checkpoint if there is one, to its end or to a stop rule."""
+    check_draws(search.problem.sample, search.problem.stream, search.start)
     totals = start_totals(statistics)
-    state, asked = RunState(totals, span.start), ("num_candidates", span.stop - span.start)
-    saved = checkpoint and checkpoint.begin(tree_to_arrays(totals), asked, origin=span.start)
+    start, stop, tile = search.start, search.stop, search.tile
+    state, asked = RunState(totals, start), ("num_candidates", stop - start)
+    saved = checkpoint and checkpoint.begin(tree_to_arrays(totals), asked, origin=start)
     if saved:
         end, threshold = saved.metadata["next"], saved.metadata["stop_threshold"]
         state = RunState(arrays_to_tree(totals, saved.arrays), end, stop_threshold=threshold)
     begin = state.end
 
     def take(state: RunState, end: int, threshold: float | None = None) -> RunState:
-        chunk = span._replace(start=state.end, stop=end)
-        totals = reduce_range(problem, statistics, chunk, devices, state.totals, rejection)
+        chunk = search._replace(start=state.end, stop=end)
+        totals = reduce_range(chunk, statistics, state.totals, rejection)
         return RunState(totals, end, stop_threshold=threshold)
 
     def advance(state: RunState, _: int, tiles: int) -> tuple[RunState, Status | None]:
-        further = take(state, min(begin + tiles * span.tile, span.stop))
+        further = take(state, min(begin + tiles * tile, stop))
         if (hit := _stopping_hit(rules, further.totals)) is None:
             return further, None
         # The chunk went past the hit, so the totals up to it are made anew.
@@ -360,10 +319,10 @@ def run_search(
         advance,
         progress=progress,
         content=run_content,
-        total=-(-(span.stop - begin) // span.tile),
-        largest=(largest_chunk or LARGEST_CHUNK) // span.tile,
+        total=-(-(stop - begin) // tile),
+        largest=(largest_chunk or LARGEST_CHUNK) // tile,
         unit="candidates",
-        shown=lambda tiles: min(tiles * span.tile, span.stop - begin),
+        shown=lambda tiles: min(tiles * tile, stop - begin),
     )
     status = "reached" if _stopping_hit(rules, state.totals) else None
     state, status = run(work, state, 0, status, limits, checkpoint)
@@ -401,67 +360,47 @@ def merge_states(statistics: Statistics, first: Totals, *others: Totals) -> Tota
 
 
 def reduce_range(
-    problem: SearchProblem,
+    search: Search,
     statistics: Statistics,
-    span: Span,
-    devices: Sequence[Device],
     totals: Totals,
     rejection: Rejection | None = None,
     num_shards: int | None = None,
 ) -> Totals:
     """Take at most 2^30 candidates into the totals; each thread reduces a shard of the tiles."""
-    num_shards = num_shards or _num_shards(devices)
+    problem, devices = search.problem, search.devices
     states = {name: each.start for name, each in statistics.items()}
     updates = {name: each.update for name, each in statistics.items()}
     if rejection is not None:
-        rejection = _planned(problem, rejection, span, totals)
+        kth_best = totals["best"].loss[-1:].min(initial=np.inf)
+        given = problem.sample, problem.stream, search.start, search.tile, kth_best
+        rejection = rejecting.plan(rejection, *given)
     try:
         shared = [jax.device_put((problem, rejection, updates, states), each) for each in devices]
         calls = [
             (*shared[number % len(devices)], words(first), np.uint32(last - first))
-            for number, (first, last) in enumerate(shards(span, num_shards))
+            for number, (first, last) in enumerate(
+                shards(search, num_shards or _num_shards(devices))
+            )
         ]
-        parts = run_at_once(_reduce_shard, calls, devices, tile=span.tile)
+        parts = run_at_once(_reduce_shard, calls, devices, tile=search.tile)
         parts = [jax.tree.map(np.asarray, part) for part in parts]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         # Memory depends on the tile alone: a shorter range would need no less.
         raise MemoryError(
-            f"a tile of {span.tile} candidates does not fit: give a lower memory_budget"
+            f"a tile of {search.tile} candidates does not fit: give a lower memory_budget"
         ) from error
     return merge_states(statistics, totals, *parts)
-
-
-def _planned(
-    problem: SearchProblem, rejection: Rejection, span: Span, totals: Totals
-) -> Rejection | None:
-    """Choose how many rows come first, by what they drop of the range's first tile."""
-    rejection = rejection._replace(kth_best=totals["best"].loss[-1:].min(initial=np.inf))
-    dropped = _dropped(problem, rejection, words(span.start), tile=span.tile)
-    num_blocks = rejecting.best_num_blocks(np.asarray(dropped), rejection.share)
-    return rejection._replace(num_blocks=np.int32(num_blocks)) if num_blocks else None
-
-
-@program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)
-def _dropped(
-    problem: SearchProblem,
-    rejection: Rejection,
-    begin: tuple[jax.Array, jax.Array],
-    *,
-    tile: int,
-) -> jax.Array:
-    indices = add(*begin, jnp.arange(tile, dtype=jnp.uint32))
-    return rejecting.share_dropped(rejection, _params_of(problem, *indices))
 
 
 def _num_shards(devices: Sequence[Device]) -> int:
     return max(len(devices), num_threads(devices))
 
 
-def shards(span: Span, workers: int) -> Iterator[tuple[int, int]]:
+def shards(search: Search, workers: int) -> Iterator[tuple[int, int]]:
     """Cut a range into at most `workers` ranges of whole tiles, in order."""
-    start, stop, tile = span
+    start, stop, tile = search.start, search.stop, search.tile
     width = -(-(stop - start) // (tile * workers)) * tile
     for first in range(start, stop, max(width, 1)):
         yield first, min(first + width, stop)
@@ -484,86 +423,22 @@ def _reduce_shard(
     def score(states: Totals, offset: jax.Array, inside: jax.Array) -> Totals:
         # The key, and so the candidate, is a function of the index alone.
         high, low = add(*begin, offset)
-        params = _params_of(problem, high, low)
+        params = draw_many(problem.sample, problem.stream, high, low)
         values = Tile(high, low, inside, jax.vmap(problem.value, (0, None))(params, problem.batch))
         return {name: update(states[name], values) for name, update in updates.items()}
+
+    if rejection is not None:
+
+        def is_dropped(states: Totals, offset: jax.Array) -> jax.Array:
+            params = draw_many(problem.sample, problem.stream, *add(*begin, offset))
+            return rejecting.is_dropped(rejection, params, states["best"].loss[-1])
+
+        return rejecting.reduce_survivors(is_dropped, score, dict(states), size, tile)
 
     def take_tile(number: jax.Array, states: Totals) -> Totals:
         # Lanes past the end are evaluated as well, since all tiles have one width.
         offset = number * jnp.uint32(tile) + lanes
         return score(states, offset, offset < size)
 
-    def is_dropped(rejection: Rejection, states: Totals, offset: jax.Array) -> jax.Array:
-        bounds = rejecting.lower_bounds(rejection, _params_of(problem, *add(*begin, offset)))
-        return rejecting.is_too_high(rejection, bounds, states["best"].loss[-1])
-
-    if rejection is not None:
-        dropped = functools.partial(is_dropped, rejection)
-        return rejecting.reduce_survivors(dropped, score, dict(states), size, tile)
     num_tiles = (size + jnp.uint32(tile - 1)) // jnp.uint32(tile)
     return jax.lax.fori_loop(jnp.uint32(0), num_tiles, take_tile, dict(states))
-
-
-def _params_of(problem: SearchProblem, high: jax.Array, low: jax.Array) -> PyTree:
-    return jax.vmap(lambda *index: problem.sample(fold_index(problem.stream, *index)))(high, low)
-
-
-def words(index: int) -> tuple[np.uint32, np.uint32]:
-    """The high and the low 32 bits of an index."""
-    return np.uint32(index >> 32), np.uint32(index & 0xFFFFFFFF)
-
-
-def join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """The uint64 index, or indices, of two uint32 words."""
-    return np.asarray(high, np.uint64) << np.uint64(32) | np.asarray(low, np.uint64)
-
-
-def add(high: jax.Array, low: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The words of `index + offset`; all uint32, the carry included."""
-    sums = low + offset
-    return high + (sums < low).astype(jnp.uint32), sums
-
-
-def fold_index(stream: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
-    """The key of one index: `fold_in(fold_in(stream, high), low)`."""
-    return fold_in(fold_in(stream, high), low)
-
-
-def check_draws(problem: SearchProblem, start: int) -> None:
-    """Refuse a sampler that draws the same params from every key."""
-    first, *others = ((start + i) % 2**63 for i in range(DRAWS_TO_DIFFER))
-    drawn = jax.tree.leaves(_draw(problem.sample, problem.stream, *words(first)))
-    equal = functools.partial(np.array_equal, equal_nan=True)
-    for index in others:
-        other = jax.tree.leaves(_draw(problem.sample, problem.stream, *words(index)))
-        if not all(map(equal, drawn, other)):
-            return
-    raise ValueError(
-        f"sample_fn must draw from its key; got the same params from {DRAWS_TO_DIFFER} keys: "
-        "use jax.random with the key, not NumPy's random numbers"
-    )
-
-
-def _words_of(candidate: Any) -> tuple[Any, Any]:
-    """The words of an index, or of each index of an array."""
-    check_concrete("candidate", candidate)
-    if isinstance(candidate, (list, tuple)) or getattr(candidate, "ndim", 0):
-        indices: Any = as_numpy("candidate", candidate)
-        indices = indices if indices.size else indices.astype(np.int64)
-    else:
-        indices = np.asarray(as_count("candidate", candidate, maximum=2**63 - 1))
-    if indices.ndim > 1 or indices.dtype.kind not in "iu":
-        raise TypeError(
-            "candidate must be an integer or an array of integers (candidates,); "
-            f"got {indices.dtype} of shape {indices.shape}"
-        )
-    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < 2**63:
-        raise ValueError(f"candidate must be between 0 and 2**63 - 1; got {indices}")
-    return words(indices.astype(np.uint64))
-
-
-@program()
-def _draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> PyTree:
-    if high.ndim:
-        return jax.vmap(lambda *index: sample(fold_index(stream, *index)))(high, low)
-    return sample(fold_index(stream, high, low))

@@ -22,15 +22,8 @@ from jaxnn.run.checkpoint import Saved, arrays_to_tree, dumps, load, loads
 from jaxnn.run.checks import as_partial
 from jaxnn.run.fingerprint import check_same_run, function_metadata
 from jaxnn.run.programs import own_settings
-from jaxnn.search.engine import (
-    RunState,
-    Span,
-    candidate_params,
-    merge_states,
-    run_content,
-    shards,
-    start_totals,
-)
+from jaxnn.search.candidates import candidate_params
+from jaxnn.search.engine import RunState, Search, merge_states, run_content, shards, start_totals
 from jaxnn.search.result import RandomSearchResult, make_result
 from jaxnn.search.statistics import StatisticsConfig, statistics_of
 from jaxnn.typing import PyTree, SampleFn, Status
@@ -91,10 +84,11 @@ def merge_processes(
     return _merge(parts, params_of)
 
 
-def own_span(span: Span) -> Span:
-    """Return this process's part of a range: whole tiles, and perhaps none."""
-    ranges = dict(enumerate(shards(span, jax.process_count())))
-    return Span(*ranges.get(jax.process_index(), (span.stop, span.stop)), span.tile)
+def own_part(search: Search) -> Search:
+    """Return the search of this process's part of the range: whole tiles, and perhaps none."""
+    ranges = dict(enumerate(shards(search, jax.process_count())))
+    start, stop = ranges.get(jax.process_index(), (search.stop, search.stop))
+    return search._replace(start=start, stop=stop)
 
 
 def own_path(path: Path) -> Path:

@@ -25,19 +25,11 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.run.checkpoint import MAX_BYTES, Checkpoint
-from jaxnn.run.checks import as_count, as_devices
+from jaxnn.run.checks import as_count
 from jaxnn.run.loop import Callback, Progress, as_limits, told, watch_interrupts
 from jaxnn.run.programs import own_settings
 from jaxnn.run.show import readable
-from jaxnn.search.engine import (
-    RunState,
-    Span,
-    as_problem,
-    as_range,
-    run_search,
-    search_metadata,
-    tile_size,
-)
+from jaxnn.search.engine import RunState, as_search, run_search, search_metadata
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
 from jaxnn.typing import Device, PyTree, SampleFn, Status
 
@@ -141,20 +133,18 @@ def count_outcomes(
         (4, 1000)
     """
     max_outcomes = as_count("max_outcomes", max_outcomes, 1, 2**31)
-    devices = as_devices(devices)
-    start, stop = as_range(start, num_candidates)
-    problem, params, outcome = as_problem(key, "outcome_fn", outcome_fn, sample_fn, batch)
+    given = key, "outcome_fn", outcome_fn, sample_fn, batch
+    search = as_search(*given, devices, start, num_candidates, memory_budget)
+    outcome = search.value
     if getattr(outcome, "dtype", None) != np.dtype(bool) or not outcome.size:
         raise TypeError(f"outcome_fn must return an array of bools; got {outcome}")
-    tile = tile_size(outcome_fn, params, problem.batch, memory_budget, devices[0].platform)
-    span = Span(start, stop, tile)
     width = -(-outcome.size // WORD) * WORD // 8
     limits = as_limits(max_seconds, callback, progress)
-    tiles = max(LARGEST_CHUNK // (span.tile * width), 1)
-    statistics = {"outcomes": _heavy_hitters(max_outcomes, tiles * span.tile, width)}
+    tiles = max(LARGEST_CHUNK // (search.tile * width), 1)
+    statistics = {"outcomes": _heavy_hitters(max_outcomes, tiles * search.tile, width)}
 
     def progress_of(state: RunState) -> Progress:
-        return Progress(state.end - span.start, np.nan)
+        return Progress(state.end - search.start, np.nan)
 
     with own_settings(), watch_interrupts() as is_interrupted:
         saved = None
@@ -165,17 +155,17 @@ def count_outcomes(
                     f"max_outcomes must be at most {most} with a checkpoint, for {outcome.size} "
                     f"bits; got {max_outcomes}"
                 )
-            metadata = search_metadata("count_outcomes", key, "outcome_fn", problem, span)
+            metadata = search_metadata("count_outcomes", key, "outcome_fn", search)
             metadata |= {"num_bits": outcome.size, "max_outcomes": max_outcomes}
             saved = Checkpoint(Path(checkpoint), metadata)
         limits = limits._replace(is_interrupted=is_interrupted)
-        given = problem, statistics, span, devices, limits, saved, progress_of
-        state = run_search(*given, largest_chunk=tiles * span.tile)
+        given = search, statistics, limits, saved, progress_of
+        state = run_search(*given, largest_chunk=tiles * search.tile)
         hitters = state.totals["outcomes"]
         hitters = _count(hitters, len(hitters.waiting.values), max_outcomes)
         order = np.argsort(-hitters.counts, kind="stable")
         listed = hitters.packed[order], hitters.counts[order], int(hitters.error)
-        done = state.end - span.start
+        done = state.end - search.start
         return told(OutcomeCounts(*listed, outcome.size, done, state.status), is_interrupted)
 
 

@@ -18,30 +18,12 @@ from typing import Literal
 import jax
 import numpy as np
 
+from jaxnn.run import checks, loop
 from jaxnn.run.checkpoint import Checkpoint
-from jaxnn.run.checks import as_devices, as_partial, check_scalar, shapes_of
-from jaxnn.run.loop import (
-    Callback,
-    Progress,
-    as_limits,
-    as_target,
-    metric_of,
-    told,
-    watch_interrupts,
-)
 from jaxnn.run.programs import own_settings
-from jaxnn.search.engine import (
-    RunState,
-    Span,
-    StopRule,
-    as_problem,
-    as_range,
-    candidate_params,
-    run_search,
-    search_metadata,
-    tile_size,
-)
-from jaxnn.search.merge import merge_processes, own_path, own_span
+from jaxnn.search.candidates import candidate_params
+from jaxnn.search.engine import RunState, StopRule, as_search, run_search, search_metadata
+from jaxnn.search.merge import merge_processes, own_part, own_path
 from jaxnn.search.rejection import as_rejection
 from jaxnn.search.result import RandomSearchResult, best_of, make_result
 from jaxnn.search.statistics import Collect, as_config, statistics_of
@@ -64,7 +46,7 @@ def random_search(
     metric_fn: MetricFn | None = None,
     target_loss: float | None = None,
     max_seconds: float | None = None,
-    callback: Callback | None = None,
+    callback: loop.Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     devices: Sequence[Device] | None = None,
     memory_budget: int | None = None,
@@ -137,50 +119,49 @@ def random_search(
         >>> found.loss < 0.01
         True
     """
-    devices = as_devices(devices)
-    start, stop = as_range(start, num_candidates)
-    problem, params, loss = as_problem(key, "loss_fn", loss_fn, sample_fn, batch)
-    check_scalar("loss_fn", loss)
-    tile = tile_size(loss_fn, params, problem.batch, memory_budget, devices[0].platform)
+    given = key, "loss_fn", loss_fn, sample_fn, batch
+    search = as_search(*given, devices, start, num_candidates, memory_budget)
+    batch, params, loss = search.problem.batch, search.params, search.value
+    checks.check_scalar("loss_fn", loss)
     config = as_config(loss.dtype, top_k, thresholds, bins, collect, keep_below)
     rejection = None
     if config.keep_below is not None:
-        rejection = as_rejection(loss_fn, params, problem.batch, config.keep_below, loss)
-    target = as_target(target_loss, loss.dtype)
+        rejection = as_rejection(loss_fn, params, batch, config.keep_below, loss)
+    target = loop.as_target(target_loss, loss.dtype)
     rules = [] if target is None else [StopRule("improvements", target, 1)]
     if collect and collect.stop and config.collect:
         rules.append(StopRule("collected", *config.collect))
     params_of = partial(candidate_params, key, sample_fn)
     if metric_fn is not None:
-        function = as_partial("metric_fn", metric_fn)
-        check_scalar("metric_fn", shapes_of("metric_fn", function, params, problem.batch))
-    metric = metric_of(metric_fn, problem.batch)
-    limits = as_limits(max_seconds, callback, jax.process_index() == 0 and progress, metric)
-    span, is_alone = own_span(Span(start, stop, tile)), jax.process_count() == 1
+        function = checks.as_partial("metric_fn", metric_fn)
+        checks.check_scalar("metric_fn", checks.shapes_of("metric_fn", function, params, batch))
+    metric = loop.metric_of(metric_fn, batch)
+    limits = loop.as_limits(max_seconds, callback, jax.process_index() == 0 and progress, metric)
+    search, is_alone = own_part(search), jax.process_count() == 1
 
-    def progress_of(state: RunState) -> Progress:
+    def progress_of(state: RunState) -> loop.Progress:
         candidate, loss = best_of(state.totals)
         best_params = partial(params_of, candidate) if candidate is not None else lambda: None
-        return Progress(state.end - span.start, loss, best_params)
+        return loop.Progress(state.end - search.start, loss, best_params)
 
-    with own_settings(), watch_interrupts() as is_interrupted:
+    with own_settings(), loop.watch_interrupts() as is_interrupted:
         saved, metadata = None, {}
         if checkpoint is not None or not is_alone:
             if np.dtype(loss.dtype).kind != "f":
                 raise TypeError(f"loss_fn must return a NumPy float to be saved; got {loss.dtype}")
-            metadata = search_metadata("random_search", key, "loss_fn", problem, span)
+            metadata = search_metadata("random_search", key, "loss_fn", search)
             metadata |= config._asdict()
         if checkpoint is not None:
             saved = Checkpoint(own_path(Path(checkpoint)), metadata)
         limits, statistics = limits._replace(is_interrupted=is_interrupted), statistics_of(config)
-        given = problem, statistics, span, devices, limits, saved, progress_of
+        given = search, statistics, limits, saved, progress_of
         state = run_search(*given, rules=rules, rejection=rejection)
         if is_alone:
-            result = make_result(params_of, [(span.start, state.end)], state, config)
+            result = make_result(params_of, [(search.start, state.end)], state, config)
         else:
             result = merge_processes(state, metadata, params_of)
         if metric is not None:
             values = [metric(params_of(int(each))) for each in result.history.candidate]
             history = result.history._replace(metric=np.array(values, np.float32))
             result = result._replace(history=history)
-        return told(result, is_interrupted)
+        return loop.told(result, is_interrupted)

@@ -26,6 +26,8 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from jaxnn.run.checks import as_partial, check_scalar, shapes_of
+from jaxnn.run.programs import COMPILER_OPTIONS, program
+from jaxnn.search.candidates import add, draw_many, words
 from jaxnn.typing import Function, PyTree, traits_of
 
 State = TypeVar("State")
@@ -83,30 +85,63 @@ def as_rejection(
     return Rejection(bound, blocks, share, *np.array([keep_below, np.inf], loss.dtype))
 
 
-def lower_bounds(rejection: Rejection, params: PyTree) -> jax.Array:
-    """Return what the loss of each candidate is at least, `(candidates,)`."""
+def plan(
+    rejection: Rejection,
+    sample: Partial,
+    stream: jax.Array,
+    start: int,
+    tile: int,
+    kth_best: ArrayLike,
+) -> Rejection | None:
+    """Choose how many rows come first, by what they drop of a tile; None if it is not worth it."""
+    rejection = rejection._replace(kth_best=kth_best)
+    dropped = _share_dropped(rejection, sample, stream, words(start), tile=tile)
+    num_blocks = best_num_blocks(np.asarray(dropped), rejection.share)
+    return rejection._replace(num_blocks=np.int32(num_blocks)) if num_blocks else None
 
-    def add(number: jax.Array, total: jax.Array) -> jax.Array:
+
+@program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)
+def _share_dropped(
+    rejection: Rejection,
+    sample: Partial,
+    stream: jax.Array,
+    begin: tuple[jax.Array, jax.Array],
+    *,
+    tile: int,
+) -> jax.Array:
+    """The share of a tile that is dropped after each block, `(blocks,)`."""
+    params = draw_many(sample, stream, *add(*begin, jnp.arange(tile, dtype=jnp.uint32)))
+
+    def look(total: jax.Array, block: PyTree) -> tuple[jax.Array, jax.Array]:
+        total = _add_block(rejection, params, total, block)
+        return total, jnp.mean(_is_too_high(rejection, total, rejection.kth_best))
+
+    return jax.lax.scan(look, _nothing_known(rejection, params), rejection.blocks)[1]
+
+
+def best_num_blocks(dropped: np.ndarray, share: ArrayLike) -> int:
+    """Return how many blocks make the least work; 0 if no number of them is worth it."""
+    work = np.asarray(share) * np.arange(1, len(dropped) + 1) + 1 - dropped
+    best = int(np.argmin(work))
+    return best + 1 if work[best] < WORTH else 0
+
+
+def is_dropped(rejection: Rejection, params: PyTree, kth_best: ArrayLike) -> jax.Array:
+    """Return which candidates cannot matter, by what their losses are at least."""
+
+    def look(number: jax.Array, total: jax.Array) -> jax.Array:
         block = jax.tree.map(lambda leaf: leaf[number], rejection.blocks)
         return _add_block(rejection, params, total, block)
 
-    return jax.lax.fori_loop(0, rejection.num_blocks, add, _nothing_known(rejection, params))
+    start = _nothing_known(rejection, params)
+    bounds = jax.lax.fori_loop(0, rejection.num_blocks, look, start)
+    return _is_too_high(rejection, bounds, kth_best)
 
 
-def is_too_high(rejection: Rejection, bounds: jax.Array, kth_best: ArrayLike) -> jax.Array:
-    """Return which losses cannot matter; NaN compares false, and so is never dropped."""
+def _is_too_high(rejection: Rejection, bounds: jax.Array, kth_best: ArrayLike) -> jax.Array:
+    # NaN compares false, and so is never dropped.
     limit = jnp.maximum(jnp.minimum(rejection.kth_best, kth_best), rejection.keep_below)
     return bounds * (1 - MARGIN) > limit
-
-
-def share_dropped(rejection: Rejection, params: PyTree) -> jax.Array:
-    """Return the share of candidates that is dropped after each block, `(blocks,)`."""
-
-    def add(total: jax.Array, block: PyTree) -> tuple[jax.Array, jax.Array]:
-        total = _add_block(rejection, params, total, block)
-        return total, jnp.mean(is_too_high(rejection, total, rejection.kth_best))
-
-    return jax.lax.scan(add, _nothing_known(rejection, params), rejection.blocks)[1]
 
 
 def _nothing_known(rejection: Rejection, params: PyTree) -> jax.Array:
@@ -117,13 +152,6 @@ def _nothing_known(rejection: Rejection, params: PyTree) -> jax.Array:
 
 def _add_block(rejection: Rejection, params: PyTree, total: jax.Array, block: PyTree) -> jax.Array:
     return total + rejection.share * jax.vmap(rejection.bound, (0, None))(params, block)
-
-
-def best_num_blocks(dropped: np.ndarray, share: ArrayLike) -> int:
-    """Return how many blocks make the least work; 0 if no number of them is worth it."""
-    work = np.asarray(share) * np.arange(1, len(dropped) + 1) + 1 - dropped
-    best = int(np.argmin(work))
-    return best + 1 if work[best] < WORTH else 0
 
 
 def reduce_survivors(

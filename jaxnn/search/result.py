@@ -16,7 +16,8 @@ from scipy.special import betaincinv
 from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import Improvement, improvements_of
 from jaxnn.run.show import Table, readable, summary
-from jaxnn.search.engine import RunState, join
+from jaxnn.search.candidates import join
+from jaxnn.search.engine import RunState
 from jaxnn.search.statistics import CandidateTable, StatisticsConfig, bin_edges
 from jaxnn.typing import PyTree, Status
 

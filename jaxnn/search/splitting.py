@@ -143,13 +143,12 @@ def move_to_level(
     # Every particle that reaches the level is copied equally often, but for one.
     order = jnp.argsort(jnp.where(reaches, jax.random.uniform(copy_key, (count,)), jnp.inf))
     place = order[jnp.arange(count) % jnp.sum(reaches, dtype=jnp.int32)]
-    starts = jax.tree.map(lambda leaf: leaf[place], particles)
-
-    def move(start: tuple[jax.Array, Particles]) -> tuple[Particles, jax.Array, jax.Array]:
-        return move_particle(problem, form, *start, level, num_moves)
-
-    keys = jax.random.split(move_key, count)
-    moved, tried, changed = jax.lax.map(move, (keys, starts), batch_size=form.tile)
+    starts = jax.random.split(move_key, count), jax.tree.map(lambda leaf: leaf[place], particles)
+    moved, tried, changed = jax.lax.map(
+        lambda start: move_particle(problem, form, start[0], start[1], level, num_moves),
+        starts,
+        batch_size=form.tile,
+    )
     tries = num_moves * KERNELS[form.distribution].num_paths
     share = jnp.mean(changed.astype(jnp.float32)) / tries.astype(jnp.float32)
     return moved, Moves(jnp.sum(tried, dtype=jnp.uint32), share)

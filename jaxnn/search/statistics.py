@@ -161,9 +161,7 @@ def statistics_of(config: StatisticsConfig) -> dict[str, Statistic]:
     highest = None if config.keep_below is None else np.array(config.keep_below, dtype)
     chosen = {
         # The lowest losses, in order; ties go to the lowest index.
-        "best": Statistic(
-            _empty_table(top_k, dtype), Partial(_keep_best), partial(_merge_best, top_k)
-        ),
+        "best": Statistic(_empty_table(top_k, dtype), Partial(_keep_best), _merge_best),
         # Every candidate with a lower loss than all before it, in order.
         "improvements": Statistic(
             _empty_table(MAX_IMPROVEMENTS, dtype),
@@ -259,9 +257,9 @@ def _keep_best(table: CandidateTable, tile: Tile) -> CandidateTable:
     return jax.lax.cond(jnp.min(losses) < table.loss[-1], merge, lambda table: table, table)
 
 
-def _merge_best(count: int, first: CandidateTable, second: CandidateTable) -> CandidateTable:
+def _merge_best(first: CandidateTable, second: CandidateTable) -> CandidateTable:
     high, low, loss = (np.concatenate(pair) for pair in zip(first, second, strict=True))
-    order = np.lexsort((low, high, loss))[:count]
+    order = np.lexsort((low, high, loss))[: len(first.loss)]
     return CandidateTable(high[order], low[order], loss[order])
 
 
