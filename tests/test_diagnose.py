@@ -19,7 +19,7 @@ from jaxnn.gradients.check import check_gradients
 
 KEY = jax.random.key(3)
 AT_WRONG_PLACE = "right only as the params go to 0"
-EXHAUSTIVE = pytest.mark.exhaustive
+EXHAUSTIVE, SLOW = pytest.mark.exhaustive, pytest.mark.slow
 
 
 # --- a network of the product, whose gradient is that of a network with one wrong derivative
@@ -123,7 +123,7 @@ OUTPUT = {
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(name, marks=() if name in ("no 2", "targets forgotten") else EXHAUSTIVE)
+        pytest.param(name, marks={"targets forgotten": (), "no 2": SLOW}.get(name, EXHAUSTIVE))
         for name in OUTPUT
     ],
 )
