@@ -263,7 +263,7 @@ def test_a_loss_that_differs_fails_though_every_gradient_is_right():
     (note,) = report.notes
     returned = re.search(r"returns (\S+) where loss_fn returns (\S+), in sample (\d+)", note)
     assert returned, note
-    value = loss_fn(sample_of(int(returned[3])), data())
+    value = jax.jit(loss_fn)(jax.jit(sample_of)(int(returned[3])), data())
     assert float(returned[2]) == pytest.approx(float(value), rel=1e-5)
     assert float(returned[1]) == pytest.approx(ROWS * float(value), rel=1e-5)
     assert note.startswith("the losses differ: ")
@@ -429,7 +429,7 @@ def test_slopes_between_both_sides_of_a_kink_are_right_and_no_others(kind):
 
 
 def test_another_slope_than_that_of_jax_grad_is_noted_and_its_own_is_not():
-    own = jax.grad(kinked)(AT_KINKS, None)
+    own = jax.jit(jax.grad(kinked))(AT_KINKS, None)
     slopes = {"relu": float(own["relu"][0]), "abs": float(own["abs"][1]), "tie": own["tie"][0]}
     assert check_kinked(**slopes).notes == ()
     slopes["relu"] = 1 - slopes["relu"] / 2

@@ -65,7 +65,7 @@ def scan(model, optimizer, key, state, length, **plan: Any) -> tuple[State, Info
 
 
 QUICK = dict.fromkeys(OPTIMIZERS, ("full", TINY))
-QUICK |= {"cosine": ("batches", SMALL), "warmup": ("remainder", SMALL), "sgd": ("full", WIDE)}
+QUICK |= {"cosine": ("batches", TINY), "warmup": ("remainder", SMALL), "sgd": ("full", WIDE)}
 CASES = [
     pytest.param(
         name, plan, model, id=f"{name}, {plan}, {size}",
@@ -126,7 +126,7 @@ def dropout(params, batch, key=None):
 
 def with_dropout(num_epochs, **options: Any) -> Any:
     options = {"optimizer": OPTIMIZERS["adam"], "with_key": True} | options
-    given = KEY, options.pop("function", dropout), options.pop("params", start(WIDE)), BATCH
+    given = KEY, options.pop("function", dropout), options.pop("params", start(SMALL)), BATCH
     return jaxnn.gradient_descent(*given, num_epochs=num_epochs, **options)
 
 
@@ -145,7 +145,7 @@ def test_with_a_key_too_the_driver_is_the_scan_and_goes_on_from_a_checkpoint(pla
         return jax.lax.scan(walk, state, length=whole.num_steps)
 
     kernel = descent_kernel(dropout, OPTIMIZERS["adam"], with_key=True, **options)
-    state, infos = scan(OPTIMIZERS["adam"], kernel.init(start(WIDE), BATCH))
+    state, infos = scan(OPTIMIZERS["adam"], kernel.init(start(SMALL), BATCH))
     assert_same((state, infos.loss), (whole.state, whole.history.loss))
     for num_epochs in (5, 12):
         resumed = with_dropout(num_epochs, checkpoint=tmp_path / "run.npz", **options)
@@ -154,7 +154,7 @@ def test_with_a_key_too_the_driver_is_the_scan_and_goes_on_from_a_checkpoint(pla
         with_dropout(12, checkpoint=tmp_path / "run.npz", with_key=False, **options)
 
 
-@pytest.mark.parametrize("num_networks", [None, 3])
+@pytest.mark.parametrize("num_networks", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_the_key_of_a_step_is_made_of_the_networks_key_and_of_its_number(num_networks):
     """The slope is a number drawn from the key, and so every step tells which key it got."""
 
@@ -174,15 +174,17 @@ def test_the_key_of_a_step_is_made_of_the_networks_key_and_of_its_number(num_net
     assert np.all(result.loss == 0), "the loss that is reported has no noise"
 
 
+@pytest.mark.slow
 def test_dropout_learns_and_is_reported_and_validated_without_noise():
     fresh = jaxnn.datasets.vertical(jax.random.key(5), samples=20)
-    result = with_dropout(300, validation_batch=fresh)
+    result = with_dropout(300, params=start(WIDE), validation_batch=fresh)
     assert 0.05 < result.loss < 0.25
     assert result.loss == pytest.approx(float(dropout(result.params, BATCH)[0]), rel=1e-6)
     best = np.nanmin(result.history.validation_loss)
     assert best == pytest.approx(float(dropout(result.params, fresh)[0]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_is_no_convergence():
     """Two losses in a row may be close by chance, so that means of five epochs are compared."""
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 import jaxnn
@@ -19,11 +20,11 @@ ROWS, NAMES = 7, ("b0", "b1", "b2", "w0", "w1", "w2")
 RNG = np.random.default_rng(3)
 DATA = {"x": RNG.normal(0.5, 1.0, (ROWS, 2)), "y": RNG.integers(0, 3, ROWS), "l2": np.array(0.05)}
 SIZES = {"w0": (2, 4), "b0": (4,), "w1": (4, 4), "b1": (4,), "w2": (4, 3), "b2": (3,)}
+unravel = ravel_pytree({name: np.zeros(shape, np.float32) for name, shape in SIZES.items()})[1]
 
 
 def sample(key):
-    keys = dict(zip(SIZES, jax.random.split(key, len(SIZES)), strict=True))
-    return {name: jax.random.normal(keys[name], shape) for name, shape in SIZES.items()}
+    return unravel(jax.random.normal(key, (47,)))
 
 
 def forward(params, x, maximum, tanh):

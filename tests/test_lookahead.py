@@ -81,6 +81,7 @@ def test_threads_share_the_chains_and_change_no_bit(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_second_search_compiles_nothing(monkeypatch, compilations):
     used, advance = [], lookahead._advance_shards
 

@@ -182,7 +182,7 @@ def check_moments(drawn):
     assert abs(np.mean(pairs[:, 0] * pairs[:, 1])) < 5 / np.sqrt(len(pairs))
 
 
-@pytest.mark.parametrize("count", [21, 1_000])
+@pytest.mark.parametrize("count", [21, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_normals_are_normal(count):
     drawn = normals_of_keys(3, 1_000_000 // count, count).astype(np.float64)
     halves = drawn[:, : count // 2] * drawn[:, -(count // 2) :]  # both of each pair
@@ -205,7 +205,8 @@ def test_a_hundred_million_normals_are_normal_to_the_tails(count):
 @pytest.mark.parametrize(
     "count",
     [
-        *(1, 3, 1024, 1025, 2**16 + 1),
+        *(1, 3, 1025, 2**16 + 1),
+        pytest.param(1024, marks=pytest.mark.slow),
         *(pytest.param(count, marks=pytest.mark.exhaustive) for count in (2, 300, 5000)),
     ],
 )

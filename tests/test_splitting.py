@@ -79,7 +79,11 @@ def into_the_walls(here, fresh, angle):
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"), [("normal", off_the_ellipse), ("uniform", into_the_walls)]
+    ("kind", "path"),
+    [
+        ("normal", off_the_ellipse),
+        pytest.param("uniform", into_the_walls, marks=pytest.mark.slow),
+    ],
 )
 def test_a_path_that_does_not_keep_the_prior_is_found(kind, path, monkeypatch):
     wrong = splitting.KERNELS[kind]._replace(path=path)
