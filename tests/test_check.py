@@ -731,9 +731,13 @@ def without_relu(params, batch):
     return far_relu(params, batch), 2 * params
 
 
+def three_uniforms(key):
+    return jax.random.uniform(key, (3,))
+
+
 def check_far(by_hand=None, loss=far_relu, sampler=None, **options) -> Any:
     """Of params from 0 to 1, and a branch at 5."""
-    draw = (lambda key: jax.random.uniform(key, (3,))) if sampler is None else sampler
+    draw = three_uniforms if sampler is None else sampler
     by_hand = by_hand or gradient_of(loss)
     options = {"certify": True, "num_samples": 4} | options
     return check_gradients(KEY, loss, by_hand, draw, np.float32(5), **options)
@@ -790,6 +794,7 @@ def test_a_right_gradient_is_certified_with_what_the_check_would_have_missed():
     assert f"; {len(coarse.power.missed) - 4} more" in str(coarse)
 
 
+@SLOW
 def test_a_branch_that_is_never_visited_is_told_with_its_place():
     def odd(params, batch):
         return jnp.sum(jnp.where(jnp.sum(params**2) < 0, params**3, params))
@@ -821,6 +826,7 @@ def test_given_params_are_certified_alone_where_all_is_visited():
     assert report.coverage.share == 1
 
 
+@SLOW
 def test_symmetries_that_the_gradient_breaks_are_told_of():
     def loss(params, batch):
         return jax.nn.logsumexp(params) - params[1]  # as of a softmax: only differences count

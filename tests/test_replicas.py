@@ -22,7 +22,7 @@ MODEL = jaxnn.mlp((2, 2, 3))
 BATCH = jaxnn.datasets.vertical(jax.random.key(1), samples=20)
 VALIDATION = jaxnn.datasets.vertical(jax.random.key(9), samples=30)
 NUM = 20  # more than a block, and not a whole number of them
-STARTS = jax.vmap(MODEL.sampler(scale=1.0))(jax.random.split(jax.random.key(2), NUM))
+STARTS = jax.jit(jax.vmap(MODEL.sampler(scale=1.0)))(jax.random.split(jax.random.key(2), NUM))
 
 
 def descend(params, batch, **options: Any):
