@@ -132,11 +132,11 @@ def test_every_chain_of_a_search_is_a_scan(name, batch):
         assert same(found.history.proposed_loss[chain], info.proposed_loss)
 
 
-@pytest.mark.parametrize(("name", "num_chains"), [("all", 1), ("metropolis", 3)])
+@pytest.mark.parametrize(("name", "num_chains"), [("all", 1), ("strict", 3)])
 def test_a_search_goes_on_as_a_scan_from_its_states(name, num_chains):
     options = {**FAMILY[name], "num_chains": num_chains}
     whole, part = (search(num_steps=steps, **options) for steps in (400, 150))
-    assert not same(part.state.params, part.state.best_params)
+    assert same(part.state.params, part.state.best_params) == (name == "strict")
     for chain in range(num_chains):
         state, _ = scan_of(name)(chain=chain, state=chain_of(part, chain))
         assert same(state, chain_of(whole, chain))
