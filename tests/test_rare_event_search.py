@@ -67,9 +67,9 @@ def half_nan(params):
 LOSSES = squares, product, share_positive, constant, not_a_number, half_nan
 
 
-def loss_fn(params, number):
-    """The loss of this number: one program for all of them."""
-    return jax.lax.switch(number, LOSSES, params)
+def loss_fn(params, batch):
+    """The loss whose number is the batch: one program for all of them."""
+    return jax.lax.switch(batch, LOSSES, params)
 
 
 def coins(key):
@@ -224,7 +224,7 @@ def test_a_wrong_kernel_does_not_cover_the_truth(wrong, monkeypatch):
     *given, truths = TRUTHS[name]
     monkeypatch.setitem(TRUTHS, name, (*given, truths[1:2]))
     # Another function, for which nothing is compiled yet.
-    another = lambda params, number: loss_fn(params, number)  # noqa: E731
+    another = lambda params, batch: loss_fn(params, batch)  # noqa: E731
     with pytest.raises(AssertionError):
         check_coverage(name, num_moves=5, loss_fn=another)
 

@@ -142,7 +142,7 @@ WIDE = [
 
 def weighted():
     """A network and rows with weights, some of them a thousand times others."""
-    model, rng = jaxnn.mlp((2, 3)), np.random.default_rng(4)
+    model, rng = jaxnn.mlp((2, 3, 3)), np.random.default_rng(4)
     weights = rng.random(60) * 10.0 ** rng.integers(0, 4, 60)
     return model, jaxnn.Batch(np.asarray(ROWS), rng.integers(0, 3, 60), weights)
 

@@ -168,10 +168,11 @@ def distance(params, batch):
     return jnp.square(number - batch["goal"][0]) + jnp.sum(jnp.square(vector))
 
 
-def test_any_tree_will_do_for_params_and_batch():
+@pytest.mark.parametrize("train", [climb, pytest.param(draw, marks=pytest.mark.slow)])
+def test_any_tree_will_do_for_params_and_batch(train):
     params = (np.float32(3), [np.ones(2, np.float32), None, {}])
     batch = {"goal": np.full(5, 2.0, np.float32), "none": None, "rest": ()}
-    result = climb(KEY, distance, params, batch)
+    result = train(KEY, distance, params, batch)
     assert jax.tree.structure(result.params) == jax.tree.structure(params)
     assert result.loss < 1.5
     assert result.loss == close(float(distance(result.params, batch)))
