@@ -100,7 +100,9 @@ def test_value_and_slope(name, dtype):
     assert leaf_error(by_hand, by_jax) <= GRADIENT[dtype]
 
 
-@pytest.mark.parametrize("name", OF_JAX)
+@pytest.mark.parametrize(
+    "name", ["leaky_relu", *(pytest.param(n, marks=pytest.mark.slow) for n in ("elu", "gelu"))]
+)
 def test_these_are_the_defaults_of_jax_nn_with_the_same_slope_at_0(name):
     forward, by_jax = ACTIVATIONS[name].forward, getattr(jax.nn, name)
     z = jnp.linspace(-6, 6, 49)

@@ -61,8 +61,7 @@ def test_accepted_steps_are_listed_with_their_losses():
 @pytest.mark.parametrize("resumed", [False, True])
 def test_of_a_long_run_every_fourth_step_is_kept(monkeypatch, tmp_path, resumed):
     """A checkpoint of a shorter run, which kept every step, is thinned."""
-    options = {**FAMILY["all"], "num_chains": 2}
-    whole = searched("all", 2)
+    options, whole = FAMILY["all"], searched("all")
     path = {"checkpoint": tmp_path / "run.npz"} if resumed else {}
     if resumed:
         search(**options, num_steps=91, **path)
@@ -73,7 +72,7 @@ def test_of_a_long_run_every_fourth_step_is_kept(monkeypatch, tmp_path, resumed)
         return pieces[-1]
 
     monkeypatch.setattr(lookahead, "record", keep)
-    monkeypatch.setattr(loop, "HISTORY_BYTES", 65 * 2 * 40)
+    monkeypatch.setattr(loop, "HISTORY_BYTES", 65 * 40)
     fourth = search(**options, **path)
     for name, kept in zip(whole.history._fields, fourth.history, strict=True):
         np.testing.assert_array_equal(kept, getattr(whole.history, name)[..., 3::4], err_msg=name)

@@ -30,7 +30,7 @@ from jaxnn.chains import chain_key, kernel, perturbation_kernel
 from jaxnn.optim.schedules import as_schedule
 from jaxnn.run.random import normals
 
-EXHAUSTIVE = pytest.mark.exhaustive
+EXHAUSTIVE, SLOW = pytest.mark.exhaustive, pytest.mark.slow
 
 
 def assert_same_chain(found, scanned):
@@ -97,7 +97,7 @@ def test_every_step_follows_the_rules_in_plain_python(name):
     ("model", "options"),
     [
         (NETWORK, {"scale": 0.1}),
-        (WIDE, {"scale": 0.1}),
+        pytest.param(WIDE, {"scale": 0.1}, marks=SLOW),
         *(
             pytest.param(*each, marks=EXHAUSTIVE)
             for each in [
@@ -115,6 +115,7 @@ def test_the_search_of_a_network_is_the_scan_of_the_step(model, options):
     assert_same_chain(found, one_by_one(model.loss, **options)(params, ROWS))
 
 
+@SLOW
 def test_a_network_by_scalars_is_the_same_beside_other_chains():
     many, alone = network_search(NETWORK, 20), network_search(NETWORK)
     assert same(many.history.proposed_loss[0], alone.history.proposed_loss)
@@ -131,12 +132,13 @@ def test_every_chain_of_a_search_is_a_scan(name, batch):
         assert same(found.history.proposed_loss[chain], info.proposed_loss)
 
 
-def test_a_search_goes_on_as_a_scan_from_its_states():
-    options = FAMILY["all"]
-    whole, part = (search(num_steps=steps, num_chains=2, **options) for steps in (400, 150))
-    assert not same(part.state.params, part.state.best_params)
-    for chain in (0, 1):
-        state, _ = scan_of("all")(chain=chain, state=chain_of(part, chain))
+@pytest.mark.parametrize(("name", "num_chains"), [("all", 1), ("strict", 3)])
+def test_a_search_goes_on_as_a_scan_from_its_states(name, num_chains):
+    options = {**FAMILY[name], "num_chains": num_chains}
+    whole, part = (search(num_steps=steps, **options) for steps in (400, 150))
+    assert same(part.state.params, part.state.best_params) == (name == "strict")
+    for chain in range(num_chains):
+        state, _ = scan_of(name)(chain=chain, state=chain_of(part, chain))
         assert same(state, chain_of(whole, chain))
 
 

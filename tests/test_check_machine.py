@@ -25,7 +25,7 @@ def test_this_machine_passes(tmp_path, capsys):
     assert "WRONG" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("hidden", ["relu", "tanh"])
+@pytest.mark.parametrize("hidden", [pytest.param("relu", marks=pytest.mark.slow), "tanh"])
 def test_the_witness_is_right(hidden):
     model = jaxnn.mlp((2, 5, 4, 3), hidden=hidden)
     params = check_machine.draw_params(model.settings.sizes, seed=3)

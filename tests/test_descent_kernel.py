@@ -65,7 +65,7 @@ def scan(model, optimizer, key, state, length, **plan: Any) -> tuple[State, Info
 
 
 QUICK = dict.fromkeys(OPTIMIZERS, ("full", TINY))
-QUICK |= {"cosine": ("batches", SMALL), "warmup": ("remainder", SMALL), "sgd": ("full", WIDE)}
+QUICK |= {"cosine": ("batches", TINY), "warmup": ("remainder", SMALL), "sgd": ("full", WIDE)}
 CASES = [
     pytest.param(
         name, plan, model, id=f"{name}, {plan}, {size}",
@@ -124,6 +124,13 @@ def dropout(params, batch, key=None):
     return jaxnn.losses.softmax_crossentropy(logits, batch.y)
 
 
+@jax.value_and_grad
+def noisy_line(params, batch, key=None):
+    """The classes by a line through the origin, which a key disturbs."""
+    slopes = params if key is None else params + jax.random.normal(key, (2,))
+    return jnp.mean(jnp.square(batch.x @ slopes - batch.y.astype(jnp.float32)))
+
+
 def with_dropout(num_epochs, **options: Any) -> Any:
     options = {"optimizer": OPTIMIZERS["adam"], "with_key": True} | options
     given = KEY, options.pop("function", dropout), options.pop("params", start(WIDE)), BATCH
@@ -136,25 +143,26 @@ def with_dropout(num_epochs, **options: Any) -> Any:
 )
 def test_with_a_key_too_the_driver_is_the_scan_and_goes_on_from_a_checkpoint(plan, tmp_path):
     options, key = PLANS[plan], network_key(KEY)
-    whole = with_dropout(12, **options)
+    run = functools.partial(with_dropout, function=noisy_line, params=jnp.zeros(2), **options)
+    whole = run(12)
 
     @functools.partial(jax.jit, compiler_options=jaxnn.chains.COMPILER_OPTIONS)
     def scan(optimizer, state):
-        step = descent_kernel(dropout, optimizer, with_key=True, **options).step
+        step = descent_kernel(noisy_line, optimizer, with_key=True, **options).step
         walk = lambda state, _: step(key, state, BATCH)  # noqa: E731
         return jax.lax.scan(walk, state, length=whole.num_steps)
 
-    kernel = descent_kernel(dropout, OPTIMIZERS["adam"], with_key=True, **options)
-    state, infos = scan(OPTIMIZERS["adam"], kernel.init(start(WIDE), BATCH))
+    kernel = descent_kernel(noisy_line, OPTIMIZERS["adam"], with_key=True, **options)
+    state, infos = scan(OPTIMIZERS["adam"], kernel.init(jnp.zeros(2), BATCH))
     assert_same((state, infos.loss), (whole.state, whole.history.loss))
     for num_epochs in (5, 12):
-        resumed = with_dropout(num_epochs, checkpoint=tmp_path / "run.npz", **options)
+        resumed = run(num_epochs, checkpoint=tmp_path / "run.npz")
     assert_same((resumed.params, resumed.history.loss), (whole.params, whole.history.loss))
     with pytest.raises(ValueError, match="with_key was True, is False"):
-        with_dropout(12, checkpoint=tmp_path / "run.npz", with_key=False, **options)
+        run(12, checkpoint=tmp_path / "run.npz", with_key=False)
 
 
-@pytest.mark.parametrize("num_networks", [None, 3])
+@pytest.mark.parametrize("num_networks", [pytest.param(None, marks=pytest.mark.slow), 3])
 def test_the_key_of_a_step_is_made_of_the_networks_key_and_of_its_number(num_networks):
     """The slope is a number drawn from the key, and so every step tells which key it got."""
 
@@ -174,6 +182,7 @@ def test_the_key_of_a_step_is_made_of_the_networks_key_and_of_its_number(num_net
     assert np.all(result.loss == 0), "the loss that is reported has no noise"
 
 
+@pytest.mark.slow
 def test_dropout_learns_and_is_reported_and_validated_without_noise():
     fresh = jaxnn.datasets.vertical(jax.random.key(5), samples=20)
     result = with_dropout(300, validation_batch=fresh)
@@ -183,6 +192,7 @@ def test_dropout_learns_and_is_reported_and_validated_without_noise():
     assert best == pytest.approx(float(dropout(result.params, fresh)[0]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_is_no_convergence():
     """Two losses in a row may be close by chance, so that means of five epochs are compared."""
 

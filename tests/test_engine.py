@@ -30,7 +30,7 @@ def test_losses_are_those_of_the_candidates_one_by_one(border):
 def test_thousands_of_losses_are_those_of_the_candidates():
     params = jaxnn.candidate_params(KEY, sample_fn, np.arange(COUNT))
     losses = evaluate(*OWN, count=COUNT)
-    np.testing.assert_array_equal(losses, jax.vmap(loss_fn, (0, None))(params, BATCH))
+    np.testing.assert_array_equal(losses, jax.jit(jax.vmap(loss_fn, (0, None)))(params, BATCH))
     np.testing.assert_array_equal(evaluate(*OWN, count=COUNT, memory_budget=BUDGET), losses)
     assert np.any(np.isnan(losses))
     assert np.any(np.isneginf(losses))

@@ -235,6 +235,7 @@ def test_debugging_infinities_breaks_no_run(name):
         assert same(RUNS[name](10), expected)
 
 
+@pytest.mark.slow
 def test_a_loss_with_penalty_resumes_and_an_edited_one_does_not(tmp_path):
     def make(strength):
         def loss(params, batch):

@@ -85,7 +85,8 @@ def test_all_rows_at_once_follow_the_plain_loop():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "drops", "rate", "rtol"), [(7, True, 0.03, 1e-4), (5, False, 0.05, 1e-5)]
+    ("batch_size", "drops", "rate", "rtol"),
+    [pytest.param(7, True, 0.03, 1e-4, marks=pytest.mark.slow), (5, False, 0.05, 1e-5)],
 )
 def test_batches_follow_the_plain_loop_over_the_same_permutations(batch_size, drops, rate, rtol):
     steps = list(orders(KEY, 6, batch_size, drops))
@@ -121,7 +122,7 @@ def test_a_batch_size_of_all_rows_or_more_means_all_rows(batch_size):
 # --- stop rules
 
 
-@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(5, marks=pytest.mark.slow)])
 def test_it_stops_at_the_first_two_losses_closer_than_the_tolerance(batch_size):
     """Of all rows in any case, of batches where steps are to be compared."""
     options = {"batch_size": batch_size, "learning_rate": 0.05}
@@ -276,7 +277,11 @@ def by_optax(optax, optimizer, params, steps):
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "polyak" else pytest.param(n, marks=pytest.mark.exhaustive) for n in OPTAX]
+    "name",
+    [
+        pytest.param("polyak", marks=pytest.mark.slow),
+        pytest.param("lbfgs", marks=pytest.mark.exhaustive),
+    ],
 )
 @pytest.mark.filterwarnings("default")
 def test_transformations_of_optax_descend_as_in_its_own_loop(name):

@@ -43,7 +43,7 @@ BROKEN = {
 @functools.cache
 def arguments(name):
     problem = PROBLEMS[name]
-    samples = jax.vmap(problem.sample)(jax.random.split(jax.random.key(7), 3))
+    samples = jax.jit(jax.vmap(problem.sample))(jax.random.split(jax.random.key(7), 3))
     return problem, samples, jax.tree.map(jnp.asarray, problem.batch)
 
 

@@ -116,8 +116,10 @@ def test_value_and_slope_are_those_of_the_formula(name, predictions, targets, dt
 def test_targets_of_any_type_are_the_same(names, targets, same):
     for name in names:
         expected = evaluate(name, INPUTS[name][0], targets)
-        for each in same:
-            assert leaf_error(evaluate(name, INPUTS[name][0], each), expected) == 0
+        loss, predictions = getattr(losses, name), jnp.asarray(INPUTS[name][0], "float32")
+        functions = [jax.value_and_grad(lambda p, y=y, loss=loss: loss(p, y)) for y in same]
+        for found in jax.jit(lambda p, every=functions: [each(p) for each in every])(predictions):
+            assert leaf_error(found, expected) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -192,21 +194,26 @@ def targets_of(loss, rows, outputs):
 def test_the_forms_of_an_output_loss_agree(pair, outputs):
     """The mean that JAX differentiates, the slope by hand, and the form per example."""
     mean_loss, value_and_slope, per_example = OUTPUT_LOSSES[pair]
-    with jax.enable_x64(True):
-        z = jnp.asarray(np.random.default_rng(5).normal(0.3, 2.0, (ROWS, outputs)))
-        for y in map(jnp.asarray, targets_of(pair[1], ROWS, outputs)):
-            expected, slopes = jax.jit(jax.value_and_grad(mean_loss))(z, y)
-            by_rows = jax.jit(value_and_slope)(z.T, y)
-            assert leaf_error(jnp.mean(by_rows[0]), expected) <= FORWARD["float64"]
-            assert leaf_error(by_rows[1].T / ROWS, slopes) <= GRADIENT["float64"]
-            target = y if y.ndim == 1 else y.T.astype(z.dtype)
-            factor, rest = per_example.score(list(z.T), target)
-            total = jnp.sum(rest if factor is None else rest + jnp.log(factor))
-            terms = ROWS * (outputs if per_example.per_output else 1)
-            assert leaf_error(total / terms, expected) <= FORWARD["float64"]
-            if factor is not None:
-                most = 2.0**outputs if per_example.factor_doubles else outputs
-                assert jnp.all((factor >= 1) & (factor <= most))
+
+    @jax.jit
+    def every_form(z, y):
+        target = y if y.ndim == 1 else y.T.astype(z.dtype)
+        scores = per_example.score(list(z.T), target)
+        return jax.value_and_grad(mean_loss)(z, y), value_and_slope(z.T, y), scores
+
+    z = np.random.default_rng(5).normal(0.3, 2.0, (ROWS, outputs))
+    for y in targets_of(pair[1], ROWS, outputs):
+        with jax.enable_x64(True):
+            found = jax.device_get(every_form(z, y))
+        (expected, slopes), by_rows, (factor, rest) = found
+        assert leaf_error(np.mean(by_rows[0]), expected) <= FORWARD["float64"]
+        assert leaf_error(by_rows[1].T / ROWS, slopes) <= GRADIENT["float64"]
+        total = np.sum(rest if factor is None else rest + np.log(factor))
+        terms = ROWS * (outputs if per_example.per_output else 1)
+        assert leaf_error(total / terms, expected) <= FORWARD["float64"]
+        if factor is not None:
+            most = 2.0**outputs if per_example.factor_doubles else outputs
+            assert np.all((factor >= 1) & (factor <= most))
 
 
 NONSENSE = {

@@ -65,8 +65,19 @@ def put(array, index, value):
 # What a model computes.
 
 
+QUICK = [CATEGORICAL_PAIR, *PAIRS[1::3]]
+"""`test_vmapped_loss` holds the others against NumPy in the quick tier."""
+
+
 @pytest.mark.parametrize(
-    ("pair", "dtype"), [*((p, "float64") for p in PAIRS), (CATEGORICAL_PAIR, "float32")]
+    ("pair", "dtype"),
+    [
+        *(
+            pytest.param(pair, "float64", marks=() if pair in QUICK else pytest.mark.slow)
+            for pair in PAIRS
+        ),
+        (CATEGORICAL_PAIR, "float32"),
+    ],
 )
 def test_outputs_and_losses_are_numpys(pair, dtype):
     (output, loss), y = pair, TARGETS[pair[1]]
@@ -93,7 +104,10 @@ def test_outputs_and_losses_are_numpys(pair, dtype):
 
 @pytest.mark.parametrize(  # by rows, by scalars
     ("sizes", "hidden"),
-    [((3, 9, 8, 4, 2), ("gelu", "tanh", "relu")), ((3, 3, 3, 2), ("relu", "elu"))],
+    [
+        pytest.param((3, 9, 8, 4, 2), ("gelu", "tanh", "relu"), marks=pytest.mark.slow),
+        ((3, 3, 3, 2), ("relu", "elu")),
+    ],
 )
 def test_each_layer_may_have_an_activation_of_its_own(sizes, hidden):
     model, batch = mlp(sizes, hidden=hidden), Batch(X, CLASSES)

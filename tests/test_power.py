@@ -252,7 +252,7 @@ def test_faults_of_a_program_are_looked_for_at_both_ends_of_many_samples(place, 
 @pytest.mark.parametrize(
     "hidden",
     [
-        pytest.param(name, marks=() if name == "tanh" else pytest.mark.exhaustive)
+        pytest.param(name, marks=pytest.mark.slow if name == "tanh" else pytest.mark.exhaustive)
         for name in HIDDEN_ACTIVATIONS
     ],
 )

@@ -142,14 +142,19 @@ def normals_of_keys(seed, num_keys, count):
     return np.asarray(jax.jit(jax.vmap(lambda key: normals(key, count)))(keys))
 
 
-QUICK = [(1, 1), (2, 3), (21, 100), (128, 3), (129, 100), (371, 1)]
+QUICK, SLOW = [(1, 1), (21, 100), (129, 100)], [(2, 3), (128, 3), (371, 1)]
 
 
 @pytest.mark.parametrize(
     ("count", "num_keys"),
     [
-        each if each in QUICK else pytest.param(*each, marks=pytest.mark.exhaustive)
-        for each in itertools.product((1, 2, 21, 128, 129, 371), (1, 3, 100))
+        *QUICK,
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW),
+        *(
+            pytest.param(*each, marks=pytest.mark.exhaustive)
+            for each in itertools.product((1, 2, 21, 128, 129, 371), (1, 3, 100))
+            if each not in QUICK + SLOW
+        ),
     ],
 )
 def test_normals_are_the_same_bits_beside_any_others(count, num_keys):
@@ -182,7 +187,7 @@ def check_moments(drawn):
     assert abs(np.mean(pairs[:, 0] * pairs[:, 1])) < 5 / np.sqrt(len(pairs))
 
 
-@pytest.mark.parametrize("count", [21, 1_000])
+@pytest.mark.parametrize("count", [21, pytest.param(1_000, marks=pytest.mark.slow)])
 def test_normals_are_normal(count):
     drawn = normals_of_keys(3, 1_000_000 // count, count).astype(np.float64)
     halves = drawn[:, : count // 2] * drawn[:, -(count // 2) :]  # both of each pair
@@ -205,7 +210,8 @@ def test_a_hundred_million_normals_are_normal_to_the_tails(count):
 @pytest.mark.parametrize(
     "count",
     [
-        *(1, 3, 1024, 1025, 2**16 + 1),
+        *(1, 3, 1025, 2**16 + 1),
+        pytest.param(1024, marks=pytest.mark.slow),
         *(pytest.param(count, marks=pytest.mark.exhaustive) for count in (2, 300, 5000)),
     ],
 )

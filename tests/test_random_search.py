@@ -143,7 +143,7 @@ NETWORK = (KEY, RELU.loss, RELU.sampler(), jaxnn.Batch(np.ones((4, 2)), np.zeros
         (OWN, 1, lambda p, b: jnp.sum(p * b), "loss_fn computes something else"),
         (OWN, 2, lambda key: jax.random.uniform(key, (2,)), "sample_fn computes something else"),
         (OWN, 3, BATCH + 1, "batch"),
-        (NETWORK, 1, TANH.loss, "loss_fn .*relu.*tanh"),
+        pytest.param(NETWORK, 1, TANH.loss, "loss_fn .*relu.*tanh", marks=pytest.mark.slow),
         (NETWORK, 2, RELU.sampler(distribution="uniform"), "sample_fn .*normal.*uniform"),
     ],
 )

@@ -22,7 +22,7 @@ MODEL = jaxnn.mlp((2, 2, 3))
 BATCH = jaxnn.datasets.vertical(jax.random.key(1), samples=20)
 VALIDATION = jaxnn.datasets.vertical(jax.random.key(9), samples=30)
 NUM = 20  # more than a block, and not a whole number of them
-STARTS = jax.vmap(MODEL.sampler(scale=1.0))(jax.random.split(jax.random.key(2), NUM))
+STARTS = jax.jit(jax.vmap(MODEL.sampler(scale=1.0)))(jax.random.split(jax.random.key(2), NUM))
 
 
 def descend(params, batch, **options: Any):
@@ -91,6 +91,7 @@ def test_a_network_comes_to_the_same_bits_however_many_there_are(count, plan, ep
     np.testing.assert_array_equal(fewer.history.loss, many.history.loss[:count])
 
 
+@pytest.mark.slow
 def test_a_block_of_several_tiles_changes_no_bit(monkeypatch, epoch_by_epoch):
     monkeypatch.setattr(replicas, "LEAST_BLOCKS", 1)
     places = np.resize(np.arange(NUM), 37)  # two tiles of 16 in a block, and two blocks
@@ -225,6 +226,7 @@ def test_a_checkpoint_of_many_goes_on_to_the_same_bits(tmp_path):
         descend(of(STARTS, slice(3)), BATCH, learning_rate=0.1, num_networks=3, **saved)
 
 
+@pytest.mark.slow
 def test_a_second_sweep_compiles_nothing(caplog):
     starts, batch = np.ones((NUM, 1)), np.ones(8, np.float32)
     roll(starts, batch, learning_rate=np.full(NUM, 0.1), num_epochs=2)

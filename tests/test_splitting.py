@@ -65,7 +65,7 @@ def check_prior(kind):
         assert moves.num_evaluations == 4 * splitting.REDRAWS * COUNT
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("normal", marks=pytest.mark.slow), "uniform", None])
 def test_moves_leave_the_prior_below_the_level_as_it_was(kind):
     check_prior(kind)
 
@@ -79,7 +79,11 @@ def into_the_walls(here, fresh, angle):
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"), [("normal", off_the_ellipse), ("uniform", into_the_walls)]
+    ("kind", "path"),
+    [
+        pytest.param("normal", off_the_ellipse, marks=pytest.mark.slow),
+        ("uniform", into_the_walls),
+    ],
 )
 def test_a_path_that_does_not_keep_the_prior_is_found(kind, path, monkeypatch):
     wrong = splitting.KERNELS[kind]._replace(path=path)

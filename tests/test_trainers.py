@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 from programs import start_program
 from tolerances import FORWARD
@@ -77,11 +78,8 @@ def loss_of(params, rows):
 
 def around(params, size, key):
     """Params plus `size` times a standard normal on every number."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    pairs = zip(keys, leaves, strict=True)
-    drawn = [leaf + size * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in pairs]
-    return jax.tree.unflatten(tree, drawn)
+    flat, unravel = ravel_pytree(params)
+    return unravel(flat + size * jax.random.normal(key, flat.shape, flat.dtype))
 
 
 def draw(key, loss_fn, params, batch, *, steps=300, size=0.5, **options):
@@ -170,10 +168,11 @@ def distance(params, batch):
     return jnp.square(number - batch["goal"][0]) + jnp.sum(jnp.square(vector))
 
 
-def test_any_tree_will_do_for_params_and_batch():
+@pytest.mark.parametrize("train", [climb, pytest.param(draw, marks=pytest.mark.slow)])
+def test_any_tree_will_do_for_params_and_batch(train):
     params = (np.float32(3), [np.ones(2, np.float32), None, {}])
     batch = {"goal": np.full(5, 2.0, np.float32), "none": None, "rest": ()}
-    result = draw(KEY, distance, params, batch)
+    result = train(KEY, distance, params, batch)
     assert jax.tree.structure(result.params) == jax.tree.structure(params)
     assert result.loss < 1.5
     assert result.loss == close(float(distance(result.params, batch)))
@@ -656,6 +655,7 @@ def print_all():
     sys.stdout.write(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_results_are_the_same_bits_under_all_hostile_settings_at_once():
     running = start_program("-W", "error", "-c", "import test_trainers as t; t.print_all()")
     expected = run_all(KEY)

@@ -148,7 +148,8 @@ def rare_event_search(
         >>> def sample_fn(key):
         ...     return jax.random.normal(key, (2,))
         >>> given = jax.random.key(0), loss_fn, sample_fn, jnp.zeros(2)
-        >>> found = rare_event_search(*given, target_loss=0.02)   # P = 1 - exp(-0.01)
+        >>> settings = {"target_loss": 0.02, "num_particles": 300}
+        >>> found = rare_event_search(*given, **settings)   # P = 1 - exp(-0.01)
         >>> abs(found.log_probability - math.log(0.00995)) < 0.3
         True
     """
@@ -214,7 +215,8 @@ def log_evidence(
         >>> def loss_fn(params, batch):
         ...     return 0.5 * jnp.sum(params**2)
         >>> given = jax.random.key(0), loss_fn, lambda key: jax.random.normal(key, (2,)), None
-        >>> value, low, high = log_evidence(rare_event_search(*given, target_loss=1e-3), 9.0)
+        >>> found = rare_event_search(*given, target_loss=1e-2, num_particles=300)
+        >>> value, low, high = log_evidence(found, 9.0)
         >>> bool(low < math.log(0.1) < high)
         True
     """
