@@ -37,7 +37,7 @@ from jaxnn.model.saving import SavedModel, load, save
 from jaxnn.optim import optimizers, schedules
 from jaxnn.run.checkpoint import SavedProgress, saved_progress
 from jaxnn.run.loop import Every, Improvement, Progress
-from jaxnn.search.candidates import candidate_params
+from jaxnn.search.engine import candidate_params
 from jaxnn.search.merge import merge_searches
 from jaxnn.search.outcomes import OutcomeCounts, count_outcomes
 from jaxnn.search.random_search import random_search

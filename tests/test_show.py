@@ -131,7 +131,8 @@ def test_what_else_a_search_and_a_chain_found_is_told():
     found, climbed = search(), climb()
     drawn = jaxnn.candidate_params(KEY, draw, np.arange(640))
     losses = np.sum(np.square(np.asarray(drawn)), axis=1) + np.float32(FLOOR)
-    counts = ", ".join(f"{np.sum(losses <= level)} up to {level:g}" for level in (0.5, 1, 3))
+    below = {level: np.sum(losses <= level) for level in (0.5, 1, 3)}
+    counts = ", ".join(f"{n} up to {level:g} ({n / 640:.3g})" for level, n in below.items())
     assert f"counts       {counts}\n" in str(found)
     assert f"candidate    {np.argmin(losses)}\n" in str(found)
     assert f"steps        50, accepted {np.sum(climbed.history.accepted)}\n" in str(climbed)

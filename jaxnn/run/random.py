@@ -1,5 +1,8 @@
 """Uniform and normal numbers and permutations, drawn at the pace that the trainers ask for.
 
+Things may be drawn by index, each from a key of its own. Indices go to 2^63: inside compiled code
+an index is two uint32 words, `high` and `low`; outside it is a Python int.
+
 `jax.random.bits` runs threefry as a rolled loop on CPUs, which writes its state to memory in each
 round, and throws away one of the two words that each block yields. Here the rounds are written out,
 so XLA keeps them in registers, and both words are used.
@@ -26,6 +29,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
+
+from jaxnn.typing import PyTree
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = np.uint32(0x1BD11BDA)
@@ -97,6 +103,36 @@ def threefry(key: Pair, counter: Pair) -> Pair:
         first = first + schedule[(group + 1) % 3]
         second = second + schedule[(group + 2) % 3] + np.uint32(group + 1)
     return first, second
+
+
+def fold_index(stream: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
+    """The key of one index: `fold_in(fold_in(stream, high), low)`."""
+    return fold_in(fold_in(stream, high), low)
+
+
+def draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> PyTree:
+    """Return what is drawn from the key of an index."""
+    return sample(fold_index(stream, high, low))
+
+
+draw_many = jax.vmap(draw, (None, None, 0, 0))
+"""The same of many indices, side by side."""
+
+
+def words(index: int) -> tuple[np.uint32, np.uint32]:
+    """The high and the low 32 bits of an index."""
+    return np.uint32(index >> 32), np.uint32(index & 0xFFFFFFFF)
+
+
+def join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """The uint64 index, or indices, of two uint32 words."""
+    return np.asarray(high, np.uint64) << np.uint64(32) | np.asarray(low, np.uint64)
+
+
+def add(high: jax.Array, low: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The words of `index + offset`; all uint32, the carry included."""
+    sums = low + offset
+    return high + (sums < low).astype(jnp.uint32), sums
 
 
 def _from_words(transform: Callable[..., Pair], key: jax.Array, count: int) -> jax.Array:

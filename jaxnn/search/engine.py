@@ -1,7 +1,9 @@
-"""A range of candidates, reduced on every device.
+"""Candidates by index, reduced over a range of indices on every device.
 
-Values are always computed in tiles of one width, so they are the same bits however a range is cut
-into chunks, devices, processes or runs.
+Candidate `i` is `sample_fn(key_i)`, whose key depends on the search's key and on `i` alone. So a
+search stores indices, and `candidate_params` returns the params. Values are always computed in
+tiles of one width, so they are the same bits however a range is cut into chunks, devices,
+processes or runs.
 
 `evaluate` returns the losses of a range, and `reduce` what any `Statistic` learns about it.
 `run_search` is the loop of random search: chunks, stop rules and checkpoints.
@@ -18,18 +20,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from jaxnn.run import checks
 from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.fingerprint import run_metadata
 from jaxnn.run.loop import Limits, Progress, Work, run
 from jaxnn.run.programs import COMPILER_OPTIONS, num_threads, own_settings, program, run_at_once
+from jaxnn.run.random import add, draw, draw_many, join, words
 from jaxnn.search import rejection as rejecting
-from jaxnn.search.candidates import TAG, add, check_draws, draw_many, join, words
 from jaxnn.search.rejection import Rejection
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
 from jaxnn.typing import Device, Function, LossFn, PyTree, SampleFn, Status, traits_of
 
+TAG = 0x52414E44
+"""Folded into the key, so that no other trainer draws the same from it."""
+DRAWS_TO_DIFFER = 64
+"""A sampler of one fair bit draws the same from as many keys once in 2^63 searches."""
 ON_CPUS, ELSEWHERE = (2**22, 2**14), (2**28, 2**20)
 """Bytes for a tile, and its largest size; on CPUs it stays in the caches of the cores."""
 LARGEST_CHUNK = 2**30
@@ -77,6 +84,34 @@ class RunState(NamedTuple):
     end: int
     status: Status = "completed"
     stop_threshold: float | None = None  # that of the rule which candidate `end - 1` has met
+
+
+def candidate_params(
+    key: jax.Array, sample_fn: SampleFn, candidate: int | Sequence[int] | ArrayLike
+) -> PyTree:
+    """Return the params of a candidate of the random search with this key and sampler.
+
+    Args:
+        key: the search's key.
+        sample_fn: the search's sampler.
+        candidate: the candidate's index, below 2^63; or several, `(candidates,)`, such as
+            `result.collected.candidate`.
+
+    Returns:
+        The candidate's params; of several, with a leading axis of candidates.
+
+    Raises:
+        TypeError: if an index is not an integer.
+        ValueError: if an index is out of range.
+
+    Example:
+        >>> sample_fn = lambda key: jax.random.normal(key, (2,))
+        >>> candidate_params(jax.random.key(0), sample_fn, 2**40).shape
+        (2,)
+    """
+    key, sample = checks.as_key("key", key), checks.as_partial("sample_fn", sample_fn)
+    with own_settings():
+        return _draw(sample, jax.random.fold_in(key, TAG), *_words_of(candidate))
 
 
 def evaluate(
@@ -442,3 +477,38 @@ def _reduce_shard(
 
     num_tiles = (size + jnp.uint32(tile - 1)) // jnp.uint32(tile)
     return jax.lax.fori_loop(jnp.uint32(0), num_tiles, take_tile, dict(states))
+
+
+@program()
+def _draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> PyTree:
+    return (draw_many if high.ndim else draw)(sample, stream, high, low)
+
+
+def check_draws(sample: Partial, stream: jax.Array, start: int) -> None:
+    """Refuse a sampler that draws the same params from every key."""
+    indices = ((start + i) % 2**63 for i in range(DRAWS_TO_DIFFER))
+    draws = (jax.tree.leaves(_draw(sample, stream, *words(index))) for index in indices)
+    first, equal = next(draws), functools.partial(np.array_equal, equal_nan=True)
+    if all(all(map(equal, first, other)) for other in draws):
+        raise ValueError(
+            f"sample_fn must draw from its key; got the same params from {DRAWS_TO_DIFFER} keys: "
+            "use jax.random with the key, not NumPy's random numbers"
+        )
+
+
+def _words_of(candidate: Any) -> tuple[Any, Any]:
+    """The words of an index, or of each index of an array."""
+    checks.check_concrete("candidate", candidate)
+    if isinstance(candidate, (list, tuple)) or getattr(candidate, "ndim", 0):
+        indices: Any = checks.as_numpy("candidate", candidate)
+        indices = indices if indices.size else indices.astype(np.int64)
+    else:
+        indices = np.asarray(checks.as_count("candidate", candidate, maximum=2**63 - 1))
+    if indices.ndim > 1 or indices.dtype.kind not in "iu":
+        raise TypeError(
+            "candidate must be an integer or an array of integers (candidates,); "
+            f"got {indices.dtype} of shape {indices.shape}"
+        )
+    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < 2**63:
+        raise ValueError(f"candidate must be between 0 and 2**63 - 1; got {indices}")
+    return words(indices.astype(np.uint64))

@@ -22,8 +22,15 @@ from jaxnn.run.checkpoint import Saved, arrays_to_tree, dumps, load, loads
 from jaxnn.run.checks import as_partial
 from jaxnn.run.fingerprint import check_same_run, function_metadata
 from jaxnn.run.programs import own_settings
-from jaxnn.search.candidates import candidate_params
-from jaxnn.search.engine import RunState, Search, merge_states, run_content, shards, start_totals
+from jaxnn.search.engine import (
+    RunState,
+    Search,
+    candidate_params,
+    merge_states,
+    run_content,
+    shards,
+    start_totals,
+)
 from jaxnn.search.result import RandomSearchResult, make_result
 from jaxnn.search.statistics import StatisticsConfig, statistics_of
 from jaxnn.typing import PyTree, SampleFn, Status

@@ -21,8 +21,14 @@ import numpy as np
 from jaxnn.run import checks, loop
 from jaxnn.run.checkpoint import Checkpoint
 from jaxnn.run.programs import own_settings
-from jaxnn.search.candidates import candidate_params
-from jaxnn.search.engine import RunState, StopRule, as_search, run_search, search_metadata
+from jaxnn.search.engine import (
+    RunState,
+    StopRule,
+    as_search,
+    candidate_params,
+    run_search,
+    search_metadata,
+)
 from jaxnn.search.merge import merge_processes, own_part, own_path
 from jaxnn.search.rejection import as_rejection
 from jaxnn.search.result import RandomSearchResult, best_of, make_result

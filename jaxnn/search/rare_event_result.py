@@ -52,7 +52,8 @@ class LevelParticles(NamedTuple):
     """Draws from the prior below the levels asked for: typical networks that reach them.
 
     Attributes:
-        level: the level that a particle was drawn below, `(particles,)`, falling.
+        level: the level that a particle was drawn below, `(particles,)`, falling, in the dtype
+            of the losses.
         run: its run, int32. Those of one run have particles in common behind them.
         loss: its loss.
         params: its params, with a leading axis of particles.
@@ -270,7 +271,7 @@ def notes_on(
         notes.append("the interval of one run does not know what its particles share: too narrow")
     elif np.isfinite(logs).all() and np.std(logs, ddof=1) > WIDE_SPREAD * expected:
         notes.append(
-            f"runs disagree: ln P from {logs.min():.4g} to {logs.max():.4g}, where counting "
-            f"explains a deviation of {expected:.2g}: more moves may help"
+            f"runs disagree, more moves may help: ln P {logs.min():.4g} to {logs.max():.4g}, "
+            f"counting explains +-{expected:.2g}"
         )
     return tuple(notes)

@@ -34,8 +34,7 @@ from jaxnn.run.fingerprint import function_metadata
 from jaxnn.run.programs import COMPILER_OPTIONS, bare_function, own_settings, program, run_at_once
 from jaxnn.search import rare_event_result as report
 from jaxnn.search import splitting
-from jaxnn.search.candidates import check_draws
-from jaxnn.search.engine import SearchProblem, as_search, problem_metadata
+from jaxnn.search.engine import SearchProblem, as_search, check_draws, problem_metadata
 from jaxnn.search.rare_event_result import LevelHistory, LevelParticles, RareEventSearchResult
 from jaxnn.search.splitting import Form, Particles, Problem
 from jaxnn.typing import Device, LossFn, MetricFn, PyTree, SampleFn, Status, traits_of
@@ -412,8 +411,9 @@ def _level_particles(setup: Setup, state: State, metric: Partial | None) -> Leve
     coordinates = state.kept[order].reshape(-1, setup.form.size)
     params, measured = _measure(setup.problem, metric, coordinates, tile=setup.form.tile)
     measured = None if measured is None else np.asarray(measured)
-    level, run = np.repeat([level[order], run[order]], losses.shape[1], axis=1)
-    return LevelParticles(level, run.astype(np.int32), losses[order].reshape(-1), params, measured)
+    level, run = (np.repeat(each[order], losses.shape[1]) for each in (level, run.astype(np.int32)))
+    level = level.astype(losses.dtype)  # so that it equals the number asked for
+    return LevelParticles(level, run, losses[order].reshape(-1), params, measured)
 
 
 @program(static_argnames="tile", compiler_options=COMPILER_OPTIONS)

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 
 from jaxnn.run.checks import as_partial, check_scalar, shapes_of
 from jaxnn.run.programs import COMPILER_OPTIONS, program
-from jaxnn.search.candidates import add, draw_many, words
+from jaxnn.run.random import add, draw_many, words
 from jaxnn.typing import Function, PyTree, traits_of
 
 State = TypeVar("State")

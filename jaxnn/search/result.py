@@ -15,8 +15,8 @@ from scipy.special import betaincinv
 
 from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import Improvement, improvements_of
+from jaxnn.run.random import join
 from jaxnn.run.show import Table, readable, summary
-from jaxnn.search.candidates import join
 from jaxnn.search.engine import RunState
 from jaxnn.search.statistics import CandidateTable, StatisticsConfig, bin_edges
 from jaxnn.typing import PyTree, Status
@@ -142,12 +142,12 @@ class RandomSearchResult(NamedTuple):
             details["metric"] = f"{self.history.metric[-1]:.6g}"
         if self.num_nonfinite:
             details["not finite"] = f"{self.num_nonfinite:,} losses"
-        pairs = zip(self.counts.threshold, self.counts.num_below, strict=True)
-        below = [f"{number:,} up to {threshold:g}" for threshold, number in pairs]
+        counts = zip(self.counts.threshold, self.counts.num_below, self.counts.share, strict=True)
+        below = [f"{number:,} up to {level:g} ({share:.3g})" for level, number, share in counts]
         if below:
             details["counts"] = ", ".join(below)
         measured = self.status, self.loss, self.num_evaluations
-        hint = "model.accuracy(result.params, batch), result.history, result.top, result.histogram"
+        hint = "result.params, result.history, result.top, result.counts, result.histogram"
         return summary("random search", *measured, details=details, hint=hint)
 
 
@@ -155,7 +155,8 @@ def expected_best(histogram: Histogram, num_draws: ArrayLike) -> np.ndarray:
     """Return the expected lowest loss among `n` draws from a histogram, with replacement.
 
     With bins in rising order, middles `x_b` and `S_b` the share of losses in bin `b` or above,
-    `E[min of n] = sum_b x_b (S_b^n - S_{b+1}^n)`.
+    `E[min of n] = sum_b x_b (S_b^n - S_{b+1}^n)`. It is as exact as the bins are narrow: the
+    automatic ones are 0.2 % wide.
 
     Args:
         histogram: of a search. A bin with an infinite edge counts as its finite one.
