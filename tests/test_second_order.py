@@ -189,7 +189,7 @@ def test_outputs_of_any_shape_are_named_by_their_place(function, name):
             squares,
             squares,
             r"jacobian_fn must return a Jacobian like jax.jacobian\(function\); got float64 of "
-            r"shape \(2,\) at jax.jacobian\(function\), float64 of shape \(2, 2\)$",
+            r"shape \(2,\) where jax.jacobian\(function\) is float64 of shape \(2, 2\)$",
         ),
         (squares, lambda params, batch: [params], "jacobian_fn must return a Jacobian with the tr"),
     ],

@@ -655,7 +655,6 @@ def print_all():
     sys.stdout.write(json.dumps(found))
 
 
-@pytest.mark.slow
 def test_results_are_the_same_bits_under_all_hostile_settings_at_once():
     running = start_program("-W", "error", "-c", "import test_trainers as t; t.print_all()")
     expected = run_all(KEY)
