@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import make_notebook
 import matplotlib.pyplot as plt
 import numpy as np
@@ -128,6 +129,17 @@ def test_perturbation_search_solves_vertical_data_and_is_stuck_on_the_spiral(nam
     assert 0.9265 < model.accuracy(climbed.params, names["vertical"]) < 0.9335
     assert 1.017 < stuck.loss < 1.080
     assert 0.35 < model.accuracy(stuck.params, names["spiral"]) < 0.46
+
+
+def test_smaller_steps_still_help_a_little_where_the_search_is_stuck(names):
+    """A local minimum has no gradient. Bounds: those that the cell prints."""
+    stuck = names["stuck"]
+    gradient = jax.grad(names["model"].loss_reference)(stuck.params, names["spiral"])
+    assert np.linalg.norm(np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradient)])) > 0.005
+    bounds = {0.05: (0, 0.01), 0.01: (0.1, 0.2), 0.005: (0.2, 0.4), 0.001: (0.3, 0.5)}
+    for scale, (low, high) in bounds.items():
+        assert low <= np.mean(names["tries"][scale] < stuck.loss) <= high
+        assert 0 < stuck.loss - names["tries"][scale].min() < 0.001
 
 
 def test_descent_gets_far_on_the_spiral(names):
