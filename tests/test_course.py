@@ -5,6 +5,8 @@ import contextlib
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -213,3 +215,25 @@ def test_a_notebook_of_a_small_script(tmp_path, capsys):
     assert (prose["cell_type"], "".join(prose["source"])) == ("markdown", "# Title\n\nText")
     assert code["source"] == ["print(2)"]
     assert code["outputs"] == [{"output_type": "stream", "name": "stdout", "text": ["2\n"]}]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("a = 1\n1 / (a - 1)", "cell 3, line 2, 1 / (a - 1): ZeroDivisionError: division by zero"),
+        ("first(2)", "cell 1, line 2, return [][x]: IndexError: list index out of range"),
+        ("x = (", "cell 3, line 1, x = (: SyntaxError: '(' was never closed"),
+    ],
+)
+def test_an_error_in_a_cell_is_told_with_cell_and_line(code, message, tmp_path, capsys):
+    path = tmp_path / "small.py"
+    before = "# %%\ndef first(x):\n    return [][x]\n# %% [markdown]\n# Text\n"
+    path.write_text(f"{before}# %%\n{code}")
+    assert make_notebook.main([str(path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not path.with_suffix(".ipynb").exists()
+
+
+def test_the_course_says_what_it_is():
+    told = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+    assert (told.returncode, told.stdout.startswith("Work through the course")) == (0, True)

@@ -10,6 +10,11 @@ notebook, with what they print and draw.
     python scripts/examples/course.py
 """
 
+import sys
+
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 # %% [markdown]
 # # The course, exercise by exercise
 #
