@@ -222,15 +222,6 @@ def table_of(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def curve(result: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return evaluations and loss on a roughly geometric grid, the same for every seed."""
-    history = result.history
-    losses = history.best_loss if hasattr(history, "best_loss") else history.loss
-    grid = np.unique(np.geomspace(1, result.num_evaluations, 300).astype(int))
-    last = np.searchsorted(history.evaluations, grid, side="right") - 1
-    return grid, np.where(last < 0, np.nan, losses[np.maximum(last, 0)])
-
-
 def later(pair: tuple[np.ndarray, np.ndarray], first: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the part of a curve from `first` on."""
     kept = pair[0] >= first
@@ -254,7 +245,9 @@ def draw_methods(runs: Sequence[Run]) -> Figure:
     for method, group in groupby(runs, key=lambda run: run.method):
         members = list(group)
         pace = np.mean([run.seconds / run.result.num_evaluations for run in members])
-        by_evaluations[method] = [curve(run.result) for run in members]
+        by_evaluations[method] = [
+            c for run in members for c in jaxnn.plotting.curves_of(run.result)
+        ]
         by_seconds[method] = [(pace * x, loss) for x, loss in by_evaluations[method]]
     bayes = BAYES.get(runs[0].experiment.data)
     look = {"log_x": True, "log_y": True, "steps": True, "reference": bayes and bayes.crossentropy}

@@ -211,13 +211,7 @@ for scale, search in searches.items():
 
 # %%
 figure, ax = plt.subplots(figsize=(8.5, 4))
-curves = {
-    f"scale {scale}": (
-        np.append(search.history.evaluations, search.num_evaluations),
-        np.append(search.history.loss, search.loss),
-    )
-    for scale, search in ({0.05: found} | searches).items()
-}
+curves = {f"scale {scale}": search for scale, search in ({0.05: found} | searches).items()}
 look = {"log_x": True, "steps": True, "reference": np.log(3), "reference_label": "guessing"}
 jaxnn.plotting.loss_curves(curves, ax, xlabel="candidates", **look)
 ax.set(title="Vertical data: random search", ylabel="best loss so far", ylim=(0, 3))
