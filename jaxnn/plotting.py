@@ -33,9 +33,9 @@ __all__ = [
     "smoothed", "style",
 ]  # fmt: skip
 
-COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#D55E00", "#56B4E9", "#009E73", "#000000", "#F0E442")
+COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (4, 2, 1, 2, 1, 2)))
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of red, green and blue light, as WCAG 2 has them."""
 REGIONS, HATCHES = (0.3, 0.8, 0.5), (None, "//", "..", "xx")

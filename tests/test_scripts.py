@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import check_gradients
@@ -256,6 +257,21 @@ def test_compare_writes_its_table_figures_and_improvements(tmp_path, monkeypatch
         assert losses == sorted(losses, reverse=True)
         assert "search" not in block.split("\n")[0] or len(losses) > 1
     assert "population Bayes value" in said
+
+
+@pytest.mark.parametrize(
+    ("ends", "panels"), [([1.0987, 0.2], 3), ([1.0987, 1e-4], 2), ([0.0, 1], 2)]
+)
+def test_methods_that_end_far_apart_or_at_a_constant_answer_are_told(ends, panels):
+    runs = []
+    for name, end in zip(("random search", "descent"), ends, strict=True):
+        history = SimpleNamespace(evaluations=np.array([1, 50]), loss=np.array([2, end]))
+        result = SimpleNamespace(history=history, num_evaluations=100, loss=end, status="completed")
+        runs.append(compare.Run(compare.EXPERIMENTS[0], name, 0, result, 1.0, 0.5, 0.5, np.log(3)))
+    assert len(compare.draw_methods(runs).axes) == panels
+    note = compare.note_of([compare.summary([run]) for run in runs])
+    assert ("vertical, random search: 1.099" in note) == (ends[0] > 1) == ("alike" in note)
+    assert "descent:" not in note
 
 
 @pytest.fixture

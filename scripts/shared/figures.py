@@ -55,8 +55,9 @@ def error_bars(axes: Axes, x: ArrayLike, middle: ArrayLike, ends: ArrayLike, **s
 
 
 def dots(axes: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
-    """Draw a noisy series as crosses, few enough to be seen apart on a logarithmic x."""
-    chosen = np.unique(np.geomspace(1, len(x), DOTS).astype(int)) - 1
+    """Draw a noisy series as crosses, few enough to be seen apart on the scale of x."""
+    spread = np.geomspace if axes.get_xscale() == "log" else np.linspace
+    chosen = np.unique(spread(1, len(x), DOTS).astype(int)) - 1
     style: dict[str, Any] = {"color": "0.45", "markersize": 4, "zorder": 1.5}
     axes.plot(x[chosen], y[chosen], "x", label=label, **style)
 
