@@ -37,11 +37,12 @@ SCRIPTS = [name for name, path in PATHS.items() if "sys.exit(main())" in path.re
 
 
 def error_of(capsys):
-    """The one line that a script says on stderr, without the usage and bars before it."""
+    """The line with an error that a script says on stderr, alone or before that of --help."""
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line]
-    assert not [line for line in lines if "Traceback" in line]
-    assert sum(": error: " in line for line in lines) == 1
-    return lines[-1]
+    lines = [line for line in lines if "%|" not in line]  # progress bars
+    assert len(lines) == 1 or lines[1:] == ["--help shows all options."]
+    assert ": error: " in lines[0]
+    return lines[0]
 
 
 def status_of(main, arguments):
@@ -162,6 +163,8 @@ random_search --target kind                       | --target must name the colum
 perturbation_search --data rows.csv --target size | must have a column 'size'; got columns 'a'
 gradient_descent --data rows.csv --target kind --validation 4 | must be from 1 to 3; got 4
 perturbation_search --data rows.csv --target kind --features a --animate a.gif | of two features
+gradient_descent --data semi.csv --target c       | --delimiter ';' may separate them
+gradient_descent --data rows.csv --target a       | or choose other columns by --features
 random_search --save .                            | argument --save: must name a file
 compare --data vertical                           | must be a CSV file; there is no file vertical
 check_gradients --data rows.csv --target kind --features b kind | and not the target
@@ -175,6 +178,7 @@ def test_a_bad_argument_is_told_in_a_line(line, tmp_path, monkeypatch, capsys):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "chapter.json").write_text("[]")
     (tmp_path / "rows.csv").write_text("a,b,kind\n1,2.5,x\n2,1.5,y\n4,0.5,x\n8,4.5,y\n")
+    (tmp_path / "semi.csv").write_text("a;b;c\n1;2;3\n")
     command, message = (part.strip() for part in line.split("|"))
     script, *arguments = command.split()
     assert status_of(importlib.import_module(script).main, arguments) == 2
@@ -316,14 +320,17 @@ def test_a_trainer_learns_a_csv_file_and_saves_the_network(script, target, rows,
 
 def test_rows_of_a_file_are_held_out_and_the_best_of_many_networks_is_saved(rows, tmp_path):
     saved, told = tmp_path / "net.npz", tmp_path / "told.json"
-    options = ["--data", str(rows), "--target", "size", "--standardise", "--networks", "3"]
+    rows.write_text(rows.read_text().replace(",", ";"))
+    options = ["--data", str(rows), "--delimiter", ";", "--target", "size", "--standardise"]
+    options += ["--networks", "3"]
     options += ["--epochs", "200", "--validation", "20", "--batch-size", "7", "--keep-remainder"]
     assert gradient_descent.main([*options, "--save", str(saved), "--json", str(told)]) == 0
     report = json.loads(told.read_text())
     assert report["num_steps"] == [200 * 9] * 3  # 60 rows are left
     assert min(report["validation_accuracy"]) > 0.7
     model, params, columns = jaxnn.load(saved)
-    whole = model.accuracy(params, jaxnn.datasets.load_csv(rows, target="size", columns=columns)[0])
+    like = {"target": "size", "columns": columns, "delimiter": ";"}
+    whole = model.accuracy(params, jaxnn.datasets.load_csv(rows, **like).batch)
     best = np.argmin(report["loss"])
     parts = 60 * report["accuracy"][best] + 20 * report["validation_accuracy"][best]
     assert whole == pytest.approx(parts / 80)
@@ -548,7 +555,8 @@ def turned(params, batch):
 def own(path, **names):
     """The options that name the functions in a file."""
     given = {"loss": "loss", "gradient": "right", "params": "sample", "batch": "rows"} | names
-    return [part for option, name in given.items() for part in (f"--{option}", f"{path}:{name}")]
+    named = [(f"--{option}", f"{path}:{name}") for option, name in given.items() if name]
+    return [part for pair in named for part in pair]
 
 
 @pytest.mark.parametrize(
@@ -579,6 +587,21 @@ def test_a_gradient_of_ones_own_is_checked(gradient, status, loss, tmp_path, cap
     assert size_of(picture)[0] == 1919
 
 
+def test_a_wrong_gradient_is_drawn_flat_and_its_leaf_is_named():
+    def loss(params, batch):
+        return jax.numpy.sum(params["w"] ** 2) + params["b"]
+
+    def half(params, batch):
+        return loss(params, batch), {"w": params["w"], "b": 1.0}
+
+    given = jax.random.key(0), loss, half, {"w": np.ones(2), "b": 1.0}, None
+    report, errors = jaxnn.check_gradients(*given), jaxnn.difference_errors(*given[1:])
+    (ax,) = check_gradients.drawn(errors._replace(by_jax=None), report, "sample 2").axes
+    assert ax.get_title() == "sample 2: wrong in params['w']"
+    low, high = ax.get_ylim()
+    assert low <= 1e-12 < errors.gradient.max() < 1 <= high
+
+
 def told_by(program, **options):
     """The losses and the numbers of the gradients that a failing case prints, in pairs."""
     command = [sys.executable, program]
@@ -594,7 +617,9 @@ def test_a_wrong_gradient_is_written_as_a_page_and_as_a_program(tmp_path, capsys
     options = ["--report", page, "--write-failing-case", program, "--json", path]
     named = own(tmp_path / "own.py", gradient="half")
     assert check_gradients.main([*named, *map(str, options)]) == 1
-    assert "smallest case: params[0] is " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "smallest case: params[0] is " in said
+    assert f"{program} is a program that shows it" in said
     told = json.loads(path.read_text())
     assert told["power"] is None
     assert told["smallest"]["gradient"] == pytest.approx(told["smallest"]["expected"] / 2)
@@ -679,10 +704,11 @@ def test_the_librarys_gradients_are_certified(rows, tmp_path):
     [
         ({"gradient": "broken"}, OWN, "own.py, line 15, in broken: ZeroDivisionError: division by"),
         ({"params": "leaves"}, OWN, "own.py, line 16, in leaves: SystemExit: 0"),
+        ({"batch": None}, OWN, " 'DynamicJaxprTracer' (--batch is absent: batch is None)"),
         ({"gradient": "sample"}, OWN, "in sample: must take (params, batch)"),
         ({"gradient": "writes"}, OWN, "own.py, line 25, in writes: ValueError: output array is re"),
         ({"gradient": "loss"}, OWN, "error: value_and_grad_fn must return"),
-        ({"loss": "lost"}, OWN, "own.py:lost: KeyError('lost')"),
+        ({"loss": "lost"}, OWN, "there is no own.py:lost: own.py has no 'lost'"),
         ({}, "loss = undefined", "own.py, line 1, in <module>: NameError: name 'undefined'"),
         ({}, "\ndef loss(:", "own.py, line 2: invalid syntax"),
     ],
