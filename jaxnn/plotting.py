@@ -98,6 +98,9 @@ def style(width: Literal["column", "page", "slide"]) -> Iterator[None]:
 def data(batch: Batch, ax: Axes | None = None) -> Axes:
     """Draw points of two features, a colour and a marker a class.
 
+    The legend of a new figure stands below the axes, where it hides no point; `shared_legend` puts
+    one there in other figures.
+
     Args:
         batch: `x` finite, shape `(rows, 2)`; `y` integer classes `(rows,)` or one-hot rows.
         ax: where to draw.
@@ -113,7 +116,7 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
         '2 rows, 2 classes'
     """
     x, labels = _points(batch)
-    ax = _axes(ax)
+    is_new, ax = ax is None, _axes(ax)
     classes = np.unique(labels)
     for k in classes:
         style: Style = {
@@ -125,7 +128,10 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
         size = plt.rcParams["lines.markersize"] ** 2
         ax.scatter(*rows.T, s=size, label=f"class {k}", **style)
     title = f"{len(x)} rows, {len(classes)} class{'es' * (len(classes) > 1)}"
-    return _labelled(ax, xlabel="first feature", ylabel="second feature", title=title)
+    _labelled(ax, xlabel="first feature", ylabel="second feature", title=title)
+    if is_new:
+        shared_legend(plt.gcf())
+    return ax
 
 
 def decision_regions(

@@ -50,14 +50,14 @@ def figures(monkeypatch):
 
 
 def legend_texts(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
+    return [text.get_text() for text in (ax.get_legend() or ax.figure.legends[0]).get_texts()]
 
 
 # Every picture
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_draws_into_the_axes_given_or_into_a_new_figure_with_its_legend_inside(name):
+def test_draws_into_the_axes_given_or_into_a_new_figure(name):
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
     assert DRAW[name](left) is left
     assert not right.has_data()
@@ -70,6 +70,8 @@ def test_draws_into_the_axes_given_or_into_a_new_figure_with_its_legend_inside(n
     assert ax.get_ylabel()
     assert_clear(ax.figure)
     assert len(legend_texts(ax)) > 1
+    hides_no_point = name in ("data", "decision_regions")
+    assert (left.get_legend() is None, ax.get_legend() is None) == (False, hides_no_point)
     with pytest.raises(TypeError, match="ax must be a matplotlib Axes or None; got a list"):
         DRAW[name]([1, 2])
 

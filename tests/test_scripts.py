@@ -141,6 +141,7 @@ random_search --format bmp                        | invalid choice: 'bmp'
 gradient_descent --batch-size -1                  | batch_size must be an integer of at least 1
 gradient_descent --learning-rate nan              | must be a finite number above 0
 gradient_descent --optimizer sgd --weight-decay 1 | --weight-decay is Adam's
+gradient_descent --validation 0.25                | must be a whole number of rows, of at least 0
 gradient_descent --min-delta 0.1                  | --min-delta needs --patience
 check_gradients --depths 9                        | invalid choice: 9
 check_gradients --plot v.png                      | --plot is for your own gradient
@@ -496,6 +497,35 @@ def test_a_trainer_reports_draws_and_animates(
         assert said.count("  accuracy 0.") > 3
 
 
+def test_a_descent_is_drawn_over_epochs_with_that_of_the_lowest_validation_loss():
+    keys, model = jax.random.split(jax.random.key(0), 4), jaxnn.mlp((2, 8, 3))
+    batch, held_out = (jaxnn.datasets.spiral(key, samples=30) for key in keys[:2])
+    given = keys[2], model.value_and_grad, model.init(keys[3], scale=1.0), batch
+    options = {"validation_batch": held_out, "metric_fn": model.accuracy, "num_epochs": 200}
+    adam = jaxnn.optimizers.adam(0.1)
+    result = jaxnn.gradient_descent(*given, optimizer=adam, batch_size=40, **options)
+    with jaxnn.plotting.style("slide"):
+        figure = gradient_descent.draw(result, model, batch, 3 * 80 / 90, "spiral")
+    left, middle, _ = figure.axes
+    steps, epochs, mark = (line.get_xdata() for line in left.lines)
+    np.testing.assert_allclose(steps, np.arange(1, 401) / 2)
+    np.testing.assert_allclose(epochs, np.arange(1, 201))
+    best = 1 + np.argmin(result.history.validation_loss)
+    np.testing.assert_allclose(mark, best)
+    np.testing.assert_array_equal(middle.lines[1].get_ydata(), result.history.validation_metric)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[:3] == ["training", "validation", f"lowest validation loss, epoch {best}"]
+    assert [ax.get_ylabel() for ax in (left, middle)] == ["loss", "accuracy"]
+    figures.plt.close(figure)
+
+
+def test_a_descent_that_ends_above_its_lowest_loss_says_so(capsys):
+    options = ["--learning-rate", "20", "--epochs", "200", "--optimizer", "sgd"]
+    for more, is_said in ((options, True), (["--epochs", "20", "--schedule", "constant"], False)):
+        assert gradient_descent.main(more) == 0
+        assert ("lowest loss of a step" in capsys.readouterr().out) == is_said
+
+
 @pytest.mark.exhaustive
 def test_many_networks_are_told_in_quantiles(tmp_path, capsys):
     path = tmp_path / "many.json"
@@ -761,6 +791,7 @@ def test_a_film_of_regions_tells_loss_and_accuracy_at_every_frame(tmp_path, monk
         with jaxnn.plotting.style("slide"):
             film._func(count)
             assert_fit_for_a_slide(film._fig)
+            assert film._fig.axes[1].lines[0].get_xdata()[-1] == steps
         found = train(steps)
         share = float(model.accuracy(found.params, batch))
         assert film._fig.get_suptitle() == f"vertical, 2-3-3, rate 1: step {steps}"

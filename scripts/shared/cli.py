@@ -159,14 +159,14 @@ def add_output(parser: argparse.ArgumentParser, json_file: bool = True) -> None:
         add("--json", type=new_file, metavar="FILE", help="Write the results to this file.")
 
 
-def at_least(lowest: int) -> Callable[[str], int]:
+def at_least(lowest: int, of: str = "") -> Callable[[str], int]:
     """Return a parser of whole numbers, also written as 1e9, of at least `lowest`."""
 
     def count(text: str) -> int:
         number = float(text)
         if not lowest <= number < math.inf or number != int(number):
             raise argparse.ArgumentTypeError(
-                f"must be a whole number of at least {lowest}; got {text}"
+                f"must be a whole number {of}of at least {lowest}; got {text}"
             )
         return int(number) if "e" in text.lower() else int(text)
 
