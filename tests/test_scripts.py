@@ -495,6 +495,7 @@ def test_a_trainer_reports_draws_and_animates(
         assert report["best_loss"] == pytest.approx(min(report["loss_of_each_chain"]))
         assert 0 < report["num_accepted"] < 600
         assert said.count("  accuracy 0.") > 3
+        assert " steps of 2 chains, " in said
 
 
 def test_a_descent_is_drawn_over_epochs_with_that_of_the_lowest_validation_loss():
@@ -801,7 +802,7 @@ def test_a_film_of_regions_tells_loss_and_accuracy_at_every_frame(tmp_path, monk
 
 def test_a_descent_that_leaves_the_picture_is_said_to_and_minima_are_marked(monkeypatch):
     rates, batch = np.array([0.2, 1.05]), descent_pictures.plane(0)
-    path = np.array([[[-1.0], [-1.0]], [[0.5], [4.5]], [[1.5], [90.0]]])
+    path = np.array([[[-1.0], [-1.0]], [[0.5], [4.5]], [[1.5], [90.0]], [[1.5], [-99.0]]])
     film = film_of(
         monkeypatch,
         lambda: descent_pictures.film(path, rates, descent_pictures.draw_curve, batch),
@@ -816,6 +817,9 @@ def test_a_descent_that_leaves_the_picture_is_said_to_and_minima_are_marked(monk
     assert wild.texts[-1].get_text() == "left the picture\nat step 2"
     assert not steady.texts[-1].get_visible()
     assert wild.get_title().startswith("learning rate 1.05\nloss 7,")
+    monkeypatch.setattr(descent_pictures, "MORE", 0)
+    film._func(3)
+    assert [len(ax.lines[-1].get_xdata()) for ax in (steady, wild)] == [4, 3]
     for weights in (1, 2):
         best = descent_pictures.minimum(batch, weights)
         nearby = best + np.array([[0.0] * weights, [0.01] * weights, [-0.01] * weights])
