@@ -225,7 +225,7 @@ def loss_curves(
         >>> loss_curves({"sgd": ([1, 2], [0.7, 0.6])}).get_legend_handles_labels()[1]
         ['sgd']
     """
-    groups = _groups(curves)
+    groups = _groups(curves, log_x)
     if reference is not None:
         as_real("reference", reference, minimum=0.0 if log_y else -math.inf)
     ax = _axes(ax)
@@ -240,16 +240,16 @@ def loss_curves(
     return _labelled(ax, xlabel=xlabel, ylabel="loss")
 
 
-def curves_of(result: Trained) -> list[tuple[np.ndarray, np.ndarray]]:
+def curves_of(result: Trained, *, log_x: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the loss of a trainer's result against evaluations, a curve a chain or network.
 
     Searches have their best loss so far, descents the loss before the step at hand; it is NaN
-    before the first of them, and once a network has stopped. The numbers of evaluations, a few
-    hundred, are spread evenly on both an even and a logarithmic axis, and are the same for results
-    of the same length.
+    before the first of them, and once a network has stopped.
 
     Args:
         result: of `random_search`, `perturbation_search` or `gradient_descent`.
+        log_x: whether the numbers of evaluations, at most 300 up to the last one, are spread evenly
+            on a logarithmic axis. They are the same for all results of one length.
 
     Returns:
         Tuples of evaluations of the chain or network, int64, and losses, both `(points,)`.
@@ -271,8 +271,8 @@ def curves_of(result: Trained) -> list[tuple[np.ndarray, np.ndarray]]:
     is_chain = hasattr(history, "best_loss")
     losses = np.atleast_2d(history.best_loss if is_chain else history.loss)
     end = np.max(result.num_evaluations) // (len(losses) if is_chain else 1)
-    grid = np.concatenate([np.linspace(1, end, 300), np.geomspace(1, end, 300)])
-    grid = np.unique(grid.astype(np.int64))
+    spread = np.geomspace if log_x else np.linspace
+    grid = np.unique(spread(1, end, 300).astype(np.int64))
     last = np.searchsorted(history.evaluations, grid, side="right")
     return [(grid, np.append(np.nan, row)[last]) for row in losses]
 
@@ -507,15 +507,15 @@ def _is_result(part: object) -> bool:
     return hasattr(getattr(part, "history", None), "evaluations")
 
 
-def _groups(curves: object) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def _groups(curves: object, log_x: bool) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     if not isinstance(curves, Mapping):
         came = type(curves).__name__
         raise TypeError(f"curves must map labels to (x, y) or results; got a {came}")
     groups = {}
     for label, group in curves.items():
         parts = group if isinstance(group, list) else [group]
-        pairs = [p for part in parts for p in (curves_of(part) if _is_result(part) else [part])]
-        groups[label] = [_curve(f"curves[{label!r}]", pair) for pair in pairs]
+        each = [curves_of(p, log_x=log_x) if _is_result(p) else [p] for p in parts]
+        groups[label] = [_curve(f"curves[{label!r}]", pair) for pairs in each for pair in pairs]
     if not groups or not all(groups.values()):
         raise ValueError("curves must hold at least one label, and each label at least one (x, y)")
     return groups

@@ -270,9 +270,8 @@ def draw_methods(runs: Sequence[Run]) -> Figure:
     for method, group in groupby(runs, key=lambda run: run.method):
         members = list(group)
         pace = np.mean([run.seconds / run.result.num_evaluations for run in members])
-        by_evaluations[method] = [
-            c for run in members for c in jaxnn.plotting.curves_of(run.result)
-        ]
+        curves = [jaxnn.plotting.curves_of(run.result, log_x=True) for run in members]
+        by_evaluations[method] = [each for (each,) in curves]
         by_seconds[method] = [(pace * x, loss) for x, loss in by_evaluations[method]]
     ends = np.array([np.median([y[-1] for _, y in seeds]) for seeds in by_evaluations.values()])
     are_near = bool(np.max(ends) <= NEAR * np.min(ends))

@@ -382,6 +382,8 @@ def test_a_result_is_drawn_as_its_loss_up_to_its_last_evaluation(name, options, 
         np.testing.assert_array_equal(y, expected[x])
         assert (x[0], x[-1]) == (1, end)
         assert np.diff(x, prepend=1).max() <= 1 + end / 299
+        rising = plotting.curves_of(result, log_x=True)[0][0]
+        assert np.diff(np.log(rising[rising > 99])).max(initial=0) < np.log(end) / 299 + 0.01
     lines = plotting.loss_curves({"one": result, "more": [result, (STEPS, STEPS)]}).get_lines()
     assert len(lines) == 2 * chains + 1 + (chains > 1)
     for line, curve in zip(lines, curves, strict=False):
