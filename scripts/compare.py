@@ -174,7 +174,7 @@ def run(experiment: Experiment, name: str, method: Method, seed: int, verbose: b
         if not isinstance(result, jaxnn.GradientDescentResult):  # of which nearly every step is
             for line in improvement_lines(result, score_of(given.model)[0]):
                 tqdm.write(f"  {line}")
-    constant_loss = traits_of(given.model.loss).constant_loss(given.batch)
+    constant_loss: Any = traits_of(given.model.loss).constant_loss(given.batch)
     scores = given.scores(result.params)
     return Run(experiment, name, seed, result, seconds, *scores, float(constant_loss))
 
@@ -239,9 +239,9 @@ def note_of(summaries: Sequence[dict[str, Any]]) -> str:
         f"  {cli.join_sizes(row['sizes'])} on {row['data']}, {row['method']}: "
         f"{row['mean']['constant_loss']:.3f}"
         for row in summaries
-        if abs(row["mean"]["loss"] - row["mean"]["constant_loss"]) <= 0.001
+        if np.isclose(row["mean"]["loss"], row["mean"]["constant_loss"], rtol=1e-3, atol=0)
     ]
-    head = "within 0.001 of the loss of the best constant answer:"
+    head = "within 0.1 % of the loss of the best constant answer:"
     return "\n".join([head, *found, CONSTANT]) if found else ""
 
 

@@ -166,8 +166,9 @@ def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, epoch: float, titl
         jaxnn.plotting.loss_curves(rows, ax, xlabel="epoch", log_x=True, log_y=name == "loss")
         ax.set_ylabel(name)
     middle.set_ylim(bottom=max(middle.get_ylim()[0], -1))  # R2 begins anywhere below.
-    if np.ndim(history.validation_loss) == 1:
-        best = after[np.nanargmin(history.validation_loss)]
+    held_out = losses.get("validation", (after, 0))[1]
+    if np.ndim(held_out) == 1:
+        best = after[np.nanargmin(held_out)]
         label = f"lowest validation loss, epoch {best:,.0f}"
         for ax in (left, middle):
             ax.axvline(best, color="0.35", linestyle=":", label=label)

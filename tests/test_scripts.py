@@ -506,14 +506,15 @@ def test_a_descent_is_drawn_over_epochs_with_that_of_the_lowest_validation_loss(
     adam = jaxnn.optimizers.adam(0.1)
     result = jaxnn.gradient_descent(*given, optimizer=adam, batch_size=40, **options)
     with jaxnn.plotting.style("slide"):
-        figure = gradient_descent.draw(result, model, batch, 3 * 80 / 90, "spiral")
+        figure: Any = gradient_descent.draw(result, model, batch, 3 * 80 / 90, "spiral")
     left, middle, _ = figure.axes
     steps, epochs, mark = (line.get_xdata() for line in left.lines)
     np.testing.assert_allclose(steps, np.arange(1, 401) / 2)
     np.testing.assert_allclose(epochs, np.arange(1, 201))
-    best = 1 + np.argmin(result.history.validation_loss)
+    history: Any = result.history
+    best = 1 + np.argmin(history.validation_loss)
     np.testing.assert_allclose(mark, best)
-    np.testing.assert_array_equal(middle.lines[1].get_ydata(), result.history.validation_metric)
+    np.testing.assert_array_equal(middle.lines[1].get_ydata(), history.validation_metric)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names[:3] == ["training", "validation", f"lowest validation loss, epoch {best}"]
     assert [ax.get_ylabel() for ax in (left, middle)] == ["loss", "accuracy"]

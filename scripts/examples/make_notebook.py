@@ -83,11 +83,10 @@ def blamed(cells: Sequence[Cell]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        places = [
-            (line.filename, line.lineno) for line in traceback.extract_tb(error.__traceback__)
-        ]
+        lines = traceback.extract_tb(error.__traceback__)
+        places: list[Any] = [(line.filename, line.lineno) for line in lines]
         if isinstance(error, SyntaxError):
-            places.append((error.filename, error.lineno))
+            places.append((str(error.filename), error.lineno))
         name, line = [place for place in places if place[0].startswith("cell ")][-1]
         text = cells[int(name[5:]) - 1].source.split("\n")[line - 1].strip()
         raise ValueError(f"{name}, line {line}, {text}: {type(error).__name__}: {error}") from error
