@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,12 +29,13 @@ from jaxnn.run.checks import as_choice, as_count, as_numpy, as_real
 from jaxnn.typing import PyTree
 
 __all__ = [
-    "data", "decision_regions", "log_scale", "loss_curves", "shared_legend", "smoothed", "style",
+    "curves_of", "data", "decision_regions", "log_scale", "loss_curves", "shared_legend",
+    "smoothed", "style",
 ]  # fmt: skip
 
-COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#D55E00", "#56B4E9", "#009E73", "#000000", "#F0E442")
+COLORS = ("#0072B2", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)))
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (4, 2, 1, 2, 1, 2)))
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of red, green and blue light, as WCAG 2 has them."""
 REGIONS, HATCHES = (0.3, 0.8, 0.5), (None, "//", "..", "xx")
@@ -45,6 +46,17 @@ STYLES = {"column": (3.5, 2.6, 10, 300), "page": (7.2, 3.6, 10, 300), "slide": (
 """Width and height in inches, font size in points, dots an inch."""
 
 Curve = tuple[ArrayLike, ArrayLike]
+
+
+class Trained(Protocol):
+    """The result of a trainer, as far as its losses go."""
+
+    @property
+    def num_evaluations(self) -> Any: ...
+    @property
+    def history(self) -> Any: ...
+
+
 Style = dict[str, Any]  # keywords of a function of matplotlib
 PredictFn = Callable[[np.ndarray], ArrayLike]
 
@@ -86,6 +98,9 @@ def style(width: Literal["column", "page", "slide"]) -> Iterator[None]:
 def data(batch: Batch, ax: Axes | None = None) -> Axes:
     """Draw points of two features, a colour and a marker a class.
 
+    The legend of a new figure stands below the axes, where it hides no point; `shared_legend` puts
+    one there in other figures.
+
     Args:
         batch: `x` finite, shape `(rows, 2)`; `y` integer classes `(rows,)` or one-hot rows.
         ax: where to draw.
@@ -101,7 +116,7 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
         '2 rows, 2 classes'
     """
     x, labels = _points(batch)
-    ax = _axes(ax)
+    is_new, ax = ax is None, _axes(ax)
     classes = np.unique(labels)
     for k in classes:
         style: Style = {
@@ -113,7 +128,10 @@ def data(batch: Batch, ax: Axes | None = None) -> Axes:
         size = plt.rcParams["lines.markersize"] ** 2
         ax.scatter(*rows.T, s=size, label=f"class {k}", **style)
     title = f"{len(x)} rows, {len(classes)} class{'es' * (len(classes) > 1)}"
-    return _labelled(ax, xlabel="first feature", ylabel="second feature", title=title)
+    _labelled(ax, xlabel="first feature", ylabel="second feature", title=title)
+    if is_new:
+        shared_legend(plt.gcf())
+    return ax
 
 
 def decision_regions(
@@ -170,7 +188,7 @@ def decision_regions(
 
 
 def loss_curves(
-    curves: Mapping[str, Curve | list[Curve]],
+    curves: Mapping[str, Curve | Trained | list[Any]],
     ax: Axes | None = None,
     *,
     xlabel: str = "loss evaluations",
@@ -187,7 +205,8 @@ def loss_curves(
     scale, leave gaps.
 
     Args:
-        curves: a label to a tuple `(x, y)` of arrays `(points,)`, or to a list of such tuples.
+        curves: a label to a tuple `(x, y)` of arrays `(points,)`, to the result of a trainer,
+            drawn as `curves_of` has it, or to a list of such tuples and results.
         ax: where to draw.
         xlabel: what x counts.
         log_x: whether x is on a logarithmic scale.
@@ -206,7 +225,7 @@ def loss_curves(
         >>> loss_curves({"sgd": ([1, 2], [0.7, 0.6])}).get_legend_handles_labels()[1]
         ['sgd']
     """
-    groups = _groups(curves)
+    groups = _groups(curves, log_x)
     if reference is not None:
         as_real("reference", reference, minimum=0.0 if log_y else -math.inf)
     ax = _axes(ax)
@@ -219,6 +238,43 @@ def loss_curves(
         style: Style = {"color": "0.35", "linestyle": (0, (8, 3)), "lw": _line_width(0.7)}
         ax.axhline(float(reference), label=reference_label, **style)
     return _labelled(ax, xlabel=xlabel, ylabel="loss")
+
+
+def curves_of(result: Trained, *, log_x: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the loss of a trainer's result against evaluations, a curve a chain or network.
+
+    Searches have their best loss so far, descents the loss before the step at hand; it is NaN
+    before the first of them, and once a network has stopped.
+
+    Args:
+        result: of `random_search`, `perturbation_search` or `gradient_descent`.
+        log_x: whether the numbers of evaluations, at most 300 up to the last one, are spread evenly
+            on a logarithmic axis. They are the same for all results of one length.
+
+    Returns:
+        Tuples of evaluations of the chain or network, int64, and losses, both `(points,)`.
+
+    Raises:
+        TypeError: if `result` is something else.
+
+    Example:
+        >>> import jax, jaxnn
+        >>> given = jax.random.key(0), lambda x, y: (x - y) ** 2, jax.random.normal, 1.0
+        >>> found = jaxnn.random_search(*given, num_candidates=50)
+        >>> ((evaluations, losses),) = curves_of(found)
+        >>> int(evaluations[-1]), bool(losses[-1] == found.loss)
+        (50, True)
+    """
+    if not _is_result(result):
+        raise TypeError(f"result must be that of a trainer; got a {type(result).__name__}")
+    history = result.history
+    is_chain = hasattr(history, "best_loss")
+    losses = np.atleast_2d(history.best_loss if is_chain else history.loss)
+    end = np.max(result.num_evaluations) // (len(losses) if is_chain else 1)
+    spread = np.geomspace if log_x else np.linspace
+    grid = np.unique(spread(1, end, 300).astype(np.int64))
+    last = np.searchsorted(history.evaluations, grid, side="right")
+    return [(grid, np.append(np.nan, row)[last]) for row in losses]
 
 
 def smoothed(
@@ -447,13 +503,19 @@ def _boundaries(ax: Axes, columns: np.ndarray, rows: np.ndarray, scores: np.ndar
             ax.contour(columns, rows, inside, levels=[0.0], **line)
 
 
-def _groups(curves: object) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def _is_result(part: object) -> bool:
+    return hasattr(getattr(part, "history", None), "evaluations")
+
+
+def _groups(curves: object, log_x: bool) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     if not isinstance(curves, Mapping):
-        raise TypeError(f"curves must map labels to (x, y); got a {type(curves).__name__}")
+        came = type(curves).__name__
+        raise TypeError(f"curves must map labels to (x, y) or results; got a {came}")
     groups = {}
     for label, group in curves.items():
-        pairs = group if isinstance(group, list) else [group]
-        groups[label] = [_curve(f"curves[{label!r}]", pair) for pair in pairs]
+        parts = group if isinstance(group, list) else [group]
+        each = [curves_of(p, log_x=log_x) if _is_result(p) else [p] for p in parts]
+        groups[label] = [_curve(f"curves[{label!r}]", pair) for pairs in each for pair in pairs]
     if not groups or not all(groups.values()):
         raise ValueError("curves must hold at least one label, and each label at least one (x, y)")
     return groups
@@ -463,7 +525,7 @@ def _curve(name: str, pair: object) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(pair, tuple) or len(pair) != 2:
         came = f"a {type(pair).__name__}"
         came = f"{came} of {len(pair)}" if isinstance(pair, tuple) else came
-        raise ValueError(f"{name} must be a tuple (x, y) or a list of such tuples; got {came}")
+        raise ValueError(f"{name} must be a tuple (x, y), a result or a list of them; got {came}")
     x, y = as_numpy(f"{name} x", pair[0]), as_numpy(f"{name} y", pair[1])
     if x.ndim != 1 or x.shape != y.shape:
         raise ValueError(f"{name} must be x and y of one shape (points,); got {x.shape}, {y.shape}")

@@ -162,7 +162,7 @@ def file_of(place: str) -> Path | None:
 
 
 @contextmanager
-def blamed(*places: str) -> Iterator[None]:
+def blamed(*places: str, hint: str = "") -> Iterator[None]:
     """Turn an error in the user's own files into a `ValueError` that says where it arose."""
     try:
         yield
@@ -175,7 +175,7 @@ def blamed(*places: str) -> Iterator[None]:
         if not lines:
             raise
         where = f"{lines[-1].filename}, line {lines[-1].lineno}, in {lines[-1].name}"
-        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{where}: {type(error).__name__}: {error}{hint}") from error
 
 
 def named(text: str, called: bool) -> Any:
@@ -186,7 +186,9 @@ def named(text: str, called: bool) -> Any:
     try:
         with blamed(place):
             value = scope_of(place)[name]
-    except (ImportError, OSError, KeyError) as error:
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(f"there is no {text}: {place} has no {name!r}") from error
+    except (ImportError, OSError) as error:
         raise argparse.ArgumentTypeError(f"there is no {text}: {error!r}") from error
     with blamed(place):
         return value() if called and callable(value) and takes(value) else value
@@ -271,9 +273,12 @@ def check_own(arguments: argparse.Namespace) -> int:
         refuse_other_arguments(function)
     params, table = arguments.params, csv_of(arguments)
     batch = arguments.batch if table is None else table.batch
-    with blamed(*arguments.places):
+    hint = " (--batch is absent: batch is None)" if batch is None else ""
+    with blamed(*arguments.places, hint=hint):
         report = check(arguments, *functions, params, batch)
-    print(report)
+    program = arguments.write_failing_case or "--write-failing-case FILE.py"
+    word = "is" if arguments.write_failing_case else "writes"
+    print(str(report).replace("print(report.smallest.script) is", f"{program} {word}"))
     cli.write_json(arguments.json, as_dict(report))
     if arguments.write_failing_case and report.smallest is not None:
         arguments.write_failing_case.write_text(report.smallest.script, encoding="utf-8")
@@ -283,13 +288,13 @@ def check_own(arguments: argparse.Namespace) -> int:
         errors = jaxnn.difference_errors(*functions, params, batch)
         if arguments.report:
             files = [path for path in map(file_of, arguments.places) if path is not None]
-            figure = drawn(errors, report.passed, place)
+            figure = drawn(errors, report, place)
             page = page_of(report, arguments.named, files, figure)
             arguments.report.write_text(page, encoding="utf-8")
             print(arguments.report)
         if arguments.plot:
             path = arguments.plot
-            save(drawn(errors, report.passed, place), path, [path.suffix[1:] or "png"])
+            save(drawn(errors, report, place), path, [path.suffix[1:] or "png"])
     return status_of(arguments, [report])
 
 
@@ -307,7 +312,7 @@ def shown(
 
 
 @slide
-def drawn(errors: jaxnn.DifferenceErrors, passed: bool, place: str) -> Figure:
+def drawn(errors: jaxnn.DifferenceErrors, report: jaxnn.GradientReport, place: str) -> Figure:
     """Draw the errors: a V for a right gradient, a flat line for a wrong one."""
     curves = {"gradient checked": errors.gradient, "jax.grad": errors.by_jax}
     figure, ax = plt.subplots()
@@ -318,9 +323,12 @@ def drawn(errors: jaxnn.DifferenceErrors, passed: bool, place: str) -> Figure:
     }
     label = "step of the central difference, relative to the largest parameter"
     jaxnn.plotting.loss_curves(curves, ax, xlabel=label, log_x=True, log_y=True)
-    ax.set_ylabel("largest distance from the difference, relative")
-    word = "right" if passed else "wrong: a flat line never meets the differences"
-    ax.set_title(f"{place}: {word}")
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, 1e-12), max(high, 2))  # A flat line has to look flat.
+    ax.set_ylabel(
+        "largest distance from the difference,\nrelative to all leaves (table: to its own)"
+    )
+    ax.set_title(f"{place}: " + ("right" if report.passed else f"wrong in {report.worst.name}"))
     return figure
 
 

@@ -28,12 +28,19 @@ from shared.runs import finished, improvement_lines, timed
 from tqdm.auto import tqdm
 
 import jaxnn
+from jaxnn.typing import traits_of
 
 SAMPLES, CLASSES = 100, 3
 BOOK_SCALE = 0.05
 """The scale of the book's weights, and of its perturbations."""
 FIRST = {"loss evaluations": 10.0, "seconds, compilation left out": 1e-3}
 """Where the curves begin: no call of a compiled function takes less than about a millisecond."""
+CONSTANT = (
+    "Such networks answer nearly alike on every row. After a descent their hidden relu units are\n"
+    "all off: a larger start, as --start he of gradient_descent.py is, or another seed helps."
+)
+NEAR = 10
+"""The largest factor between medians that can be told apart in one panel."""
 HELD_OUT = 20_000
 """Fresh rows a class, on which accuracy is measured again."""
 BAYES = {"vertical": jaxnn.datasets.vertical_bayes(CLASSES)}
@@ -101,6 +108,7 @@ class Run(NamedTuple):
     seconds: float
     score: float
     held_out_score: float
+    constant_loss: float
 
 
 def setting_of(experiment: Experiment, seed: int) -> Setting:
@@ -166,7 +174,9 @@ def run(experiment: Experiment, name: str, method: Method, seed: int, verbose: b
         if not isinstance(result, jaxnn.GradientDescentResult):  # of which nearly every step is
             for line in improvement_lines(result, score_of(given.model)[0]):
                 tqdm.write(f"  {line}")
-    return Run(experiment, name, seed, result, seconds, *given.scores(result.params))
+    constant_loss: Any = traits_of(given.model.loss).constant_loss(given.batch)
+    scores = given.scores(result.params)
+    return Run(experiment, name, seed, result, seconds, *scores, float(constant_loss))
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
@@ -178,6 +188,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
         score: [run.score for run in runs],
         f"held_out_{score}": [run.held_out_score for run in runs],
         "seconds": [run.seconds for run in runs],
+        "constant_loss": [run.constant_loss for run in runs],
     }
     bayes = BAYES.get(experiment.data)
     return {
@@ -222,13 +233,16 @@ def table_of(summaries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def curve(result: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return evaluations and loss on a roughly geometric grid, the same for every seed."""
-    history = result.history
-    losses = history.best_loss if hasattr(history, "best_loss") else history.loss
-    grid = np.unique(np.geomspace(1, result.num_evaluations, 300).astype(int))
-    last = np.searchsorted(history.evaluations, grid, side="right") - 1
-    return grid, np.where(last < 0, np.nan, losses[np.maximum(last, 0)])
+def note_of(summaries: Sequence[dict[str, Any]]) -> str:
+    """Return in words which methods came to the loss of the best constant answer; "" if none."""
+    found = [
+        f"  {cli.join_sizes(row['sizes'])} on {row['data']}, {row['method']}: "
+        f"{row['mean']['constant_loss']:.3f}"
+        for row in summaries
+        if np.isclose(row["mean"]["loss"], row["mean"]["constant_loss"], rtol=1e-3, atol=0)
+    ]
+    head = "within 0.1 % of the loss of the best constant answer:"
+    return "\n".join([head, *found, CONSTANT]) if found else ""
 
 
 def later(pair: tuple[np.ndarray, np.ndarray], first: float) -> tuple[np.ndarray, np.ndarray]:
@@ -247,15 +261,21 @@ def crowd(ends: np.ndarray, width: float = 1.5) -> tuple[float, float]:
 
 @slide
 def draw_methods(runs: Sequence[Run]) -> Figure:
-    """Draw the loss of every method against evaluations and seconds, and where most of them end."""
-    figure, axes = panels(3, 6.2)
+    """Draw the loss of every method against evaluations and seconds, and where most of them end.
+
+    The last panel is left out where the medians end far apart.
+    """
     by_evaluations: dict[str, Any] = {}
     by_seconds: dict[str, Any] = {}
     for method, group in groupby(runs, key=lambda run: run.method):
         members = list(group)
         pace = np.mean([run.seconds / run.result.num_evaluations for run in members])
-        by_evaluations[method] = [curve(run.result) for run in members]
+        curves = [jaxnn.plotting.curves_of(run.result, log_x=True) for run in members]
+        by_evaluations[method] = [each for (each,) in curves]
         by_seconds[method] = [(pace * x, loss) for x, loss in by_evaluations[method]]
+    ends = np.array([np.median([y[-1] for _, y in seeds]) for seeds in by_evaluations.values()])
+    are_near = bool(np.max(ends) <= NEAR * np.min(ends))
+    figure, axes = panels(2 + are_near, 6.2)
     bayes = BAYES.get(runs[0].experiment.data)
     look = {"log_x": True, "log_y": True, "steps": True, "reference": bayes and bayes.crossentropy}
     look["reference_label"] = "population Bayes value"
@@ -267,13 +287,15 @@ def draw_methods(runs: Sequence[Run]) -> Figure:
             name: [later(seed, first) for seed in seeds] for name, seeds in curves.items()
         }
         jaxnn.plotting.loss_curves(shown, ax, xlabel=label, **look)
-    ends = [np.median([loss[-1] for _, loss in seeds]) for seeds in by_evaluations.values()]
-    low, high = crowd(np.array([*ends, bayes.crossentropy] if bayes else ends))
-    last = max(seeds[0][0][-1] for seeds in by_evaluations.values())
-    shown = {name: [later(s, last / 30) for s in seeds] for name, seeds in by_evaluations.items()}
-    jaxnn.plotting.loss_curves(shown, axes[2], **look)
-    axes[2].set(ylim=(low / (high / low) ** 0.4 / 1.01, high * (high / low) ** 0.4 * 1.01))
-    axes[2].set_title("where most of them end")
+    if are_near:
+        low, high = crowd(np.array([*ends, bayes.crossentropy] if bayes else ends))
+        last = max(seeds[0][0][-1] for seeds in by_evaluations.values())
+        shown = {
+            name: [later(s, last / 30) for s in seeds] for name, seeds in by_evaluations.items()
+        }
+        jaxnn.plotting.loss_curves(shown, axes[2], **look)
+        axes[2].set(ylim=(low / (high / low) ** 0.4 / 1.01, high * (high / low) ** 0.4 * 1.01))
+        axes[2].set_title("where most of them end")
     for ax in axes[1:]:
         ax.set_ylabel("")
     jaxnn.plotting.shared_legend(figure)
@@ -301,15 +323,15 @@ def draw_regions(runs: Sequence[Run]) -> Figure:
 
 @slide
 def draw_proposals(run: Run) -> Figure:
-    """Draw the book's pictures of one perturbation search: loss, on two scales, and accuracy."""
+    """Draw the book's pictures of one perturbation search: loss, on two scales, and score."""
     figure, axes = panels(3, 5.6)
     history = run.result.history
     steps = np.arange(1, len(history.proposed_loss) + 1)
     best = {"best so far": (steps, history.best_loss)}
     for ax, is_log in zip(axes, (False, True), strict=False):
-        jaxnn.plotting.loss_curves(best, ax, xlabel="step", log_x=True, log_y=is_log)
+        jaxnn.plotting.loss_curves(best, ax, xlabel="step", log_x=is_log, log_y=is_log)
         dots(ax, steps, history.proposed_loss, "proposals, a part of them")
-        ax.set_title(f"loss, {'logarithmic' if is_log else 'even'} axis")
+        ax.set_title(f"loss, {'logarithmic' if is_log else 'even'} axes")
     score = score_of(run.experiment.model)[0]
     jaxnn.plotting.smoothed(history.proposed_metric, axes[2], window=201, ylabel=score)
     axes[2].set_title(f"{score} of proposals (pale)\nand mean of 201")
@@ -356,6 +378,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     by_method = groupby(runs, key=lambda run: (run.experiment, run.method))
     summaries = [summary(list(group)) for _, group in by_method]
     cli.print_table(table_of(summaries))
+    if note := note_of(summaries):
+        print(note)
     for experiment, group in groupby(runs, key=lambda run: run.experiment):
         members, name = list(group), experiment.title.replace(", ", "-")
         search = next(run for run in members if run.method.startswith("perturbation"))

@@ -54,13 +54,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--l2", type=float, default=0.0, help="The strength of an L2 penalty.")
     add("--max-norm", type=float, help="Clip gradients to this norm.")
     add("--tolerance", type=float, default=0.0, help="Stop when losses differ by less than this.")
-    add("--validation", type=number, default=0, help="Validate on this many fresh rows a class, or "
-        "on this many rows of a CSV file, which are held out.")  # fmt: skip
+    add("--validation", type=cli.at_least(0, "of rows, "), default=0, metavar="ROWS",
+        help="Validate on this many fresh rows a class, or on this many rows of a CSV file, which "
+        "are held out.")  # fmt: skip
     add("--patience", type=number, help="Stop after this many epochs without a lower loss there.")
     add("--min-delta", type=float, default=0.0, help="Ask for a loss lower by more than this.")
     cli.add_limits(parser)
     cli.add_save(parser)
-    add("--plot", action="store_true", help="Draw the loss and the decision regions.")
+    add("--plot", action="store_true", help="Draw loss, accuracy and decision regions.")
     add("--animate", type=cli.film_file, metavar="FILE.gif",
         help="Film the decision regions; FILE.mp4 needs ffmpeg.")  # fmt: skip
     cli.add_output(parser)
@@ -139,6 +140,7 @@ def descent_of(
         validation_batch=validation,
         patience=arguments.patience,
         min_delta=arguments.min_delta,
+        metric_fn=score_of(model)[1] if arguments.plot else None,
     )
 
 
@@ -150,21 +152,32 @@ def best_of(result: Any) -> Any:
 
 
 @slide
-def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, title: str) -> Figure:
-    """Draw the losses, and the decision regions of the best network if it has two features."""
-    figure, (left, *right) = panels(1 + has_regions(model), 6)
-    history = result.history
-    curves = {"training": [(history.evaluations, loss) for loss in np.atleast_2d(history.loss)]}
+def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, epoch: float, title: str) -> Figure:
+    """Draw losses and scores over epochs, of `epoch` evaluations each, and the best's regions."""
+    figure, (left, middle, *right) = panels(2 + has_regions(model), 6)
+    history, score = result.history, score_of(model)[0]
+    over, after = history.evaluations / epoch, history.epoch_evaluations / epoch
+    losses, scores = {"training": (over, history.loss)}, {"training": (after, history.metric)}
     if history.validation_loss is not None:
-        rows = np.atleast_2d(history.validation_loss)
-        curves["validation"] = [(history.epoch_evaluations, row) for row in rows]
-    jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True)
-    left.set_title("training loss" if len(curves) == 1 else "loss")
-    figure.suptitle(title)
+        losses["validation"] = after, history.validation_loss
+        scores["validation"] = after, history.validation_metric
+    for ax, curves, name in ((left, losses, "loss"), (middle, scores, score)):
+        rows = {label: [(x, y) for y in np.atleast_2d(ys)] for label, (x, ys) in curves.items()}
+        jaxnn.plotting.loss_curves(rows, ax, xlabel="epoch", log_x=True, log_y=name == "loss")
+        ax.set_ylabel(name)
+    middle.set_ylim(bottom=max(middle.get_ylim()[0], -1))  # R2 begins anywhere below.
+    held_out = losses.get("validation", (after, 0))[1]
+    if np.ndim(held_out) == 1:
+        best = after[np.nanargmin(held_out)]
+        label = f"lowest validation loss, epoch {best:,.0f}"
+        for ax in (left, middle):
+            ax.axvline(best, color="0.35", linestyle=":", label=label)
     if right:
         predict = partial(model.apply, best_of(result))
         jaxnn.plotting.decision_regions(predict, batch, right[0])
         right[0].set_title(f"regions at loss {np.min(result.loss):.3f}")
+    jaxnn.plotting.shared_legend(figure)
+    figure.suptitle(title)
     return figure
 
 
@@ -173,6 +186,9 @@ def outcome(result: Any, scores: dict[str, np.ndarray], seconds: float) -> str:
     end = f"{np.sum(result.num_steps):,} steps, {seconds:.2f} seconds"
     if np.ndim(result.loss) == 0:
         told = ", ".join(f"{name.replace('_', ' ')} {score:.3f}" for name, score in scores.items())
+        lowest = np.nanmin(result.history.loss, initial=np.inf)
+        if lowest < 0.99 * result.loss:
+            told += f", lowest loss of a step {lowest:.4f}"
         return f"{result.status}: loss {result.loss:.4f}, {told}; {end}"
     words, counts = np.unique(result.status, return_counts=True)
     lines = [", ".join(f"{n} {word}" for word, n in zip(words, counts, strict=True)) + f"; {end}"]
@@ -206,7 +222,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind = f"{arguments.optimizer}, learning rate {arguments.learning_rate:g}"
     path = arguments.output / f"gradient-descent-{title.replace(', ', '-')}.png"
     if arguments.plot and np.any(result.num_steps):
-        save(draw(result, model, batch, f"{title}, {kind}"), path, **cli.look_of(arguments))
+        rows, size = len(batch.x), arguments.batch_size or len(batch.x)
+        used = rows if arguments.keep_remainder else rows - rows % min(size, rows)
+        figure = draw(result, model, batch, 3 * used / rows, f"{title}, {kind}")
+        save(figure, path, **cli.look_of(arguments))
     names = ("loss", "num_steps", "num_evaluations", "status")
     report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
     report |= {name: score.tolist() for name, score in scores.items()} | {"seconds": seconds}

@@ -86,8 +86,6 @@ def draw(history: Any, title: str, score: str) -> Figure:
     curves = {name: (evaluations, loss) for name, loss in losses.items()}
     jaxnn.plotting.loss_curves(curves, left, log_x=True, log_y=True, steps=True)
     dots(left, evaluations, history.proposed_loss[0], "proposals, some")
-    left.legend()
-    left.set_title("loss")
     window = max(len(evaluations) // 50, 1) | 1
     metric = history.proposed_metric[0]
     jaxnn.plotting.smoothed(metric, middle, window=window, ylabel=score)
@@ -96,8 +94,9 @@ def draw(history: Any, title: str, score: str) -> Figure:
     right.step(evaluations[::window][1:], 100 * accepted / proposals, color=BLUE)
     right.set(xlabel="loss evaluations", ylabel="accepted, % of evaluations", ylim=(0, None))
     right.set_title(f"acceptance rate,\n{window * (evaluations[0] - 1)} evaluations at a time")
-    middle.set_title(f"accuracy of proposals (pale)\nand mean of {window}")
+    middle.set_title(f"{score} of proposals (pale)\nand mean of {window}")
     middle.set_xlabel("recorded step")
+    jaxnn.plotting.shared_legend(figure)
     figure.suptitle(title)
     return figure
 
@@ -123,7 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(line)
     print(
         f"{result.status}: loss {result.loss:.4f}, {name} {score:.3f}; {steps:,} steps of "
-        f"{arguments.chains:,} chains, {result.num_accepted:,} accepted, {seconds:.2f} seconds"
+        f"{arguments.chains:,} chain{'s' * (arguments.chains > 1)}, "
+        f"{result.num_accepted:,} accepted, {seconds:.2f} seconds"
     )
     title = cli.title_of(arguments.data, model.settings.sizes)
     heat = arguments.temperature

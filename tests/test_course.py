@@ -5,8 +5,11 @@ import contextlib
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import make_notebook
 import matplotlib.pyplot as plt
 import numpy as np
@@ -130,6 +133,17 @@ def test_perturbation_search_solves_vertical_data_and_is_stuck_on_the_spiral(nam
     assert 0.35 < model.accuracy(stuck.params, names["spiral"]) < 0.46
 
 
+def test_smaller_steps_still_help_a_little_where_the_search_is_stuck(names):
+    """A local minimum has no gradient. Bounds: those that the cell prints."""
+    stuck = names["stuck"]
+    gradient = jax.grad(names["model"].loss_reference)(stuck.params, names["spiral"])
+    assert np.linalg.norm(np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradient)])) > 0.005
+    bounds = {0.05: (0, 0.01), 0.01: (0.1, 0.2), 0.005: (0.2, 0.4), 0.001: (0.3, 0.5)}
+    for scale, (low, high) in bounds.items():
+        assert low <= np.mean(names["tries"][scale] < stuck.loss) <= high
+        assert 0 < stuck.loss - names["tries"][scale].min() < 0.001
+
+
 def test_descent_gets_far_on_the_spiral(names):
     assert 0.56 < names["plain_accuracy"] < 0.85
     assert names["adam_accuracy"] > 0.88
@@ -201,3 +215,25 @@ def test_a_notebook_of_a_small_script(tmp_path, capsys):
     assert (prose["cell_type"], "".join(prose["source"])) == ("markdown", "# Title\n\nText")
     assert code["source"] == ["print(2)"]
     assert code["outputs"] == [{"output_type": "stream", "name": "stdout", "text": ["2\n"]}]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("a = 1\n1 / (a - 1)", "cell 3, line 2, 1 / (a - 1): ZeroDivisionError: division by zero"),
+        ("first(2)", "cell 1, line 2, return [][x]: IndexError: list index out of range"),
+        ("x = (", "cell 3, line 1, x = (: SyntaxError: '(' was never closed"),
+    ],
+)
+def test_an_error_in_a_cell_is_told_with_cell_and_line(code, message, tmp_path, capsys):
+    path = tmp_path / "small.py"
+    before = "# %%\ndef first(x):\n    return [][x]\n# %% [markdown]\n# Text\n"
+    path.write_text(f"{before}# %%\n{code}")
+    assert make_notebook.main([str(path)]) == 2
+    assert message in capsys.readouterr().err
+    assert not path.with_suffix(".ipynb").exists()
+
+
+def test_the_course_says_what_it_is():
+    told = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+    assert (told.returncode, told.stdout.startswith("Work through the course")) == (0, True)

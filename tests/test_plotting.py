@@ -3,6 +3,7 @@
 from itertools import combinations
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -49,14 +50,14 @@ def figures(monkeypatch):
 
 
 def legend_texts(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
+    return [text.get_text() for text in (ax.get_legend() or ax.figure.legends[0]).get_texts()]
 
 
 # Every picture
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_draws_into_the_axes_given_or_into_a_new_figure_with_its_legend_inside(name):
+def test_draws_into_the_axes_given_or_into_a_new_figure(name):
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5))
     assert DRAW[name](left) is left
     assert not right.has_data()
@@ -69,6 +70,8 @@ def test_draws_into_the_axes_given_or_into_a_new_figure_with_its_legend_inside(n
     assert ax.get_ylabel()
     assert_clear(ax.figure)
     assert len(legend_texts(ax)) > 1
+    hides_no_point = name in ("data", "decision_regions")
+    assert (left.get_legend() is None, ax.get_legend() is None) == (False, hides_no_point)
     with pytest.raises(TypeError, match="ax must be a matplotlib Axes or None; got a list"):
         DRAW[name]([1, 2])
 
@@ -342,6 +345,51 @@ def test_values_without_a_logarithm_leave_gaps_and_an_empty_history_a_legend_ent
     assert legend_texts(ax)[:2] == ["sgd", "adam"]
 
 
+def train(name, **options):
+    """A result on the loss (params - 0.5)^2, from 4 on."""
+    key, start, target = jax.random.key(3), jnp.float32(4), jnp.float32(0.5)
+
+    def loss_fn(params, batch):
+        return (params - batch) ** 2
+
+    if name == "random_search":
+        return jaxnn.random_search(key, loss_fn, jax.random.normal, target, **options)
+    if name == "perturbation_search":
+        return jaxnn.perturbation_search(key, loss_fn, start, target, scale=0.1, **options)
+    given = key, jax.value_and_grad(loss_fn), start, target
+    return jaxnn.gradient_descent(*given, learning_rate=0.01, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "end"),
+    [
+        ("random_search", {"num_candidates": 700}, 700),
+        ("perturbation_search", {"num_steps": 400}, 401),
+        ("perturbation_search", {"num_steps": 400, "num_chains": 2, "num_proposals": 3}, 1_201),
+        ("gradient_descent", {"num_epochs": 500}, 1_501),
+        ("gradient_descent", {"num_epochs": 0}, 1),
+    ],
+)
+def test_a_result_is_drawn_as_its_loss_up_to_its_last_evaluation(name, options, end):
+    result, chains = train(name, **options), options.get("num_chains", 1)
+    history: Any = result.history
+    losses = history.current_loss if name == "perturbation_search" else history.loss
+    curves = plotting.curves_of(result)
+    for (x, y), row in zip(curves, np.atleast_2d(losses), strict=True):
+        expected = np.full(end + 1, np.nan)
+        for evaluation, loss in zip(history.evaluations, row, strict=True):
+            expected[int(evaluation) :] = loss
+        np.testing.assert_array_equal(y, expected[x])
+        assert (x[0], x[-1]) == (1, end)
+        assert np.diff(x, prepend=1).max() <= 1 + end / 299
+        rising = plotting.curves_of(result, log_x=True)[0][0]
+        assert np.diff(np.log(rising[rising > 99])).max(initial=0) < np.log(end) / 299 + 0.01
+    lines = plotting.loss_curves({"one": result, "more": [result, (STEPS, STEPS)]}).get_lines()
+    assert len(lines) == 2 * chains + 1 + (chains > 1)
+    for line, curve in zip(lines, curves, strict=False):
+        np.testing.assert_array_equal(line.get_xydata(), np.stack(curve, axis=1))
+
+
 # Moving averages
 
 
@@ -385,6 +433,7 @@ def curves_to(reference, **options):
         (lambda: regions(lambda x: "class 1"), TypeError, r"predict_fn\(x\) must be an array of"),
         (lambda: curves_to(np.nan), ValueError, "reference must be a finite number"),
         (lambda: curves_to(0.0, log_y=True), ValueError, "reference must be a finite number"),
+        (lambda: plotting.curves_of(CURVES), TypeError, "that of a trainer; got a dict"),
         (lambda: plotting.smoothed(ROWS), ValueError, r"values .* \(steps,\); got shape \(21, 2\)"),
         (lambda: plotting.smoothed([]), ValueError, r"values .* got shape \(0,\)"),
         (lambda: plotting.smoothed(STEPS, window=0), ValueError, "window must be .* at least 1"),
@@ -393,6 +442,7 @@ def curves_to(reference, **options):
             (lambda curves=curves: plotting.loss_curves(curves), error, message)
             for curves, error, message in (
                 ([(STEPS, STEPS)], TypeError, "curves must map labels to .* got a list"),
+                ({"sgd": BATCH}, ValueError, r"curves\['sgd'\] must be .* a result .* got a Batch"),
                 ({"sgd": []}, ValueError, "curves must hold at least one label"),
                 ({"sgd": (STEPS,)}, ValueError, r"curves\['sgd'\] must be .* got a tuple of 1"),
                 ({"sgd": [(ROWS, ROWS)]}, ValueError, r"curves\['sgd'\] .* got \(21, 2\), \(21, 2"),

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import check_gradients
@@ -36,11 +37,12 @@ SCRIPTS = [name for name, path in PATHS.items() if "sys.exit(main())" in path.re
 
 
 def error_of(capsys):
-    """The one line that a script says on stderr, without the usage and bars before it."""
+    """The line with an error that a script says on stderr, alone or before that of --help."""
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line]
-    assert not [line for line in lines if "Traceback" in line]
-    assert sum(": error: " in line for line in lines) == 1
-    return lines[-1]
+    lines = [line for line in lines if "%|" not in line]  # progress bars
+    assert len(lines) == 1 or lines[1:] == ["--help shows all options."]
+    assert ": error: " in lines[0]
+    return lines[0]
 
 
 def status_of(main, arguments):
@@ -139,6 +141,7 @@ random_search --format bmp                        | invalid choice: 'bmp'
 gradient_descent --batch-size -1                  | batch_size must be an integer of at least 1
 gradient_descent --learning-rate nan              | must be a finite number above 0
 gradient_descent --optimizer sgd --weight-decay 1 | --weight-decay is Adam's
+gradient_descent --validation 0.25                | must be a whole number of rows, of at least 0
 gradient_descent --min-delta 0.1                  | --min-delta needs --patience
 check_gradients --depths 9                        | invalid choice: 9
 check_gradients --plot v.png                      | --plot is for your own gradient
@@ -161,6 +164,8 @@ random_search --target kind                       | --target must name the colum
 perturbation_search --data rows.csv --target size | must have a column 'size'; got columns 'a'
 gradient_descent --data rows.csv --target kind --validation 4 | must be from 1 to 3; got 4
 perturbation_search --data rows.csv --target kind --features a --animate a.gif | of two features
+gradient_descent --data semi.csv --target c       | --delimiter ';' may separate them
+gradient_descent --data rows.csv --target a       | or choose other columns by --features
 random_search --save .                            | argument --save: must name a file
 compare --data vertical                           | must be a CSV file; there is no file vertical
 check_gradients --data rows.csv --target kind --features b kind | and not the target
@@ -174,6 +179,7 @@ def test_a_bad_argument_is_told_in_a_line(line, tmp_path, monkeypatch, capsys):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "chapter.json").write_text("[]")
     (tmp_path / "rows.csv").write_text("a,b,kind\n1,2.5,x\n2,1.5,y\n4,0.5,x\n8,4.5,y\n")
+    (tmp_path / "semi.csv").write_text("a;b;c\n1;2;3\n")
     command, message = (part.strip() for part in line.split("|"))
     script, *arguments = command.split()
     assert status_of(importlib.import_module(script).main, arguments) == 2
@@ -258,6 +264,21 @@ def test_compare_writes_its_table_figures_and_improvements(tmp_path, monkeypatch
     assert "population Bayes value" in said
 
 
+@pytest.mark.parametrize(
+    ("ends", "panels"), [([1.0987, 0.2], 3), ([1.0987, 1e-4], 2), ([0.0, 1], 2)]
+)
+def test_methods_that_end_far_apart_or_at_a_constant_answer_are_told(ends, panels):
+    runs = []
+    for name, end in zip(("random search", "descent"), ends, strict=True):
+        history = SimpleNamespace(evaluations=np.array([1, 50]), loss=np.array([2, end]))
+        result = SimpleNamespace(history=history, num_evaluations=100, loss=end, status="completed")
+        runs.append(compare.Run(compare.EXPERIMENTS[0], name, 0, result, 1.0, 0.5, 0.5, np.log(3)))
+    assert len(compare.draw_methods(runs).axes) == panels
+    note = compare.note_of([compare.summary([run]) for run in runs])
+    assert ("vertical, random search: 1.099" in note) == (ends[0] > 1) == ("alike" in note)
+    assert "descent:" not in note
+
+
 @pytest.fixture
 def rows(tmp_path):
     """A CSV file whose words a line tells apart, and whose numbers lie on a plane."""
@@ -300,14 +321,17 @@ def test_a_trainer_learns_a_csv_file_and_saves_the_network(script, target, rows,
 
 def test_rows_of_a_file_are_held_out_and_the_best_of_many_networks_is_saved(rows, tmp_path):
     saved, told = tmp_path / "net.npz", tmp_path / "told.json"
-    options = ["--data", str(rows), "--target", "size", "--standardise", "--networks", "3"]
+    rows.write_text(rows.read_text().replace(",", ";"))
+    options = ["--data", str(rows), "--delimiter", ";", "--target", "size", "--standardise"]
+    options += ["--networks", "3"]
     options += ["--epochs", "200", "--validation", "20", "--batch-size", "7", "--keep-remainder"]
     assert gradient_descent.main([*options, "--save", str(saved), "--json", str(told)]) == 0
     report = json.loads(told.read_text())
     assert report["num_steps"] == [200 * 9] * 3  # 60 rows are left
     assert min(report["validation_accuracy"]) > 0.7
     model, params, columns = jaxnn.load(saved)
-    whole = model.accuracy(params, jaxnn.datasets.load_csv(rows, target="size", columns=columns)[0])
+    like = {"target": "size", "columns": columns, "delimiter": ";"}
+    whole = model.accuracy(params, jaxnn.datasets.load_csv(rows, **like).batch)
     best = np.argmin(report["loss"])
     parts = 60 * report["accuracy"][best] + 20 * report["validation_accuracy"][best]
     assert whole == pytest.approx(parts / 80)
@@ -471,6 +495,37 @@ def test_a_trainer_reports_draws_and_animates(
         assert report["best_loss"] == pytest.approx(min(report["loss_of_each_chain"]))
         assert 0 < report["num_accepted"] < 600
         assert said.count("  accuracy 0.") > 3
+        assert " steps of 2 chains, " in said
+
+
+def test_a_descent_is_drawn_over_epochs_with_that_of_the_lowest_validation_loss():
+    keys, model = jax.random.split(jax.random.key(0), 4), jaxnn.mlp((2, 8, 3))
+    batch, held_out = (jaxnn.datasets.spiral(key, samples=30) for key in keys[:2])
+    given = keys[2], model.value_and_grad, model.init(keys[3], scale=1.0), batch
+    options = {"validation_batch": held_out, "metric_fn": model.accuracy, "num_epochs": 200}
+    adam = jaxnn.optimizers.adam(0.1)
+    result = jaxnn.gradient_descent(*given, optimizer=adam, batch_size=40, **options)
+    with jaxnn.plotting.style("slide"):
+        figure: Any = gradient_descent.draw(result, model, batch, 3 * 80 / 90, "spiral")
+    left, middle, _ = figure.axes
+    steps, epochs, mark = (line.get_xdata() for line in left.lines)
+    np.testing.assert_allclose(steps, np.arange(1, 401) / 2)
+    np.testing.assert_allclose(epochs, np.arange(1, 201))
+    history: Any = result.history
+    best = 1 + np.argmin(history.validation_loss)
+    np.testing.assert_allclose(mark, best)
+    np.testing.assert_array_equal(middle.lines[1].get_ydata(), history.validation_metric)
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[:3] == ["training", "validation", f"lowest validation loss, epoch {best}"]
+    assert [ax.get_ylabel() for ax in (left, middle)] == ["loss", "accuracy"]
+    figures.plt.close(figure)
+
+
+def test_a_descent_that_ends_above_its_lowest_loss_says_so(capsys):
+    options = ["--learning-rate", "20", "--epochs", "200", "--optimizer", "sgd"]
+    for more, is_said in ((options, True), (["--epochs", "20", "--schedule", "constant"], False)):
+        assert gradient_descent.main(more) == 0
+        assert ("lowest loss of a step" in capsys.readouterr().out) == is_said
 
 
 @pytest.mark.exhaustive
@@ -532,7 +587,8 @@ def turned(params, batch):
 def own(path, **names):
     """The options that name the functions in a file."""
     given = {"loss": "loss", "gradient": "right", "params": "sample", "batch": "rows"} | names
-    return [part for option, name in given.items() for part in (f"--{option}", f"{path}:{name}")]
+    named = [(f"--{option}", f"{path}:{name}") for option, name in given.items() if name]
+    return [part for pair in named for part in pair]
 
 
 @pytest.mark.parametrize(
@@ -563,6 +619,21 @@ def test_a_gradient_of_ones_own_is_checked(gradient, status, loss, tmp_path, cap
     assert size_of(picture)[0] == 1919
 
 
+def test_a_wrong_gradient_is_drawn_flat_and_its_leaf_is_named():
+    def loss(params, batch):
+        return jax.numpy.sum(params["w"] ** 2) + params["b"]
+
+    def half(params, batch):
+        return loss(params, batch), {"w": params["w"], "b": 1.0}
+
+    given = jax.random.key(0), loss, half, {"w": np.ones(2), "b": 1.0}, None
+    report, errors = jaxnn.check_gradients(*given), jaxnn.difference_errors(*given[1:])
+    (ax,) = check_gradients.drawn(errors._replace(by_jax=None), report, "sample 2").axes
+    assert ax.get_title() == "sample 2: wrong in params['w']"
+    low, high = ax.get_ylim()
+    assert low <= 1e-12 < errors.gradient.max() < 1 <= high
+
+
 def told_by(program, **options):
     """The losses and the numbers of the gradients that a failing case prints, in pairs."""
     command = [sys.executable, program]
@@ -578,7 +649,9 @@ def test_a_wrong_gradient_is_written_as_a_page_and_as_a_program(tmp_path, capsys
     options = ["--report", page, "--write-failing-case", program, "--json", path]
     named = own(tmp_path / "own.py", gradient="half")
     assert check_gradients.main([*named, *map(str, options)]) == 1
-    assert "smallest case: params[0] is " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "smallest case: params[0] is " in said
+    assert f"{program} is a program that shows it" in said
     told = json.loads(path.read_text())
     assert told["power"] is None
     assert told["smallest"]["gradient"] == pytest.approx(told["smallest"]["expected"] / 2)
@@ -663,10 +736,11 @@ def test_the_librarys_gradients_are_certified(rows, tmp_path):
     [
         ({"gradient": "broken"}, OWN, "own.py, line 15, in broken: ZeroDivisionError: division by"),
         ({"params": "leaves"}, OWN, "own.py, line 16, in leaves: SystemExit: 0"),
+        ({"batch": None}, OWN, " 'DynamicJaxprTracer' (--batch is absent: batch is None)"),
         ({"gradient": "sample"}, OWN, "in sample: must take (params, batch)"),
         ({"gradient": "writes"}, OWN, "own.py, line 25, in writes: ValueError: output array is re"),
         ({"gradient": "loss"}, OWN, "error: value_and_grad_fn must return"),
-        ({"loss": "lost"}, OWN, "own.py:lost: KeyError('lost')"),
+        ({"loss": "lost"}, OWN, "there is no own.py:lost: own.py has no 'lost'"),
         ({}, "loss = undefined", "own.py, line 1, in <module>: NameError: name 'undefined'"),
         ({}, "\ndef loss(:", "own.py, line 2: invalid syntax"),
     ],
@@ -719,6 +793,7 @@ def test_a_film_of_regions_tells_loss_and_accuracy_at_every_frame(tmp_path, monk
         with jaxnn.plotting.style("slide"):
             film._func(count)
             assert_fit_for_a_slide(film._fig)
+            assert film._fig.axes[1].lines[0].get_xdata()[-1] == steps
         found = train(steps)
         share = float(model.accuracy(found.params, batch))
         assert film._fig.get_suptitle() == f"vertical, 2-3-3, rate 1: step {steps}"
@@ -728,7 +803,7 @@ def test_a_film_of_regions_tells_loss_and_accuracy_at_every_frame(tmp_path, monk
 
 def test_a_descent_that_leaves_the_picture_is_said_to_and_minima_are_marked(monkeypatch):
     rates, batch = np.array([0.2, 1.05]), descent_pictures.plane(0)
-    path = np.array([[[-1.0], [-1.0]], [[0.5], [4.5]], [[1.5], [90.0]]])
+    path = np.array([[[-1.0], [-1.0]], [[0.5], [4.5]], [[1.5], [90.0]], [[1.5], [-99.0]]])
     film = film_of(
         monkeypatch,
         lambda: descent_pictures.film(path, rates, descent_pictures.draw_curve, batch),
@@ -743,6 +818,9 @@ def test_a_descent_that_leaves_the_picture_is_said_to_and_minima_are_marked(monk
     assert wild.texts[-1].get_text() == "left the picture\nat step 2"
     assert not steady.texts[-1].get_visible()
     assert wild.get_title().startswith("learning rate 1.05\nloss 7,")
+    monkeypatch.setattr(descent_pictures, "MORE", 0)
+    film._func(3)
+    assert [len(ax.lines[-1].get_xdata()) for ax in (steady, wild)] == [4, 3]
     for weights in (1, 2):
         best = descent_pictures.minimum(batch, weights)
         nearby = best + np.array([[0.0] * weights, [0.01] * weights, [-0.01] * weights])

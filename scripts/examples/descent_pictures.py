@@ -3,7 +3,7 @@
 The data are y = 1.5 u + 0.5 v with a little noise, and the loss is the mean squared error. The
 learning rates are too small, right (0.2), too large and diverging. For two weights the film shows
 the path over the contours of the loss; for one, the second weight is known. A star marks the
-minimum, and a descent that leaves the picture is said to.
+minimum. A descent that leaves the picture is said to, and is drawn for a few steps more.
 
     python scripts/examples/descent_pictures.py
     python scripts/examples/descent_pictures.py --learning-rates 0.2 0.5 0.9 --steps 40
@@ -31,6 +31,8 @@ import jaxnn
 TRUE, START, MARGIN = (1.5, 0.5), -1.0, 4.0
 LINE = "#555555"
 NOTE = {"facecolor": "white", "edgecolor": LINE, "alpha": 0.9}
+MORE = 5
+"""Steps drawn after the one that left: lines that cross the picture again and again bury it."""
 LEVELS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
 STYLES = tuple(zip(("#0072B2", "#E69F00", "#CC79A7", "#D55E00"), "o^sD", strict=True))
 
@@ -112,7 +114,7 @@ def film(
     points = path if path.shape[-1] == 2 else np.stack([path[..., 0], heights], axis=-1)
     for ax, (color, marker) in zip(row, STYLES, strict=False):
         draw(ax, batch)
-        ax.plot([], [], marker=marker, color=color, label="steps")
+        ax.plot([], [], marker=marker, color=color, linewidth=1, label="steps")
         ax.text(
             0.5,
             0.25 if path.shape[-1] == 1 else 0.1,
@@ -128,11 +130,12 @@ def film(
         step = min(number, len(path) - 1)
         figure.suptitle(f"y = {TRUE[0]} u + {TRUE[1]} v with noise, gradient descent: step {step}")
         for panel, (ax, rate) in enumerate(zip(row, rates, strict=True)):
-            ax.lines[-1].set_data(*points[: step + 1, panel].T)
+            left = left_at(points[: step + 1, panel], ax)
+            end = step if left is None else min(step, left + MORE)
+            ax.lines[-1].set_data(*points[: end + 1, panel].T)
             loss = heights[step, panel]
             words = f"{loss:,.0f}" if 100 <= loss < 1e6 else f"{loss:.3g}"
             ax.set_title(f"learning rate {rate:g}\nloss {words}")
-            left = left_at(points[: step + 1, panel], ax)
             ax.texts[-1].set_text("" if left is None else f"left the picture\nat step {left}")
             ax.texts[-1].set_visible(left is not None)
         return []

@@ -1,8 +1,10 @@
 """Make a notebook of a script that is written in cells, with what they print and draw.
 
 A line `# %%` begins a cell of code, `# %% [markdown]` a cell of prose in comments. What stands
-before the first cell is left out. The notebook is written beside the script. Cells show a picture
-as in a notebook, with `display({"image/png": ...}, raw=True)`.
+before the first cell is left out. The notebook is written beside the script. It keeps what cells
+give to `print(...)` and, as pictures, to `display({"image/png": ...}, raw=True)`, and nothing else:
+the value of a last line is not shown. To open it, `pip install jupyterlab` and
+`jupyter lab my_lesson.ipynb`.
 
     python scripts/examples/make_notebook.py scripts/examples/course.py
     python scripts/examples/make_notebook.py my_lesson.py
@@ -16,6 +18,7 @@ import io
 import json
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +64,7 @@ def cells_of(script: str) -> list[Cell]:
 
 def run_cells(cells: Sequence[Cell], namespace: dict[str, Any]) -> Iterator[Outputs]:
     """Run the cells of code one after the other, and yield what each puts out."""
-    for number, cell in enumerate(cells):
+    for number, cell in enumerate(cells, 1):
         printed, pictures = io.StringIO(), []
 
         def display(picture: dict[str, str], raw: bool, pictures: list = pictures) -> None:
@@ -69,9 +72,24 @@ def run_cells(cells: Sequence[Cell], namespace: dict[str, Any]) -> Iterator[Outp
 
         if cell.kind == "code":
             shown = mock.patch.object(builtins, "display", display, create=True)
-            with shown, contextlib.redirect_stdout(printed):
+            with shown, contextlib.redirect_stdout(printed), blamed(cells):
                 exec(compile(cell.source, f"cell {number}", "exec"), namespace)
         yield Outputs(printed.getvalue(), pictures)
+
+
+@contextlib.contextmanager
+def blamed(cells: Sequence[Cell]) -> Iterator[None]:
+    """Turn an error into a `ValueError` that names the cell, of code or prose, and its line."""
+    try:
+        yield
+    except Exception as error:
+        lines = traceback.extract_tb(error.__traceback__)
+        places: list[Any] = [(line.filename, line.lineno) for line in lines]
+        if isinstance(error, SyntaxError):
+            places.append((str(error.filename), error.lineno))
+        name, line = [place for place in places if place[0].startswith("cell ")][-1]
+        text = cells[int(name[5:]) - 1].source.split("\n")[line - 1].strip()
+        raise ValueError(f"{name}, line {line}, {text}: {type(error).__name__}: {error}") from error
 
 
 def notebook_of(cells: Sequence[Cell], outputs: Sequence[Outputs]) -> dict[str, Any]:

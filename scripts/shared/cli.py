@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm.auto import tqdm
 
@@ -64,6 +64,13 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return action.help if says_nothing else super()._get_help_string(action)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells an error in two lines, without all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n--help shows all options.\n")
+
+
 def parser_for(documentation: str | None) -> argparse.ArgumentParser:
     """Return a parser whose help is a script's docstring around its options.
 
@@ -71,7 +78,7 @@ def parser_for(documentation: str | None) -> argparse.ArgumentParser:
     """
     description, _, examples = (documentation or "").partition("\n\n    ")
     epilog = f"examples:\n\n    {examples}".rstrip()
-    return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=_Help)
+    return _Parser(description=description, epilog=epilog, formatter_class=_Help)
 
 
 def add_problem(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +105,7 @@ def add_data(parser: argparse.ArgumentParser, meaning: str, default: str | None 
     add("--target", metavar="COLUMN", help="The column of the CSV file to predict.")
     add("--features", nargs="+", metavar="COLUMN", help="The columns to learn from; all if absent.")
     add("--standardise", action="store_true", help="Standardise the features of the CSV file.")
+    add("--delimiter", metavar="CHARACTER", default=",", help="What separates its columns.")
 
 
 def add_save(parser: argparse.ArgumentParser) -> None:
@@ -151,14 +159,14 @@ def add_output(parser: argparse.ArgumentParser, json_file: bool = True) -> None:
         add("--json", type=new_file, metavar="FILE", help="Write the results to this file.")
 
 
-def at_least(lowest: int) -> Callable[[str], int]:
+def at_least(lowest: int, of: str = "") -> Callable[[str], int]:
     """Return a parser of whole numbers, also written as 1e9, of at least `lowest`."""
 
     def count(text: str) -> int:
         number = float(text)
         if not lowest <= number < math.inf or number != int(number):
             raise argparse.ArgumentTypeError(
-                f"must be a whole number of at least {lowest}; got {text}"
+                f"must be a whole number {of}of at least {lowest}; got {text}"
             )
         return int(number) if "e" in text.lower() else int(text)
 

@@ -55,8 +55,9 @@ def error_bars(axes: Axes, x: ArrayLike, middle: ArrayLike, ends: ArrayLike, **s
 
 
 def dots(axes: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
-    """Draw a noisy series as crosses, few enough to be seen apart on a logarithmic x."""
-    chosen = np.unique(np.geomspace(1, len(x), DOTS).astype(int)) - 1
+    """Draw a noisy series as crosses, few enough to be seen apart on the scale of x."""
+    spread = np.geomspace if axes.get_xscale() == "log" else np.linspace
+    chosen = np.unique(spread(1, len(x), DOTS).astype(int)) - 1
     style: dict[str, Any] = {"color": "0.45", "markersize": 4, "zorder": 1.5}
     axes.plot(x[chosen], y[chosen], "x", label=label, **style)
 
@@ -93,18 +94,22 @@ def film_regions(
     rights = [100 * float(model.accuracy(each.params, batch)) for each in found]
     figure, (left, right) = panels(2, 5.6)
     other = right.twinx()
+    jaxnn.plotting.data(batch, left)
+    jaxnn.plotting.shared_legend(figure)
 
     def frame(number: int) -> list[Any]:
         for ax in (left, right, other):
             ax.clear()
-        predict, seen = partial(model.apply, found[number].params), counts[: number + 1] + 1
+        predict, seen = partial(model.apply, found[number].params), counts[: number + 1]
         jaxnn.plotting.decision_regions(predict, batch, left)
+        left.legend().remove()  # The one below, of all frames, hides no point.
         left.set_title(f"{rights[number]:.1f} % of {len(batch.x)} rows right")
         right.plot(seen, losses[: number + 1], "o-", color=BLUE)
         other.plot(seen, rights[: number + 1], "s--", color=ORANGE)
-        jaxnn.plotting.log_scale(right, "x")
-        right.set(xlim=(0.9, 1.1 * counts[-1] + 2), ylim=(0, 1.05 * np.nanmax(losses)))
-        right.set(xlabel="step, from 1", title=f"loss {losses[number]:.3f}")
+        right.set_xscale("symlog", linthresh=1)
+        right.xaxis.set_major_formatter("{x:,.0f}")
+        right.set(xlim=(-0.2, 1.2 * counts[-1] + 1), ylim=(0, 1.05 * np.nanmax(losses)))
+        right.set(xlabel="step", title=f"loss {losses[number]:.3f}")
         right.set_ylabel("loss (circles)", color=BLUE)
         other.set_ylim(0, 102)
         other.yaxis.set_label_position("right")

@@ -57,8 +57,12 @@ def csv_of(arguments: Namespace) -> jaxnn.datasets.Table | None:
         )
     if path is None:
         return None
-    options = {name: getattr(arguments, name) for name in ("target", "features", "standardise")}
-    return jaxnn.datasets.load_csv(path, **options)
+    names = ("target", "features", "standardise", "delimiter")
+    try:
+        return jaxnn.datasets.load_csv(path, **{name: getattr(arguments, name) for name in names})
+    except ValueError as error:
+        told = str(error).replace("features=[...]", "--features")
+        raise ValueError(told.replace("delimiter=", "--delimiter ")) from error
 
 
 def model_of(hidden: Sequence[int], table: jaxnn.datasets.Table) -> jaxnn.Model:
