@@ -833,9 +833,8 @@ def test_the_judge_of_planted_faults_judges_as_the_check_does():
 
     with jax.enable_x64(True):
         functions, tolerances = (Partial(loss), Partial(jax.value_and_grad(loss))), (1e-9, 1e-5)
-        kept: list[Any] = []
-        values, *_ = measure(*functions, params, None, tolerances, kept)
-        passes = judge(functions[0], kept[0], params, None, tolerances)
+        values, _, _, losses = measure(*functions, params, None, tolerances)
+        passes = judge(functions[0], losses, params, None, tolerances)
         for slope in (0, 0.5, 1, -1e-6, 1 + 1e-6, np.nan):
             gradient = np.array([[1.0, -1, slope, 1, 0]])
             assert passes(np.arange(1), values, gradient) == (0 <= slope <= 1)
@@ -849,10 +848,9 @@ def test_the_judge_takes_small_slopes_as_the_check_does_beside_large_ones():
         loss = Partial(lambda params, batch: jnp.sum(params**2))
         by_hand = Partial(lambda params, batch: (loss(params, batch), 2 * params))
         for rows, passed in (([0, 1], True), ([1], False)):
-            kept: list[Any] = []
             some = params[rows]
-            values, *_ = measure(loss, by_hand, some, None, (1e-9, 1e-5), kept)
-            passes = judge(loss, kept[0], some, None, (1e-9, 1e-5))
+            values, _, _, losses = measure(loss, by_hand, some, None, (1e-9, 1e-5))
+            passes = judge(loss, losses, some, None, (1e-9, 1e-5))
             last = np.array([len(rows) - 1])
             assert passes(last, values[last], 2 * some[last])
             assert passes(last, values[last], 4 * some[last]) == passed

@@ -30,12 +30,12 @@ from jax.tree_util import Partial
 from jaxnn.gradients.counterexample import Counterexample
 from jaxnn.gradients.coverage import Coverage, cover
 from jaxnn.gradients.diagnose import suggest
-from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked, take
+from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked, joined, sample_count, take
 from jaxnn.gradients.invariants import Invariant, invariants
 from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
 from jaxnn.gradients.power import Power, power
 from jaxnn.gradients.smallest import shrink
-from jaxnn.gradients.witnesses import Evidence, Losses, measure, widened
+from jaxnn.gradients.witnesses import Evidence, measure, widened
 from jaxnn.run.checks import as_batch, as_count, as_flag, as_key, as_params, as_partial, as_real
 from jaxnn.run.programs import program
 from jaxnn.run.show import Table, readable
@@ -203,18 +203,17 @@ def check_gradients(
     with jax.threefry_partitionable(True):
         samples = jax.tree.map(np.asarray, _samples(key, sampler, num_samples))
     batch = as_batch(batch, take(samples, 0), loss_fn, value_and_grad_fn)
-    kept: list[Losses] | None = [] if certify else None
     coverage = strength = smallest = symmetries = None
     is_drawn = is_sampler(sampler)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
         loss, by_hand = as_checked(loss_fn, value_and_grad_fn, take(samples, 0), batch)
-        num_drawn = len(jax.tree.leaves(samples)[0])
+        num_drawn = sample_count(samples)
         if certify and isinstance(loss, Partial):
             draw = functools.partial(_others, in_x64, key, sampler, num_drawn)
             coverage, added = cover(loss, samples, batch, draw if is_drawn else None)
-            samples = jax.tree.map(lambda *parts: np.concatenate(parts), samples, added)
-        values, values_by_hand, evidence = measure(loss, by_hand, samples, batch, tolerances, kept)
+            samples = joined([samples, added])
+        values, values_by_hand, evidence, said = measure(loss, by_hand, samples, batch, tolerances)
         leaves, worst = leaf_reports(take(samples, 0), values, evidence, tolerances)
         suggestions = ()
         wrong = [leaf for leaf in leaves if not leaf.passed]
@@ -225,12 +224,11 @@ def check_gradients(
             suggestions = suggest(loss, by_hand, few, batch, objected)
         losses = loss_report(values, values_by_hand, tolerances)
         wrong += [] if losses.passed else [losses]
-        if kept and not wrong:
-            said = jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
+        if certify and not wrong:
             some = take(samples, slice(len(said.value)))
             passes = judge(loss, said, some, batch, tolerances)
             strength = power(by_hand, some, batch, passes)
-        elif kept:
+        elif certify:
             case, names = losses if worst.passed else worst, {leaf.name for leaf in wrong}
             smallest = shrink(loss, by_hand, samples, batch, case, names, tolerances)
         if certify:

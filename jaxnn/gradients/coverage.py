@@ -19,7 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.gradients.equations import SMOOTH, Equation, equations, run, trace
-from jaxnn.gradients.functions import slopes, take
+from jaxnn.gradients.functions import joined, resized, sample_count, slopes, take
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
@@ -130,7 +130,7 @@ def cover(
         >>> coverage.branches[0].kind, coverage.branches[0].counts, added.tolist()
         ('max', (2, 1), [-1.0])
     """
-    first, size = take(samples, 0), len(jax.tree.leaves(samples)[0])
+    first, size = take(samples, 0), sample_count(samples)
     steps = equations(trace(loss, first, batch), loss, first).values()
     names = [(each.place, kind) for each in steps for kind in _kinds(each)]
     operations = [(each.eqn.primitive.name, each.place) for each in steps]
@@ -147,7 +147,7 @@ def cover(
     added, others, found = [], take(samples, slice(0)), counts[None][:0]
     if limit and np.any(missing()):
         drawn = [] if draw is None else [jax.tree.map(np.asarray, draw(-(-limit // 2)))]
-        others = jax.tree.map(lambda *parts: np.concatenate(parts), *drawn, *_aimed(samples))
+        others = joined([*drawn, *_aimed(samples)])
         others = take(others, slice(limit))
         found = _count(loss, others, batch, block)
     for row, side in np.argwhere(missing()):
@@ -238,9 +238,9 @@ def _place_of_largest(values: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Arr
 
 def _count(loss: Partial, samples: PyTree, batch: PyTree, block: int) -> np.ndarray:
     """Return how often each side was taken, and how often there was no choice."""
-    size = len(jax.tree.leaves(samples)[0])
-    blocks = [np.arange(begin, begin + block) % size for begin in range(0, size, block)]
-    counts = [np.asarray(_counts(loss, take(samples, each), batch)) for each in blocks]
+    size = sample_count(samples)
+    blocks = [take(samples, slice(begin, begin + block)) for begin in range(0, size, block)]
+    counts = [np.asarray(_counts(loss, resized(each, block), batch)) for each in blocks]
     return np.concatenate(counts)[:size]
 
 

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.gradients.functions import (
     Checked,
     NumpyFunction,
+    at_samples,
+    names_of,
     num_rows,
     slopes,
     take,
-    values_and_gradients,
     with_rows,
 )
 from jaxnn.typing import PyTree
@@ -171,7 +171,7 @@ def _pairs(
 ) -> dict[str, dict[str, _Pair]]:
     """Return the pair of every leaf, by name, at each place where a fault may show or vanish."""
     drawn, tree = jax.tree.flatten(samples)
-    names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
+    names = names_of(samples)
     found: dict[str, dict[str, _Pair]] = {name: {} for name in names}
     exact, small = EXACT, SMALL
     if isinstance(loss, NumpyFunction):  # Differences of smaller params are all rounding.
@@ -179,7 +179,7 @@ def _pairs(
 
     def add(place: str, leaves: list[np.ndarray], batch: PyTree) -> None:
         samples = jax.tree.unflatten(tree, leaves)
-        gradients = values_and_gradients(by_hand, samples, batch)[1], slopes(loss, samples, batch)
+        gradients = at_samples(by_hand, samples, batch)[1], slopes(loss, samples, batch)
         arrays = zip(names, *map(jax.tree.leaves, gradients), leaves, strict=True)
         for name, gradient, right, leaf in arrays:
             known = np.isfinite(right) | ~np.any(np.isfinite(right))

@@ -16,11 +16,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from jaxnn.gradients.functions import Checked, each, num_rows, values_and_gradients, with_rows
+from jaxnn.gradients.functions import Checked, at_samples, names_of, num_rows, with_rows
 from jaxnn.gradients.witnesses import ROUNDING
-from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
 SAMPLES, ROWS = 4, 32  # Samples that are looked at, and rows of the batch that are taken singly.
@@ -61,12 +59,12 @@ def invariants(
     """
     samples = jax.tree.map(lambda leaf: leaf[:SAMPLES], samples)
     leaves, tree = jax.tree.flatten(samples)
-    names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
-    values, gradients = _values(loss, samples, batch), _slopes(by_hand, samples, batch)
+    names = names_of(samples)
+    values, gradients = at_samples(loss, samples, batch), _slopes(by_hand, samples, batch)
     found, rounding = [], _rounding(loss, values, samples, batch)
     for name, changed, direction, axes in (*_shifts(names, leaves), *_of_units(names, leaves)):
         changed = jax.tree.unflatten(tree, changed)
-        if not _are_same(_values(loss, changed, batch), values):
+        if not _are_same(at_samples(loss, changed, batch), values):
             continue
         if direction is None:
             expected = _rolled(_slopes(by_hand, changed, batch), axes, -1)
@@ -83,7 +81,7 @@ def invariants(
 def _rounding(loss: Checked, values: np.ndarray, samples: PyTree, batch: PyTree) -> float:
     """Rounding of numbers that may cancel in the loss; where the params are negated, none do."""
     with contextlib.suppress(Exception), np.errstate(all="ignore"):  # It may refuse such params.
-        negated = _values(loss, jax.tree.map(np.negative, samples), batch)
+        negated = at_samples(loss, jax.tree.map(np.negative, samples), batch)
         values = np.concatenate([values, negated])
     return ROUNDING * float(np.max(np.abs(values), where=np.isfinite(values), initial=0))
 
@@ -155,9 +153,9 @@ def _of_rows(
     whole = part(0, ROWS)
     singles = [part(row, row + 1) for row in range(min(num_rows(batch), ROWS))]
     try:
-        values = [_values(loss, samples, single) for single in singles]
+        values = [at_samples(loss, samples, single) for single in singles]
         if len(singles) < 2 or not _are_same(
-            np.mean(values, axis=0), _values(loss, samples, whole)
+            np.mean(values, axis=0), at_samples(loss, samples, whole)
         ):
             return []
         of_rows = [_slopes(by_hand, samples, single) for single in singles]
@@ -169,15 +167,4 @@ def _of_rows(
 
 
 def _slopes(by_hand: Checked, samples: PyTree, batch: PyTree) -> Leaves:
-    return jax.tree.leaves(values_and_gradients(by_hand, samples, batch)[1])
-
-
-def _values(loss: Checked, samples: PyTree, batch: PyTree) -> np.ndarray:
-    if isinstance(loss, Partial):
-        return np.asarray(_losses(loss, samples, batch))
-    return np.array([loss(params, batch) for params in each(samples)])
-
-
-@program()
-def _losses(loss: Partial, samples: PyTree, batch: PyTree) -> jax.Array:
-    return jax.lax.map(lambda params: loss(params, batch), samples)
+    return jax.tree.leaves(at_samples(by_hand, samples, batch)[1])

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxnn.gradients.functions import Checked, take
-from jaxnn.gradients.witnesses import (
-    ROUNDING,
-    TINY,
-    Evidence,
-    Losses,
-    compare,
-    value_errors,
-)
+from jaxnn.gradients.functions import Checked, names_of, take
+from jaxnn.gradients.witnesses import ROUNDING, TINY, Evidence, Losses, compare, value_errors
 from jaxnn.typing import PyTree
 
 MOST_OFF = 64
@@ -105,8 +98,8 @@ def leaf_reports(
     Errors are relative to `floor` at least, which other samples may set.
     """
     floor = max(floor, _floor(np.stack([found.largest for found in evidence]), values))
-    reports, excesses = [], []
-    for (path, leaf), found in zip(tree_leaves_with_path(params), evidence, strict=True):
+    leaves, reports, excesses = jax.tree.leaves(params), [], []
+    for name, leaf, found in zip(names_of(params), leaves, evidence, strict=True):
         size = np.maximum(found.largest, floor)
         unknown = {kind: np.sum(found.counts[kind]) >= leaf.size * len(size) for kind in NOTES}
         is_judged = not unknown["by nothing"] or not leaf.size
@@ -120,7 +113,7 @@ def leaf_reports(
         squares = float(np.sum(found.square))
         without = float("inf") if np.any(found.is_nonzero) else 1.0
         report = LeafReport(
-            name="params" + keystr(path),
+            name=name,
             shape=leaf.shape,
             largest=float(np.max(found.largest)),
             error=float("nan") if unknown["by differences"] else float(np.max(error)),
@@ -161,7 +154,7 @@ def loss_report(
 
 def judge(
     loss: Checked,
-    losses: Losses[np.ndarray],
+    losses: Losses,
     samples: PyTree,
     batch: PyTree,
     tolerances: tuple[float, float],

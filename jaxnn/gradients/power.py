@@ -16,10 +16,18 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial, keystr, tree_leaves_with_path
+from jax.tree_util import Partial
 
 from jaxnn.gradients.equations import Equation, Path, bind, equations, run, trace
-from jaxnn.gradients.functions import Checked, take, values_and_gradients
+from jaxnn.gradients.functions import (
+    Checked,
+    at_samples,
+    flat,
+    names_of,
+    resized,
+    sample_count,
+    take,
+)
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
@@ -137,8 +145,8 @@ def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> P
         >>> power(by_hand, samples, None, passes).missed[0]
         'params: off by 0.0001'
     """
-    values, gradients = values_and_gradients(by_hand, samples, batch)
-    results, faults, without_effect = (values, _flat(gradients)), [], []
+    values, gradients = at_samples(by_hand, samples, batch)
+    results, faults, without_effect = (values, flat(gradients)), [], []
     rows = np.arange(len(values))
     plants = [(rows, *each) for each in _in_arrays(samples, batch, gradients, values)]
     if isinstance(by_hand, Partial):
@@ -170,11 +178,6 @@ def _is_caught(change: Change, rows: np.ndarray, results: Any, passes: Passes) -
     return is_changed
 
 
-def _flat(tree: PyTree) -> np.ndarray:
-    leaves = [np.reshape(leaf, (len(leaf), -1)) for leaf in jax.tree.leaves(tree)]
-    return np.concatenate(leaves, axis=1)
-
-
 def _is_square(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and shape[0] == shape[1] > 1
 
@@ -196,17 +199,17 @@ def _in_arrays(
     def in_leaf(rows: np.ndarray, place: int, change: Any) -> Any:
         parts = [leaf[rows] for leaf in leaves]
         parts[place] = change(parts[place])
-        return values[rows], _flat(parts)
+        return values[rows], flat(parts)
 
-    for place, (path, leaf) in enumerate(tree_leaves_with_path(gradients)):
+    for place, (name, leaf) in enumerate(zip(names_of(gradients), leaves, strict=True)):
         faults = IN_LEAVES | means | (square if _is_square(leaf.shape[1:]) else {})
         for fault, change in faults.items():
-            yield f"params{keystr(path)}: {fault}", partial(in_leaf, place=place, change=change)
-    hashes = np.array([zlib.crc32(row) for row in np.ascontiguousarray(_flat(samples))])
+            yield f"{name}: {fault}", partial(in_leaf, place=place, change=change)
+    hashes = np.array([zlib.crc32(row) for row in np.ascontiguousarray(flat(samples))])
 
     def in_some(rows: np.ndarray, odds: int) -> Any:
         factor = np.where(hashes[rows] % odds == 0, 2, 1)
-        return values[rows], factor[:, None] * _flat([leaf[rows] for leaf in leaves])
+        return values[rows], factor[:, None] * flat([leaf[rows] for leaf in leaves])
 
     for odds in (10, 100, 1_000):
         yield f"{RARE} {odds:,} samples", partial(in_some, odds=odds)
@@ -214,10 +217,10 @@ def _in_arrays(
 
 def _in_program(by_hand: Partial, samples: PyTree, batch: PyTree) -> Iterator[tuple[str, Change]]:
     """Yield the faults of the program."""
-    width = min(BLOCK, len(jax.tree.leaves(samples)[0]))
+    width = min(BLOCK, sample_count(samples))
 
     def at(rows: np.ndarray, number: int) -> Any:
-        here = take(samples, np.resize(rows, width))
+        here = resized(take(samples, rows), width)
         results = _results(by_hand, here, batch, number)
         return [np.asarray(each)[: len(rows)] for each in results]
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.gradients.counterexample import Counterexample, is_key, script_of
 from jaxnn.gradients.diagnose import aside
@@ -26,9 +25,10 @@ from jaxnn.gradients.functions import (
     STEP,
     Checked,
     NumpyFunction,
+    at_samples,
+    names_of,
     slopes,
     take,
-    values_and_gradients,
 )
 from jaxnn.gradients.leaves import LeafReport, leaf_reports, loss_report
 from jaxnn.gradients.witnesses import KINK, ROUNDING, TINY, measure
@@ -184,7 +184,7 @@ def _wrong(
 ) -> dict[str, _Found]:
     """Return what is wrong by the check's own judgement; nothing if it does not know."""
     samples = jax.tree.map(lambda leaf: leaf[None], params)
-    values, by_hands, evidence = measure(loss, by_hand, samples, batch, tolerances)
+    values, by_hands, evidence, _ = measure(loss, by_hand, samples, batch, tolerances)
     leaves, _ = leaf_reports(params, values, evidence, tolerances)
     leaves = (*leaves, loss_report(values, by_hands, tolerances))
     found = {leaf.name: _found(leaf) for leaf in leaves if not leaf.passed}
@@ -202,14 +202,13 @@ def _wrong_beside(
     leaves, tree = jax.tree.flatten(params)
     moved = [(leaf, aside(number, leaf)) for number, leaf in enumerate(leaves)]
     samples = tree.unflatten([np.stack([leaf, up, 2 * leaf - up]) for leaf, up in moved])
-    values, gradients = values_and_gradients(by_hand, samples, batch)
+    values, gradients = at_samples(by_hand, samples, batch)
     right = [np.asarray(leaf) for leaf in jax.tree.leaves(slopes(loss, samples, batch))]
     largest = [float(np.max(np.abs(leaf), initial=0)) for leaf in right]
     least = max(1e-3 * max(largest), float(ROUNDING / STEP * np.max(np.abs(values))), TINY)
     found, is_known = {}, np.isfinite(values[0])
-    for (path, gradient), slope, size in zip(
-        tree_leaves_with_path(gradients), right, largest, strict=True
-    ):
+    leaves = zip(names_of(params), jax.tree.leaves(gradients), right, largest, strict=True)
+    for name, gradient, slope, size in leaves:
         off = np.abs(gradient - slope).reshape(3, slope[0].size) / max(size, least)
         off[np.isnan(off)] = np.inf
         error = float(np.min(np.max(off, axis=1, initial=0)))
@@ -217,7 +216,7 @@ def _wrong_beside(
         if error > tolerances[isinstance(loss, NumpyFunction)]:
             place = tuple(map(int, np.unravel_index(np.argmax(off[0]), slope.shape[1:])))
             there = float(gradient[0][place]), float(slope[0][place])
-            found["params" + keystr(path)] = _Found(error, place, *there)
+            found[name] = _Found(error, place, *there)
     return found if is_known else {}
 
 
