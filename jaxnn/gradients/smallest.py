@@ -9,10 +9,11 @@ sum to 1 do so again, positive numbers stay positive.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import combinations, count, islice
 from typing import Any, NamedTuple
 
@@ -60,6 +61,16 @@ class _Found(NamedTuple):
     expected: float
 
 
+class _Case(NamedTuple):
+    """The arrays of params and batch, but for random keys, and what is wrong with them."""
+
+    leaves: Leaves
+    found: _Found
+
+
+Attempt = Callable[[Leaves], _Case | None]
+
+
 def shrink(
     loss: Checked,
     by_hand: Checked,
@@ -76,67 +87,54 @@ def shrink(
     of params holds for these as well. The seconds are those of computing. The caller must have
     turned x64 on.
     """
-    functions = loss, by_hand
-    search = _Search(functions, samples, batch, worst, set(wrong), tolerances)
-    first = search.kept, search.found
+    leaves, tree = jax.tree.flatten((take(samples, worst.sample), batch))
+    first = _Case(tuple(np.asarray(leaf) for leaf in leaves if not is_key(leaf)), _found(worst))
+    every = [leaf for leaf in jax.tree.leaves((samples, batch)) if not is_key(leaf)]
+    began, known = (time.process_time(), time.monotonic()), (worst.name, set(wrong), tolerances)
+    search = _Search((loss, by_hand), tree, leaves, _habits(every), first.found, *known, *began)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        if not search.is_wrong(search.kept):
-            search.judge = _wrong
+        is_told = search.attempt(_wrong_beside, math.inf, first.leaves)
+        judge, case = _wrong_beside if is_told else _wrong, first
         for _ in range(ROUNDS):
-            before = search.kept
-            search.seconds = FOR_AXES * max_seconds
-            _narrow(search)
-            search.seconds = max_seconds
-            _simplify(search)
-            if search.kept is before:
+            before, seconds = case, FOR_AXES * max_seconds
+            fits = functools.partial(search.fits, seconds)
+            case = _narrow(case, fits, functools.partial(search.attempt, judge, seconds))
+            case = _simplify(case, functools.partial(search.attempt, judge, max_seconds))
+            if case is before:
                 break
         # The check has the last word.
-        search.judge, search.seconds = _wrong, math.inf
-        if not search.is_wrong(search.kept):
-            search.kept, search.found = first
-    forget(functions)  # Programs of many shapes.
-    case = Counterexample(*search.arguments(search.kept), worst.name, *search.found[1:], script="")
-    return case._replace(script=script_of(case, loss, by_hand))
+        case = search.attempt(_wrong, math.inf, case.leaves) or first
+    forget((loss, by_hand))  # Programs of many shapes.
+    shown = Counterexample(*search.arguments(case.leaves), worst.name, *case.found[1:], script="")
+    return shown._replace(script=script_of(shown, loss, by_hand))
 
 
-class _Search:
-    """The smallest case so far, and whether another may take its place."""
+class _Search(NamedTuple):
+    """What is looked for: other arrays with which a leaf is as wrong as with the first ones."""
 
-    def __init__(
-        self,
-        functions: tuple[Checked, Checked],
-        samples: PyTree,
-        batch: PyTree,
-        worst: LeafReport,
-        wrong: set[str],
-        tolerances: tuple[float, float],
-    ) -> None:
-        params = take(samples, worst.sample)
-        leaves, self.tree = jax.tree.flatten((params, batch))
-        self.keys = {n: leaf for n, leaf in enumerate(leaves) if is_key(leaf)}
-        self.kept = tuple(np.asarray(leaf) for leaf in leaves if not is_key(leaf))
-        self.found = _found(worst)
-        all_leaves = jax.tree.leaves((samples, batch))
-        self.habits = _habits([leaf for leaf in all_leaves if not is_key(leaf)])
-        self.name, self.wrong, self.least = worst.name, wrong, min(self.found.error, PLAIN) / 2
-        self.functions, self.tolerances = functions, tolerances
-        self.judge, self.seconds = _wrong_beside, math.inf
-        self.begin = time.process_time(), time.monotonic()
+    functions: tuple[Checked, Checked]
+    tree: Any
+    first: Sequence[Any]
+    habits: np.ndarray
+    found: _Found
+    name: str
+    wrong: set[str]
+    tolerances: tuple[float, float]
+    began_computing: float
+    began: float
 
     def arguments(self, leaves: Leaves) -> tuple[PyTree, PyTree]:
         """Return params and batch."""
-        every: list[Any] = list(leaves)
-        for number, key in self.keys.items():
-            every.insert(number, key)
-        return jax.tree.unflatten(self.tree, every)
+        rest = iter(leaves)
+        return self.tree.unflatten(leaf if is_key(leaf) else next(rest) for leaf in self.first)
 
-    def has_time(self) -> bool:
+    def has_time(self, seconds: float) -> bool:
         """Return whether there is time left; a busy machine has more of it, so finds the same."""
-        computing, passed = time.process_time() - self.begin[0], time.monotonic() - self.begin[1]
-        return max(computing, passed / BUSY) < self.seconds
+        computing = time.process_time() - self.began_computing
+        return max(computing, (time.monotonic() - self.began) / BUSY) < seconds
 
-    def fits(self, leaves: Leaves) -> bool:
+    def fits(self, seconds: float, leaves: Leaves) -> bool:
         """Return whether both functions run on arrays of these shapes."""
         params, batch = self.arguments(leaves)
 
@@ -150,28 +148,22 @@ class _Search:
             check_loss_and_gradients(results(self.functions[1]), params)
         except Exception:
             return False
-        return self.has_time()
+        return self.has_time(seconds)
 
-    def is_wrong(self, leaves: Leaves) -> bool | None:
-        """Return whether another case is wrong in the same way; if so, keep it.
-
-        None if it is wrong elsewhere too: a number such as 1/rows may be written into a function.
-        """
-        if not self.has_time() or not np.all(_habits(leaves) >= self.habits):
-            return False
-        try:
-            others = self.judge(*self.functions, *self.arguments(leaves), self.tolerances)
-        except Exception:  # Other numbers than the user's may be none that the functions take.
-            return False
-        if not others.keys() <= self.wrong:
+    def attempt(self, judge: Callable[..., Any], seconds: float, leaves: Leaves) -> _Case | None:
+        """Return another case if it is wrong in the same way, and nowhere else."""
+        if not self.has_time(seconds) or not np.all(_habits(leaves) >= self.habits):
             return None
-        other = others.get(self.name)
-        if other is None or other.error < self.least:
-            return False
-        if np.isfinite(other.gradient) != np.isfinite(self.found.gradient):
-            return False
-        self.kept, self.found = leaves, other
-        return True
+        try:
+            found = judge(*self.functions, *self.arguments(leaves), self.tolerances)
+        except Exception:  # Other numbers than the user's may be none that the functions take.
+            return None
+        here = found.get(self.name)
+        if here is None or not found.keys() <= self.wrong:
+            return None
+        is_plain = here.error >= min(self.found.error, PLAIN) / 2
+        is_alike = np.isfinite(here.gradient) == np.isfinite(self.found.gradient)
+        return _Case(leaves, here) if is_plain and is_alike else None
 
 
 def _found(leaf: LeafReport) -> _Found:
@@ -234,20 +226,20 @@ def _habits(leaves: Sequence[Any]) -> np.ndarray:
 # --- axes
 
 
-def _narrow(search: _Search) -> None:
+def _narrow(case: _Case, fits: Callable[[Leaves], bool], attempt: Attempt) -> _Case:
     """Shorten the axes, the longest first, each with those that have its length for a reason."""
     tried: set[Axis] = set()
-    while axes := {axis: n for axis, n in _lengths(search.kept).items() if axis not in tried}:
+    while axes := {axis: n for axis, n in _lengths(case.leaves).items() if axis not in tried}:
         seed = max(axes, key=lambda axis: axes[axis])
-        group = _companions(search.kept, seed, search.fits)
+        group = _companions(case.leaves, seed, fits)
         tried |= group | {seed}
-        part, is_shorter = math.inf, bool(group)
-        while is_shorter and part > 2:
-            length = search.kept[seed[0]].shape[seed[1]]
-            for part in sorted({1, 2, length // 2} - {0, length}):
-                is_shorter = _shorten(search, group, part)
-                if is_shorter is not False:
-                    break
+        while group and (shorter := _first(attempt, filter(fits, _parts(case.leaves, group)))):
+            case = shorter
+    return case
+
+
+def _first(attempt: Attempt, cases: Iterable[Leaves]) -> _Case | None:
+    return next(filter(None, map(attempt, cases)), None)
 
 
 def _lengths(leaves: Leaves) -> dict[Axis, int]:
@@ -281,16 +273,13 @@ def _companions(leaves: Leaves, seed: Axis, fits: Callable[[Leaves], bool]) -> s
     return group
 
 
-def _shorten(search: _Search, group: set[Axis], part: int) -> bool | None:
-    """Find a part of the axes, of this length, that is wrong as well; None if none ever will be."""
+def _parts(leaves: Leaves, group: set[Axis]) -> Iterator[Leaves]:
+    """Yield parts of the axes, the shortest first."""
     number, axis = min(group)
-    spare = search.kept[number].shape[axis] - part
-    for begin in np.unique(np.linspace(0, spare, WINDOWS).astype(int)):
-        shorter = _taken(search.kept, group, np.arange(begin, begin + part))
-        found = search.fits(shorter) and search.is_wrong(shorter)
-        if found is not False:
-            return found
-    return False
+    length = leaves[number].shape[axis]
+    for part in sorted({1, 2, length // 2} & set(range(1, length))):
+        for begin in np.unique(np.linspace(0, length - part, WINDOWS).astype(int)):
+            yield _taken(leaves, group, np.arange(begin, begin + part))
 
 
 def _taken(leaves: Leaves, group: set[Axis], places: np.ndarray) -> Leaves:
@@ -311,35 +300,41 @@ def _taken(leaves: Leaves, group: set[Axis], places: np.ndarray) -> Leaves:
 # --- numbers
 
 
-def _simplify(search: _Search) -> None:
+def _simplify(case: _Case, attempt: Attempt) -> _Case:
     """Make numbers simple: all at once, leaf by leaf, half by half, one by one."""
-
-    def put(number: int, place: Any, value: float) -> bool | None:
-        leaf = search.kept[number].copy()
-        leaf[place] = value
-        if np.array_equal(leaf, search.kept[number]):
-            return False
-        return search.is_wrong((*search.kept[:number], leaf, *search.kept[number + 1 :]))
-
-    def rounded(parts: int) -> Leaves:
-        return tuple(
-            np.asarray(np.round(parts * leaf) / parts + 0.0) if leaf.dtype.kind == "f" else leaf
-            for leaf in search.kept
-        )
-
-    any(search.is_wrong(rounded(parts)) for parts in (1, 2, 10))
-    for number, leaf in enumerate(search.kept):
-        if leaf.dtype == bool or not np.any(leaf) or put(number, ..., 0) or put(number, ..., 1):
+    case = _first(attempt, map(functools.partial(_rounded, case.leaves), (1, 2, 10))) or case
+    for number, leaf in enumerate(case.leaves):
+        if leaf.dtype == bool or not np.any(leaf):
+            continue
+        if plain := _first(attempt, _put(case.leaves, number, ..., (0, 1))):
+            case = plain
             continue
         part = leaf.size
         while part > 1:
             part = -(-part // 2)
             for begin in range(0, leaf.size, part):
-                places = np.arange(begin, min(begin + part, leaf.size))
-                put(number, np.unravel_index(places, leaf.shape), 0)
+                places = np.unravel_index(np.arange(leaf.size)[begin : begin + part], leaf.shape)
+                case = _first(attempt, _put(case.leaves, number, places, [0])) or case
         for place in np.ndindex(leaf.shape):
-            value = float(search.kept[number][place])
-            any(put(number, place, simpler) for simpler in _simpler(value))
+            simpler = _simpler(float(case.leaves[number][place]))
+            case = _first(attempt, _put(case.leaves, number, place, simpler)) or case
+    return case
+
+
+def _rounded(leaves: Leaves, parts: int) -> Leaves:
+    return tuple(
+        np.asarray(np.round(parts * leaf) / parts + 0.0) if leaf.dtype.kind == "f" else leaf
+        for leaf in leaves
+    )
+
+
+def _put(leaves: Leaves, number: int, place: Any, values: Iterable[float]) -> Iterator[Leaves]:
+    """Yield the leaves with another value at some places of one of them, where it is another."""
+    for value in values:
+        leaf = leaves[number].copy()
+        leaf[place] = value
+        if not np.array_equal(leaf, leaves[number]):
+            yield (*leaves[:number], leaf, *leaves[number + 1 :])
 
 
 def _simpler(value: float) -> Iterator[float]:
