@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
+from jaxnn.gradients.equations import opened, programs
 from jaxnn.gradients.functions import (
     Checked,
     NumpyFunction,
@@ -81,6 +83,11 @@ class _Pair(NamedTuple):
     def is_right(self) -> bool:
         return self.error() <= self.exact
 
+    def are_wrong(self) -> np.ndarray:
+        """Which coordinates are ever wrong."""
+        off, largest = np.abs(self.gradient - self.right), np.max(np.abs(self.right), initial=0)
+        return np.any(~(off <= self.exact * largest), axis=0)
+
     def samples(self) -> tuple[int, int]:
         """In how many samples the gradient is right and not 0, and in how many it is wrong."""
         axes = tuple(range(1, self.right.ndim))
@@ -89,26 +96,17 @@ class _Pair(NamedTuple):
         is_right = off <= self.exact * largest
         return int(np.sum(is_right & (largest > 0))), int(np.sum(~is_right))
 
-    def factor(self) -> tuple[float, float]:
-        """The factor that fits the gradient, in least squares, and the error that it leaves."""
-        ratio = float(np.vdot(self.gradient, self.right) / np.vdot(self.right, self.right))
-        return ratio, self.relative(self.gradient - ratio * self.right) / (abs(ratio) or 1)
 
-    def factor_and_penalty(self) -> tuple[float, float] | None:
-        """The factors on the right gradient and on the params that fit together, if any do."""
-        off = self.gradient - self.right
-        penalty = float(np.vdot(off, self.leaf) / (np.vdot(self.leaf, self.leaf) or 1))
-        if np.max(np.abs(off - penalty * self.leaf)) <= self.exact * np.max(np.abs(off)):
-            return 1.0, penalty
-        parts = np.stack([self.right.ravel(), self.leaf.ravel()], axis=1)
-        lengths = np.linalg.norm(parts, axis=0)
-        if not len(parts) > 3 or not np.all(np.isfinite(self.gradient)) or not np.all(lengths):
-            return None
-        fitted, _, rank, _ = np.linalg.lstsq(parts / lengths, self.gradient.ravel(), rcond=1e-4)
-        ratio, penalty = map(float, fitted / lengths)
-        rest = self.gradient - ratio * self.right - penalty * self.leaf
-        fits = rank == 2 and np.max(np.abs(rest)) <= self.exact * np.max(np.abs(self.gradient))
-        return (ratio, penalty) if fits else None
+def _fit(numbers: np.ndarray, *parts: np.ndarray) -> tuple[list[float], float]:
+    """Return the factors with which the parts add up to the numbers, and the error they leave."""
+    columns = np.stack([part.ravel() for part in parts], axis=1)
+    lengths = np.linalg.norm(columns, axis=0)
+    if not (np.all(np.isfinite(numbers)) and np.all((lengths > 0) & (lengths < np.inf))):
+        return [np.nan] * len(parts), np.inf
+    fitted, _, rank, _ = np.linalg.lstsq(columns / lengths, numbers.ravel(), rcond=1e-4)
+    left = np.abs(numbers.ravel() - columns / lengths @ fitted)
+    error = np.max(left) / (np.max(np.abs(numbers)) or 1) if rank == len(parts) else np.inf
+    return list(map(float, fitted / lengths)), float(error)
 
 
 def suggest(
@@ -132,7 +130,11 @@ def suggest(
             if is_objected and not pairs[name]["as drawn"].error() <= ROUNDING:
                 fault = _fault(pairs[name], batch, parts)
             is_explained = is_explained or fault is not None
-            found.setdefault(fault or _share(pairs[name]["as drawn"]), []).append(name)
+            if fault is None:
+                are_wrong = pairs[name]["as drawn"].are_wrong()
+                share = f"{np.sum(are_wrong)} of {are_wrong.size} coordinates"
+                fault = f"wrong in {share}, and no usual fault fits"
+            found.setdefault(fault, []).append(name)
     told = tuple(f"{', '.join(names)}: {fault}" for fault, names in found.items())
     if is_explained or not 1 < len(pairs) == len(wrong):
         return told
@@ -145,8 +147,7 @@ def _parts(jaxpr: Jaxpr) -> set[str]:
     found = set()
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, equation.invars
-        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
-            found |= _parts(getattr(part, "jaxpr", part)) if _is_program(part) else set()
+        found = found.union(*(_parts(opened(program)[0]) for program in programs(equation)))
         if not (inputs and jnp.issubdtype(getattr(inputs[-1].aval, "dtype", int), jnp.floating)):
             continue
         # The exp of a softmax is no activation's; the -inf that a maximum begins with, no relu's.
@@ -162,58 +163,45 @@ def _parts(jaxpr: Jaxpr) -> set[str]:
     return found
 
 
-def _is_program(value: PyTree) -> bool:
-    return hasattr(value, "eqns")
-
-
 def _pairs(
     loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree
 ) -> dict[str, dict[str, _Pair]]:
     """Return the pair of every leaf, by name, at each place where a fault may show or vanish."""
     drawn, tree = jax.tree.flatten(samples)
-    names = names_of(samples)
-    found: dict[str, dict[str, _Pair]] = {name: {} for name in names}
-    exact, small = EXACT, SMALL
-    if isinstance(loss, NumpyFunction):  # Differences of smaller params are all rounding.
-        exact, small = EXACT_BY_DIFFERENCES, SMALL_BY_DIFFERENCES
-
-    def add(place: str, leaves: list[np.ndarray], batch: PyTree) -> None:
-        samples = jax.tree.unflatten(tree, leaves)
-        gradients = at_samples(by_hand, samples, batch)[1], slopes(loss, samples, batch)
-        arrays = zip(names, *map(jax.tree.leaves, gradients), leaves, strict=True)
-        for name, gradient, right, leaf in arrays:
-            known = np.isfinite(right) | ~np.any(np.isfinite(right))
-            pair = _Pair(np.where(known, gradient, 0), np.where(known, right, 0), leaf, exact)
-            found[name][place] = pair
-
     leaves = [aside(number, leaf) for number, leaf in enumerate(drawn)]
     positive = jax.tree.map(
         lambda x: np.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, batch
     )
-    add("as drawn", drawn, batch)
-    add("aside", leaves, batch)
-    add("near 0", [small * leaf for leaf in leaves], batch)
-    if not isinstance(loss, NumpyFunction):
-        add("wider", [10 * small * leaf for leaf in leaves], batch)
-    add("all positive", [np.abs(leaf) for leaf in leaves], positive)
-    for row, batch_of_row in _rows_alike(batch).items():
-        add(row, leaves, batch_of_row)
+    exact, small = EXACT, SMALL
+    if isinstance(loss, NumpyFunction):  # Differences of smaller params are all rounding.
+        exact, small = EXACT_BY_DIFFERENCES, SMALL_BY_DIFFERENCES
+    places = {
+        "as drawn": (drawn, batch),
+        "aside": (leaves, batch),
+        "near 0": ([small * leaf for leaf in leaves], batch),
+        "all positive": ([np.abs(leaf) for leaf in leaves], positive),
+    }
+    if isinstance(loss, Partial):
+        places["wider"] = [10 * small * leaf for leaf in leaves], batch
+    if num_rows(batch) > 1:  # All rows are alike.
+        for row, place in (("first row", 0), ("last row", -1)):
+            alike = with_rows(batch, lambda x, place=place: x[np.full(len(x), place)])
+            places[row] = leaves, alike
+    names = names_of(samples)
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
         if _is_square(leaf):
             symmetric = (leaf + np.swapaxes(leaf, 1, 2)) / 2
-            add(name, [*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
+            places[name] = [*leaves[:number], symmetric, *leaves[number + 1 :]], batch
+    found: dict[str, dict[str, _Pair]] = {name: {} for name in names}
+    for place, (numbers, data) in places.items():
+        here = tree.unflatten(numbers)
+        gradients = at_samples(by_hand, here, data)[1], slopes(loss, here, data)
+        arrays = zip(names, *map(jax.tree.leaves, gradients), numbers, strict=True)
+        for name, gradient, right, leaf in arrays:
+            known = np.isfinite(right) | ~np.any(np.isfinite(right))
+            pair = _Pair(np.where(known, gradient, 0), np.where(known, right, 0), leaf, exact)
+            found[name][place] = pair
     return found
-
-
-def _rows_alike(batch: PyTree) -> dict[str, PyTree]:
-    """Return the batch with all rows as the first one, and as the last."""
-    if num_rows(batch) < 2:
-        return {}
-    rows = {"first row": 0, "last row": -1}
-    return {
-        name: with_rows(batch, lambda x, row=row: x[np.full(len(x), row)])
-        for name, row in rows.items()
-    }
 
 
 def aside(number: int, leaf: np.ndarray) -> np.ndarray:
@@ -239,7 +227,7 @@ def _fault(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> str | 
 
 def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> str | None:
     """Return a fault that is the same for all samples and coordinates, such as a factor."""
-    gradient, right, _, exact = pair
+    gradient, right, leaf, exact = pair
     if not np.any(right):
         return "should be 0 everywhere: the loss does not depend on it"
     if not np.all(np.isfinite(right)):
@@ -249,14 +237,16 @@ def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> str | None:
     in_order = [np.sort(each.reshape(len(each), -1), axis=1) for each in (gradient, right)]
     if pair.relative(in_order[0] - in_order[1]) <= exact:
         return "the right numbers in another order, as reversed ones"
-    ratio, left = pair.factor()
+    (ratio,), left = _fit(gradient, right)
     if left <= exact and not np.isclose(ratio, 1, rtol=exact):
         return _factor(ratio, batch, parts)
-    both = pair.factor_and_penalty()
-    if both is None:
+    (penalty,), left = _fit(gradient - right, leaf)
+    is_exact, ratio = left <= exact, 1.0
+    if not is_exact and gradient.size > 3:
+        (ratio, penalty), left = _fit(gradient, right, leaf)
+    if not left <= exact:
         return None
-    ratio, penalty = both
-    if np.isclose(ratio, 1, rtol=exact):
+    if is_exact or np.isclose(ratio, 1, rtol=exact):
         return f"off by {penalty:.6g} times the params: a penalty, left out or wrong"
     if abs(ratio) <= exact:
         return f"it is {penalty:.6g} times the params, as of a penalty alone"
@@ -299,25 +289,23 @@ def _meaning(factor: float, batch: PyTree, parts: set[str]) -> str:
 
 def _of_a_row(pairs: Mapping[str, _Pair]) -> str | None:
     """Return a fault of the first row or the last: it alone counts, or too little, or too much."""
-    gradient, right, _, exact = pairs["aside"]
-    for row in ("first row", "last row"):
-        of_row = pairs[row].right if row in pairs and gradient.size > 3 else np.zeros_like(right)
-        for part in (gradient, gradient - right):
-            ratio = np.vdot(part, of_row) / np.vdot(of_row, of_row)
-            if np.max(np.abs(part - ratio * of_row)) <= exact * np.max(np.abs(part)):
-                if part is gradient:
-                    return f"it is that of the {row} alone"
-                return f"the {row} {'counts too much' if ratio > 0 else 'is left out'}"
+    gradient, right, *_ = pairs["aside"]
+    for row in [row for row in ("first row", "last row") if row in pairs and gradient.size > 3]:
+        of_row, exact = pairs[row].right, pairs[row].exact
+        if _fit(gradient, of_row)[1] <= exact:
+            return f"it is that of the {row} alone"
+        (ratio,), left = _fit(gradient - right, of_row)
+        if left <= exact:
+            return f"the {row} {'counts too much' if ratio > 0 else 'is left out'}"
     return None
 
 
 def _at_coordinates(pair: _Pair) -> str | None:
     """Return the coordinates, if fewer than half of them are ever wrong."""
-    off, largest = np.abs(pair.gradient - pair.right), np.max(np.abs(pair.right), initial=0)
-    is_wrong = np.any(~(off <= pair.exact * largest), axis=0)
-    if 2 * np.sum(is_wrong) >= np.sum(is_wrong | np.any(pair.right != 0, axis=0)):
+    are_wrong = pair.are_wrong()
+    if 2 * np.sum(are_wrong) >= np.sum(are_wrong | np.any(pair.right != 0, axis=0)):
         return None
-    return f"wrong in {np.sum(is_wrong)} of {is_wrong.size} coordinates, and right in the others"
+    return f"wrong in {np.sum(are_wrong)} of {are_wrong.size} coordinates, and right in the others"
 
 
 def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
@@ -362,15 +350,9 @@ def _factor_near_0(near: _Pair, parts: set[str]) -> str | None:
     """Return a fault that is a known factor near 0."""
     if near.relative(near.gradient) <= 2 * NEAR:
         return "it vanishes where pre-activations are near 0" + OF_INPUT * bool(parts & SIGMOIDS)
-    ratio, left = near.factor()
+    (ratio,), left = _fit(near.gradient, near.right)
     for layers in range(1, 5) if parts & SIGMOIDS and left <= NEAR else ():
         for factor, fault in SIGMOID_FAULTS.items():
             if np.isclose(ratio, factor**layers, rtol=NEAR / 2):
                 return f"near 0 it is off by {factor**layers:.3g}: {fault}"
     return None
-
-
-def _share(pair: _Pair) -> str:
-    off, largest = np.abs(pair.gradient - pair.right), np.max(np.abs(pair.right), initial=0)
-    num_wrong = np.sum(np.any(~(off <= pair.exact * largest), axis=0))
-    return f"wrong in {num_wrong} of {off[0].size} coordinates, and no usual fault fits"

@@ -105,7 +105,7 @@ def _walk(
         called = eqn.params.get("name", "_")
         within = within if called.startswith("_") else called
         for tag, program in enumerate(nested):
-            inner, below = _opened(program)[0], (*here, tag)
+            inner, below = opened(program)[0], (*here, tag)
             targets = _nodes(below, inner.invars)
             join(inputs[name == "cond" :], targets)
             _walk(inner, below, (place, within), found, graph)
@@ -126,16 +126,19 @@ def _place(eqn: JaxprEqn) -> tuple[str, str]:
     return "", ""  # In a compiled function of JAX, which remembers no caller.
 
 
-def _nested(eqn: JaxprEqn) -> Sequence[Any]:
-    if eqn.primitive.name == "cond":
-        return eqn.params["branches"]
-    programs = [each for each in eqn.params.values() if hasattr(each, "eqns")]
-    return programs if eqn.primitive.name in CALLS | {"scan"} else []
+def programs(eqn: JaxprEqn) -> list[Any]:
+    """Return the programs that an equation holds."""
+    parts = jax.tree.leaves([*eqn.params.values()], is_leaf=lambda part: hasattr(part, "eqns"))
+    return [part for part in parts if hasattr(part, "eqns")]
+
+
+def _nested(eqn: JaxprEqn) -> list[Any]:
+    return programs(eqn) if eqn.primitive.name in CALLS | {"cond", "scan"} else []
 
 
 def _scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     """Return how many constants and carried values it has: its body takes them whole."""
-    inner = _opened(eqn.params["jaxpr"])[0]
+    inner = opened(eqn.params["jaxpr"])[0]
 
     def num_whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
         pairs = zip(outer, inner, strict=True)
@@ -145,7 +148,8 @@ def _scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     return num_whole(eqn.invars, inner.invars) - carry, carry
 
 
-def _opened(program: Any) -> tuple[Any, Sequence[Any]]:
+def opened(program: Any) -> tuple[Any, Sequence[Any]]:
+    """Return a program, and the constants that it comes with."""
     return getattr(program, "jaxpr", program), getattr(program, "consts", ())
 
 
@@ -153,7 +157,7 @@ def run(
     program: Any, args: Sequence[Any], visit: Visit, state: Any = None, path: Path = ()
 ) -> tuple[list[Any], Any]:
     """Return the results of a program, and the state; `visit` sees every equation on the way."""
-    jaxpr, consts = _opened(program)
+    jaxpr, consts = opened(program)
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(variable: Any) -> Any:
