@@ -21,6 +21,7 @@ from output_losses import PAIRS
 import jaxnn
 from jaxnn.gradients import check as gradient_check
 from jaxnn.gradients.check import check_gradients
+from jaxnn.gradients.functions import Problem
 from jaxnn.gradients.leaves import judge
 from jaxnn.gradients.witnesses import measure
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
@@ -832,9 +833,10 @@ def test_the_judge_of_planted_faults_judges_as_the_check_does():
         return jnp.sum(jnp.maximum(params["relu"], 0)) + jnp.sum(jnp.abs(params["abs"]))
 
     with jax.enable_x64(True):
-        functions, tolerances = (Partial(loss), Partial(jax.value_and_grad(loss))), (1e-9, 1e-5)
-        values, _, _, losses = measure(*functions, params, None, tolerances)
-        passes = judge(functions[0], losses, params, None, tolerances)
+        functions = Partial(loss), Partial(jax.value_and_grad(loss))
+        problem = Problem(*functions, None, (1e-9, 1e-5))
+        values, _, _, losses = measure(problem, params)
+        passes = judge(problem, losses, params)
         for slope in (0, 0.5, 1, -1e-6, 1 + 1e-6, np.nan):
             gradient = np.array([[1.0, -1, slope, 1, 0]])
             assert passes(np.arange(1), values, gradient) == (0 <= slope <= 1)
@@ -849,8 +851,9 @@ def test_the_judge_takes_small_slopes_as_the_check_does_beside_large_ones():
         by_hand = Partial(lambda params, batch: (loss(params, batch), 2 * params))
         for rows, passed in (([0, 1], True), ([1], False)):
             some = params[rows]
-            values, _, _, losses = measure(loss, by_hand, some, None, (1e-9, 1e-5))
-            passes = judge(loss, losses, some, None, (1e-9, 1e-5))
+            problem = Problem(loss, by_hand, None, (1e-9, 1e-5))
+            values, _, _, losses = measure(problem, some)
+            passes = judge(problem, losses, some)
             last = np.array([len(rows) - 1])
             assert passes(last, values[last], 2 * some[last])
             assert passes(last, values[last], 4 * some[last]) == passed

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jax.tree_util import Partial
 from jaxnn.gradients.counterexample import Counterexample
 from jaxnn.gradients.coverage import Coverage, cover
 from jaxnn.gradients.diagnose import suggest
-from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked, joined, sample_count, take
+from jaxnn.gradients.functions import NumpyFunction, Problem, as_checked, joined, sample_count, take
 from jaxnn.gradients.invariants import Invariant, invariants
 from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
 from jaxnn.gradients.power import Power, power
@@ -200,55 +200,49 @@ def check_gradients(
     as_real("tolerance", tolerance)
     as_real("difference_tolerance", difference_tolerance)
     tolerances = float(tolerance), float(difference_tolerance)
-    with jax.threefry_partitionable(True):
-        samples = jax.tree.map(np.asarray, _samples(key, sampler, num_samples))
+    draw = functools.partial(_drawn, key, sampler, in_x64) if is_sampler(sampler) else None
+    if draw is None:
+        samples = jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
+    else:
+        samples = as_params(draw(0, num_samples))
     batch = as_batch(batch, take(samples, 0), loss_fn, value_and_grad_fn)
-    coverage = strength = smallest = symmetries = None
-    is_drawn = is_sampler(sampler)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
-        loss, by_hand = as_checked(loss_fn, value_and_grad_fn, take(samples, 0), batch)
-        num_drawn = sample_count(samples)
-        if certify and isinstance(loss, Partial):
-            draw = functools.partial(_others, in_x64, key, sampler, num_drawn)
-            coverage, added = cover(loss, samples, batch, draw if is_drawn else None)
+        functions = as_checked(loss_fn, value_and_grad_fn, take(samples, 0), batch)
+        problem = Problem(*functions, batch, tolerances)
+        coverage, num_drawn = None, sample_count(samples)
+        if certify and isinstance(problem.loss, Partial):
+            others = draw and (lambda number: widened(draw(num_drawn, number)))
+            coverage, added = cover(problem.loss, samples, batch, others)
             samples = joined([samples, added])
-        values, values_by_hand, evidence, said = measure(loss, by_hand, samples, batch, tolerances)
+        values, by_hand, evidence, said = measure(problem, samples)
         leaves, worst = leaf_reports(take(samples, 0), values, evidence, tolerances)
-        suggestions = ()
-        wrong = [leaf for leaf in leaves if not leaf.passed]
-        if wrong:
+        losses = loss_report(values, by_hand, tolerances)
+        wrong = {leaf.name: leaf for leaf in (*leaves, losses) if not leaf.passed}
+        notes = [] if losses.passed else [_of_losses(values, by_hand, losses.sample)]
+        notes += _notes(problem, leaves, evidence)
+        suggestions = strength = smallest = symmetries = None
+        if not worst.passed:
             chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
-            few = take(samples, chosen)
-            objected = {leaf.name: not leaf.error <= tolerances[0] for leaf in wrong}
-            suggestions = suggest(loss, by_hand, few, batch, objected)
-        losses = loss_report(values, values_by_hand, tolerances)
-        wrong += [] if losses.passed else [losses]
+            suggestions = suggest(problem, take(samples, chosen), leaves)
         if certify and not wrong:
             some = take(samples, slice(len(said.value)))
-            passes = judge(loss, said, some, batch, tolerances)
-            strength = power(by_hand, some, batch, passes)
+            strength = power(problem.by_hand, some, batch, judge(problem, said, some))
         elif certify:
-            case, names = losses if worst.passed else worst, {leaf.name for leaf in wrong}
-            smallest = shrink(loss, by_hand, samples, batch, case, names, tolerances)
+            smallest = shrink(problem, samples, losses if worst.passed else worst, wrong)
         if certify:
-            symmetries = invariants(loss, by_hand, samples, batch)
-    notes = _notes(leaves, evidence, loss, by_hand)
-    if not losses.passed:
-        notes = (_of_losses(values, values_by_hand, losses.sample), *notes)
-    if certify:
-        notes += _of_certificate(coverage, len(values) - num_drawn)
-    is_redrawn = is_drawn and worst.sample < num_drawn
+            symmetries = invariants(*functions, samples, batch)
+            notes += _of_coverage(coverage, len(values) - num_drawn)
     return GradientReport(
         leaves,
         losses.error,
         len(values),
         *tolerances,
         not wrong,
-        suggestions,
+        suggestions or (),
         worst,
-        _key_of(key, worst.sample) if is_redrawn else None,
-        notes,
+        _key_of(key, worst.sample) if draw and worst.sample < num_drawn else None,
+        tuple(notes),
         coverage,
         strength,
         smallest,
@@ -267,28 +261,15 @@ def is_sampler(sampler: object) -> bool:
     return not any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(sampler))
 
 
-def _samples(key: jax.Array, sampler: PyTree, num_samples: int) -> PyTree:
-    """Params with a leading axis: drawn, or those given."""
-    if not is_sampler(sampler):
-        return jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
-    return as_params(_drawn(key, sampler, 0, num_samples))
-
-
-def _drawn(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
-    """Draw params of `number` samples, the first of which is sample `begin`."""
-    places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
-    keys = jax.vmap(_key_of, (None, 0))(key, places)
-    try:
-        return _draw(as_partial("sampler", sampler), keys)
-    except jax.errors.JAXTypeError:  # It returns NumPy arrays, which JAX cannot trace.
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(sampler, keys))
-
-
-def _others(in_x64: bool, key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
-    """The same in float64, drawn in the caller's mode."""
+def _drawn(key: jax.Array, sampler: Any, in_x64: bool, begin: int, number: int) -> PyTree:
+    """Draw params of samples from number `begin` on, in the caller's mode."""
     with jax.enable_x64(in_x64), jax.threefry_partitionable(True):
-        drawn = _drawn(key, sampler, begin, number)
-    return jax.tree.map(np.asarray, widened(drawn))
+        places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
+        keys = jax.vmap(_key_of, (None, 0))(key, places)
+        try:
+            return _draw(as_partial("sampler", sampler), keys)
+        except jax.errors.JAXTypeError:  # It returns NumPy arrays, which JAX cannot trace.
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *map(sampler, keys))
 
 
 @program()
@@ -296,23 +277,21 @@ def _draw(sampler: Partial, keys: jax.Array) -> PyTree:
     return jax.vmap(sampler)(keys)
 
 
-def _notes(
-    leaves: tuple[LeafReport, ...], evidence: list[Evidence], loss: Checked, by_hand: Checked
-) -> tuple[str, ...]:
+def _notes(problem: Problem, leaves: tuple[LeafReport, ...], evidence: list[Evidence]) -> list[str]:
     """Return what NumPy computes, and the leaves of every kind of coordinate of no plain case."""
-    notes = []
-    for function in (loss, by_hand):
+    notes, is_numpy = [], isinstance(problem.loss, NumpyFunction)
+    for function in problem[:2]:
         if isinstance(function, NumpyFunction):
-            alone = ": there is no jax.grad, the finite differences decide" * (function is loss)
+            alone = ": there is no jax.grad, the finite differences decide"
+            alone = alone * (function is problem.loss)
             notes.append(f"JAX cannot trace {function.name}, which is called in NumPy{alone}")
     for kind, note in NOTES.items():
         counts = [int(np.sum(found.counts[kind])) for found in evidence]
-        is_told = kind == "by differences" and isinstance(loss, NumpyFunction)
-        if sum(counts) and not is_told:
+        if sum(counts) and not (is_numpy and kind == "by differences"):
             names = [leaf.name for leaf, count in zip(leaves, counts, strict=True) if count]
             places = f"{sum(counts):,} coordinate{'s' * (sum(counts) > 1)}"
             notes.append(f"{', '.join(names)}, {places}: {note}")
-    return tuple(notes)
+    return notes
 
 
 def _of_losses(values: np.ndarray, by_hand: np.ndarray, sample: int) -> str:
@@ -329,12 +308,12 @@ def _of_losses(values: np.ndarray, by_hand: np.ndarray, sample: int) -> str:
     return text
 
 
-def _of_certificate(coverage: Coverage | None, num_added: int) -> tuple[str, ...]:
+def _of_coverage(coverage: Coverage | None, num_added: int) -> list[str]:
     """Return why there is no coverage, or that it has added samples."""
     if coverage is None:
-        return ("coverage is not known: JAX cannot trace loss_fn",)
+        return ["coverage is not known: JAX cannot trace loss_fn"]
     added = f"{num_added:,} sample{'s' * (num_added > 1)} added"
-    return (f"{added} to those drawn, to visit more branches",) if num_added else ()
+    return [f"{added} to those drawn, to visit more branches"] * (num_added > 0)
 
 
 def _some(said: str, things: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ nobody knows what a loss in NumPy contains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -20,17 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.gradients.equations import opened, programs
+from jaxnn.gradients.equations import programs
 from jaxnn.gradients.functions import (
-    Checked,
     NumpyFunction,
+    Problem,
     at_samples,
+    is_square,
     names_of,
     num_rows,
     slopes,
     take,
     with_rows,
 )
+from jaxnn.gradients.leaves import LeafReport
 from jaxnn.typing import PyTree
 
 if TYPE_CHECKING:  # The import changes what `jax.config` holds.
@@ -61,6 +63,7 @@ OF_INPUT = ": the sigmoid's derivative a (1 - a) is taken with the input z in pl
 OF_WAY_BACK = ": as when a way back through a weight is left out, or tanh' is 1 - tanh(z)"
 OF_BRANCH = ": elsewhere a branch, a bound or a rare case is wrong"
 OF_PLACE = ": as when an activation's derivative is left out, or taken at its output, not its input"
+UNUSUAL = "no usual fault fits"
 OF_OUTPUTS = ": look at the derivative of the loss by the outputs, and of the output activation"
 
 
@@ -109,37 +112,32 @@ def _fit(numbers: np.ndarray, *parts: np.ndarray) -> tuple[list[float], float]:
     return list(map(float, fitted / lengths)), float(error)
 
 
-def suggest(
-    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree, wrong: Mapping[str, bool]
-) -> tuple[str, ...]:
-    """Return sentences that name wrong leaves and what their fault may be.
-
-    `wrong` maps the names of the wrong leaves to False where `jax.grad` agrees with them, and the
-    finite differences alone object.
-    """
+def suggest(problem: Problem, samples: PyTree, leaves: Sequence[LeafReport]) -> tuple[str, ...]:
+    """Return sentences that name wrong leaves and what their fault may be."""
+    loss, _, batch, tolerances = problem
     parts = ANYTHING
-    if not isinstance(loss, NumpyFunction):
-        first = take(samples, 0)
-        parts = _parts(jax.make_jaxpr(loss)(first, batch).jaxpr)
+    if isinstance(loss, Partial):
+        parts = _parts(jax.make_jaxpr(loss)(take(samples, 0), batch).jaxpr)
     found: dict[str, list[str]] = {}
-    is_explained = False
+    wrong = [leaf for leaf in leaves if not leaf.passed]
     with np.errstate(all="ignore"):
-        pairs = _pairs(loss, by_hand, samples, batch)
-        for name, is_objected in wrong.items():
-            fault = "it is that of jax.grad, and the finite differences contradict it"
-            if is_objected and not pairs[name]["as drawn"].error() <= ROUNDING:
-                fault = _fault(pairs[name], batch, parts)
-            is_explained = is_explained or fault is not None
-            if fault is None:
-                are_wrong = pairs[name]["as drawn"].are_wrong()
-                share = f"{np.sum(are_wrong)} of {are_wrong.size} coordinates"
-                fault = f"wrong in {share}, and no usual fault fits"
-            found.setdefault(fault, []).append(name)
+        pairs = _pairs(problem, samples)
+        for leaf in wrong:
+            drawn = pairs[leaf.name]["as drawn"]
+            if leaf.error <= tolerances[0] or drawn.error() <= ROUNDING:
+                fault = "it is that of jax.grad, and the finite differences contradict it"
+            else:
+                unusual = f"wrong in {_share(drawn.are_wrong())}, and {UNUSUAL}"
+                fault = next(_faults(pairs[leaf.name], batch, parts), unusual)
+            found.setdefault(fault, []).append(leaf.name)
     told = tuple(f"{', '.join(names)}: {fault}" for fault, names in found.items())
-    if is_explained or not 1 < len(pairs) == len(wrong):
+    if not all(fault.endswith(UNUSUAL) for fault in found) or not 1 < len(pairs) == len(wrong):
         return told
-    hint = "every leaf is wrong, and no usual fault fits" + OF_OUTPUTS * bool(parts & LAYERS)
-    return (*told, hint)
+    return (*told, f"every leaf is wrong, and {UNUSUAL}{OF_OUTPUTS * bool(parts & LAYERS)}")
+
+
+def _share(are_wrong: np.ndarray) -> str:
+    return f"{np.sum(are_wrong)} of {are_wrong.size} coordinates"
 
 
 def _parts(jaxpr: Jaxpr) -> set[str]:
@@ -147,7 +145,7 @@ def _parts(jaxpr: Jaxpr) -> set[str]:
     found = set()
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, equation.invars
-        found = found.union(*(_parts(opened(program)[0]) for program in programs(equation)))
+        found = found.union(*(_parts(inner) for inner, _ in programs(equation)))
         if not (inputs and jnp.issubdtype(getattr(inputs[-1].aval, "dtype", int), jnp.floating)):
             continue
         # The exp of a softmax is no activation's; the -inf that a maximum begins with, no relu's.
@@ -163,10 +161,9 @@ def _parts(jaxpr: Jaxpr) -> set[str]:
     return found
 
 
-def _pairs(
-    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree
-) -> dict[str, dict[str, _Pair]]:
+def _pairs(problem: Problem, samples: PyTree) -> dict[str, dict[str, _Pair]]:
     """Return the pair of every leaf, by name, at each place where a fault may show or vanish."""
+    loss, by_hand, batch, _ = problem
     drawn, tree = jax.tree.flatten(samples)
     leaves = [aside(number, leaf) for number, leaf in enumerate(drawn)]
     positive = jax.tree.map(
@@ -189,7 +186,7 @@ def _pairs(
             places[row] = leaves, alike
     names = names_of(samples)
     for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
-        if _is_square(leaf):
+        if is_square(leaf.shape[1:]):
             symmetric = (leaf + np.swapaxes(leaf, 1, 2)) / 2
             places[name] = [*leaves[:number], symmetric, *leaves[number + 1 :]], batch
     found: dict[str, dict[str, _Pair]] = {name: {} for name in names}
@@ -211,47 +208,53 @@ def aside(number: int, leaf: np.ndarray) -> np.ndarray:
     return leaf + ASIDE * largest * steps
 
 
-def _is_square(leaf: np.ndarray) -> bool:
-    return leaf.ndim == 3 and leaf.shape[1] == leaf.shape[2] > 1
-
-
-def _fault(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> str | None:
-    """Return a usual fault, if one fits."""
+def _faults(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> Iterator[str]:
+    """Yield the usual faults that fit, the likeliest first; those behind it may be nonsense."""
+    gradient, right, _, exact = pairs["aside"]
     if pairs["as drawn"].is_right():
-        return "off by 1e-7 of its largest coordinate at most, as where something is in float32"
+        yield "off by 1e-7 of its largest coordinate at most, as where something is in float32"
     if pairs["aside"].is_right():
-        return "right close by: wrong at a kink alone, outside of the slopes on both sides"
-    fault = _everywhere(pairs["aside"], batch, parts) or _of_a_row(pairs)
-    return fault or _at_coordinates(pairs["aside"]) or _where_right(pairs, parts)
+        yield "right close by: wrong at a kink alone, outside of the slopes on both sides"
+    yield from _everywhere(pairs["aside"], batch, parts)
+    # The first row or the last: it alone counts, or too little, or too much.
+    for row in [row for row in ("first row", "last row") if row in pairs and gradient.size > 3]:
+        if _fit(gradient, pairs[row].right)[1] <= exact:
+            yield f"it is that of the {row} alone"
+        (ratio,), left = _fit(gradient - right, pairs[row].right)
+        if left <= exact:
+            yield f"the {row} {'counts too much' if ratio > 0 else 'is left out'}"
+    are_wrong = pairs["aside"].are_wrong()
+    if 2 * np.sum(are_wrong) < np.sum(are_wrong | np.any(right != 0, axis=0)):
+        yield f"wrong in {_share(are_wrong)}, and right in the others"
+    yield from _where_right(pairs, parts)
 
 
-def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> str | None:
-    """Return a fault that is the same for all samples and coordinates, such as a factor."""
+def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> Iterator[str]:
+    """Yield a fault that is the same for all samples and coordinates, such as a factor."""
     gradient, right, leaf, exact = pair
     if not np.any(right):
-        return "should be 0 everywhere: the loss does not depend on it"
+        yield "should be 0 everywhere: the loss does not depend on it"
     if not np.all(np.isfinite(right)):
-        return "the right gradient is not finite"
-    if _is_square(right) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= exact:
-        return "transposed"
+        yield "the right gradient is not finite"
+    if is_square(right.shape[1:]) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= exact:
+        yield "transposed"
     in_order = [np.sort(each.reshape(len(each), -1), axis=1) for each in (gradient, right)]
     if pair.relative(in_order[0] - in_order[1]) <= exact:
-        return "the right numbers in another order, as reversed ones"
+        yield "the right numbers in another order, as reversed ones"
     (ratio,), left = _fit(gradient, right)
     if left <= exact and not np.isclose(ratio, 1, rtol=exact):
-        return _factor(ratio, batch, parts)
+        yield _factor(ratio, batch, parts)
     (penalty,), left = _fit(gradient - right, leaf)
     is_exact, ratio = left <= exact, 1.0
     if not is_exact and gradient.size > 3:
         (ratio, penalty), left = _fit(gradient, right, leaf)
-    if not left <= exact:
-        return None
-    if is_exact or np.isclose(ratio, 1, rtol=exact):
-        return f"off by {penalty:.6g} times the params: a penalty, left out or wrong"
-    if abs(ratio) <= exact:
-        return f"it is {penalty:.6g} times the params, as of a penalty alone"
-    rest = f"apart from a penalty, whose gradient is {penalty / (1 - ratio):.6g} times the params"
-    return f"{rest}: {_factor(ratio, batch, parts)}"
+    if is_exact or (left <= exact and np.isclose(ratio, 1, rtol=exact)):
+        yield f"off by {penalty:.6g} times the params: a penalty, left out or wrong"
+    if left <= exact and abs(ratio) <= exact:
+        yield f"it is {penalty:.6g} times the params, as of a penalty alone"
+    if left <= exact:
+        rest = f"whose gradient is {penalty / (1 - ratio):.6g} times the params"
+        yield f"apart from a penalty, {rest}: {_factor(ratio, batch, parts)}"
 
 
 def _factor(ratio: float, batch: PyTree, parts: set[str]) -> str:
@@ -287,44 +290,23 @@ def _meaning(factor: float, batch: PyTree, parts: set[str]) -> str:
     return f" = {shown}; {' or '.join(said)}" if said else ""
 
 
-def _of_a_row(pairs: Mapping[str, _Pair]) -> str | None:
-    """Return a fault of the first row or the last: it alone counts, or too little, or too much."""
-    gradient, right, *_ = pairs["aside"]
-    for row in [row for row in ("first row", "last row") if row in pairs and gradient.size > 3]:
-        of_row, exact = pairs[row].right, pairs[row].exact
-        if _fit(gradient, of_row)[1] <= exact:
-            return f"it is that of the {row} alone"
-        (ratio,), left = _fit(gradient - right, of_row)
-        if left <= exact:
-            return f"the {row} {'counts too much' if ratio > 0 else 'is left out'}"
-    return None
-
-
-def _at_coordinates(pair: _Pair) -> str | None:
-    """Return the coordinates, if fewer than half of them are ever wrong."""
-    are_wrong = pair.are_wrong()
-    if 2 * np.sum(are_wrong) >= np.sum(are_wrong | np.any(pair.right != 0, axis=0)):
-        return None
-    return f"wrong in {np.sum(are_wrong)} of {are_wrong.size} coordinates, and right in the others"
-
-
-def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
-    """Return a fault that vanishes at one of the other places, or near 0, or in some samples."""
+def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> Iterator[str]:
+    """Yield a fault that vanishes at one of the other places."""
     if "wider" in pairs and pairs["wider"].error() <= ROUNDING:
-        return "right where the params are small" + OF_BRANCH
+        yield "right where the params are small" + OF_BRANCH
     for place, pair in pairs.items():
         if place.startswith("params") and pair.is_right():
-            return f"right where {place} is symmetric: that is transposed, or not, on the way back"
+            yield f"right where {place} is symmetric: that is transposed, or not, on the way back"
     if pairs["all positive"].is_right():
         causes = ["relu's derivative is not 0 for units that are off"] * bool(parts & SWITCHES)
         causes += ["a negative number loses its sign"] * ("abs" in parts)
         cause = ": " * bool(causes) + ", or ".join(causes)
-        return "right where params and inputs are all positive" + cause
-    return _near_0(pairs, parts) or _in_samples(pairs) or _factor_near_0(pairs["near 0"], parts)
+        yield "right where params and inputs are all positive" + cause
+    yield from _near_0(pairs, parts)
 
 
-def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
-    """Return a fault that vanishes with the params, by how fast it does."""
+def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> Iterator[str]:
+    """Yield a fault that vanishes with the params, or in some samples, or is a factor near 0."""
     near = pairs["near 0"]
     if near.error() <= NEAR * min(pairs["aside"].error(), 1):
         cause = OF_PLACE + " (tanh' is 1 - tanh(z)^2)" * ("tanh" in parts)
@@ -332,27 +314,16 @@ def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
         is_odd = "wider" in pairs and parts & ACTIVATIONS <= ODD
         if is_odd and 3 < pairs["wider"].error() / near.error() < 30:
             cause = OF_WAY_BACK
-        return "right only as the params go to 0" + cause * bool(parts & ACTIVATIONS)
-    return None
-
-
-def _in_samples(pairs: Mapping[str, _Pair]) -> str | None:
-    """Return in how many samples the gradient is right, if in some."""
-    for place in ("as drawn", "first row", "last row"):
-        is_right, is_wrong = pairs[place].samples() if place in pairs else (0, 0)
-        if is_right and is_wrong:
+        yield "right only as the params go to 0" + cause * bool(parts & ACTIVATIONS)
+    for place in [place for place in ("as drawn", "first row", "last row") if place in pairs]:
+        num_right, num_wrong = pairs[place].samples()
+        if num_right and num_wrong:
             alike = f", where all rows are the {place}" * (place != "as drawn")
-            return f"right in {is_right} of {is_right + is_wrong} samples{alike}{OF_BRANCH}"
-    return None
-
-
-def _factor_near_0(near: _Pair, parts: set[str]) -> str | None:
-    """Return a fault that is a known factor near 0."""
+            yield f"right in {num_right} of {num_right + num_wrong} samples{alike}{OF_BRANCH}"
     if near.relative(near.gradient) <= 2 * NEAR:
-        return "it vanishes where pre-activations are near 0" + OF_INPUT * bool(parts & SIGMOIDS)
+        yield "it vanishes where pre-activations are near 0" + OF_INPUT * bool(parts & SIGMOIDS)
     (ratio,), left = _fit(near.gradient, near.right)
     for layers in range(1, 5) if parts & SIGMOIDS and left <= NEAR else ():
         for factor, fault in SIGMOID_FAULTS.items():
             if np.isclose(ratio, factor**layers, rtol=NEAR / 2):
-                return f"near 0 it is off by {factor**layers:.3g}: {fault}"
-    return None
+                yield f"near 0 it is off by {factor**layers:.3g}: {fault}"

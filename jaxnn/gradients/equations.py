@@ -7,6 +7,7 @@ A `while` is one equation as a whole: JAX has no gradient of what is in it.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,7 @@ from jax.tree_util import Partial
 from jaxnn.typing import PyTree
 
 if TYPE_CHECKING:  # The import changes what `jax.config` holds.
-    from jax.extend.core import ClosedJaxpr, JaxprEqn
+    from jax.extend.core import JaxprEqn
 
 JAX = os.path.dirname(jax.__file__) + os.sep
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call"}
@@ -28,8 +29,8 @@ SMOOTH = {"hypot", "logaddexp", "logaddexp2", "logsumexp", "softplus"}
 """Functions of JAX that are smooth, whatever choices they are computed by."""
 
 Path = tuple[int, ...]
-Visit = Callable[[Path, Callable[[Any], Any], Sequence[Any], Any], tuple[Sequence[Any], Any]]
-"""`visit(path, read, outputs, state)` -> the outputs to go on with, and the state, after each
+Visit = Callable[..., tuple[Sequence[Any], Any]]
+"""`visit(path, eqn, read, outputs, state)` -> the outputs to go on with, and the state, after each
 equation; `read(variable)` is the value of a variable of the same program."""
 
 
@@ -42,19 +43,16 @@ class Equation(NamedTuple):
     depends: tuple[bool, ...] = ()  # Which of its inputs the params reach.
 
 
-def trace(function: Partial, params: PyTree, batch: PyTree) -> ClosedJaxpr:
-    """Return the program of a function; its inputs are the function's own numbers, and both."""
-    return jax.make_jaxpr(lambda function, *args: function(*args))(function, params, batch)
-
-
-def equations(
-    closed: ClosedJaxpr, function: Partial, params: PyTree, first_result: int = 0
-) -> dict[Path, Equation]:
+def traced(
+    function: Partial, params: PyTree, batch: PyTree, first_result: int = 0
+) -> tuple[dict[Path, Equation], Callable[[Visit, Any], tuple[list[Any], Any]]]:
     """Return the equations between the params and the results, also in nested programs.
 
     What passes `stop_gradient` does not count as reaching the results, and params do not reach
-    what only tells whether they are finite.
+    what only tells whether they are finite. The second one is `run(visit, state)`, which returns
+    the results and the state; `visit` sees every equation on the way.
     """
+    closed = jax.make_jaxpr(lambda function, *args: function(*args))(function, params, batch)
     found: dict[Path, Equation] = {}
     after, before = defaultdict(list), defaultdict(list)
     _walk(closed.jaxpr, (), ("", ""), found, (after, before))
@@ -66,7 +64,8 @@ def equations(
         depends = tuple(node in reached for node in _nodes(path[:-1], each.eqn.invars))
         if any(depends) and not needed.isdisjoint(_nodes(path[:-1], each.eqn.outvars)):
             between[path] = each._replace(depends=depends)
-    return between
+    args = [*closed.consts, *jax.tree.leaves((function, params, batch))]
+    return between, functools.partial(_run, (), closed.jaxpr, args)
 
 
 def _nodes(path: Path, variables: Iterable[Any]) -> list[Any]:
@@ -104,8 +103,8 @@ def _walk(
             join([source] * len(outputs), outputs, name == "stop_gradient")
         called = eqn.params.get("name", "_")
         within = within if called.startswith("_") else called
-        for tag, program in enumerate(nested):
-            inner, below = opened(program)[0], (*here, tag)
+        for tag, (inner, _) in enumerate(nested):
+            below = (*here, tag)
             targets = _nodes(below, inner.invars)
             join(inputs[name == "cond" :], targets)
             _walk(inner, below, (place, within), found, graph)
@@ -126,19 +125,20 @@ def _place(eqn: JaxprEqn) -> tuple[str, str]:
     return "", ""  # In a compiled function of JAX, which remembers no caller.
 
 
-def programs(eqn: JaxprEqn) -> list[Any]:
-    """Return the programs that an equation holds."""
+def programs(eqn: JaxprEqn) -> list[tuple[Any, Sequence[Any]]]:
+    """Return the programs that an equation holds, and the constants that each comes with."""
     parts = jax.tree.leaves([*eqn.params.values()], is_leaf=lambda part: hasattr(part, "eqns"))
-    return [part for part in parts if hasattr(part, "eqns")]
+    found = [part for part in parts if hasattr(part, "eqns")]
+    return [(getattr(part, "jaxpr", part), getattr(part, "consts", ())) for part in found]
 
 
-def _nested(eqn: JaxprEqn) -> list[Any]:
+def _nested(eqn: JaxprEqn) -> list[tuple[Any, Sequence[Any]]]:
     return programs(eqn) if eqn.primitive.name in CALLS | {"cond", "scan"} else []
 
 
 def _scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     """Return how many constants and carried values it has: its body takes them whole."""
-    inner = opened(eqn.params["jaxpr"])[0]
+    ((inner, _),) = programs(eqn)
 
     def num_whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
         pairs = zip(outer, inner, strict=True)
@@ -148,17 +148,10 @@ def _scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     return num_whole(eqn.invars, inner.invars) - carry, carry
 
 
-def opened(program: Any) -> tuple[Any, Sequence[Any]]:
-    """Return a program, and the constants that it comes with."""
-    return getattr(program, "jaxpr", program), getattr(program, "consts", ())
-
-
-def run(
-    program: Any, args: Sequence[Any], visit: Visit, state: Any = None, path: Path = ()
+def _run(
+    path: Path, jaxpr: Any, args: Sequence[Any], visit: Visit, state: Any
 ) -> tuple[list[Any], Any]:
-    """Return the results of a program, and the state; `visit` sees every equation on the way."""
-    jaxpr, consts = opened(program)
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], args, strict=True))
 
     def read(variable: Any) -> Any:
         return variable.val if hasattr(variable, "val") else values[variable]
@@ -166,7 +159,7 @@ def run(
     for number, eqn in enumerate(jaxpr.eqns):
         inputs, here = [read(each) for each in eqn.invars], (*path, number)
         outputs, state = _outputs(eqn, inputs, visit, state, here)
-        outputs, state = visit(here, read, outputs, state)
+        outputs, state = visit(here, eqn, read, outputs, state)
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(each) for each in jaxpr.outvars], state
 
@@ -175,12 +168,12 @@ def _outputs(
     eqn: JaxprEqn, inputs: list[Any], visit: Visit, state: Any, path: Path
 ) -> tuple[Sequence[Any], Any]:
     """Return what an equation computes; the programs in it run one by one as well."""
-    within = [
-        lambda state, *args, program=program, tag=tag: run(
-            program, args, visit, state, (*path, tag)
-        )
-        for tag, program in enumerate(_nested(eqn))
-    ]
+
+    def inner(program: tuple[int, Any], state: Any, *args: Any) -> tuple[list[Any], Any]:
+        tag, (jaxpr, consts) = program
+        return _run((*path, tag), jaxpr, (*consts, *args), visit, state)
+
+    within = [functools.partial(inner, program) for program in enumerate(_nested(eqn))]
     if not within:
         return bind(eqn, inputs), state
     if eqn.primitive.name == "cond":

@@ -6,6 +6,7 @@ and the same batch, in float64.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,15 @@ class NumpyFunction(NamedTuple):
 
 
 Checked = Partial | NumpyFunction
+
+
+class Problem(NamedTuple):
+    """What is checked: a loss and the function under test, on a batch, to tolerances."""
+
+    loss: Checked
+    by_hand: Checked
+    batch: PyTree
+    tolerances: tuple[float, float]  # Against jax.grad, and against the differences.
 
 
 def as_checked(
@@ -96,7 +106,8 @@ def _read_only(leaf: Any) -> Any:
 def at_samples(function: Checked, samples: PyTree, batch: PyTree) -> PyTree:
     """Return what a function makes of each sample, as NumPy arrays with an axis of samples."""
     if isinstance(function, NumpyFunction):
-        results = [function(params, batch) for params in each(samples)]
+        every = map(functools.partial(take, samples), range(sample_count(samples)))
+        results = [function(params, batch) for params in every]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *results)
     return _in_blocks(_at_samples, function, samples, batch)
 
@@ -181,11 +192,6 @@ def sample_count(samples: PyTree) -> int:
     return len(jax.tree.leaves(samples)[0])
 
 
-def each(samples: PyTree) -> list[PyTree]:
-    """Return the samples one by one."""
-    return [take(samples, place) for place in range(sample_count(samples))]
-
-
 def joined(trees: Sequence[PyTree]) -> PyTree:
     """Return the samples of several trees in one."""
     return jax.tree.map(lambda *parts: np.concatenate(parts), *trees)
@@ -231,3 +237,8 @@ def from_flat(params: PyTree, numbers: np.ndarray) -> PyTree:
     parts = np.split(numbers, np.cumsum([np.size(leaf) for leaf in leaves])[:-1], axis=-1)
     shapes = [(*numbers.shape[:-1], *np.shape(leaf)) for leaf in leaves]
     return jax.tree.unflatten(tree, map(np.reshape, parts, shapes))
+
+
+def is_square(shape: tuple[int, ...]) -> bool:
+    """Return whether it is that of a matrix which can be transposed."""
+    return len(shape) == 2 and shape[0] == shape[1] > 1

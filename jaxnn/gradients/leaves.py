@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxnn.gradients.functions import Checked, names_of, take
+from jaxnn.gradients.functions import Problem, names_of, take
 from jaxnn.gradients.witnesses import ROUNDING, TINY, Evidence, Losses, compare, value_errors
 from jaxnn.typing import PyTree
 
@@ -153,11 +153,7 @@ def loss_report(
 
 
 def judge(
-    loss: Checked,
-    losses: Losses,
-    samples: PyTree,
-    batch: PyTree,
-    tolerances: tuple[float, float],
+    problem: Problem, losses: Losses, samples: PyTree
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], bool]:
     """Return `passes(rows, values, gradients)`, which tells whether a check passes others.
 
@@ -167,7 +163,7 @@ def judge(
     of_differences = np.maximum(np.abs(losses.forward), np.abs(losses.backward))
     is_known = np.isfinite(losses.reference)
     floor = _floor(np.where(is_known, losses.reference, of_differences), losses.value)
-    first = take(samples, 0)
+    first, tolerances = take(samples, 0), problem.tolerances
 
     def passes(rows: np.ndarray, values: np.ndarray, gradients: np.ndarray) -> bool:
         said, here = take((losses, samples), rows)
@@ -178,7 +174,7 @@ def judge(
         off = np.abs(gradients - right)
         least = -np.partition(-off, min(MOST_OFF, off.size - 1), axis=None)[:MOST_OFF][-1]
         for trial in (np.where(off >= least, gradients, right), gradients):
-            evidence = compare(loss, said, here, batch, (values, trial), tolerances)
+            evidence = compare(problem, said, here, (values, trial))
             with np.errstate(invalid="ignore", over="ignore"):
                 _, worst = leaf_reports(first, said.value, evidence, tolerances, floor)
             if not worst.passed:

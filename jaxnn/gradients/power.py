@@ -18,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxnn.gradients.equations import Equation, Path, bind, equations, run, trace
+from jaxnn.gradients.equations import Equation, Path, bind, traced
 from jaxnn.gradients.functions import (
+    SAMPLES_AT_ONCE,
     Checked,
     at_samples,
     flat,
+    is_square,
     names_of,
     resized,
     sample_count,
@@ -31,7 +33,7 @@ from jaxnn.gradients.functions import (
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
-BLOCK, SAMPLES_AT_ONCE = 128, 16
+BLOCK = 128  # Samples that a program takes.
 MAX_FAULTS = 64  # Of a program, spread evenly over it,
 MAX_SAMPLES = 1_024  # which are looked for at this many samples at most, first and last ones.
 SAME = 1e-12  # What rounding may change, relative to the largest slope of the sample.
@@ -45,7 +47,9 @@ IN_LEAVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "twice as large": lambda leaf: 2 * leaf,
     "left out": lambda leaf: 0 * leaf,
     "off by 0.0001": lambda leaf: 1.0001 * leaf,
-    "last coordinate off by 0.0001": lambda leaf: leaf * (1 + 1e-4 * _is_last(leaf)),
+    "last coordinate off by 0.0001": lambda leaf: (
+        leaf * (1 + 1e-4 * (np.arange(leaf[0].size) == leaf[0].size - 1).reshape(leaf.shape[1:]))
+    ),
     "of the sample before": lambda leaf: np.roll(leaf, 1, axis=0),
 }
 """Faults of a leaf `(samples, ...)` of the gradient."""
@@ -122,35 +126,17 @@ class Power(NamedTuple):
 def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> Power:
     """Plant faults into a gradient that a check passes, and see which of them it catches.
 
+    `passes(rows, values, gradients)` tells whether the check passes losses `(rows,)` and gradients
+    `(rows, size)` at the samples of these numbers; it is asked about those that a fault changes.
     A fault in one of 10, 100 or 1,000 params, by their hash, is missed if no sample is among them.
-    A fault of the program is looked for at 1,024 samples at most, the first and the last 512.
-
-    Args:
-        by_hand: the gradient under test, `(params, batch)` -> loss and gradient. If JAX cannot
-            trace it, or if it has a `while` loop, faults are planted into its arrays alone.
-        samples: params with a leading axis of samples.
-        batch: any pytree that it takes.
-        passes: `passes(rows, values, gradients)`: whether the check passes losses `(rows,)` and
-            gradients `(rows, size)`, the leaves one after the other, at the samples of the numbers
-            `rows`. It is asked about those that a fault changes.
-
-    Returns:
-        A `Power`.
-
-    Example:
-        >>> by_hand = Partial(lambda params, batch: (jnp.sum(params**2), 2 * params))
-        >>> samples = np.array([[1.0, 2.0]])
-        >>> def passes(rows, values, gradients):
-        ...     return np.allclose(gradients, 2 * samples[rows], rtol=1e-3)
-        >>> power(by_hand, samples, None, passes).missed[0]
-        'params: off by 0.0001'
+    Into a function that JAX cannot trace, or with a `while` loop, no faults of a program go.
     """
     values, gradients = at_samples(by_hand, samples, batch)
     results, faults, without_effect = (values, flat(gradients)), [], []
-    rows = np.arange(len(values))
-    plants = [(rows, *each) for each in _in_arrays(samples, batch, gradients, values)]
+    every = np.arange(len(values))
+    plants = [(every, *each) for each in _in_arrays(samples, batch, values, gradients)]
     if isinstance(by_hand, Partial):
-        few = rows[(rows < MAX_SAMPLES // 2) | (rows >= len(rows) - MAX_SAMPLES // 2)]
+        few = every[(every < MAX_SAMPLES // 2) | (every >= len(every) - MAX_SAMPLES // 2)]
         plants += [(few, *each) for each in _in_program(by_hand, samples, batch)]
     for rows, fault, change in plants:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -178,20 +164,11 @@ def _is_caught(change: Change, rows: np.ndarray, results: Any, passes: Passes) -
     return is_changed
 
 
-def _is_square(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and shape[0] == shape[1] > 1
-
-
-def _is_last(leaf: np.ndarray) -> np.ndarray:
-    size = leaf[0].size
-    return (np.arange(size) == size - 1).reshape(leaf.shape[1:])
-
-
 def _in_arrays(
-    samples: PyTree, batch: PyTree, gradients: PyTree, values: np.ndarray
+    samples: PyTree, batch: PyTree, values: np.ndarray, gradients: PyTree
 ) -> Iterator[tuple[str, Change]]:
     """Yield the faults of each leaf, and of all leaves at some samples."""
-    leaves = jax.tree.leaves(gradients)
+    leaves, every = jax.tree.leaves(gradients), flat(gradients)
     sizes = {len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)} - {0, 1}
     means = {f"1/{size} of it": lambda leaf, size=size: leaf / size for size in sizes}
     square = {"transposed": lambda leaf: np.swapaxes(leaf, 1, 2)}
@@ -201,16 +178,14 @@ def _in_arrays(
         parts[place] = change(parts[place])
         return values[rows], flat(parts)
 
+    def in_some(rows: np.ndarray, odds: int) -> Any:
+        return values[rows], np.where(hashes[rows] % odds == 0, 2, 1)[:, None] * every[rows]
+
     for place, (name, leaf) in enumerate(zip(names_of(gradients), leaves, strict=True)):
-        faults = IN_LEAVES | means | (square if _is_square(leaf.shape[1:]) else {})
+        faults = IN_LEAVES | means | (square if is_square(leaf.shape[1:]) else {})
         for fault, change in faults.items():
             yield f"{name}: {fault}", partial(in_leaf, place=place, change=change)
     hashes = np.array([zlib.crc32(row) for row in np.ascontiguousarray(flat(samples))])
-
-    def in_some(rows: np.ndarray, odds: int) -> Any:
-        factor = np.where(hashes[rows] % odds == 0, 2, 1)
-        return values[rows], factor[:, None] * flat([leaf[rows] for leaf in leaves])
-
     for odds in (10, 100, 1_000):
         yield f"{RARE} {odds:,} samples", partial(in_some, odds=odds)
 
@@ -224,8 +199,8 @@ def _in_program(by_hand: Partial, samples: PyTree, batch: PyTree) -> Iterator[tu
         results = _results(by_hand, here, batch, number)
         return [np.asarray(each)[: len(rows)] for each in results]
 
-    first = take(samples, 0)
-    for number, (fault, *_) in enumerate(_faults(trace(by_hand, first, batch), by_hand, first)):
+    found, _ = traced(by_hand, take(samples, 0), batch, first_result=1)
+    for number, (fault, *_) in enumerate(_faults(found)):
         yield fault, partial(at, number=number)
 
 
@@ -234,25 +209,24 @@ def _results(by_hand: Partial, samples: PyTree, batch: PyTree, number: Any) -> A
     """Compute losses and gradients with the fault of this number."""
 
     def at(params: PyTree) -> tuple[jax.Array, jax.Array]:
-        closed = trace(by_hand, params, batch)
-        faults = _faults(closed, by_hand, params)
+        found, run = traced(by_hand, params, batch, first_result=1)
+        faults = _faults(found)
 
-        def visit(path: Any, read: Any, outputs: Any, state: Any) -> Any:
+        def visit(path: Any, eqn: Any, read: Any, outputs: Any, state: Any) -> Any:
             for each, (_, place, change) in enumerate(faults):
                 if place == path:
                     changed = jnp.asarray(change(read)).astype(outputs[0].dtype)
                     outputs = [jnp.where(number == each, changed, outputs[0])]
             return outputs, state
 
-        (value, *gradient), _ = run(closed, jax.tree.leaves((by_hand, params, batch)), visit)
+        (value, *gradient), _ = run(visit, None)
         return value, jnp.concatenate([leaf.ravel() for leaf in gradient])
 
     return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)
 
 
-def _faults(closed: Any, by_hand: Partial, params: PyTree) -> list[tuple[str, Path, Any]]:
+def _faults(found: dict[Path, Equation]) -> list[tuple[str, Path, Any]]:
     """Return what may be wrong in a program: words, the path of an equation, `change(read)`."""
-    found = equations(closed, by_hand, params, first_result=1)
     if any(each.eqn.primitive.name == "while" for each in found.values()):
         return []  # With a fault it might never end.
     makers = {(path[:-1], each.eqn.outvars[0]): each for path, each in found.items()}
@@ -288,24 +262,22 @@ def _of_inputs(
     name, options, axes = equation.eqn.primitive.name, equation.eqn.params, ()
     if name in ("reduce_sum", "dot_general"):
         axes = options["axes"] if name == "reduce_sum" else options["dimension_numbers"][0][0]
-    for axis in axes[:1]:
-        first = (*[slice(None)] * axis, 0)
-        change = partial(lambda value, read, first: value.at[first].set(0), first=first)
-        yield "first term of a sum left out", 0, change
+    if axes:
+        first = (*[slice(None)] * axes[0], 0)
+        yield "first term of a sum left out", 0, lambda value, read: value.at[first].set(0)
     for place, (each, depends) in enumerate(zip(inputs, equation.depends, strict=True)):
-        if name in ("dot_general", "transpose") and _is_square(each.aval.shape):
+        if name in ("dot_general", "transpose") and is_square(each.aval.shape):
             yield "transposed", place, lambda value, read: value.T
         if name in BOUNDED and not depends:
             yield "bound moved", place, lambda value, read: value + (1 + jnp.abs(value)) / 10
         made = maker(each) if name in PRODUCTS and depends else None
         if made is not None and made.eqn.primitive.name in ACTIVATIONS:
             word = made.eqn.params.get("name", made.eqn.primitive.name).strip("_")
-            pairs = zip(made.eqn.invars, made.depends, strict=True)
-            sources = [one for one, depends in pairs if depends and _are_alike(one, each)]
-            for source in sources[:1]:
+            aval, pairs = each.aval, zip(made.eqn.invars, made.depends, strict=True)
+            reached = [one for one, depends in pairs if depends]
+            alike = [
+                x for x in reached if x.aval.shape == aval.shape and x.aval.dtype == aval.dtype
+            ]
+            for source in alike[:1]:
                 fault = f"input of {word} for its output"
                 yield fault, place, lambda value, read, source=source: read(source)
-
-
-def _are_alike(one: Any, other: Any) -> bool:
-    return (one.aval.shape, one.aval.dtype) == (other.aval.shape, other.aval.dtype)

@@ -26,6 +26,7 @@ from jaxnn.gradients.functions import (
     STEP,
     Checked,
     NumpyFunction,
+    Problem,
     at_samples,
     names_of,
     slopes,
@@ -72,13 +73,10 @@ Attempt = Callable[[Leaves], _Case | None]
 
 
 def shrink(
-    loss: Checked,
-    by_hand: Checked,
+    problem: Problem,
     samples: PyTree,
-    batch: PyTree,
     worst: LeafReport,
     wrong: Collection[str],
-    tolerances: tuple[float, float],
     max_seconds: float = 10.0,
 ) -> Counterexample:
     """Return the smallest case found in which the worst leaf, or the "loss", is wrong as well.
@@ -87,11 +85,12 @@ def shrink(
     of params holds for these as well. The seconds are those of computing. The caller must have
     turned x64 on.
     """
-    leaves, tree = jax.tree.flatten((take(samples, worst.sample), batch))
+    leaves, tree = jax.tree.flatten((take(samples, worst.sample), problem.batch))
     first = _Case(tuple(np.asarray(leaf) for leaf in leaves if not is_key(leaf)), _found(worst))
-    every = [leaf for leaf in jax.tree.leaves((samples, batch)) if not is_key(leaf)]
-    began, known = (time.process_time(), time.monotonic()), (worst.name, set(wrong), tolerances)
-    search = _Search((loss, by_hand), tree, leaves, _habits(every), first.found, *known, *began)
+    every = [leaf for leaf in jax.tree.leaves((samples, problem.batch)) if not is_key(leaf)]
+    began = time.process_time(), time.monotonic()
+    known = worst.name, set(wrong), first.found, _habits(every)
+    search = _Search(problem, tree, leaves, *known, *began)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         is_told = search.attempt(_wrong_beside, math.inf, first.leaves)
@@ -105,22 +104,21 @@ def shrink(
                 break
         # The check has the last word.
         case = search.attempt(_wrong, math.inf, case.leaves) or first
-    forget((loss, by_hand))  # Programs of many shapes.
+    forget((problem.loss, problem.by_hand))  # Programs of many shapes.
     shown = Counterexample(*search.arguments(case.leaves), worst.name, *case.found[1:], script="")
-    return shown._replace(script=script_of(shown, loss, by_hand))
+    return shown._replace(script=script_of(shown, problem.loss, problem.by_hand))
 
 
 class _Search(NamedTuple):
     """What is looked for: other arrays with which a leaf is as wrong as with the first ones."""
 
-    functions: tuple[Checked, Checked]
+    problem: Problem
     tree: Any
     first: Sequence[Any]
-    habits: np.ndarray
-    found: _Found
     name: str
     wrong: set[str]
-    tolerances: tuple[float, float]
+    found: _Found
+    habits: np.ndarray
     began_computing: float
     began: float
 
@@ -144,8 +142,8 @@ class _Search(NamedTuple):
             return jax.eval_shape(function, params, batch)
 
         try:
-            check_scalar("loss_fn", results(self.functions[0]))
-            check_loss_and_gradients(results(self.functions[1]), params)
+            check_scalar("loss_fn", results(self.problem.loss))
+            check_loss_and_gradients(results(self.problem.by_hand), params)
         except Exception:
             return False
         return self.has_time(seconds)
@@ -155,7 +153,8 @@ class _Search(NamedTuple):
         if not self.has_time(seconds) or not np.all(_habits(leaves) >= self.habits):
             return None
         try:
-            found = judge(*self.functions, *self.arguments(leaves), self.tolerances)
+            params, batch = self.arguments(leaves)
+            found = judge(self.problem._replace(batch=batch), params)
         except Exception:  # Other numbers than the user's may be none that the functions take.
             return None
         here = found.get(self.name)
@@ -171,26 +170,23 @@ def _found(leaf: LeafReport) -> _Found:
     return _Found(error, leaf.coordinate, leaf.gradient, leaf.expected)
 
 
-def _wrong(
-    loss: Checked, by_hand: Checked, params: PyTree, batch: PyTree, tolerances: tuple[float, float]
-) -> dict[str, _Found]:
+def _wrong(problem: Problem, params: PyTree) -> dict[str, _Found]:
     """Return what is wrong by the check's own judgement; nothing if it does not know."""
     samples = jax.tree.map(lambda leaf: leaf[None], params)
-    values, by_hands, evidence, _ = measure(loss, by_hand, samples, batch, tolerances)
-    leaves, _ = leaf_reports(params, values, evidence, tolerances)
-    leaves = (*leaves, loss_report(values, by_hands, tolerances))
+    values, by_hands, evidence, _ = measure(problem, samples)
+    leaves, _ = leaf_reports(params, values, evidence, problem.tolerances)
+    leaves = (*leaves, loss_report(values, by_hands, problem.tolerances))
     found = {leaf.name: _found(leaf) for leaf in leaves if not leaf.passed}
     is_known = np.isfinite([values[0], *(each.expected for each in found.values())])
     return found if np.all(is_known) else {}
 
 
-def _wrong_beside(
-    loss: Checked, by_hand: Checked, params: PyTree, batch: PyTree, tolerances: tuple[float, float]
-) -> dict[str, _Found]:
+def _wrong_beside(problem: Problem, params: PyTree) -> dict[str, _Found]:
     """Return what differs from `jax.grad` here and on both sides; nothing if a kink is near.
 
     It is compiled sooner than the witnesses. Of a loss in NumPy there are central differences.
     """
+    loss, by_hand, batch, tolerances = problem
     leaves, tree = jax.tree.flatten(params)
     moved = [(leaf, aside(number, leaf)) for number, leaf in enumerate(leaves)]
     samples = tree.unflatten([np.stack([leaf, up, 2 * leaf - up]) for leaf, up in moved])

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,6 +33,7 @@ from jaxnn.gradients.functions import (
     SAMPLES_AT_ONCE,
     Checked,
     NumpyFunction,
+    Problem,
     at_samples,
     flat,
     from_flat,
@@ -112,11 +112,7 @@ def widened(tree: PyTree) -> PyTree:
 
 
 def measure(
-    loss: Checked,
-    by_hand: Checked,
-    samples: PyTree,
-    batch: PyTree,
-    tolerances: tuple[float, float],
+    problem: Problem, samples: PyTree
 ) -> tuple[np.ndarray, np.ndarray, list[Evidence], Losses]:
     """Return both functions' losses at every sample, and the evidence on every leaf.
 
@@ -129,8 +125,9 @@ def measure(
     chunks, said = [], []
     for begin in range(0, count, chunk):
         here = take(samples, slice(begin, begin + chunk))
-        losses, results = _losses(loss, here, batch), at_samples(by_hand, here, batch)
-        evidence = compare(loss, losses, here, batch, results, tolerances)
+        losses = _losses(problem.loss, here, problem.batch)
+        results = at_samples(problem.by_hand, here, problem.batch)
+        evidence = compare(problem, losses, here, results)
         chunks.append((losses.value, results[0], evidence))
         said += [losses] if begin * size < NUMBERS_TO_KEEP else []
     return *joined(chunks), joined(said)
@@ -157,39 +154,31 @@ def _losses(loss: Checked, samples: PyTree, batch: PyTree) -> Losses:
 
 
 def compare(
-    loss: Checked,
-    losses: Losses,
-    samples: PyTree,
-    batch: PyTree,
-    results: tuple[np.ndarray, PyTree],
-    tolerances: tuple[float, float],
+    problem: Problem, losses: Losses, samples: PyTree, results: tuple[np.ndarray, PyTree]
 ) -> list[Evidence]:
     """Return the evidence on losses `(samples,)` and gradients, a tree or `(samples, size)`."""
     step, ends = steps(samples, STEP), np.cumsum([x[0].size for x in jax.tree.leaves(samples)])
     by_leaf = functools.partial(np.split, indices_or_sections=ends[:-1], axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
         low, high = (each(losses.forward, losses.backward) for each in (np.minimum, np.maximum))
-        gradient, right, noise = flat(results[1]), losses.reference, _noise(losses, step)
-        slopes = _Slopes(gradient, right, low, high, noise, right, right, np.zeros_like(step))
-        if isinstance(loss, NumpyFunction):
-            right = (low + high) / 2
         rounding = ROUNDING * _finite(losses.value)[:, None]
+        gradient, right, noise = flat(results[1]), losses.reference, _noise(losses, step, rounding)
+        slopes = _Slopes(gradient, right, low, high, noise, right, right, np.zeros_like(step))
+        if isinstance(problem.loss, NumpyFunction):
+            right = (low + high) / 2
         floor = np.maximum(np.maximum(1e-3 * _largest(right), rounding), TINY)
-        if isinstance(loss, Partial):
+        if isinstance(problem.loss, Partial):
             largest = [np.broadcast_to(_largest(leaf), leaf.shape) for leaf in by_leaf(right)]
             size = np.maximum(np.concatenate(largest, axis=1), floor)
-            padded = resized(samples, max(len(step), SAMPLES_TO_COMPARE))
-            sides_at = functools.partial(_sides, loss, padded, batch)
-            slopes = _look_closer(sides_at, slopes, step, size, tolerances)
+            slopes = _look_closer(problem, samples, slopes, step, size)
         leaves = zip(*map(by_leaf, slopes), strict=True)
-        return [_compare(_Slopes(*leaf), floor, rounding, tolerances) for leaf in leaves]
+        return [_compare(_Slopes(*leaf), floor, rounding, problem.tolerances) for leaf in leaves]
 
 
-def _noise(losses: Losses, step: np.ndarray) -> np.ndarray:
-    """Return what rounding may have added to the differences."""
+def _noise(losses: Losses, step: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Return what rounding, in the loss at least so much, may have added to the differences."""
     forward, backward = losses.forward, losses.backward
     steepest = np.maximum(np.abs(forward), np.abs(backward))
-    least = ROUNDING * _finite(losses.value)[:, None]
     most = np.maximum(least, ROUNDING * _largest(losses.flipped))
     apart = np.nan_to_num(step * np.abs(forward - backward), nan=np.inf)
     apart = 2 * np.max(apart, axis=1, keepdims=True)
@@ -207,24 +196,22 @@ def value_errors(value: np.ndarray, by_hand: np.ndarray) -> np.ndarray:
 
 
 def _look_closer(
-    sides_at: Callable[[PyTree], tuple[jax.Array, ...]],
-    slopes: _Slopes,
-    step: np.ndarray,
-    size: np.ndarray,
-    tolerances: tuple[float, float],
+    problem: Problem, samples: PyTree, slopes: _Slopes, step: np.ndarray, size: np.ndarray
 ) -> _Slopes:
     """Find the right slopes where there may be a kink, or where one witness alone objects."""
     gradient, reference, low, high, noise, *right = slopes
     least, most, bend = (each.copy() for each in right)
     off, outside = np.abs(gradient - reference), _outside(slopes, gradient)
-    objections = (off > tolerances[0] * size) | (outside > tolerances[1] * size)
+    objections = (off > problem.tolerances[0] * size) | (outside > problem.tolerances[1] * size)
     slack = KINK * np.maximum(size, np.maximum(np.abs(low), np.abs(high)))
     has_gap = high - low - 2 * noise > KINK * size
     rows, columns = np.nonzero(has_gap | (objections & (outside <= slack)))
+    padded = resized(samples, max(len(step), SAMPLES_TO_COMPARE))
     for begin in range(0, len(rows), COORDINATES_AT_ONCE):
         here = slice(begin, begin + COORDINATES_AT_ONCE)
         row, column = (np.resize(each[here], COORDINATES_AT_ONCE) for each in (rows, columns))
-        at_kink, sides, bends = map(np.asarray, sides_at((row, column, step[row, column])))
+        found = _sides(problem.loss, padded, problem.batch, (row, column, step[row, column]))
+        at_kink, sides, bends = map(np.asarray, found)
         place, sides = (row[at_kink], column[at_kink]), sides[at_kink]
         least[place], most[place] = np.min(sides, axis=1), np.max(sides, axis=1)
         bend[place] = bends[at_kink]
