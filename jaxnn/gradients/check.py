@@ -19,7 +19,7 @@ and the differences decide to 1e-5.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ from jaxnn.gradients.invariants import Invariant, invariants
 from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
 from jaxnn.gradients.power import Power, power
 from jaxnn.gradients.smallest import shrink
-from jaxnn.gradients.witnesses import Evidence, measure, widened
+from jaxnn.gradients.witnesses import Evidence, Losses, measure, widened
 from jaxnn.run.checks import as_batch, as_count, as_flag, as_key, as_params, as_partial, as_real
 from jaxnn.run.programs import program
 from jaxnn.run.show import Table, readable
@@ -209,45 +209,61 @@ def check_gradients(
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
         functions = as_checked(loss_fn, value_and_grad_fn, take(samples, 0), batch)
-        problem = Problem(*functions, batch, tolerances)
-        coverage, num_drawn = None, sample_count(samples)
-        if certify and isinstance(problem.loss, Partial):
+        problem, num_drawn = Problem(*functions, batch, tolerances), sample_count(samples)
+        coverage, about_coverage = None, []
+        if certify:
             others = draw and (lambda number: widened(draw(num_drawn, number)))
-            coverage, added = cover(problem.loss, samples, batch, others)
-            samples = joined([samples, added])
+            coverage, samples, about_coverage = _covered(problem, samples, others)
         values, by_hand, evidence, said = measure(problem, samples)
         leaves, worst = leaf_reports(take(samples, 0), values, evidence, tolerances)
         losses = loss_report(values, by_hand, tolerances)
-        wrong = {leaf.name: leaf for leaf in (*leaves, losses) if not leaf.passed}
         notes = [] if losses.passed else [_of_losses(values, by_hand, losses.sample)]
-        notes += _notes(problem, leaves, evidence)
-        suggestions = strength = smallest = symmetries = None
+        notes += _notes(problem, leaves, evidence) + about_coverage
+        suggestions = ()
         if not worst.passed:
             chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
             suggestions = suggest(problem, take(samples, chosen), leaves)
-        if certify and not wrong:
-            some = take(samples, slice(len(said.value)))
-            strength = power(problem.by_hand, some, batch, judge(problem, said, some))
-        elif certify:
-            smallest = shrink(problem, samples, losses if worst.passed else worst, wrong)
-        if certify:
-            symmetries = invariants(*functions, samples, batch)
-            notes += _of_coverage(coverage, len(values) - num_drawn)
-    return GradientReport(
-        leaves,
-        losses.error,
-        len(values),
-        *tolerances,
-        not wrong,
-        suggestions or (),
-        worst,
-        _key_of(key, worst.sample) if draw and worst.sample < num_drawn else None,
-        tuple(notes),
-        coverage,
-        strength,
-        smallest,
-        symmetries,
-    )
+        report = GradientReport(
+            leaves,
+            losses.error,
+            len(values),
+            *tolerances,
+            worst.passed and losses.passed,
+            suggestions,
+            worst,
+            _key_of(key, worst.sample) if draw and worst.sample < num_drawn else None,
+            tuple(notes),
+            coverage,
+        )
+        return _certified(report, problem, samples, losses, said) if certify else report
+
+
+def _covered(
+    problem: Problem, samples: PyTree, draw: Callable[[int], PyTree] | None
+) -> tuple[Coverage | None, PyTree, list[str]]:
+    """Return the coverage, the samples with those that were added for it, and notes on it."""
+    if isinstance(problem.loss, NumpyFunction):
+        return None, samples, ["coverage is not known: JAX cannot trace loss_fn"]
+    coverage, added = cover(problem.loss, samples, problem.batch, draw)
+    number = sample_count(added)
+    note = f"{number:,} sample{'s' * (number > 1)} added to those drawn, to visit more branches"
+    return coverage, joined([samples, added]), [note] * (number > 0)
+
+
+def _certified(
+    report: GradientReport, problem: Problem, samples: PyTree, losses: LeafReport, said: Losses
+) -> GradientReport:
+    """Add which planted faults are caught, or the smallest case that is wrong, and symmetries."""
+    if report.passed:
+        some = take(samples, slice(len(said.value)))
+        passes = judge(problem, said, some)
+        report = report._replace(power=power(problem.by_hand, some, problem.batch, passes))
+    else:
+        wrong = [leaf.name for leaf in (*report.leaves, losses) if not leaf.passed]
+        worst = losses if report.worst.passed else report.worst
+        report = report._replace(smallest=shrink(problem, samples, worst, wrong))
+    symmetries = invariants(problem.loss, problem.by_hand, samples, problem.batch)
+    return report._replace(invariants=symmetries)
 
 
 def _key_of(key: jax.Array, sample: int | jax.Array) -> jax.Array:
@@ -306,14 +322,6 @@ def _of_losses(values: np.ndarray, by_hand: np.ndarray, sample: int) -> str:
         if len(values) > 1 and np.allclose(numbers, numbers[0], rtol=1e-6, atol=0):
             return f"{text}; a {name} of {numbers[0]:.6g} in every sample"
     return text
-
-
-def _of_coverage(coverage: Coverage | None, num_added: int) -> list[str]:
-    """Return why there is no coverage, or that it has added samples."""
-    if coverage is None:
-        return ["coverage is not known: JAX cannot trace loss_fn"]
-    added = f"{num_added:,} sample{'s' * (num_added > 1)} added"
-    return [f"{added} to those drawn, to visit more branches"] * (num_added > 0)
 
 
 def _some(said: str, things: Sequence[str]) -> str:
