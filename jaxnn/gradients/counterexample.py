@@ -78,8 +78,8 @@ def _short(tree: PyTree) -> str:
 
 def script_of(case: Counterexample, loss: Checked, by_hand: Checked) -> str:
     """Return a program that computes what is wrong in a case, and what it should be."""
-    pairs = [("loss", loss), ("value_and_grad", by_hand)]
-    functions = {f"{name}_fn": _bare(function) for name, function in pairs}
+    checked = {"loss_fn": loss, "value_and_grad_fn": by_hand}
+    functions = {name: _bare(function) for name, function in checked.items()}
     classes = {kind.__name__: kind for kind in _classes((case.params, case.batch))}
     scopes = [getattr(unwrap(function), "__globals__", {}) for function in functions.values()]
     owned = [_imported(name, own, scopes) for name, own in (classes | functions).items()]
@@ -90,10 +90,10 @@ def script_of(case: Counterexample, loss: Checked, by_hand: Checked) -> str:
         imports += ["from functools import cache", "from runpy import run_path"]
         lines.insert(0, "run_path = cache(run_path)  # A file is run once.")
     calls = [
-        f"{name}_fn" if isinstance(function, NumpyFunction) else f"jax.jit({name}_fn)"
-        for name, function in pairs
+        name if isinstance(function, NumpyFunction) else f"jax.jit({name})"
+        for name, function in checked.items()
     ]
-    lines = [
+    script = [
         f'"""{case.where()}."""',
         "",
         "import jax",
@@ -109,8 +109,9 @@ def script_of(case: Counterexample, loss: Checked, by_hand: Checked) -> str:
         "value, gradient = value_and_grad(params, batch)",
         'print("losses:", value, "under test,", loss(params, batch), "by the loss alone")',
         *_compared(case, isinstance(loss, NumpyFunction)),
+        "",
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join(script)
 
 
 def _compared(case: Counterexample, by_differences: bool) -> list[str]:

@@ -1,12 +1,12 @@
 """The functions that a gradient check calls: JAX's, compiled, or NumPy's, outside JAX.
 
 A function that JAX cannot trace, and that takes NumPy arrays, is NumPy's. It gets the same samples
-and the same batch, in float64.
+and the same batch, in float64. Samples are a tree like the params, with an axis of samples before
+theirs.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -106,8 +106,8 @@ def _read_only(leaf: Any) -> Any:
 def at_samples(function: Checked, samples: PyTree, batch: PyTree) -> PyTree:
     """Return what a function makes of each sample, as NumPy arrays with an axis of samples."""
     if isinstance(function, NumpyFunction):
-        every = map(functools.partial(take, samples), range(sample_count(samples)))
-        results = [function(params, batch) for params in every]
+        places = range(sample_count(samples))
+        results = [function(take(samples, place), batch) for place in places]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *results)
     return _in_blocks(_at_samples, function, samples, batch)
 
@@ -165,14 +165,13 @@ def _value_and_grad(loss: Function, params: PyTree, batch: PyTree) -> PyTree:
 @program()
 def _losses_beside(loss: Partial, samples: PyTree, batch: PyTree) -> PyTree:
     def at(sample: tuple[PyTree, jax.Array]) -> PyTree:
-        flat, unravel = ravel_pytree(sample[0])
+        step, (point, unravel) = sample[1], ravel_pytree(sample[0])
 
-        def beside(coordinate: jax.Array) -> tuple[jax.Array, ...]:
-            h = sample[1][coordinate]
-            moved = [flat.at[coordinate].add(move) for move in (h, -h)]
-            return tuple(loss(unravel(each), batch) for each in moved)
+        def beside(coordinate: jax.Array) -> list[jax.Array]:
+            moves = step[coordinate], -step[coordinate]
+            return [loss(unravel(point.at[coordinate].add(move)), batch) for move in moves]
 
-        return jax.lax.map(beside, jnp.arange(flat.size), batch_size=COORDINATES_AT_ONCE)
+        return jax.lax.map(beside, jnp.arange(point.size), batch_size=COORDINATES_AT_ONCE)
 
     return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxnn.gradients.functions import Checked, at_samples, names_of, num_rows, with_rows
+from jaxnn.gradients.functions import Checked, at_samples, flat, names_of, num_rows, take, with_rows
 from jaxnn.gradients.witnesses import ROUNDING
 from jaxnn.typing import PyTree
 
@@ -57,24 +57,22 @@ def invariants(
 
     The functions are those of `as_checked`. Samples have a leading axis. All is in float64.
     """
-    samples = jax.tree.map(lambda leaf: leaf[:SAMPLES], samples)
-    leaves, tree = jax.tree.flatten(samples)
-    names = names_of(samples)
-    values, gradients = at_samples(loss, samples, batch), _slopes(by_hand, samples, batch)
+    samples = take(samples, slice(SAMPLES))
+    (leaves, tree), names = jax.tree.flatten(samples), names_of(samples)
+    values, gradient = at_samples(loss, samples, batch), _slopes(by_hand, samples, batch)
     found, rounding = [], _rounding(loss, values, samples, batch)
     for name, changed, direction, axes in (*_shifts(names, leaves), *_of_units(names, leaves)):
-        changed = jax.tree.unflatten(tree, changed)
+        changed = tree.unflatten(changed)
         if not _are_same(at_samples(loss, changed, batch), values):
             continue
         if direction is None:
-            expected = _rolled(_slopes(by_hand, changed, batch), axes, -1)
-            found.append(_invariant(name, gradients, expected, rounding))
+            permuted = jax.tree.leaves(at_samples(by_hand, changed, batch)[1])
+            expected = flat(_rolled(permuted, axes, -1))
+            found.append(_invariant(name, gradient, expected, rounding))
         else:
-            pairs = zip(gradients, direction, strict=True)
-            products = [(slopes * u).reshape(len(values), -1) for slopes, u in pairs]
-            off = np.sum(np.concatenate(products, axis=1), axis=1)
-            size = max(float(np.max(np.abs(product), initial=0)) for product in products)
-            found.append(_invariant(name, [off], [np.zeros_like(off)], rounding, size))
+            products = gradient * flat(direction)
+            sums, size = np.sum(products, axis=1), np.max(np.abs(products))
+            found.append(_invariant(name, sums, np.zeros_like(sums), rounding, size))
     return (*found, *_of_rows(loss, by_hand, samples, batch, rounding))
 
 
@@ -87,13 +85,11 @@ def _rounding(loss: Checked, values: np.ndarray, samples: PyTree, batch: PyTree)
 
 
 def _invariant(
-    name: str, some: Leaves, others: Leaves, rounding: float, size: float = 0
+    name: str, some: np.ndarray, others: np.ndarray, rounding: float, size: float = 0
 ) -> Invariant:
     """Compare gradients, relative to the largest slope or to a size."""
-    pairs = list(zip(some, others, strict=True))
-    off = max(float(np.max(np.abs(one - other), initial=0)) for one, other in pairs)
-    largest = max(float(np.max(np.abs(one), initial=size)) for one, _ in pairs)
-    error = max(off - rounding, 0.0) / largest if largest else 0.0
+    off, largest = np.max(np.abs(some - others)), np.max(np.abs(some), initial=size)
+    error = float(max(off - rounding, 0) / largest) if largest else 0.0
     return Invariant(name, error, error <= TOLERANCE)
 
 
@@ -161,10 +157,9 @@ def _of_rows(
         of_rows = [_slopes(by_hand, samples, single) for single in singles]
     except Exception:  # One of them takes no other number of rows.
         return []
-    means = [np.mean(slopes, axis=0) for slopes in zip(*of_rows, strict=True)]
-    name = "the gradient of rows is the mean of each row's"
-    return [_invariant(name, _slopes(by_hand, samples, whole), means, rounding)]
+    name, mean = "the gradient of rows is the mean of each row's", np.mean(of_rows, axis=0)
+    return [_invariant(name, _slopes(by_hand, samples, whole), mean, rounding)]
 
 
-def _slopes(by_hand: Checked, samples: PyTree, batch: PyTree) -> Leaves:
-    return jax.tree.leaves(at_samples(by_hand, samples, batch)[1])
+def _slopes(by_hand: Checked, samples: PyTree, batch: PyTree) -> np.ndarray:
+    return flat(at_samples(by_hand, samples, batch)[1])
