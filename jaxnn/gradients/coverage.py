@@ -19,7 +19,15 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.gradients.equations import SMOOTH, Equation, traced
-from jaxnn.gradients.functions import SAMPLES_AT_ONCE, joined, resized, sample_count, slopes, take
+from jaxnn.gradients.functions import (
+    SAMPLES_AT_ONCE,
+    flat,
+    joined,
+    resized,
+    sample_count,
+    slopes,
+    take,
+)
 from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
@@ -146,12 +154,12 @@ def cover(
     added, others, found = [], take(samples, slice(0)), counts[None][:0]
     if limit and np.any(missing()):
         drawn = [] if draw is None else [jax.tree.map(np.asarray, draw(-(-limit // 2)))]
-        others = joined([*drawn, *_aimed(samples)])
-        others = take(others, slice(limit))
+        others = take(joined([*drawn, *_aimed(samples)]), slice(limit))
         found = _count(loss, others, batch)
     for row, side in np.argwhere(missing()):
         for place in np.flatnonzero(found[:, row, side])[:TRIED]:
-            if missing()[row, side] and _has_slopes(loss, take(others, [place]), batch):
+            here = take(others, [place])
+            if missing()[row, side] and np.all(np.isfinite(flat(slopes(loss, here, batch)))):
                 counts, added = counts + found[place], [*added, place]
     branches = [
         Branch(place, choice.kind, (int(count[0]), int(count[1])), choice.sides)
@@ -164,10 +172,6 @@ def cover(
 
 def _is_none(counts: np.ndarray) -> np.ndarray:
     return (counts[:, 2] > 0) & ~np.any(counts[:, :2], axis=1)
-
-
-def _has_slopes(loss: Partial, sample: PyTree, batch: PyTree) -> bool:
-    return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slopes(loss, sample, batch)))
 
 
 def _aimed(samples: PyTree) -> list[PyTree]:
