@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 
 from jaxnn.gradients.equations import SMOOTH, Equation, traced
 from jaxnn.gradients.functions import (
-    SAMPLES_AT_ONCE,
+    at_samples,
     flat,
     joined,
     resized,
@@ -28,7 +28,6 @@ from jaxnn.gradients.functions import (
     slopes,
     take,
 )
-from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
 BLOCK = 256  # Samples that a program counts.
@@ -235,32 +234,26 @@ def _place_of_largest(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 def _count(loss: Partial, samples: PyTree, batch: PyTree) -> np.ndarray:
     """Return how often each side was taken, and how often there was no choice."""
-    size = sample_count(samples)
+    size, counts = sample_count(samples), Partial(_counts, loss)
     blocks = [take(samples, slice(begin, begin + BLOCK)) for begin in range(0, size, BLOCK)]
-    counts = [np.asarray(_counts(loss, resized(each, BLOCK), batch)) for each in blocks]
-    return np.concatenate(counts)[:size]
+    return joined([at_samples(counts, resized(block, BLOCK), batch) for block in blocks])[:size]
 
 
-@program()
-def _counts(loss: Partial, samples: PyTree, batch: PyTree) -> jax.Array:
-    """Run the loss equation by equation, and count: `(samples, choices, 3)`."""
+def _counts(loss: Partial, params: PyTree, batch: PyTree) -> jax.Array:
+    """Run the loss equation by equation, and count: `(choices, 3)`."""
+    found, run = traced(loss, params, batch)
+    chosen = {path: _choices(each) for path, each in found.items()}
 
-    def at(params: PyTree) -> jax.Array:
-        found, run = traced(loss, params, batch)
-        chosen = {path: _choices(each) for path, each in found.items()}
+    def visit(path: Any, eqn: Any, read: Any, outputs: Any, counts: Any) -> Any:
+        if chosen.get(path):
+            inputs = [jnp.asarray(read(each)) for each in eqn.invars]
+            sides = [_larger(*choice.pair(*inputs)) for choice in chosen[path]]
+            counts = {**counts, path: counts[path] + jnp.stack(sides)}
+        return outputs, counts
 
-        def visit(path: Any, eqn: Any, read: Any, outputs: Any, counts: Any) -> Any:
-            if chosen.get(path):
-                inputs = [jnp.asarray(read(each)) for each in eqn.invars]
-                sides = [_larger(*choice.pair(*inputs)) for choice in chosen[path]]
-                counts = {**counts, path: counts[path] + jnp.stack(sides)}
-            return outputs, counts
-
-        begin = {path: jnp.zeros((len(each), 3), int) for path, each in chosen.items() if each}
-        counts = run(visit, begin)[1]
-        return jnp.concatenate([counts[path] for path in begin])
-
-    return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)
+    begin = {path: jnp.zeros((len(each), 3), int) for path, each in chosen.items() if each}
+    counts = run(visit, begin)[1]
+    return jnp.concatenate([counts[path] for path in begin])
 
 
 def _larger(one: Any, other: Any) -> jax.Array:

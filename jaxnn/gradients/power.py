@@ -20,7 +20,6 @@ from jax.tree_util import Partial
 
 from jaxnn.gradients.equations import Equation, Path, bind, traced
 from jaxnn.gradients.functions import (
-    SAMPLES_AT_ONCE,
     Checked,
     at_samples,
     flat,
@@ -30,7 +29,6 @@ from jaxnn.gradients.functions import (
     sample_count,
     take,
 )
-from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
 BLOCK = 128  # Samples that a program takes.
@@ -195,34 +193,29 @@ def _in_program(by_hand: Partial, samples: PyTree, batch: PyTree) -> Iterator[tu
     width = min(BLOCK, sample_count(samples))
 
     def at(rows: np.ndarray, number: int) -> Any:
-        here = resized(take(samples, rows), width)
-        results = _results(by_hand, here, batch, number)
-        return [np.asarray(each)[: len(rows)] for each in results]
+        here, faulty = resized(take(samples, rows), width), Partial(_faulty, by_hand, number)
+        values, gradients = at_samples(faulty, here, batch)
+        return values[: len(rows)], flat(gradients)[: len(rows)]
 
     found, _ = traced(by_hand, take(samples, 0), batch, first_result=1)
     for number, (fault, *_) in enumerate(_faults(found)):
         yield fault, partial(at, number=number)
 
 
-@program()
-def _results(by_hand: Partial, samples: PyTree, batch: PyTree, number: Any) -> Any:
-    """Compute losses and gradients with the fault of this number."""
+def _faulty(by_hand: Partial, number: Any, params: PyTree, batch: PyTree) -> Any:
+    """Compute loss and gradient with the fault of this number."""
+    found, run = traced(by_hand, params, batch, first_result=1)
+    faults = _faults(found)
 
-    def at(params: PyTree) -> tuple[jax.Array, jax.Array]:
-        found, run = traced(by_hand, params, batch, first_result=1)
-        faults = _faults(found)
+    def visit(path: Any, eqn: Any, read: Any, outputs: Any, state: Any) -> Any:
+        for each, (_, place, change) in enumerate(faults):
+            if place == path:
+                changed = jnp.asarray(change(read)).astype(outputs[0].dtype)
+                outputs = [jnp.where(number == each, changed, outputs[0])]
+        return outputs, state
 
-        def visit(path: Any, eqn: Any, read: Any, outputs: Any, state: Any) -> Any:
-            for each, (_, place, change) in enumerate(faults):
-                if place == path:
-                    changed = jnp.asarray(change(read)).astype(outputs[0].dtype)
-                    outputs = [jnp.where(number == each, changed, outputs[0])]
-            return outputs, state
-
-        (value, *gradient), _ = run(visit, None)
-        return value, jnp.concatenate([leaf.ravel() for leaf in gradient])
-
-    return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)
+    (value, *gradient), _ = run(visit, None)
+    return value, gradient
 
 
 def _faults(found: dict[Path, Equation]) -> list[tuple[str, Path, Any]]:
