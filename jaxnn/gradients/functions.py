@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.run.checks import as_partial, check_loss_and_gradients, check_scalar, shapes_of
-from jaxnn.run.programs import Program, program
+from jaxnn.run.programs import program
 from jaxnn.typing import Function, PyTree
 
 STEP = 1e-5
@@ -109,7 +109,10 @@ def at_samples(function: Checked, samples: PyTree, batch: PyTree) -> PyTree:
         places = range(sample_count(samples))
         results = [function(take(samples, place), batch) for place in places]
         return jax.tree.map(lambda *arrays: np.stack(arrays), *results)
-    return _in_blocks(_at_samples, function, samples, batch)
+    # Numbers of samples share a program; some samples are taken twice.
+    count = sample_count(samples)
+    padded = resized(samples, 1 if count == 1 else count + -count % SAMPLES_AT_ONCE)
+    return take(jax.tree.map(np.asarray, _at_samples(function, padded, batch)), slice(count))
 
 
 def values_and_slopes(loss: Partial, samples: PyTree, batch: PyTree) -> tuple[np.ndarray, PyTree]:
@@ -131,7 +134,7 @@ def losses_beside(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the losses a step above and a step below each coordinate, `(samples, size)` each."""
     if isinstance(loss, Partial):
-        return _in_blocks(_losses_beside, loss, (samples, step), batch)
+        return at_samples(Partial(_losses_beside, loss), (samples, step), batch)
     first, points = take(samples, 0), flat(samples)
 
     def beside(sign: int) -> np.ndarray:
@@ -145,14 +148,6 @@ def losses_beside(
     return beside(1), beside(-1)
 
 
-def _in_blocks(program: Program, function: Partial, samples: PyTree, batch: PyTree) -> PyTree:
-    """Run a program on whole blocks of samples, some of them twice: it is compiled sooner."""
-    count = sample_count(samples)
-    size = 1 if count == 1 else count + -count % SAMPLES_AT_ONCE
-    results = program(function, resized(samples, size), batch)
-    return take(jax.tree.map(np.asarray, results), slice(count))
-
-
 @program()
 def _at_samples(function: Partial, samples: PyTree, batch: PyTree) -> PyTree:
     return jax.lax.map(lambda params: function(params, batch), samples)
@@ -162,18 +157,14 @@ def _value_and_grad(loss: Function, params: PyTree, batch: PyTree) -> PyTree:
     return jax.value_and_grad(loss)(params, batch)
 
 
-@program()
-def _losses_beside(loss: Partial, samples: PyTree, batch: PyTree) -> PyTree:
-    def at(sample: tuple[PyTree, jax.Array]) -> PyTree:
-        step, (point, unravel) = sample[1], ravel_pytree(sample[0])
+def _losses_beside(loss: Partial, sample: tuple[PyTree, jax.Array], batch: PyTree) -> PyTree:
+    step, (point, unravel) = sample[1], ravel_pytree(sample[0])
 
-        def beside(coordinate: jax.Array) -> list[jax.Array]:
-            moves = step[coordinate], -step[coordinate]
-            return [loss(unravel(point.at[coordinate].add(move)), batch) for move in moves]
+    def beside(coordinate: jax.Array) -> list[jax.Array]:
+        moves = step[coordinate], -step[coordinate]
+        return [loss(unravel(point.at[coordinate].add(move)), batch) for move in moves]
 
-        return jax.lax.map(beside, jnp.arange(point.size), batch_size=COORDINATES_AT_ONCE)
-
-    return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)
+    return jax.lax.map(beside, jnp.arange(point.size), batch_size=COORDINATES_AT_ONCE)
 
 
 def take(samples: PyTree, places: Any) -> PyTree:
