@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,12 +39,10 @@ from jaxnn.gradients.functions import (
     from_flat,
     joined,
     losses_beside,
-    resized,
     steps,
     take,
     values_and_slopes,
 )
-from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
 STEP = 1e-6  # Of the finite differences, relative to the leaf's largest coordinate.
@@ -60,7 +58,6 @@ close enough to leave out the kinks nearby, and far above the rounding of the pa
 
 FLIPS = 4  # Patterns of signs with which the size of the numbers in a loss is found.
 NUMBERS_AT_ONCE, NUMBERS_TO_KEEP = 2**20, 2**23
-SAMPLES_TO_COMPARE = 128  # At least, so that all numbers of them share a program.
 
 
 class Evidence(NamedTuple):
@@ -114,11 +111,11 @@ def widened(tree: PyTree) -> PyTree:
 def measure(
     problem: Problem, samples: PyTree
 ) -> tuple[np.ndarray, np.ndarray, list[Evidence], Losses]:
-    """Return both functions' losses at every sample, and the evidence on every leaf.
+    """Return both losses at every sample, the evidence on every leaf, and what the loss says.
 
-    And what the loss says of the first samples, as many as fit into some memory. Only coordinates
-    that may be at a kink, or off by more than one of the tolerances, against `jax.grad` and
-    against the differences, are looked at a second time.
+    The last is of the first samples, as many as fit into some memory. Only coordinates that may
+    be at a kink, or off by more than one of the tolerances, against `jax.grad` and against the
+    differences, are looked at a second time.
     """
     count, size = flat(samples).shape
     chunk = SAMPLES_AT_ONCE * max(NUMBERS_AT_ONCE // size // SAMPLES_AT_ONCE, 1)
@@ -206,40 +203,35 @@ def _look_closer(
     slack = KINK * np.maximum(size, np.maximum(np.abs(low), np.abs(high)))
     has_gap = high - low - 2 * noise > KINK * size
     rows, columns = np.nonzero(has_gap | (objections & (outside <= slack)))
-    padded = resized(samples, max(len(step), SAMPLES_TO_COMPARE))
+    sides_at = Partial(_sides, problem.loss)
     for begin in range(0, len(rows), COORDINATES_AT_ONCE):
         here = slice(begin, begin + COORDINATES_AT_ONCE)
         row, column = (np.resize(each[here], COORDINATES_AT_ONCE) for each in (rows, columns))
-        found = _sides(problem.loss, padded, problem.batch, (row, column, step[row, column]))
-        at_kink, sides, bends = map(np.asarray, found)
+        places = take(samples, row), column, step[row, column]
+        at_kink, sides, bends = at_samples(sides_at, places, problem.batch)
         place, sides = (row[at_kink], column[at_kink]), sides[at_kink]
         least[place], most[place] = np.min(sides, axis=1), np.max(sides, axis=1)
         bend[place] = bends[at_kink]
     return slopes._replace(least=least, most=most, bend=bend)
 
 
-@program()
-def _sides(loss: Partial, samples: PyTree, batch: PyTree, places: PyTree) -> tuple[jax.Array, ...]:
-    """Return whether each coordinate is at a kink, the slopes of both sides, and their bend."""
+def _sides(loss: Partial, place: tuple[PyTree, Any, Any], batch: PyTree) -> tuple[jax.Array, ...]:
+    """Return whether a coordinate is at a kink, the slopes of both sides, and their bend."""
+    params, coordinate, step = place
+    point, unravel = ravel_pytree(params)
 
-    def at(place: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        row, column, step = place
-        flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[row], samples))
+    def slope(distance: jax.Array) -> jax.Array:
+        moved = unravel(point.at[coordinate].add(distance * step))
+        return ravel_pytree(jax.grad(loss)(moved, batch))[0][coordinate]
 
-        def slope(distance: jax.Array) -> jax.Array:
-            moved = unravel(flat.at[column].add(distance * step))
-            return ravel_pytree(jax.grad(loss)(moved, batch))[0][column]
-
-        # At a kink the slopes jump as far close to the point as a little farther off.
-        slopes = jax.vmap(slope)(jnp.array([-NEAR, NEAR, -NEARER, NEARER]))
-        near, nearer = slopes[:2], slopes[2:]
-        jump_near, jump = jnp.abs(near[1] - near[0]), jnp.abs(nearer[1] - nearer[0])
-        noise = ROUNDING * jnp.max(jnp.abs(slopes))
-        curved = (near - nearer) / (NEAR - NEARER)  # curvature times step
-        is_kink = jnp.abs(jump_near - jump) <= jump / 2 + noise
-        return is_kink, nearer - NEARER * curved, jnp.max(jnp.abs(curved)) / 2
-
-    return jax.lax.map(at, places, batch_size=SAMPLES_AT_ONCE)
+    # At a kink the slopes jump as far close to the point as a little farther off.
+    slopes = jax.vmap(slope)(jnp.array([-NEAR, NEAR, -NEARER, NEARER]))
+    near, nearer = slopes[:2], slopes[2:]
+    jump_near, jump = jnp.abs(near[1] - near[0]), jnp.abs(nearer[1] - nearer[0])
+    noise = ROUNDING * jnp.max(jnp.abs(slopes))
+    curved = (near - nearer) / (NEAR - NEARER)  # curvature times step
+    is_kink = jnp.abs(jump_near - jump) <= jump / 2 + noise
+    return is_kink, nearer - NEARER * curved, jnp.max(jnp.abs(curved)) / 2
 
 
 def _compare(
