@@ -88,9 +88,14 @@ def shrink(
     leaves, tree = jax.tree.flatten((take(samples, worst.sample), problem.batch))
     first = _Case(tuple(np.asarray(leaf) for leaf in leaves if not is_key(leaf)), _found(worst))
     every = [leaf for leaf in jax.tree.leaves((samples, problem.batch)) if not is_key(leaf)]
+
+    def arguments(numbers: Leaves) -> tuple[PyTree, PyTree]:
+        rest = iter(numbers)
+        return tree.unflatten(leaf if is_key(leaf) else next(rest) for leaf in leaves)
+
     began = time.process_time(), time.monotonic()
     known = worst.name, set(wrong), first.found, _habits(every)
-    search = _Search(problem, tree, leaves, *known, *began)
+    search = _Search(problem, arguments, *known, *began)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         is_told = search.attempt(_wrong_beside, math.inf, first.leaves)
@@ -105,7 +110,7 @@ def shrink(
         # The check has the last word.
         case = search.attempt(_wrong, math.inf, case.leaves) or first
     forget((problem.loss, problem.by_hand))  # Programs of many shapes.
-    shown = Counterexample(*search.arguments(case.leaves), worst.name, *case.found[1:], script="")
+    shown = Counterexample(*arguments(case.leaves), worst.name, *case.found[1:], script="")
     return shown._replace(script=script_of(shown, problem.loss, problem.by_hand))
 
 
@@ -113,19 +118,13 @@ class _Search(NamedTuple):
     """What is looked for: other arrays with which a leaf is as wrong as with the first ones."""
 
     problem: Problem
-    tree: Any
-    first: Sequence[Any]
+    arguments: Callable[[Leaves], tuple[PyTree, PyTree]]
     name: str
     wrong: set[str]
     found: _Found
     habits: np.ndarray
     began_computing: float
     began: float
-
-    def arguments(self, leaves: Leaves) -> tuple[PyTree, PyTree]:
-        """Return params and batch."""
-        rest = iter(leaves)
-        return self.tree.unflatten(leaf if is_key(leaf) else next(rest) for leaf in self.first)
 
     def has_time(self, seconds: float) -> bool:
         """Return whether there is time left; a busy machine has more of it, so finds the same."""
