@@ -70,6 +70,7 @@ def difference_errors(
         ValueError: if a step is not above 0.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> loss_fn = lambda params, batch: jnp.sum(jnp.exp(params))
         >>> errors = difference_errors(
         ...     loss_fn, jax.value_and_grad(loss_fn), jnp.ones(3), None, steps=[1e-5, 1e-1]
