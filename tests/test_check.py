@@ -710,6 +710,49 @@ def test_a_sampler_may_draw_numpy_arrays():
     assert report.leaves == traced.leaves
 
 
+@pytest.mark.parametrize("of_numpy", [False, True])
+def test_a_sampler_that_draws_elsewhere_than_from_its_key_is_refused(of_numpy):
+    rng = np.random.default_rng(1)
+
+    def sample_fn(key):
+        drawn = jax.random.normal(key, (2,))
+        return (np.asarray(drawn) if of_numpy else drawn) + np.float32(rng.normal())
+
+    with pytest.raises(ValueError, match=r"^sampler must draw from its key; got other"):
+        check_gradients(KEY, square, jax.value_and_grad(square), sample_fn, None)
+
+
+def test_of_a_sampler_that_ignores_its_key_one_sample_is_checked_and_noted():
+    functions, start = (square, jax.value_and_grad(square)), np.ones(2, np.float32)
+    said = "sampler returns the same params for every key: one sample was checked"
+    for sampler, notes in ((lambda key: start, (said,)), (start, ())):
+        report = check_gradients(KEY, *functions, sampler, None)
+        assert (report.passed, report.num_samples, report.notes) == (True, 1, notes)
+    report = check_gradients(KEY, *functions, lambda key: start, None, num_samples=1)
+    assert report.notes == ()
+
+
+def of_rows(mean, params, batch):
+    return mean(jnp.square(params - batch[0]) + batch[1])
+
+
+@pytest.mark.parametrize(
+    ("offset", "said"), [(0, "[0] holds nan at [1, 0]"), (-np.inf, "[1] holds -inf, and the loss")]
+)
+def test_numbers_that_are_not_finite_are_refused_unless_the_loss_masks_them(offset, said):
+    first = np.array([[1, 2], [3 if offset else np.nan, 3]], np.float32)
+    rows, start = (first, np.float32(offset)), np.ones((2, 2), np.float32)
+
+    def masked(numbers):
+        return jnp.mean(jnp.where(jnp.isfinite(numbers), numbers, 0))
+
+    loss = functools.partial(of_rows, jnp.mean)
+    with pytest.raises(ValueError, match="^batch" + re.escape(said)):
+        check_gradients(KEY, loss, jax.value_and_grad(loss), start, rows)
+    loss = functools.partial(of_rows, masked)
+    assert check_gradients(KEY, loss, jax.value_and_grad(loss), start, rows).num_samples == 1
+
+
 # --- coverage, power and the smallest case
 
 

@@ -25,12 +25,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.gradients.counterexample import Counterexample
 from jaxnn.gradients.coverage import Coverage, cover
 from jaxnn.gradients.diagnose import suggest
-from jaxnn.gradients.functions import NumpyFunction, Problem, as_checked, joined, sample_count, take
+from jaxnn.gradients.functions import (
+    Checked,
+    NumpyFunction,
+    Problem,
+    as_checked,
+    at_samples,
+    joined,
+    sample_count,
+    take,
+)
 from jaxnn.gradients.invariants import Invariant, invariants
 from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
 from jaxnn.gradients.power import Power, power
@@ -72,8 +81,8 @@ class GradientReport(NamedTuple):
         worst: the leaf that is most wrong, relative to the tolerances.
         worst_key: `sampler(report.worst_key)` returns the params for which it is; None if the
             params were given, or added for the coverage.
-        notes: whether the losses differ, a function is NumPy's, not all witnesses had a say, or
-            several slopes are right, a sentence each.
+        notes: whether the losses differ, a function is NumPy's, not all witnesses had a say,
+            several slopes are right, or the sampler ignores its key, a sentence each.
         coverage: which branches of the loss the samples visited; None if not asked for, or if JAX
             cannot trace the loss.
         power: which planted faults this check catches; None if not asked for, or if it failed.
@@ -181,8 +190,9 @@ def check_gradients(
     Raises:
         TypeError: if the params are not floats of one dtype, the loss is not a float scalar of
             that dtype, or the gradient is not like the params.
-        ValueError: if a number is out of range, the params hold none, or a function in NumPy
-            returns something else when it is called again.
+        ValueError: if a number is out of range, the params hold none, the sampler or a function in
+            NumPy returns something else when it is called again, or the batch holds nan or inf and
+            the loss is not finite in any sample; NaN that a loss masks is let through.
 
     Example:
         >>> loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
@@ -205,10 +215,15 @@ def check_gradients(
         samples = jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
     else:
         samples = as_params(draw(0, num_samples))
+    about_draws = []
+    if num_samples > 1 and draw and _are_alike(samples):
+        samples = take(samples, slice(1))
+        about_draws = ["sampler returns the same params for every key: one sample was checked"]
     batch = as_batch(batch, take(samples, 0), loss_fn, value_and_grad_fn)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
         functions = as_checked(loss_fn, value_and_grad_fn, take(samples, 0), batch)
+        _check_finite(functions[0], samples, batch)
         problem, num_drawn = Problem(*functions, batch, tolerances), sample_count(samples)
         coverage, about_coverage = None, []
         if certify:
@@ -218,7 +233,7 @@ def check_gradients(
         leaves, worst = leaf_reports(take(samples, 0), values, evidence, tolerances)
         losses = loss_report(values, by_hand, tolerances)
         notes = [] if losses.passed else [_of_losses(values, by_hand, losses.sample)]
-        notes += _notes(problem, leaves, evidence) + about_coverage
+        notes += _notes(problem, leaves, evidence) + about_draws + about_coverage
         suggestions = ()
         if not worst.passed:
             chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
@@ -282,10 +297,38 @@ def _drawn(key: jax.Array, sampler: Any, in_x64: bool, begin: int, number: int) 
     with jax.enable_x64(in_x64), jax.threefry_partitionable(True):
         places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
         keys = jax.vmap(_key_of, (None, 0))(key, places)
+        first, again = (jax.tree.leaves(sampler(keys[0])) for _ in range(2))
+        if not all(map(_are_equal, first, again)):
+            raise ValueError(
+                "sampler must draw from its key; got other params from the same key: use "
+                "jax.random with the key, not NumPy's random numbers"
+            )
         try:
             return _draw(as_partial("sampler", sampler), keys)
         except jax.errors.JAXTypeError:  # It returns NumPy arrays, which JAX cannot trace.
             return jax.tree.map(lambda *leaves: np.stack(leaves), *map(sampler, keys))
+
+
+_are_equal = functools.partial(np.array_equal, equal_nan=True)
+
+
+def _are_alike(samples: PyTree) -> bool:
+    """Return whether all samples are the same."""
+    leaves = map(np.asarray, jax.tree.leaves(samples))
+    return all(_are_equal(leaf, np.broadcast_to(leaf[0], leaf.shape)) for leaf in leaves)
+
+
+def _check_finite(loss: Checked, samples: PyTree, batch: PyTree) -> None:
+    """Refuse numbers in the batch that are not finite if they reach the loss in all samples."""
+    for path, leaf in tree_leaves_with_path(batch):
+        if leaf.dtype.kind != "f" or np.all(is_finite := np.isfinite(leaf)):
+            continue
+        if not np.any(np.isfinite(at_samples(loss, samples, batch))):
+            at = tuple(map(int, np.argwhere(~is_finite)[0]))
+            where = f" at {list(at)}" * bool(at)
+            raise ValueError(
+                f"batch{keystr(path)} holds {leaf[at]}{where}, and the loss is not finite with it"
+            )
 
 
 @program()
