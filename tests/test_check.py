@@ -74,12 +74,14 @@ ALL = "b0 b1 b2 w0 w1 w2"
 FAULTS = {
     "relu lets everything through": Fault("b0 w0", "relu's derivative is not 0 for units that are"),
     "tanh differentiated at its output": Fault("b0 b1 w0 w1", "right only as the params go to 0"),
-    "no 1/N": Fault(ALL, "factor 7 = 7; the 7 rows: 1/7 is missing", ROWS),
+    "no 1/N": Fault(ALL, r"7 times too large: 1/7 is missing \(7 rows\): a sum in", ROWS),
     "wrong sign": Fault(ALL, "of the wrong sign", -1),
     "weight not transposed": Fault("b0 w0", r"right where params\['w1'\] is symmetric"),
-    "hidden bias forgotten": Fault("b0", "left out: it is 0 everywhere", 0),
+    "hidden bias forgotten": Fault("b0", "it is 0: left out, or summed over the wrong axis", 0),
     "output bias of one row": Fault("b2", "it is that of the first row alone"),
-    "half a weight gradient": Fault("w2", "off by the factor 0.5 = 1/2; 2 columns: [^x]*$", 0.5),
+    "half a weight gradient": Fault(
+        "w2", r"2 times too small: 1/2 is there twice \(2 columns\)$", 0.5
+    ),
     "nan in one coordinate": Fault("w0", "wrong in 1 of 8 coordinates"),
     "one coordinate off by a millionth": Fault("w0", "wrong in 1 of 8 coordinates"),
 }
@@ -611,7 +613,7 @@ def test_what_is_finite_decides(loss, gradient, params, right, wrong, note):
 def test_a_fault_is_named_though_jax_grad_is_not_finite_elsewhere():
     report = check_at([-1, 4], roots, lambda params, slope: 2 * slope_of_roots(params, slope))
     assert not report.passed
-    assert "off by the factor 2" in report.suggestions[0]
+    assert "2 times too large" in report.suggestions[0]
     assert check_at([-1, 4], roots, slope_of_roots).leaves[0].largest == 0.25
     assert check_at([0, 0], norm, jnp.full_like).leaves[0].num_kinks == 2
 

@@ -556,7 +556,7 @@ def test_a_gradient_of_ones_own_is_checked(gradient, status, loss, tmp_path, cap
     assert (told["passed"], told["num_samples"]) == (status == 0, 20)
     assert (told["worst"]["error"] is None) == (gradient == "nothing" or "numpy" in loss)
     said = capsys.readouterr().out
-    assert ("off by the factor 0.5" in said) == (gradient == "half")
+    assert ("2 times too small" in said) == (gradient == "half")
     assert ("of the wrong sign" in said) == (gradient == "wrong_in_numpy")
     assert ("JAX cannot trace value_and_grad_fn" in said) == ("numpy" in gradient)
     assert saved == ["v"]
@@ -590,7 +590,7 @@ def test_a_wrong_gradient_is_written_as_a_page_and_as_a_program(tmp_path, capsys
     for said in (
         "failed",
         "1 of 1",
-        "off by the factor 0.5",
+        "2 times too small",
         "import run_path",
         "<svg",
         "Coverage",

@@ -291,7 +291,7 @@ def test_the_product_of_a_network_passes_and_its_factor_is_named():
             KEY, model.loss_reference, by_hand, model.sampler(scale=1.0), batch
         )
         assert report.passed == (factor == 1)
-    assert all("factor 0.5" in suggestion for suggestion in report.suggestions)
+    assert all("2 times too small" in suggestion for suggestion in report.suggestions)
 
 
 def test_what_is_no_product_is_refused_by_name():

@@ -321,7 +321,8 @@ def _are_alike(samples: PyTree) -> bool:
 def _check_finite(loss: Checked, samples: PyTree, batch: PyTree) -> None:
     """Refuse numbers in the batch that are not finite if they reach the loss in all samples."""
     for path, leaf in tree_leaves_with_path(batch):
-        if leaf.dtype.kind != "f" or np.all(is_finite := np.isfinite(leaf)):
+        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not is_float or np.all(is_finite := np.isfinite(leaf)):
             continue
         if not np.any(np.isfinite(at_samples(loss, samples, batch))):
             at = tuple(map(int, np.argwhere(~is_finite)[0]))

@@ -130,10 +130,11 @@ def suggest(problem: Problem, samples: PyTree, leaves: Sequence[LeafReport]) -> 
                 unusual = f"wrong in {_share(drawn.are_wrong())}, and {UNUSUAL}"
                 fault = next(_faults(pairs[leaf.name], batch, parts), unusual)
             found.setdefault(fault, []).append(leaf.name)
-    told = tuple(f"{', '.join(names)}: {fault}" for fault, names in found.items())
-    if not all(fault.endswith(UNUSUAL) for fault in found) or not 1 < len(pairs) == len(wrong):
-        return told
-    return (*told, f"every leaf is wrong, and {UNUSUAL}{OF_OUTPUTS * bool(parts & LAYERS)}")
+    is_everywhere = 1 < len(pairs) == len(wrong) and bool(parts & LAYERS)
+    if is_everywhere and all(fault.endswith(UNUSUAL) for fault in found):
+        return (f"every leaf is wrong, and {UNUSUAL}{OF_OUTPUTS}",)
+    usual_first = sorted(found.items(), key=lambda item: item[0].endswith(UNUSUAL))
+    return tuple(f"{', '.join(names)}: {fault}" for fault, names in usual_first)
 
 
 def _share(are_wrong: np.ndarray) -> str:
@@ -231,11 +232,13 @@ def _faults(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> Itera
 
 def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> Iterator[str]:
     """Yield a fault that is the same for all samples and coordinates, such as a factor."""
-    gradient, right, leaf, exact = pair
+    gradient, right, _, exact = pair
     if not np.any(right):
         yield "should be 0 everywhere: the loss does not depend on it"
     if not np.all(np.isfinite(right)):
         yield "the right gradient is not finite"
+    if pair.relative(gradient) <= ROUNDING:
+        yield "it is 0: left out, or summed over the wrong axis"
     if is_square(right.shape[1:]) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= exact:
         yield "transposed"
     in_order = [np.sort(each.reshape(len(each), -1), axis=1) for each in (gradient, right)]
@@ -244,12 +247,21 @@ def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> Iterator[str]:
     (ratio,), left = _fit(gradient, right)
     if left <= exact and not np.isclose(ratio, 1, rtol=exact):
         yield _factor(ratio, batch, parts)
+    yield from _of_penalty(pair, batch, parts)
+
+
+def _of_penalty(pair: _Pair, batch: PyTree, parts: set[str]) -> Iterator[str]:
+    """Yield a fault that is a multiple of the params, with a factor or without."""
+    gradient, right, leaf, exact = pair
     (penalty,), left = _fit(gradient - right, leaf)
     is_exact, ratio = left <= exact, 1.0
     if not is_exact and gradient.size > 3:
         (ratio, penalty), left = _fit(gradient, right, leaf)
     if is_exact or (left <= exact and np.isclose(ratio, 1, rtol=exact)):
-        yield f"off by {penalty:.6g} times the params: a penalty, left out or wrong"
+        off, cause = "lacks", "left out, or its factor 2 forgotten"
+        if penalty > 0:
+            off, cause = "exceeds the right one by", "wrong, or there twice"
+        yield f"{off} {abs(penalty):.6g} times the params: a penalty, {cause}"
     if left <= exact and abs(ratio) <= exact:
         yield f"it is {penalty:.6g} times the params, as of a penalty alone"
     if left <= exact:
@@ -259,35 +271,39 @@ def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> Iterator[str]:
 
 def _factor(ratio: float, batch: PyTree, parts: set[str]) -> str:
     """Return what a factor on the right gradient is called."""
-    if abs(ratio) < EXACT:
-        return "left out: it is 0 everywhere"
     said, size = ["of the wrong sign"] * (ratio < 0), abs(ratio)
-    if not np.isclose(size, 1):
-        said.append(f"off by the factor {size:.6g}{_meaning(size, batch, parts)}")
+    if not said or not np.isclose(size, 1):
+        text = f"off by the factor {size:.8g}"
+        for number, word in ((size, "large"), (1 / size, "small")):
+            if number > 1 and np.isclose(number, round(number), rtol=EXACT):
+                text = f"{number:.6g} times too {word}"
+        said.append(text + _meaning(size, batch, parts))
     return " and ".join(said)
 
 
 def _meaning(factor: float, batch: PyTree, parts: set[str]) -> str:
     """Return what a factor may come from: the lengths of the batch's axes, and squares."""
-    lengths = {}
+    axes: dict[int, dict[str, None]] = {}  # By their length.
     for leaf in jax.tree.leaves(batch):
         rows, columns = (*leaf.shape, 1, 1)[:2]
-        lengths |= {f"the {rows} rows": rows, f"{columns} columns": columns}
-        lengths[f"{rows} rows x {columns} columns"] = rows * columns
+        axes.setdefault(rows, {})[f"{rows} rows"] = None
+        axes.setdefault(columns, {})[f"{columns} columns"] = None
+        if min(rows, columns) > 1:
+            axes.setdefault(rows * columns, {})[f"{rows} rows x {columns} columns"] = None
     causes: list[tuple[float, str]] = []
     if parts & SQUARES:
         causes.append((1 / 2, "the 2 of 2x, the derivative of x^2, is missing"))
-    for name, length in lengths.items():
+    for length, names in axes.items():
+        share, of = f"1/{length} is", f"({' or '.join(names)})"
         if parts & MEANS:
-            causes.append((length, f"{name}: 1/{length} is missing, a sum in place of the mean"))
-            causes.append((1 / length, f"{name}: 1/{length} is there twice"))
+            causes.append((length, f"{share} missing {of}: a sum in place of the mean"))
+            causes.append((1 / length, f"{share} there twice {of}"))
         else:
-            causes.append((1 / length, f"{name}: 1/{length} is there, a mean in place of the sum"))
+            causes.append((1 / length, f"{share} there {of}: a mean in place of the sum"))
     if parts & SQUARES:
         causes.append((2, "the 2 of 2x, the derivative of x^2, is there twice"))
     said = [cause for number, cause in causes if number != 1 and np.isclose(factor, number)]
-    shown = f"{factor:.6g}" if factor > 1 else f"1/{1 / factor:.6g}"
-    return f" = {shown}; {' or '.join(said)}" if said else ""
+    return f": {', or '.join(said)}" if said else ""
 
 
 def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> Iterator[str]:
@@ -317,8 +333,8 @@ def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> Iterator[str]:
         yield "right only as the params go to 0" + cause * bool(parts & ACTIVATIONS)
     for place in [place for place in ("as drawn", "first row", "last row") if place in pairs]:
         num_right, num_wrong = pairs[place].samples()
-        if num_right and num_wrong:
-            alike = f", where all rows are the {place}" * (place != "as drawn")
+        if num_right >= num_wrong > 0:
+            alike = f" with the {place} alone" * (place != "as drawn")
             yield f"right in {num_right} of {num_right + num_wrong} samples{alike}{OF_BRANCH}"
     if near.relative(near.gradient) <= 2 * NEAR:
         yield "it vanishes where pre-activations are near 0" + OF_INPUT * bool(parts & SIGMOIDS)
