@@ -111,7 +111,7 @@ def shrink(
         case = search.attempt(_wrong, math.inf, case.leaves) or first
     forget((problem.loss, problem.by_hand))  # Programs of many shapes.
     shown = Counterexample(*arguments(case.leaves), worst.name, *case.found[1:], script="")
-    return shown._replace(script=script_of(shown, problem.loss, problem.by_hand))
+    return shown._replace(script=script_of(shown, problem))
 
 
 class _Search(NamedTuple):
