@@ -58,12 +58,12 @@ SHOWN = 4  # Branches, and faults, that the report tells of by name.
 SAMPLES_TO_EXPLAIN = 16
 """Samples that the suggestions are drawn from, besides the worst one."""
 
-COLUMNS = ("leaf", "shape", "largest", "vs jax.grad", "vs differences", "ratio", "kinks", "")
+COLUMNS = ("vs differences", "ratio", "kinks", "")
 LEGEND = (
     "largest: of the right gradient. vs: largest error, relative; 0: rounding, -: not computed.",
     "ratio: the factor on the right gradient that fits best. kinks: coordinates with two slopes.",
 )
-"""The columns of the report, and what they mean."""
+"""The last columns of the report, and what all of them mean."""
 
 
 @readable
@@ -89,6 +89,7 @@ class GradientReport(NamedTuple):
         smallest: a case to follow by hand; None if not asked for, or if the check passed.
         invariants: symmetries of the loss, and whether the gradient has them; None if not asked
             for. They do not decide whether it passes.
+        kind: what was checked, "gradient", "Jacobian" or "Hessian-vector product".
     """
 
     leaves: tuple[LeafReport, ...]
@@ -105,10 +106,12 @@ class GradientReport(NamedTuple):
     power: Power | None = None
     smallest: Counterexample | None = None
     invariants: tuple[Invariant, ...] | None = None
+    kind: str = "gradient"
 
     def _table(self) -> Table:
         """The table, and what follows from it."""
-        rows: list[tuple[str, ...]] = [COLUMNS]
+        by_jax = "vs jax.grad" if self.kind == "gradient" else "vs jax"
+        rows: list[tuple[str, ...]] = [("leaf", "shape", "largest", by_jax, *COLUMNS)]
         for leaf in self.leaves:
             numbers = map(_short, (leaf.largest, leaf.error, leaf.difference_error))
             counts = f"{leaf.ratio:.4f}", f"{leaf.num_kinks}", "ok" if leaf.passed else "WRONG"
@@ -121,7 +124,7 @@ class GradientReport(NamedTuple):
         told = [*self._certificate(), *(f"note: {note}" for note in self.notes)]
         below += [""] * (self.worst.passed and bool(told))
         return Table(
-            f"gradient check {'passed' if self.passed else 'FAILED'}: "
+            f"{self.kind} check {'passed' if self.passed else 'FAILED'}: "
             f"{self.num_samples} samples in float64, tolerance {self.tolerance:g}, "
             f"differences {self.difference_tolerance:g}, loss error {_short(self.value_error)}",
             rows,
@@ -258,7 +261,7 @@ def _covered(
 ) -> tuple[Coverage | None, PyTree, list[str]]:
     """Return the coverage, the samples with those that were added for it, and notes on it."""
     if isinstance(problem.loss, NumpyFunction):
-        return None, samples, ["coverage is not known: JAX cannot trace loss_fn"]
+        return None, samples, ["coverage is not known of a loss that JAX cannot trace"]
     coverage, added = cover(problem.loss, samples, problem.batch, draw)
     number = sample_count(added)
     note = f"{number:,} sample{'s' * (number > 1)} added to those drawn, to visit more branches"

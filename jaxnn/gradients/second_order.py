@@ -15,6 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.gradients.check import GradientReport, check_gradients, is_sampler
+from jaxnn.gradients.diagnose import OF_OUTPUTS
 from jaxnn.gradients.functions import traced_or_numpy
 from jaxnn.gradients.witnesses import widened
 from jaxnn.run.checks import as_batch, as_key, as_params, as_partial, call, check_like
@@ -81,7 +82,7 @@ def check_jacobian(
     parts = [Partial(call, part) if isinstance(each, Partial) else part for part, each in pairs]
     functions = Partial(_sum, parts[0]), Partial(_sum_and_rows, *parts)
     report = check_gradients(key, *functions, given, batch, **options)
-    return _named(report, loss_fn="function", value_and_grad_fn="jacobian_fn")
+    return _named(report, "Jacobian", loss_fn="function", value_and_grad_fn="jacobian_fn")
 
 
 def check_hvp(
@@ -139,7 +140,7 @@ def check_hvp(
         Partial(_slope_and_product, direction, *parts),
     )
     report = check_gradients(key, *functions, sampler, batch, **options)
-    return _named(report, value_and_grad_fn="hvp_fn")
+    return _named(report, "Hessian-vector product", value_and_grad_fn="hvp_fn")
 
 
 def _prepared(
@@ -158,12 +159,13 @@ def _prepared(
     return params, as_batch(batch, params, *functions)
 
 
-def _named(report: GradientReport, **names: str) -> GradientReport:
-    """Name the functions in the notes as the user does."""
+def _named(report: GradientReport, kind: str, **names: str) -> GradientReport:
+    """Name the functions in the notes as the user does, and leave out hints about outputs."""
     notes = report.notes
     for ours, own in names.items():
         notes = tuple(note.replace(ours, own) for note in notes)
-    return report._replace(notes=notes)
+    hints = tuple(hint.removesuffix(OF_OUTPUTS) for hint in report.suggestions)
+    return report._replace(notes=notes, suggestions=hints, kind=kind)
 
 
 def _check_outputs(outputs: PyTree) -> None:
