@@ -9,16 +9,17 @@ by whether a number is finite.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
-from jaxnn.gradients.equations import SMOOTH, Equation, traced
+from jaxnn.gradients.equations import SMOOTH, Equation, Path, traced
 from jaxnn.gradients.functions import (
     at_samples,
     flat,
@@ -29,6 +30,9 @@ from jaxnn.gradients.functions import (
     take,
 )
 from jaxnn.typing import PyTree
+
+if TYPE_CHECKING:
+    from jaxnn.gradients.equations import JaxprEqn, Read, Value
 
 BLOCK = 256  # Samples that a program counts.
 FEW, TRIED = 8, 4  # Samples that others are aimed from, and that are tried to reach one side.
@@ -51,18 +55,18 @@ class _Choice(NamedTuple):
 
     kind: str
     sides: tuple[str, str]
-    pair: Callable[..., tuple[Any, Any]]
+    pair: Callable[..., tuple[ArrayLike, ArrayLike]]
 
 
-TRUTH: Any = ("false", "true"), lambda *inputs: (0.5, inputs[0])
-SIGN: Any = ("negative", "positive"), lambda x: (0.0, x)
+TRUTH = _Choice("", ("false", "true"), lambda *inputs: (0.5, inputs[0]))
+SIGN = _Choice("", ("negative", "positive"), lambda x: (0.0, x))
 ORDER, BOUND = ("first", "second"), ("clipped", "inside")
 CHOICES = {
-    "abs": [_Choice("abs", *SIGN)],
-    "sign": [_Choice("sign", *SIGN)],
-    "cond": [_Choice("cond", *TRUTH)],
-    "select_n": [_Choice("where", *TRUTH)],
-    "convert_element_type": [_Choice("mask", *TRUTH)],
+    "abs": [SIGN._replace(kind="abs")],
+    "sign": [SIGN._replace(kind="sign")],
+    "cond": [TRUTH._replace(kind="cond")],
+    "select_n": [TRUTH._replace(kind="where")],
+    "convert_element_type": [TRUTH._replace(kind="mask")],
     "max": [_Choice("max", ORDER, lambda one, other: (one, other))],
     "min": [_Choice("min", ORDER, lambda one, other: (other, one))],
     "clamp": [
@@ -244,7 +248,9 @@ def _counts(loss: Partial, params: PyTree, batch: PyTree) -> jax.Array:
     found, run = traced(loss, params, batch)
     chosen = {path: _choices(each) for path, each in found.items()}
 
-    def visit(path: Any, eqn: Any, read: Any, outputs: Any, counts: Any) -> Any:
+    def visit(
+        path: Path, eqn: JaxprEqn, read: Read, outputs: Sequence[Value], counts: PyTree
+    ) -> tuple[Sequence[Value], PyTree]:
         if chosen.get(path):
             inputs = [jnp.asarray(read(each)) for each in eqn.invars]
             sides = [_larger(*choice.pair(*inputs)) for choice in chosen[path]]
@@ -256,9 +262,9 @@ def _counts(loss: Partial, params: PyTree, batch: PyTree) -> jax.Array:
     return jnp.concatenate([counts[path] for path in begin])
 
 
-def _larger(one: Any, other: Any) -> jax.Array:
+def _larger(one: ArrayLike, other: ArrayLike) -> jax.Array:
     """Return how often one is larger, how often the other, and how often one is infinite."""
-    one, other = (jnp.asarray(each, float) for each in (one, other))
-    none = jnp.isinf(one) | jnp.isinf(other)
-    first, second = (one > other) & ~none, (one < other) & ~none
+    pair = [jnp.asarray(each, float) for each in (one, other)]
+    none = jnp.isinf(pair[0]) | jnp.isinf(pair[1])
+    first, second = (pair[0] > pair[1]) & ~none, (pair[0] < pair[1]) & ~none
     return jnp.stack([jnp.sum(first), jnp.sum(second), jnp.sum(none)])

@@ -11,15 +11,21 @@ import functools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.typing import PyTree
 
 if TYPE_CHECKING:  # The import changes what `jax.config` holds.
-    from jax.extend.core import JaxprEqn
+    from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+    Atom = Var | Literal
+    Value = jax.Array | np.ndarray
+    Read = Callable[[Atom], Value]
+    Program = tuple[Jaxpr, Sequence[Value]]  # With the constants that it comes with.
 
 JAX = os.path.dirname(jax.__file__) + os.sep
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call"}
@@ -29,9 +35,21 @@ SMOOTH = {"hypot", "logaddexp", "logaddexp2", "logsumexp", "softplus"}
 """Functions of JAX that are smooth, whatever choices they are computed by."""
 
 Path = tuple[int, ...]
-Visit = Callable[..., tuple[Sequence[Any], Any]]
-"""`visit(path, eqn, read, outputs, state)` -> the outputs to go on with, and the state, after each
-equation; `read(variable)` is the value of a variable of the same program."""
+Node = tuple[Path, int]  # A variable, by its identity, behind the path of its program.
+Graph = dict[Node, list[Node]]
+
+
+class Visit(Protocol):
+    """What is called after each equation."""
+
+    def __call__(
+        self, path: Path, eqn: JaxprEqn, read: Read, outputs: Sequence[Value], state: PyTree, /
+    ) -> tuple[Sequence[Value], PyTree]:
+        """Return the outputs to go on with, and the state.
+
+        `read(variable)` is the value of a variable of the same program.
+        """
+        ...
 
 
 class Equation(NamedTuple):
@@ -45,7 +63,7 @@ class Equation(NamedTuple):
 
 def traced(
     function: Partial, params: PyTree, batch: PyTree, first_result: int = 0
-) -> tuple[dict[Path, Equation], Callable[[Visit, Any], tuple[list[Any], Any]]]:
+) -> tuple[dict[Path, Equation], Callable[[Visit, PyTree], tuple[list[Value], PyTree]]]:
     """Return the equations between the params and the results, also in nested programs.
 
     What passes `stop_gradient` does not count as reaching the results, and params do not reach
@@ -54,7 +72,8 @@ def traced(
     """
     closed = jax.make_jaxpr(lambda function, *args: function(*args))(function, params, batch)
     found: dict[Path, Equation] = {}
-    after, before = defaultdict(list), defaultdict(list)
+    after: Graph = defaultdict(list)
+    before: Graph = defaultdict(list)
     _walk(closed.jaxpr, (), ("", ""), found, (after, before))
     first, size = len(jax.tree.leaves(function)), len(jax.tree.leaves(params))
     reached = _reach(after, _nodes((), closed.jaxpr.invars[first : first + size]))
@@ -68,13 +87,14 @@ def traced(
     return between, functools.partial(_run, (), closed.jaxpr, args)
 
 
-def _nodes(path: Path, variables: Iterable[Any]) -> list[Any]:
+def _nodes(path: Path, variables: Iterable[Atom]) -> list[Node]:
     """Return variables behind the path of their program; a literal is like no other."""
     return [(path, id(each)) for each in variables]
 
 
-def _reach(neighbours: dict[Any, list[Any]], nodes: Iterable[Any]) -> set[Any]:
-    found, left = set(), list(nodes)
+def _reach(neighbours: Graph, nodes: Iterable[Node]) -> set[Node]:
+    found: set[Node] = set()
+    left = list(nodes)
     while left:
         if (node := left.pop()) not in found:
             found.add(node)
@@ -83,11 +103,15 @@ def _reach(neighbours: dict[Any, list[Any]], nodes: Iterable[Any]) -> set[Any]:
 
 
 def _walk(
-    jaxpr: Any, path: Path, around: tuple[str, str], found: dict[Path, Equation], graph: Any
+    jaxpr: Jaxpr,
+    path: Path,
+    around: tuple[str, str],
+    found: dict[Path, Equation],
+    graph: tuple[Graph, Graph],
 ) -> None:
     """Add the equations of a program and of those in it, and what depends on what."""
 
-    def join(sources: Sequence[Any], targets: Sequence[Any], is_stopped: bool = False) -> None:
+    def join(sources: Sequence[Node], targets: Sequence[Node], is_stopped: bool = False) -> None:
         for source, target in zip(sources, targets, strict=True):
             graph[0][source].append(target)
             graph[1][target] += [] if is_stopped else [source]
@@ -125,14 +149,14 @@ def _place(eqn: JaxprEqn) -> tuple[str, str]:
     return "", ""  # In a compiled function of JAX, which remembers no caller.
 
 
-def programs(eqn: JaxprEqn) -> list[tuple[Any, Sequence[Any]]]:
+def programs(eqn: JaxprEqn) -> list[Program]:
     """Return the programs that an equation holds, and the constants that each comes with."""
     parts = jax.tree.leaves([*eqn.params.values()], is_leaf=lambda part: hasattr(part, "eqns"))
     found = [part for part in parts if hasattr(part, "eqns")]
     return [(getattr(part, "jaxpr", part), getattr(part, "consts", ())) for part in found]
 
 
-def _nested(eqn: JaxprEqn) -> list[tuple[Any, Sequence[Any]]]:
+def _nested(eqn: JaxprEqn) -> list[Program]:
     return programs(eqn) if eqn.primitive.name in CALLS | {"cond", "scan"} else []
 
 
@@ -149,11 +173,11 @@ def _scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
 
 
 def _run(
-    path: Path, jaxpr: Any, args: Sequence[Any], visit: Visit, state: Any
-) -> tuple[list[Any], Any]:
+    path: Path, jaxpr: Jaxpr, args: Sequence[Value], visit: Visit, state: PyTree
+) -> tuple[list[Value], PyTree]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], args, strict=True))
 
-    def read(variable: Any) -> Any:
+    def read(variable: Any) -> Value:
         return variable.val if hasattr(variable, "val") else values[variable]
 
     for number, eqn in enumerate(jaxpr.eqns):
@@ -165,11 +189,13 @@ def _run(
 
 
 def _outputs(
-    eqn: JaxprEqn, inputs: list[Any], visit: Visit, state: Any, path: Path
-) -> tuple[Sequence[Any], Any]:
+    eqn: JaxprEqn, inputs: list[Value], visit: Visit, state: PyTree, path: Path
+) -> tuple[Sequence[Value], PyTree]:
     """Return what an equation computes; the programs in it run one by one as well."""
 
-    def inner(program: tuple[int, Any], state: Any, *args: Any) -> tuple[list[Any], Any]:
+    def inner(
+        program: tuple[int, Program], state: PyTree, *args: Value
+    ) -> tuple[list[Value], PyTree]:
         tag, (jaxpr, consts) = program
         return _run((*path, tag), jaxpr, (*consts, *args), visit, state)
 
@@ -182,7 +208,7 @@ def _outputs(
         return within[0](state, *inputs)
     consts, carry = _scan_sizes(eqn)
 
-    def step(carried: Any, rows: Any) -> tuple[Any, Any]:
+    def step(carried: PyTree, rows: Sequence[Value]) -> tuple[PyTree, Sequence[Value]]:
         outputs, state = within[0](carried[1], *inputs[:consts], *carried[0], *rows)
         return (outputs[:carry], state), outputs[carry:]
 
@@ -192,7 +218,7 @@ def _outputs(
     return [*values, *stacked], state
 
 
-def bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
+def bind(eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
     """Return what an equation without programs makes of these inputs."""
     outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
     return outputs if eqn.primitive.multiple_results else [outputs]

@@ -9,9 +9,9 @@ on (mutation schemata; Untch, Offutt and Harrold 1993).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,12 @@ from jaxnn.gradients.functions import (
 )
 from jaxnn.typing import PyTree
 
+if TYPE_CHECKING:
+    from jaxnn.gradients.equations import Atom, JaxprEqn, Read, Value
+
+    Maker = Callable[[Atom], Equation | None]  # What makes a variable of the same program.
+    OfInput = Callable[[jax.Array, Read], Value]
+
 BLOCK = 128  # Samples that a program takes.
 MAX_FAULTS = 64  # Of a program, spread evenly over it,
 MAX_SAMPLES = 1_024  # which are looked for at this many samples at most, first and last ones.
@@ -38,9 +44,11 @@ SAME = 1e-12  # What rounding may change, relative to the largest slope of the s
 RARE = "twice as large in 1 of"
 
 Passes = Callable[[np.ndarray, np.ndarray, np.ndarray], bool]
-Change = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # Of rows: values and gradients.
+Results = tuple[np.ndarray, np.ndarray]  # Values and gradients.
+Change = Callable[[np.ndarray], Results]  # Of rows.
+OfLeaf = Callable[[np.ndarray], np.ndarray]
 
-IN_LEAVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+IN_LEAVES: dict[str, OfLeaf] = {
     "wrong sign": lambda leaf: -leaf,
     "twice as large": lambda leaf: 2 * leaf,
     "left out": lambda leaf: 0 * leaf,
@@ -52,7 +60,7 @@ IN_LEAVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 """Faults of a leaf `(samples, ...)` of the gradient."""
 
-OTHERS: dict[str, dict[str, Callable[..., Any]]] = {
+OTHERS: dict[str, dict[str, Callable[..., jax.Array]]] = {
     "mul": {"/ for *": jnp.divide},
     "div": {"* for /": jnp.multiply},
     "add": {"- for +": jnp.subtract},
@@ -146,7 +154,7 @@ def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> P
     return Power(tuple(faults), tuple(without_effect))
 
 
-def _is_caught(change: Change, rows: np.ndarray, results: Any, passes: Passes) -> bool | None:
+def _is_caught(change: Change, rows: np.ndarray, results: Results, passes: Passes) -> bool | None:
     """Return whether the judge objects; None if nothing differs from the results."""
     is_changed = None
     for begin in range(0, len(rows), BLOCK):
@@ -171,12 +179,12 @@ def _in_arrays(
     means = {f"1/{size} of it": lambda leaf, size=size: leaf / size for size in sizes}
     square = {"transposed": lambda leaf: np.swapaxes(leaf, 1, 2)}
 
-    def in_leaf(rows: np.ndarray, place: int, change: Any) -> Any:
+    def in_leaf(rows: np.ndarray, place: int, change: OfLeaf) -> Results:
         parts = [leaf[rows] for leaf in leaves]
         parts[place] = change(parts[place])
         return values[rows], flat(parts)
 
-    def in_some(rows: np.ndarray, odds: int) -> Any:
+    def in_some(rows: np.ndarray, odds: int) -> Results:
         return values[rows], np.where(hashes[rows] % odds == 0, 2, 1)[:, None] * every[rows]
 
     for place, (name, leaf) in enumerate(zip(names_of(gradients), leaves, strict=True)):
@@ -192,7 +200,7 @@ def _in_program(by_hand: Partial, samples: PyTree, batch: PyTree) -> Iterator[tu
     """Yield the faults of the program."""
     width = min(BLOCK, sample_count(samples))
 
-    def at(rows: np.ndarray, number: int) -> Any:
+    def at(rows: np.ndarray, number: int) -> Results:
         here, faulty = resized(take(samples, rows), width), Partial(_faulty, by_hand, number)
         values, gradients = at_samples(faulty, here, batch)
         return values[: len(rows)], flat(gradients)[: len(rows)]
@@ -202,12 +210,14 @@ def _in_program(by_hand: Partial, samples: PyTree, batch: PyTree) -> Iterator[tu
         yield fault, partial(at, number=number)
 
 
-def _faulty(by_hand: Partial, number: Any, params: PyTree, batch: PyTree) -> Any:
+def _faulty(by_hand: Partial, number: jax.Array, params: PyTree, batch: PyTree) -> PyTree:
     """Compute loss and gradient with the fault of this number."""
     found, run = traced(by_hand, params, batch, first_result=1)
     faults = _faults(found)
 
-    def visit(path: Any, eqn: Any, read: Any, outputs: Any, state: Any) -> Any:
+    def visit(
+        path: Path, eqn: JaxprEqn, read: Read, outputs: Sequence[Value], state: PyTree
+    ) -> tuple[Sequence[Value], PyTree]:
         for each, (_, place, change) in enumerate(faults):
             if place == path:
                 changed = jnp.asarray(change(read)).astype(outputs[0].dtype)
@@ -218,11 +228,13 @@ def _faulty(by_hand: Partial, number: Any, params: PyTree, batch: PyTree) -> Any
     return value, gradient
 
 
-def _faults(found: dict[Path, Equation]) -> list[tuple[str, Path, Any]]:
+def _faults(found: dict[Path, Equation]) -> list[tuple[str, Path, Callable[[Read], Value]]]:
     """Return what may be wrong in a program: words, the path of an equation, `change(read)`."""
     if any(each.eqn.primitive.name == "while" for each in found.values()):
         return []  # With a fault it might never end.
-    makers = {(path[:-1], each.eqn.outvars[0]): each for path, each in found.items()}
+    makers: dict[tuple[Path, Atom], Equation] = {
+        (path[:-1], each.eqn.outvars[0]): each for path, each in found.items()
+    }
     faults = [
         (f"{fault} at {each.place}", path, change)
         for path, each in found.items()
@@ -232,13 +244,13 @@ def _faults(found: dict[Path, Equation]) -> list[tuple[str, Path, Any]]:
     return [faults[place] for place in chosen]
 
 
-def _faults_of(equation: Equation, maker: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
+def _faults_of(equation: Equation, maker: Maker) -> Iterator[tuple[str, Callable[[Read], Value]]]:
     """Yield the faults of one equation: in its operation, or in one of its inputs."""
     eqn, inputs = equation.eqn, cast(list[Any], equation.eqn.invars)
 
-    def with_other_input(read: Any, place: int, change: Any) -> Any:
+    def with_other_input(read: Read, place: int, change: OfInput) -> Value:
         values = [jnp.asarray(read(each)) for each in inputs]
-        values[place] = change(values[place], read)
+        values[place] = jnp.asarray(change(values[place], read))
         return bind(eqn, values)[0]
 
     if all(jnp.issubdtype(each.aval.dtype, jnp.floating) for each in inputs):
@@ -249,8 +261,8 @@ def _faults_of(equation: Equation, maker: Callable[[Any], Any]) -> Iterator[tupl
 
 
 def _of_inputs(
-    equation: Equation, inputs: list[Any], maker: Callable[[Any], Any]
-) -> Iterator[tuple[str, int, Callable[[Any, Any], Any]]]:
+    equation: Equation, inputs: list[Any], maker: Maker
+) -> Iterator[tuple[str, int, OfInput]]:
     """Yield what may be another input of an equation: words, its place, `change(value, read)`."""
     name, options, axes = equation.eqn.primitive.name, equation.eqn.params, ()
     if name in ("reduce_sum", "dot_general"):
@@ -267,7 +279,7 @@ def _of_inputs(
         if made is not None and made.eqn.primitive.name in ACTIVATIONS:
             word = made.eqn.params.get("name", made.eqn.primitive.name).strip("_")
             aval, pairs = each.aval, zip(made.eqn.invars, made.depends, strict=True)
-            reached = [one for one, depends in pairs if depends]
+            reached: list[Any] = [one for one, depends in pairs if depends]
             alike = [
                 x for x in reached if x.aval.shape == aval.shape and x.aval.dtype == aval.dtype
             ]
