@@ -21,6 +21,7 @@ from output_losses import PAIRS
 import jaxnn
 from jaxnn.gradients import check as gradient_check
 from jaxnn.gradients.check import check_gradients
+from jaxnn.gradients.functions import Problem
 from jaxnn.gradients.leaves import judge
 from jaxnn.gradients.witnesses import measure
 from jaxnn.model.activations import HIDDEN_ACTIVATIONS
@@ -74,12 +75,14 @@ ALL = "b0 b1 b2 w0 w1 w2"
 FAULTS = {
     "relu lets everything through": Fault("b0 w0", "relu's derivative is not 0 for units that are"),
     "tanh differentiated at its output": Fault("b0 b1 w0 w1", "right only as the params go to 0"),
-    "no 1/N": Fault(ALL, "factor 7 = 7; the 7 rows: 1/7 is missing", ROWS),
+    "no 1/N": Fault(ALL, r"7 times too large: 1/7 is missing \(7 rows\): a sum in", ROWS),
     "wrong sign": Fault(ALL, "of the wrong sign", -1),
     "weight not transposed": Fault("b0 w0", r"right where params\['w1'\] is symmetric"),
-    "hidden bias forgotten": Fault("b0", "left out: it is 0 everywhere", 0),
+    "hidden bias forgotten": Fault("b0", "it is 0: left out, or summed over the wrong axis", 0),
     "output bias of one row": Fault("b2", "it is that of the first row alone"),
-    "half a weight gradient": Fault("w2", "off by the factor 0.5 = 1/2; 2 columns: [^x]*$", 0.5),
+    "half a weight gradient": Fault(
+        "w2", r"2 times too small: 1/2 is there twice \(2 columns\)$", 0.5
+    ),
     "nan in one coordinate": Fault("w0", "wrong in 1 of 8 coordinates"),
     "one coordinate off by a millionth": Fault("w0", "wrong in 1 of 8 coordinates"),
 }
@@ -619,7 +622,7 @@ def test_what_is_finite_decides(loss, gradient, params, right, wrong, note):
 def test_a_fault_is_named_though_jax_grad_is_not_finite_elsewhere():
     report = check_at([-1, 4], roots, lambda params, slope: 2 * slope_of_roots(params, slope))
     assert not report.passed
-    assert "off by the factor 2" in report.suggestions[0]
+    assert "2 times too large" in report.suggestions[0]
     assert check_at([-1, 4], roots, slope_of_roots).leaves[0].largest == 0.25
     assert check_at([0, 0], norm, jnp.full_like).leaves[0].num_kinks == 2
 
@@ -719,6 +722,49 @@ def test_a_sampler_may_draw_numpy_arrays():
     assert report.leaves == traced.leaves
 
 
+@pytest.mark.parametrize("of_numpy", [False, True])
+def test_a_sampler_that_draws_elsewhere_than_from_its_key_is_refused(of_numpy):
+    rng = np.random.default_rng(1)
+
+    def sample_fn(key):
+        drawn = jax.random.normal(key, (2,))
+        return (np.asarray(drawn) if of_numpy else drawn) + np.float32(rng.normal())
+
+    with pytest.raises(ValueError, match=r"^sampler must draw from its key; got other"):
+        check_gradients(KEY, square, jax.value_and_grad(square), sample_fn, None)
+
+
+def test_of_a_sampler_that_ignores_its_key_one_sample_is_checked_and_noted():
+    functions, start = (square, jax.value_and_grad(square)), np.ones(2, np.float32)
+    said = "sampler returns the same params for every key: one sample was checked"
+    for sampler, notes in ((lambda key: start, (said,)), (start, ())):
+        report = check_gradients(KEY, *functions, sampler, None)
+        assert (report.passed, report.num_samples, report.notes) == (True, 1, notes)
+    report = check_gradients(KEY, *functions, lambda key: start, None, num_samples=1)
+    assert report.notes == ()
+
+
+def of_rows(mean, params, batch):
+    return mean(jnp.square(params - batch[0]) + batch[1])
+
+
+@pytest.mark.parametrize(
+    ("offset", "said"), [(0, "[0] holds nan at [1, 0]"), (-np.inf, "[1] holds -inf, and the loss")]
+)
+def test_numbers_that_are_not_finite_are_refused_unless_the_loss_masks_them(offset, said):
+    first = np.array([[1, 2], [3 if offset else np.nan, 3]], np.float32)
+    rows, start = (first, np.float32(offset)), np.ones((2, 2), np.float32)
+
+    def masked(numbers):
+        return jnp.mean(jnp.where(jnp.isfinite(numbers), numbers, 0))
+
+    loss = functools.partial(of_rows, jnp.mean)
+    with pytest.raises(ValueError, match="^batch" + re.escape(said)):
+        check_gradients(KEY, loss, jax.value_and_grad(loss), start, rows)
+    loss = functools.partial(of_rows, masked)
+    assert check_gradients(KEY, loss, jax.value_and_grad(loss), start, rows).num_samples == 1
+
+
 # --- coverage, power and the smallest case
 
 
@@ -746,7 +792,7 @@ def check_far(by_hand=None, loss=far_relu, sampler=None, **options) -> Any:
 def test_without_certify_nothing_more_is_reported():
     report = check_far(without_relu, certify=False)
     assert report.passed
-    assert report[-4:] == (None,) * 4
+    assert report[-5:] == (*(None,) * 4, "gradient")
     words = ("coverage", "power", "smallest", "symmetries")
     assert not any(word in str(report) for word in words)
 
@@ -817,7 +863,7 @@ def test_a_loss_in_numpy_has_power_and_no_coverage():
     assert report.coverage is None
     missed = [fault.removesuffix(" samples") for fault in report.power.missed]
     assert missed == ["twice as large in 1 of 100", "twice as large in 1 of 1,000"]
-    assert report.notes[-1] == "coverage is not known: JAX cannot trace loss_fn"
+    assert report.notes[-1] == "coverage is not known of a loss that JAX cannot trace"
 
 
 def test_given_params_are_certified_alone_where_all_is_visited():
@@ -850,10 +896,10 @@ def test_the_judge_of_planted_faults_judges_as_the_check_does():
         return jnp.sum(jnp.maximum(params["relu"], 0)) + jnp.sum(jnp.abs(params["abs"]))
 
     with jax.enable_x64(True):
-        functions, tolerances = (Partial(loss), Partial(jax.value_and_grad(loss))), (1e-9, 1e-5)
-        kept: list[Any] = []
-        values, *_ = measure(*functions, params, None, tolerances, kept)
-        passes = judge(functions[0], kept[0], params, None, tolerances)
+        functions = Partial(loss), Partial(jax.value_and_grad(loss))
+        problem = Problem(*functions, None, (1e-9, 1e-5))
+        values, _, _, losses = measure(problem, params)
+        passes = judge(problem, losses, params)
         for slope in (0, 0.5, 1, -1e-6, 1 + 1e-6, np.nan):
             gradient = np.array([[1.0, -1, slope, 1, 0]])
             assert passes(np.arange(1), values, gradient) == (0 <= slope <= 1)
@@ -867,10 +913,10 @@ def test_the_judge_takes_small_slopes_as_the_check_does_beside_large_ones():
         loss = Partial(lambda params, batch: jnp.sum(params**2))
         by_hand = Partial(lambda params, batch: (loss(params, batch), 2 * params))
         for rows, passed in (([0, 1], True), ([1], False)):
-            kept: list[Any] = []
             some = params[rows]
-            values, *_ = measure(loss, by_hand, some, None, (1e-9, 1e-5), kept)
-            passes = judge(loss, kept[0], some, None, (1e-9, 1e-5))
+            problem = Problem(loss, by_hand, None, (1e-9, 1e-5))
+            values, _, _, losses = measure(problem, some)
+            passes = judge(problem, losses, some)
             last = np.array([len(rows) - 1])
             assert passes(last, values[last], 2 * some[last])
             assert passes(last, values[last], 4 * some[last]) == passed

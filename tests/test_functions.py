@@ -82,19 +82,19 @@ class Fault(NamedTuple):
 
 ALL = "b0 b1 b2 w0 w1 w2"
 PENALTY = r"apart from a penalty, whose gradient is 0\.1 times the params: "
-LEFT_OUT = "times the params: a penalty, left out or wrong"
+LEFT_OUT = " times the params: a penalty, left out, or its factor 2 forgotten$"
 FAULTS = {
     "sign": Fault(ALL, PENALTY + "of the wrong sign$", "of the wrong sign$"),
-    "no 1/N": Fault(ALL, PENALTY + ".*factor 7 = 7; the 7 rows: 1/7 is missing", "^off by .* 7"),
-    "1/N twice": Fault(ALL, PENALTY + ".*1/7 is there twice", "^off by the factor 0.142857 = 1/7"),
-    "no data": Fault(ALL, "^it is 0.1 times the params, as of a penalty alone$", "^left out"),
-    "no penalty": Fault("w0 w1 w2", r"^off by -0\.1 " + LEFT_OUT),
-    "penalty once": Fault("w2", r"^off by -0\.05 " + LEFT_OUT),
+    "no 1/N": Fault(ALL, PENALTY + r"7 times too large: 1/7 is missing \(7 rows\)", "^7 times"),
+    "1/N twice": Fault(ALL, PENALTY + ".*1/7 is there twice", "^7 times too small: 1/7"),
+    "no data": Fault(ALL, "^it is 0.1 times the params, as of a pen", "^it is 0: left out"),
+    "no penalty": Fault("w0 w1 w2", r"^lacks 0\.1" + LEFT_OUT),
+    "penalty once": Fault("w2", r"^lacks 0\.05" + LEFT_OUT),
     "transposed": Fault("w1", "^transposed$"),
     "not transposed": Fault("b0 w0", *2 * (r"^right where params\['w1'\] is symmetric",)),
     "relu": Fault("b0 w0", *2 * ("relu's derivative is not 0 for units that are off",)),
     "tanh": Fault("b0 b1 w0 w1", *2 * (r"right only as the params go to 0.*taken at its output",)),
-    "half a bias": Fault("b1", "", "^off by the factor 0.5 = 1/2"),
+    "half a bias": Fault("b1", "", "^2 times too small"),
     "slightly": Fault("w1", "^wrong in 1 of 16 coordinates, and right in the others$"),
 }  # fmt: skip
 

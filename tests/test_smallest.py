@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 import jaxnn
 from jaxnn.gradients import check as gradient_check
 from jaxnn.gradients.counterexample import Counterexample, script_of
-from jaxnn.gradients.functions import NumpyFunction
+from jaxnn.gradients.functions import NumpyFunction, Problem
 from jaxnn.gradients.smallest import shrink
 
 KEY = jax.random.key(5)
@@ -90,14 +90,15 @@ def jax_mlrose(params, batch):
     return mlrose_in(jnp, params, batch)
 
 
-def printed(script, **functions):
+def printed(script, status=1, **functions):
     """The losses, then the numbers under test and the right ones, as a script prints them.
 
     A script of its own would set x64 for good.
     """
     said, text = io.StringIO(), script.replace('jax.config.update("jax_enable_x64", True)', "")
-    with contextlib.redirect_stdout(said), jax.enable_x64(True):
+    with contextlib.redirect_stdout(said), jax.enable_x64(True), pytest.raises(SystemExit) as end:
         exec(text, functions)
+    assert end.value.code == status
     pairs = re.findall(r"(\S+) under test, (\S+) by", said.getvalue())
     return [tuple(map(float, pair)) for pair in pairs]
 
@@ -125,7 +126,7 @@ def test_mlroses_tanh_shrinks_to_one_row_and_one_unit_with_small_integers(loss, 
     assert case.leaf in ("params['w0']", "params['b0']")
     # The program says the same.
     assert f"from test_smallest import {by_hand.__name__} as value_and_grad_fn" in case.script
-    assert len(case.script.splitlines()) <= 25
+    assert len(case.script.splitlines()) <= 30
     losses, *gradients = printed(case.script)
     assert losses == pytest.approx([numpy_loss(params, batch)] * 2)
     assert gradients == [pytest.approx((wrong, right), rel=1e-5)]
@@ -324,6 +325,8 @@ def loss(params, batch):
 def numpy_loss(params, batch): return batch * float(sum(params.w)) ** 2
 def by_hand(params, batch):
     return loss(params, batch), type(params)(params.w)
+def right(params, batch):
+    return jax.value_and_grad(loss)(params, batch)
 """
 
 
@@ -337,7 +340,7 @@ def script_for(params, batch, loss, by_hand, at=(0,)):
     case = Counterexample(params, batch, "params.w", at, 0, 0, script="")
     is_numpy = loss.__name__ == "numpy_loss"
     checked = NumpyFunction("loss_fn", loss) if is_numpy else Partial(loss)
-    return script_of(case, checked, Partial(by_hand))
+    return script_of(case, Problem(checked, Partial(by_hand), batch, (1e-9, 1e-5)))
 
 
 @pytest.mark.parametrize("loss", ["loss", "Outer.loss"])
@@ -351,8 +354,21 @@ def test_the_program_of_a_file_runs_from_any_folder(run_name, kind, loss, tmp_pa
         monkeypatch.setitem(sys.modules, run_name, SimpleNamespace(**functions[1].__globals__))
     script = script_for(made(np.array([1.0, 2])), np.array(3.0), *functions)
     assert "from __main__" not in script
+    assert str(tmp_path) not in script
+    expected = [(15, 15), (1, 6), (2, 12)]
+    assert printed(script) == expected  # The working directory has the file.
     monkeypatch.chdir("/")
-    assert printed(script) == [(15, 15), (1, 6), (2, 12)]
+    for folder in (tmp_path, tmp_path / "below"):
+        assert printed(script, __file__=str(folder / "program.py")) == expected
+    with pytest.raises(FileNotFoundError, match=r"my\.py"):
+        printed(script)
+
+
+def test_a_program_ends_with_0_once_the_gradient_is_right(tmp_path):
+    (tmp_path / "my.py").write_text(MY)
+    made, loss, right = named_in(str(tmp_path / "my.py"), "Params", "loss", "right")
+    script = script_for(made(np.array([1.0, 2])), np.array(3.0), loss, right)
+    assert printed(script, status=0)[1:] == [(6, 6), (12, 12)]
 
 
 def test_classes_within_others_of_a_module_are_imported(monkeypatch):

@@ -19,18 +19,27 @@ and the differences decide to 1e-5.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.gradients.counterexample import Counterexample
 from jaxnn.gradients.coverage import Coverage, cover
 from jaxnn.gradients.diagnose import suggest
-from jaxnn.gradients.functions import Checked, NumpyFunction, as_checked, take
+from jaxnn.gradients.functions import (
+    Checked,
+    NumpyFunction,
+    Problem,
+    as_checked,
+    at_samples,
+    joined,
+    sample_count,
+    take,
+)
 from jaxnn.gradients.invariants import Invariant, invariants
 from jaxnn.gradients.leaves import NOTES, LeafReport, judge, leaf_reports, loss_report
 from jaxnn.gradients.power import Power, power
@@ -49,12 +58,12 @@ SHOWN = 4  # Branches, and faults, that the report tells of by name.
 SAMPLES_TO_EXPLAIN = 16
 """Samples that the suggestions are drawn from, besides the worst one."""
 
-COLUMNS = ("leaf", "shape", "largest", "vs jax.grad", "vs differences", "ratio", "kinks", "")
+COLUMNS = ("vs differences", "ratio", "kinks", "")
 LEGEND = (
     "largest: of the right gradient. vs: largest error, relative; 0: rounding, -: not computed.",
     "ratio: the factor on the right gradient that fits best. kinks: coordinates with two slopes.",
 )
-"""The columns of the report, and what they mean."""
+"""The last columns of the report, and what all of them mean."""
 
 
 @readable
@@ -72,14 +81,15 @@ class GradientReport(NamedTuple):
         worst: the leaf that is most wrong, relative to the tolerances.
         worst_key: `sampler(report.worst_key)` returns the params for which it is; None if the
             params were given, or added for the coverage.
-        notes: whether the losses differ, a function is NumPy's, not all witnesses had a say, or
-            several slopes are right, a sentence each.
+        notes: whether the losses differ, a function is NumPy's, not all witnesses had a say,
+            several slopes are right, or the sampler ignores its key, a sentence each.
         coverage: which branches of the loss the samples visited; None if not asked for, or if JAX
             cannot trace the loss.
         power: which planted faults this check catches; None if not asked for, or if it failed.
         smallest: a case to follow by hand; None if not asked for, or if the check passed.
         invariants: symmetries of the loss, and whether the gradient has them; None if not asked
             for. They do not decide whether it passes.
+        kind: what was checked, "gradient", "Jacobian" or "Hessian-vector product".
     """
 
     leaves: tuple[LeafReport, ...]
@@ -96,10 +106,12 @@ class GradientReport(NamedTuple):
     power: Power | None = None
     smallest: Counterexample | None = None
     invariants: tuple[Invariant, ...] | None = None
+    kind: str = "gradient"
 
     def _table(self) -> Table:
         """The table, and what follows from it."""
-        rows: list[tuple[str, ...]] = [COLUMNS]
+        by_jax = "vs jax.grad" if self.kind == "gradient" else "vs jax"
+        rows: list[tuple[str, ...]] = [("leaf", "shape", "largest", by_jax, *COLUMNS)]
         for leaf in self.leaves:
             numbers = map(_short, (leaf.largest, leaf.error, leaf.difference_error))
             counts = f"{leaf.ratio:.4f}", f"{leaf.num_kinks}", "ok" if leaf.passed else "WRONG"
@@ -112,7 +124,7 @@ class GradientReport(NamedTuple):
         told = [*self._certificate(), *(f"note: {note}" for note in self.notes)]
         below += [""] * (self.worst.passed and bool(told))
         return Table(
-            f"gradient check {'passed' if self.passed else 'FAILED'}: "
+            f"{self.kind} check {'passed' if self.passed else 'FAILED'}: "
             f"{self.num_samples} samples in float64, tolerance {self.tolerance:g}, "
             f"differences {self.difference_tolerance:g}, loss error {_short(self.value_error)}",
             rows,
@@ -181,8 +193,9 @@ def check_gradients(
     Raises:
         TypeError: if the params are not floats of one dtype, the loss is not a float scalar of
             that dtype, or the gradient is not like the params.
-        ValueError: if a number is out of range, the params hold none, or a function in NumPy
-            returns something else when it is called again.
+        ValueError: if a number is out of range, the params hold none, the sampler or a function in
+            NumPy returns something else when it is called again, or the batch holds nan or inf and
+            the loss is not finite in any sample; NaN that a loss masks is let through.
 
     Example:
         >>> loss_fn = lambda params, batch: jnp.sum((params - batch) ** 2)
@@ -200,62 +213,75 @@ def check_gradients(
     as_real("tolerance", tolerance)
     as_real("difference_tolerance", difference_tolerance)
     tolerances = float(tolerance), float(difference_tolerance)
-    with jax.threefry_partitionable(True):
-        samples = jax.tree.map(np.asarray, _samples(key, sampler, num_samples))
+    draw = functools.partial(_drawn, key, sampler, in_x64) if is_sampler(sampler) else None
+    if draw is None:
+        samples = jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
+    else:
+        samples = as_params(draw(0, num_samples))
+    about_draws = []
+    if num_samples > 1 and draw and _are_alike(samples):
+        samples = take(samples, slice(1))
+        about_draws = ["sampler returns the same params for every key: one sample was checked"]
     batch = as_batch(batch, take(samples, 0), loss_fn, value_and_grad_fn)
-    kept: list[Losses] | None = [] if certify else None
-    coverage = strength = smallest = symmetries = None
-    is_drawn = is_sampler(sampler)
     with jax.enable_x64(True):
         samples, batch = jax.tree.map(np.asarray, widened(samples)), widened(batch)
-        loss, by_hand = as_checked(loss_fn, value_and_grad_fn, take(samples, 0), batch)
-        num_drawn = len(jax.tree.leaves(samples)[0])
-        if certify and isinstance(loss, Partial):
-            draw = functools.partial(_others, in_x64, key, sampler, num_drawn)
-            coverage, added = cover(loss, samples, batch, draw if is_drawn else None)
-            samples = jax.tree.map(lambda *parts: np.concatenate(parts), samples, added)
-        values, values_by_hand, evidence = measure(loss, by_hand, samples, batch, tolerances, kept)
-        leaves, worst = leaf_reports(take(samples, 0), values, evidence, tolerances)
-        suggestions = ()
-        wrong = [leaf for leaf in leaves if not leaf.passed]
-        if wrong:
-            chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
-            few = take(samples, chosen)
-            objected = {leaf.name: not leaf.error <= tolerances[0] for leaf in wrong}
-            suggestions = suggest(loss, by_hand, few, batch, objected)
-        losses = loss_report(values, values_by_hand, tolerances)
-        wrong += [] if losses.passed else [losses]
-        if kept and not wrong:
-            said = jax.tree.map(lambda *parts: np.concatenate(parts), *kept)
-            some = take(samples, slice(len(said.value)))
-            passes = judge(loss, said, some, batch, tolerances)
-            strength = power(by_hand, some, batch, passes)
-        elif kept:
-            case, names = losses if worst.passed else worst, {leaf.name for leaf in wrong}
-            smallest = shrink(loss, by_hand, samples, batch, case, names, tolerances)
+        functions = as_checked(loss_fn, value_and_grad_fn, take(samples, 0), batch)
+        _check_finite(functions[0], samples, batch)
+        problem, num_drawn = Problem(*functions, batch, tolerances), sample_count(samples)
+        coverage, about_coverage = None, []
         if certify:
-            symmetries = invariants(loss, by_hand, samples, batch)
-    notes = _notes(leaves, evidence, loss, by_hand)
-    if not losses.passed:
-        notes = (_of_losses(values, values_by_hand, losses.sample), *notes)
-    if certify:
-        notes += _of_certificate(coverage, len(values) - num_drawn)
-    is_redrawn = is_drawn and worst.sample < num_drawn
-    return GradientReport(
-        leaves,
-        losses.error,
-        len(values),
-        *tolerances,
-        not wrong,
-        suggestions,
-        worst,
-        _key_of(key, worst.sample) if is_redrawn else None,
-        notes,
-        coverage,
-        strength,
-        smallest,
-        symmetries,
-    )
+            others = draw and (lambda number: widened(draw(num_drawn, number)))
+            coverage, samples, about_coverage = _covered(problem, samples, others)
+        values, by_hand, evidence, said = measure(problem, samples)
+        leaves, worst = leaf_reports(take(samples, 0), values, evidence, tolerances)
+        losses = loss_report(values, by_hand, tolerances)
+        notes = [] if losses.passed else [_of_losses(values, by_hand, losses.sample)]
+        notes += _notes(problem, leaves, evidence) + about_draws + about_coverage
+        suggestions = ()
+        if not worst.passed:
+            chosen = np.unique([worst.sample, *range(min(SAMPLES_TO_EXPLAIN, len(values)))])
+            suggestions = suggest(problem, take(samples, chosen), leaves)
+        report = GradientReport(
+            leaves,
+            losses.error,
+            len(values),
+            *tolerances,
+            worst.passed and losses.passed,
+            suggestions,
+            worst,
+            _key_of(key, worst.sample) if draw and worst.sample < num_drawn else None,
+            tuple(notes),
+            coverage,
+        )
+        return _certified(report, problem, samples, losses, said) if certify else report
+
+
+def _covered(
+    problem: Problem, samples: PyTree, draw: Callable[[int], PyTree] | None
+) -> tuple[Coverage | None, PyTree, list[str]]:
+    """Return the coverage, the samples with those that were added for it, and notes on it."""
+    if isinstance(problem.loss, NumpyFunction):
+        return None, samples, ["coverage is not known of a loss that JAX cannot trace"]
+    coverage, added = cover(problem.loss, samples, problem.batch, draw)
+    number = sample_count(added)
+    note = f"{number:,} sample{'s' * (number > 1)} added to those drawn, to visit more branches"
+    return coverage, joined([samples, added]), [note] * (number > 0)
+
+
+def _certified(
+    report: GradientReport, problem: Problem, samples: PyTree, losses: LeafReport, said: Losses
+) -> GradientReport:
+    """Add which planted faults are caught, or the smallest case that is wrong, and symmetries."""
+    if report.passed:
+        some = take(samples, slice(len(said.value)))
+        passes = judge(problem, said, some)
+        report = report._replace(power=power(problem.by_hand, some, problem.batch, passes))
+    else:
+        wrong = [leaf.name for leaf in (*report.leaves, losses) if not leaf.passed]
+        worst = losses if report.worst.passed else report.worst
+        report = report._replace(smallest=shrink(problem, samples, worst, wrong))
+    symmetries = invariants(problem.loss, problem.by_hand, samples, problem.batch)
+    return report._replace(invariants=symmetries)
 
 
 def _key_of(key: jax.Array, sample: int | jax.Array) -> jax.Array:
@@ -269,28 +295,44 @@ def is_sampler(sampler: object) -> bool:
     return not any(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in jax.tree.leaves(sampler))
 
 
-def _samples(key: jax.Array, sampler: PyTree, num_samples: int) -> PyTree:
-    """Params with a leading axis: drawn, or those given."""
-    if not is_sampler(sampler):
-        return jax.tree.map(lambda leaf: leaf[None], as_params(sampler))
-    return as_params(_drawn(key, sampler, 0, num_samples))
-
-
-def _drawn(key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
-    """Draw params of `number` samples, the first of which is sample `begin`."""
-    places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
-    keys = jax.vmap(_key_of, (None, 0))(key, places)
-    try:
-        return _draw(as_partial("sampler", sampler), keys)
-    except jax.errors.JAXTypeError:  # It returns NumPy arrays, which JAX cannot trace.
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(sampler, keys))
-
-
-def _others(in_x64: bool, key: jax.Array, sampler: PyTree, begin: int, number: int) -> PyTree:
-    """The same in float64, drawn in the caller's mode."""
+def _drawn(key: jax.Array, sampler: Any, in_x64: bool, begin: int, number: int) -> PyTree:
+    """Draw params of samples from number `begin` on, in the caller's mode."""
     with jax.enable_x64(in_x64), jax.threefry_partitionable(True):
-        drawn = _drawn(key, sampler, begin, number)
-    return jax.tree.map(np.asarray, widened(drawn))
+        places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
+        keys = jax.vmap(_key_of, (None, 0))(key, places)
+        first, again = (jax.tree.leaves(sampler(keys[0])) for _ in range(2))
+        if not all(map(_are_equal, first, again)):
+            raise ValueError(
+                "sampler must draw from its key; got other params from the same key: use "
+                "jax.random with the key, not NumPy's random numbers"
+            )
+        try:
+            return _draw(as_partial("sampler", sampler), keys)
+        except jax.errors.JAXTypeError:  # It returns NumPy arrays, which JAX cannot trace.
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *map(sampler, keys))
+
+
+_are_equal = functools.partial(np.array_equal, equal_nan=True)
+
+
+def _are_alike(samples: PyTree) -> bool:
+    """Return whether all samples are the same."""
+    leaves = map(np.asarray, jax.tree.leaves(samples))
+    return all(_are_equal(leaf, np.broadcast_to(leaf[0], leaf.shape)) for leaf in leaves)
+
+
+def _check_finite(loss: Checked, samples: PyTree, batch: PyTree) -> None:
+    """Refuse numbers in the batch that are not finite if they reach the loss in all samples."""
+    for path, leaf in tree_leaves_with_path(batch):
+        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+        if not is_float or np.all(is_finite := np.isfinite(leaf)):
+            continue
+        if not np.any(np.isfinite(at_samples(loss, samples, batch))):
+            at = tuple(map(int, np.argwhere(~is_finite)[0]))
+            where = f" at {list(at)}" * bool(at)
+            raise ValueError(
+                f"batch{keystr(path)} holds {leaf[at]}{where}, and the loss is not finite with it"
+            )
 
 
 @program()
@@ -298,23 +340,21 @@ def _draw(sampler: Partial, keys: jax.Array) -> PyTree:
     return jax.vmap(sampler)(keys)
 
 
-def _notes(
-    leaves: tuple[LeafReport, ...], evidence: list[Evidence], loss: Checked, by_hand: Checked
-) -> tuple[str, ...]:
+def _notes(problem: Problem, leaves: tuple[LeafReport, ...], evidence: list[Evidence]) -> list[str]:
     """Return what NumPy computes, and the leaves of every kind of coordinate of no plain case."""
-    notes = []
-    for function in (loss, by_hand):
+    notes, is_numpy = [], isinstance(problem.loss, NumpyFunction)
+    for function in problem[:2]:
         if isinstance(function, NumpyFunction):
-            alone = ": there is no jax.grad, the finite differences decide" * (function is loss)
+            alone = ": there is no jax.grad, the finite differences decide"
+            alone = alone * (function is problem.loss)
             notes.append(f"JAX cannot trace {function.name}, which is called in NumPy{alone}")
     for kind, note in NOTES.items():
         counts = [int(np.sum(found.counts[kind])) for found in evidence]
-        is_told = kind == "by differences" and isinstance(loss, NumpyFunction)
-        if sum(counts) and not is_told:
+        if sum(counts) and not (is_numpy and kind == "by differences"):
             names = [leaf.name for leaf, count in zip(leaves, counts, strict=True) if count]
             places = f"{sum(counts):,} coordinate{'s' * (sum(counts) > 1)}"
             notes.append(f"{', '.join(names)}, {places}: {note}")
-    return tuple(notes)
+    return notes
 
 
 def _of_losses(values: np.ndarray, by_hand: np.ndarray, sample: int) -> str:
@@ -329,14 +369,6 @@ def _of_losses(values: np.ndarray, by_hand: np.ndarray, sample: int) -> str:
         if len(values) > 1 and np.allclose(numbers, numbers[0], rtol=1e-6, atol=0):
             return f"{text}; a {name} of {numbers[0]:.6g} in every sample"
     return text
-
-
-def _of_certificate(coverage: Coverage | None, num_added: int) -> tuple[str, ...]:
-    """Return why there is no coverage, or that it has added samples."""
-    if coverage is None:
-        return ("coverage is not known: JAX cannot trace loss_fn",)
-    added = f"{num_added:,} sample{'s' * (num_added > 1)} added"
-    return (f"{added} to those drawn, to visit more branches",) if num_added else ()
 
 
 def _some(said: str, things: Sequence[str]) -> str:

@@ -15,13 +15,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxnn.gradients.functions import Checked, NumpyFunction
+from jaxnn.gradients.functions import Checked, NumpyFunction, Problem
 from jaxnn.gradients.leaves import at_worst
 from jaxnn.run.programs import bare_function
 from jaxnn.run.show import Table, Text, described, readable
 from jaxnn.typing import PyTree
 
 FEW = 16  # Numbers of an array that are shown themselves.
+OPTIONS = "tolerance", "difference_tolerance"
+
+FILE_IMPORTS = [f"from {name}" for name in (
+    "functools import cache", "pathlib import Path", "runpy import run_path"
+)]  # fmt: skip
+FILE_LINES = [
+    'own, *above = Path(globals().get("__file__", "program")).resolve().parents',
+    "",
+    "@cache",
+    "def names_in(file):",
+    "    names, folders = (file, Path(file).name), (own, Path.cwd(), *above)",
+    "    places = [folder / name for name in names for folder in folders]",
+    "    return run_path(str(next(filter(Path.is_file, places), file)))",
+    "",
+]
+"""What a program has to find and run the files of functions and classes, each once."""
 
 
 @readable
@@ -35,8 +51,11 @@ class Counterexample(NamedTuple):
         coordinate: place of the wrong number in the leaf; `()` for a scalar.
         gradient: what the function under test returns there.
         expected: what it should be.
-        script: a program of some 20 lines that prints the wrong leaf beside the right one; its
-            functions and classes are imported by name, or to be filled in where they have none.
+        script: a program of some 30 lines that prints the wrong leaf beside the right one, and
+            exits with 1 while `check_gradients` finds the gradient wrong, with 0 once it is right.
+            Its functions and classes are imported by name, or to be filled in where they have none.
+            A file of yours is looked for beside the program, in the working directory, and in the
+            folders above the program; one outside of today's working directory by its whole path.
     """
 
     params: PyTree
@@ -76,27 +95,28 @@ def _short(tree: PyTree) -> str:
     return repr(jax.tree.map(lambda leaf: Text(numbers(leaf.tolist())), tree))
 
 
-def script_of(case: Counterexample, loss: Checked, by_hand: Checked) -> str:
+def script_of(case: Counterexample, problem: Problem) -> str:
     """Return a program that computes what is wrong in a case, and what it should be."""
-    pairs = [("loss", loss), ("value_and_grad", by_hand)]
-    functions = {f"{name}_fn": _bare(function) for name, function in pairs}
+    checked = {"loss_fn": problem.loss, "value_and_grad_fn": problem.by_hand}
+    functions = {name: _bare(function) for name, function in checked.items()}
     classes = {kind.__name__: kind for kind in _classes((case.params, case.batch))}
     scopes = [getattr(unwrap(function), "__globals__", {}) for function in functions.values()]
     owned = [_imported(name, own, scopes) for name, own in (classes | functions).items()]
     lines = list(dict.fromkeys(line for each in owned for line in each))
     imports = [line for line in lines if line.startswith("from ")]
     lines = [line for line in lines if line not in imports]
-    if any("= run_path(" in line for line in lines):
-        imports += ["from functools import cache", "from runpy import run_path"]
-        lines.insert(0, "run_path = cache(run_path)  # A file is run once.")
+    if any("= names_in(" in line for line in lines):
+        imports += FILE_IMPORTS
+        lines = ["", *FILE_LINES, *lines]
     calls = [
-        f"{name}_fn" if isinstance(function, NumpyFunction) else f"jax.jit({name}_fn)"
-        for name, function in pairs
+        name if isinstance(function, NumpyFunction) else f"jax.jit({name})"
+        for name, function in checked.items()
     ]
-    lines = [
+    script = [
         f'"""{case.where()}."""',
         "",
         "import jax",
+        "import jaxnn",
         "import numpy as np",
         *sorted(imports),
         "",
@@ -108,9 +128,14 @@ def script_of(case: Counterexample, loss: Checked, by_hand: Checked) -> str:
         f"loss, value_and_grad = {', '.join(calls)}",
         "value, gradient = value_and_grad(params, batch)",
         'print("losses:", value, "under test,", loss(params, batch), "by the loss alone")',
-        *_compared(case, isinstance(loss, NumpyFunction)),
+        *_compared(case, isinstance(problem.loss, NumpyFunction)),
+        "options = {" + ", ".join(map('"{}": {}'.format, OPTIONS, problem.tolerances)) + "}",
+        "given = loss_fn, value_and_grad_fn, params, batch",
+        "report = jaxnn.check_gradients(jax.random.key(0), *given, **options)",
+        "raise SystemExit(not report.passed)",
+        "",
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join(script)
 
 
 def _compared(case: Counterexample, by_differences: bool) -> list[str]:
@@ -170,7 +195,9 @@ def _imported(name: str, own: Any, scopes: Sequence[dict[str, Any]]) -> list[str
     files = [Path(each.get("__file__") or "") for each in (scope, *scopes) if holds(each)]
     file = next(filter(Path.is_file, files), None)
     if file is not None:
-        return [f"{first} = run_path({str(file.resolve())!r})[{outer!r}]", *within]
+        file, folder = file.resolve(), Path.cwd().resolve()
+        place = file.relative_to(folder) if file.is_relative_to(folder) else file
+        return [f"{first} = names_in({place.as_posix()!r})[{outer!r}]", *within]
     kind = "class" if isinstance(own, type) else "function"
     return [f"{name} = ...  # Your own {kind} goes here."]
 

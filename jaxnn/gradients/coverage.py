@@ -11,19 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
-from jaxnn.gradients.equations import SMOOTH, Equation, equations, run, trace
-from jaxnn.gradients.functions import slopes, take
-from jaxnn.run.programs import program
+from jaxnn.gradients.equations import SMOOTH, Equation, Path, traced
+from jaxnn.gradients.functions import (
+    at_samples,
+    flat,
+    joined,
+    resized,
+    sample_count,
+    slopes,
+    take,
+)
 from jaxnn.typing import PyTree
 
-SAMPLES_AT_ONCE, BLOCK = 16, 256
+if TYPE_CHECKING:
+    from jaxnn.gradients.equations import JaxprEqn, Read, Value
+
+BLOCK = 256  # Samples that a program counts.
 FEW, TRIED = 8, 4  # Samples that others are aimed from, and that are tried to reach one side.
 STRENGTHS = 1, 10, 100  # Of what changes a sample, mild first.
 MAX_PLACES = 16  # Of a maximum; later places count as the last of these.
@@ -31,21 +42,39 @@ MAX_PLACES = 16  # Of a maximum; later places count as the last of these.
 EXTREMES = {"argmax": 1, "argmin": -1, "reduce_max": 1, "reduce_min": -1}
 """What chooses a place, and the sign with which the number there is the largest."""
 
-CHOOSING = {"abs", "clamp", "cond", "convert_element_type", "max", "min", "select_n", "sign"}
-CHOOSING |= EXTREMES.keys()
-
 UNCOUNTED = {"ceil", "cummax", "cummin", "floor", "reduce_window_max", "reduce_window_min", "round"}
 UNCOUNTED |= {"sort", "top_k", "while"}
 """Operations that choose in other ways; a report tells where they are."""
 
 
-SIDES: dict[str, tuple[str, str]] = {
-    **dict.fromkeys(("max", "min"), ("first", "second")),
-    **dict.fromkeys(("where", "mask", "cond"), ("false", "true")),
-    **dict.fromkeys(("abs", "sign"), ("negative", "positive")),
-    "clip": ("clipped", "inside"),
+class _Choice(NamedTuple):
+    """One choice that an equation makes; `pair(*inputs)` are two numbers, or arrays.
+
+    The first side is where the first number is larger.
+    """
+
+    kind: str
+    sides: tuple[str, str]
+    pair: Callable[..., tuple[ArrayLike, ArrayLike]]
+
+
+TRUTH = _Choice("", ("false", "true"), lambda *inputs: (0.5, inputs[0]))
+SIGN = _Choice("", ("negative", "positive"), lambda x: (0.0, x))
+ORDER, BOUND = ("first", "second"), ("clipped", "inside")
+CHOICES = {
+    "abs": [SIGN._replace(kind="abs")],
+    "sign": [SIGN._replace(kind="sign")],
+    "cond": [TRUTH._replace(kind="cond")],
+    "select_n": [TRUTH._replace(kind="where")],
+    "convert_element_type": [TRUTH._replace(kind="mask")],
+    "max": [_Choice("max", ORDER, lambda one, other: (one, other))],
+    "min": [_Choice("min", ORDER, lambda one, other: (other, one))],
+    "clamp": [
+        _Choice("clip low", BOUND, lambda low, x, high: (low, x)),
+        _Choice("clip high", BOUND, lambda low, x, high: (x, high)),
+    ],
 }
-"""What both sides of a choice are called, by the first word of its kind."""
+"""What chooses, by JAX's name of it."""
 
 
 class Branch(NamedTuple):
@@ -61,17 +90,13 @@ class Branch(NamedTuple):
             `"cond at 2"`, of more than two branches: that one, or another. `"max in relu"`: within
             a function of JAX.
         counts: how often each side was taken, over samples times elements; a tie is on no side.
+        sides: what its sides are called, in the order of the counts.
     """
 
     place: str
     kind: str
     counts: tuple[int, int]
-
-    @property
-    def sides(self) -> tuple[str, str]:
-        """What its sides are called, in the order of the counts."""
-        kind = "" if " at " in self.kind else self.kind.split()[0]
-        return SIDES.get(kind, ("there", "elsewhere"))
+    sides: tuple[str, str]
 
 
 class Coverage(NamedTuple):
@@ -112,33 +137,18 @@ def cover(
 ) -> tuple[Coverage, PyTree]:
     """Count the branches that samples take, and find other samples that take the rest.
 
-    Args:
-        loss: `loss(params, batch)` -> a float scalar.
-        samples: params with a leading axis of samples.
-        batch: any pytree that the loss takes.
-        draw: `draw(number)` returns that many new samples, half of those tried. The others are
-            aimed: the samples scaled, negated, or with all numbers of one leaf moved.
-        limit: how many samples are tried at most; 0 only counts.
-
-    Returns:
-        A `Coverage`, and the samples that were added to it, a tree like `samples`; the slopes of
-        the loss are finite there.
-
-    Example:
-        >>> loss = Partial(lambda params, batch: jnp.maximum(params, 0.0))
-        >>> coverage, added = cover(loss, np.array([1.0, 2.0]), None)
-        >>> coverage.branches[0].kind, coverage.branches[0].counts, added.tolist()
-        ('max', (2, 1), [-1.0])
+    `draw(number)` returns new samples, half of those tried. The others are aimed: the samples
+    scaled, negated, or with all numbers of one leaf moved. At most `limit` are tried; 0 only
+    counts. The samples that were added are returned too; the slopes of the loss are finite there.
     """
-    first, size = take(samples, 0), len(jax.tree.leaves(samples)[0])
-    steps = equations(trace(loss, first, batch), loss, first).values()
-    names = [(each.place, kind) for each in steps for kind in _kinds(each)]
+    first, size = take(samples, 0), sample_count(samples)
+    steps = traced(loss, first, batch)[0].values()
+    choices = [(each.place, choice) for each in steps for choice in _choices(each)]
     operations = [(each.eqn.primitive.name, each.place) for each in steps]
     uncounted = {f"{name} at {place}": None for name, place in operations if name in UNCOUNTED}
-    block = min(BLOCK, size + -size % SAMPLES_AT_ONCE)
     counts = np.zeros((0, 3), int)
-    if names:
-        counts = np.sum(_count(loss, samples, batch, block), axis=0)
+    if choices:
+        counts = np.sum(_count(loss, samples, batch), axis=0)
 
     def missing() -> np.ndarray:
         """Sides that were not visited, except of what was no choice wherever it was met."""
@@ -147,16 +157,16 @@ def cover(
     added, others, found = [], take(samples, slice(0)), counts[None][:0]
     if limit and np.any(missing()):
         drawn = [] if draw is None else [jax.tree.map(np.asarray, draw(-(-limit // 2)))]
-        others = jax.tree.map(lambda *parts: np.concatenate(parts), *drawn, *_aimed(samples))
-        others = take(others, slice(limit))
-        found = _count(loss, others, batch, block)
+        others = take(joined([*drawn, *_aimed(samples)]), slice(limit))
+        found = _count(loss, others, batch)
     for row, side in np.argwhere(missing()):
         for place in np.flatnonzero(found[:, row, side])[:TRIED]:
-            if missing()[row, side] and _has_slopes(loss, take(others, [place]), batch):
+            here = take(others, [place])
+            if missing()[row, side] and np.all(np.isfinite(flat(slopes(loss, here, batch)))):
                 counts, added = counts + found[place], [*added, place]
     branches = [
-        Branch(*name, (int(count[0]), int(count[1])))
-        for name, count, is_none in zip(names, counts, _is_none(counts), strict=True)
+        Branch(place, choice.kind, (int(count[0]), int(count[1])), choice.sides)
+        for (place, choice), count, is_none in zip(choices, counts, _is_none(counts), strict=True)
         if not is_none
     ]
     coverage = Coverage(tuple(branches), size + len(added), len(found), tuple(uncounted))
@@ -165,10 +175,6 @@ def cover(
 
 def _is_none(counts: np.ndarray) -> np.ndarray:
     return (counts[:, 2] > 0) & ~np.any(counts[:, :2], axis=1)
-
-
-def _has_slopes(loss: Partial, sample: PyTree, batch: PyTree) -> bool:
-    return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slopes(loss, sample, batch)))
 
 
 def _aimed(samples: PyTree) -> list[PyTree]:
@@ -183,95 +189,82 @@ def _aimed(samples: PyTree) -> list[PyTree]:
     return [jax.tree.unflatten(tree, each) for each in changed]
 
 
-def _choices(closed: Any, loss: Partial, params: PyTree) -> dict[Any, Equation]:
-    """Return the equations that choose by the params."""
-    found = equations(closed, loss, params)
-    return {path: each for path, each in found.items() if _kinds(each)}
-
-
-def _kinds(equation: Equation) -> list[str]:
-    """Return what the choices of an equation are called; none if it does not choose."""
-    kinds: list[str] = []
-    if equation.eqn.primitive.name in CHOOSING and equation.within not in SMOOTH:
-        avals = [cast(Any, each).aval for each in equation.eqn.invars]
-        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-        jax.eval_shape(lambda *inputs: kinds.extend(_pairs(equation, inputs)), *shapes)
-    return kinds
-
-
-def _pairs(equation: Equation, inputs: Sequence[Any]) -> dict[str, tuple[Any, Any]]:
-    """Return by kind two numbers, or arrays: the first side is where the first one is larger."""
-    (eqn, _, within, depends), first, last = equation, inputs[0], inputs[-1]
+def _choices(equation: Equation) -> list[_Choice]:
+    """Return the choices of an equation; none if it does not choose by the params."""
+    eqn, _, within, depends = equation
     name, part = eqn.primitive.name, f" in {within}" * bool(within)
-    result = cast(Any, eqn.outvars[0]).aval
-    if not prod(result.shape) or not (depends[0] or name in ("max", "min", "clamp")):
-        return {}
+    is_reached = depends[0] or name in ("max", "min", "clamp")
+    if name not in CHOICES.keys() | EXTREMES.keys() or within in SMOOTH or not is_reached:
+        return []
+    first, result = (cast(Any, each[0]).aval for each in (eqn.invars, eqn.outvars))
+    if not prod(result.shape):
+        return []
     if name in EXTREMES:
-        at, number = _place_of_largest(EXTREMES[name] * first, eqn.params["axes"])
-        places = range(number) if number > 1 else ()
-        return {f"{name} at {place}{part}": (at == place, 0.5) for place in places}
+        sign, axes = EXTREMES[name], eqn.params["axes"]
+        size = prod(first.shape[axis] for axis in axes)
+        number = min(size, MAX_PLACES) if size > 1 else 0
+        return _of_places(name, number, part, lambda x: _place_of_largest(sign * x, axes))
     if name == "cond":
         number = len(eqn.params["branches"])
-        several = {f"cond at {place}{part}": (first == place, 0.5) for place in range(number)}
-        return several if number > 2 else {"cond" + part: (0.5, first)}
-    is_complex = jnp.issubdtype(first.dtype, jnp.complexfloating)
-    if is_complex or not jnp.issubdtype(result.dtype, jnp.floating):
-        return {}
-    if name in ("select_n", "convert_element_type"):
-        word = "where" if name == "select_n" else "mask"
-        return {word + part: (0.5, first)} if first.dtype == bool else {}
-    if name in ("abs", "sign"):
-        return {name + part: (0.0, first)}
-    if name == "clamp":
-        return {"clip low": (first, inputs[1]), "clip high": (inputs[1], last)}
-    pair, clip = ((first, last), "low") if name == "max" else ((last, first), "high")
-    return {f"clip {clip}" if within == "clip" else name + part: pair}
+        if number > 2:
+            return _of_places(name, number, part, lambda x: x)
+    elif not jnp.issubdtype(result.dtype, jnp.floating) or first.dtype.kind == "c":
+        return []
+    if name in ("select_n", "convert_element_type") and first.dtype != bool:
+        return []
+    if within == "clip" and name in ("max", "min"):
+        kind = "clip low" if name == "max" else "clip high"
+        return [_Choice(kind, BOUND, CHOICES[name][0].pair)]
+    return [choice._replace(kind=choice.kind + part) for choice in CHOICES[name]]
 
 
-def _place_of_largest(values: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, int]:
-    """Return at which place along the axes the largest number is, and how many places count."""
+def _of_places(
+    name: str, number: int, part: str, at: Callable[[jax.Array], jax.Array]
+) -> list[_Choice]:
+    """Return a choice for each place: it is taken there, or elsewhere."""
+    sides = "there", "elsewhere"
+    return [
+        _Choice(f"{name} at {n}{part}", sides, lambda x, *_, n=n: (at(x) == n, 0.5))
+        for n in range(number)
+    ]
+
+
+def _place_of_largest(values: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Return at which place along the axes the largest number is."""
     rows = jnp.moveaxis(values, axes, range(len(axes)))
     rows = rows.reshape(prod(rows.shape[: len(axes)]), -1)
-    number = min(len(rows), MAX_PLACES)
-    return jnp.minimum(jnp.argmax(rows, axis=0), number - 1), number
+    return jnp.minimum(jnp.argmax(rows, axis=0), MAX_PLACES - 1)
 
 
-def _count(loss: Partial, samples: PyTree, batch: PyTree, block: int) -> np.ndarray:
+def _count(loss: Partial, samples: PyTree, batch: PyTree) -> np.ndarray:
     """Return how often each side was taken, and how often there was no choice."""
-    size = len(jax.tree.leaves(samples)[0])
-    blocks = [np.arange(begin, begin + block) % size for begin in range(0, size, block)]
-    counts = [np.asarray(_counts(loss, take(samples, each), batch)) for each in blocks]
-    return np.concatenate(counts)[:size]
+    size, counts = sample_count(samples), Partial(_counts, loss)
+    blocks = [take(samples, slice(begin, begin + BLOCK)) for begin in range(0, size, BLOCK)]
+    return joined([at_samples(counts, resized(block, BLOCK), batch) for block in blocks])[:size]
 
 
-@program()
-def _counts(loss: Partial, samples: PyTree, batch: PyTree) -> jax.Array:
-    """Run the loss equation by equation, and count: `(samples, choices, 3)`."""
+def _counts(loss: Partial, params: PyTree, batch: PyTree) -> jax.Array:
+    """Run the loss equation by equation, and count: `(choices, 3)`."""
+    found, run = traced(loss, params, batch)
+    chosen = {path: _choices(each) for path, each in found.items()}
 
-    def at(params: PyTree) -> jax.Array:
-        closed = trace(loss, params, batch)
-        chosen = _choices(closed, loss, params)
+    def visit(
+        path: Path, eqn: JaxprEqn, read: Read, outputs: Sequence[Value], counts: PyTree
+    ) -> tuple[Sequence[Value], PyTree]:
+        if chosen.get(path):
+            inputs = [jnp.asarray(read(each)) for each in eqn.invars]
+            sides = [_larger(*choice.pair(*inputs)) for choice in chosen[path]]
+            counts = {**counts, path: counts[path] + jnp.stack(sides)}
+        return outputs, counts
 
-        def visit(path: Any, read: Any, outputs: Any, counts: Any) -> Any:
-            if path in chosen:
-                inputs = [jnp.asarray(read(each)) for each in chosen[path].eqn.invars]
-                sides = jnp.stack(
-                    [_larger(*pair) for pair in _pairs(chosen[path], inputs).values()]
-                )
-                counts = {**counts, path: counts[path] + sides}
-            return outputs, counts
-
-        begin = {path: jnp.zeros((len(_kinds(each)), 3), int) for path, each in chosen.items()}
-        args = jax.tree.leaves((loss, params, batch))
-        counts = run(closed, args, visit, begin)[1]
-        return jnp.concatenate([counts[path] for path in chosen])
-
-    return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)
+    begin = {path: jnp.zeros((len(each), 3), int) for path, each in chosen.items() if each}
+    counts = run(visit, begin)[1]
+    return jnp.concatenate([counts[path] for path in begin])
 
 
-def _larger(one: Any, other: Any) -> jax.Array:
+def _larger(one: ArrayLike, other: ArrayLike) -> jax.Array:
     """Return how often one is larger, how often the other, and how often one is infinite."""
-    one, other = (jnp.asarray(each, float) for each in (one, other))
-    none = jnp.isinf(one) | jnp.isinf(other)
-    first, second = (one > other) & ~none, (one < other) & ~none
+    pair = [jnp.asarray(each, float) for each in (one, other)]
+    none = jnp.isinf(pair[0]) | jnp.isinf(pair[1])
+    first, second = (pair[0] > pair[1]) & ~none, (pair[0] < pair[1]) & ~none
     return jnp.stack([jnp.sum(first), jnp.sum(second), jnp.sum(none)])

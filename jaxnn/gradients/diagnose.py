@@ -12,23 +12,27 @@ nobody knows what a loss in NumPy contains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
+from jax.tree_util import Partial
 
+from jaxnn.gradients.equations import programs
 from jaxnn.gradients.functions import (
-    Checked,
     NumpyFunction,
+    Problem,
+    at_samples,
+    is_square,
+    names_of,
     num_rows,
     slopes,
     take,
-    values_and_gradients,
     with_rows,
 )
+from jaxnn.gradients.leaves import LeafReport
 from jaxnn.typing import PyTree
 
 if TYPE_CHECKING:  # The import changes what `jax.config` holds.
@@ -59,6 +63,7 @@ OF_INPUT = ": the sigmoid's derivative a (1 - a) is taken with the input z in pl
 OF_WAY_BACK = ": as when a way back through a weight is left out, or tanh' is 1 - tanh(z)"
 OF_BRANCH = ": elsewhere a branch, a bound or a rare case is wrong"
 OF_PLACE = ": as when an activation's derivative is left out, or taken at its output, not its input"
+UNUSUAL = "no usual fault fits"
 OF_OUTPUTS = ": look at the derivative of the loss by the outputs, and of the output activation"
 
 
@@ -81,6 +86,11 @@ class _Pair(NamedTuple):
     def is_right(self) -> bool:
         return self.error() <= self.exact
 
+    def are_wrong(self) -> np.ndarray:
+        """Which coordinates are ever wrong."""
+        off, largest = np.abs(self.gradient - self.right), np.max(np.abs(self.right), initial=0)
+        return np.any(~(off <= self.exact * largest), axis=0)
+
     def samples(self) -> tuple[int, int]:
         """In how many samples the gradient is right and not 0, and in how many it is wrong."""
         axes = tuple(range(1, self.right.ndim))
@@ -89,55 +99,46 @@ class _Pair(NamedTuple):
         is_right = off <= self.exact * largest
         return int(np.sum(is_right & (largest > 0))), int(np.sum(~is_right))
 
-    def factor(self) -> tuple[float, float]:
-        """The factor that fits the gradient, in least squares, and the error that it leaves."""
-        ratio = float(np.vdot(self.gradient, self.right) / np.vdot(self.right, self.right))
-        return ratio, self.relative(self.gradient - ratio * self.right) / (abs(ratio) or 1)
 
-    def factor_and_penalty(self) -> tuple[float, float] | None:
-        """The factors on the right gradient and on the params that fit together, if any do."""
-        off = self.gradient - self.right
-        penalty = float(np.vdot(off, self.leaf) / (np.vdot(self.leaf, self.leaf) or 1))
-        if np.max(np.abs(off - penalty * self.leaf)) <= self.exact * np.max(np.abs(off)):
-            return 1.0, penalty
-        parts = np.stack([self.right.ravel(), self.leaf.ravel()], axis=1)
-        lengths = np.linalg.norm(parts, axis=0)
-        if not len(parts) > 3 or not np.all(np.isfinite(self.gradient)) or not np.all(lengths):
-            return None
-        fitted, _, rank, _ = np.linalg.lstsq(parts / lengths, self.gradient.ravel(), rcond=1e-4)
-        ratio, penalty = map(float, fitted / lengths)
-        rest = self.gradient - ratio * self.right - penalty * self.leaf
-        fits = rank == 2 and np.max(np.abs(rest)) <= self.exact * np.max(np.abs(self.gradient))
-        return (ratio, penalty) if fits else None
+def _fit(numbers: np.ndarray, *parts: np.ndarray) -> tuple[list[float], float]:
+    """Return the factors with which the parts add up to the numbers, and the error they leave."""
+    columns = np.stack([part.ravel() for part in parts], axis=1)
+    lengths = np.linalg.norm(columns, axis=0)
+    if not (np.all(np.isfinite(numbers)) and np.all((lengths > 0) & (lengths < np.inf))):
+        return [np.nan] * len(parts), np.inf
+    fitted, _, rank, _ = np.linalg.lstsq(columns / lengths, numbers.ravel(), rcond=1e-4)
+    left = np.abs(numbers.ravel() - columns / lengths @ fitted)
+    error = np.max(left) / (np.max(np.abs(numbers)) or 1) if rank == len(parts) else np.inf
+    return list(map(float, fitted / lengths)), float(error)
 
 
-def suggest(
-    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree, wrong: Mapping[str, bool]
-) -> tuple[str, ...]:
-    """Return sentences that name wrong leaves and what their fault may be.
-
-    `wrong` maps the names of the wrong leaves to False where `jax.grad` agrees with them, and the
-    finite differences alone object.
-    """
+def suggest(problem: Problem, samples: PyTree, leaves: Sequence[LeafReport]) -> tuple[str, ...]:
+    """Return sentences that name wrong leaves and what their fault may be."""
+    loss, _, batch, tolerances = problem
     parts = ANYTHING
-    if not isinstance(loss, NumpyFunction):
-        first = take(samples, 0)
-        parts = _parts(jax.make_jaxpr(loss)(first, batch).jaxpr)
+    if isinstance(loss, Partial):
+        parts = _parts(jax.make_jaxpr(loss)(take(samples, 0), batch).jaxpr)
     found: dict[str, list[str]] = {}
-    is_explained = False
+    wrong = [leaf for leaf in leaves if not leaf.passed]
     with np.errstate(all="ignore"):
-        pairs = _pairs(loss, by_hand, samples, batch)
-        for name, is_objected in wrong.items():
-            fault = "it is that of jax.grad, and the finite differences contradict it"
-            if is_objected and not pairs[name]["as drawn"].error() <= ROUNDING:
-                fault = _fault(pairs[name], batch, parts)
-            is_explained = is_explained or fault is not None
-            found.setdefault(fault or _share(pairs[name]["as drawn"]), []).append(name)
-    told = tuple(f"{', '.join(names)}: {fault}" for fault, names in found.items())
-    if is_explained or not 1 < len(pairs) == len(wrong):
-        return told
-    hint = "every leaf is wrong, and no usual fault fits" + OF_OUTPUTS * bool(parts & LAYERS)
-    return (*told, hint)
+        pairs = _pairs(problem, samples)
+        for leaf in wrong:
+            drawn = pairs[leaf.name]["as drawn"]
+            if leaf.error <= tolerances[0] or drawn.error() <= ROUNDING:
+                fault = "it is that of jax.grad, and the finite differences contradict it"
+            else:
+                unusual = f"wrong in {_share(drawn.are_wrong())}, and {UNUSUAL}"
+                fault = next(_faults(pairs[leaf.name], batch, parts), unusual)
+            found.setdefault(fault, []).append(leaf.name)
+    is_everywhere = 1 < len(pairs) == len(wrong) and bool(parts & LAYERS)
+    if is_everywhere and all(fault.endswith(UNUSUAL) for fault in found):
+        return (f"every leaf is wrong, and {UNUSUAL}{OF_OUTPUTS}",)
+    usual_first = sorted(found.items(), key=lambda item: item[0].endswith(UNUSUAL))
+    return tuple(f"{', '.join(names)}: {fault}" for fault, names in usual_first)
+
+
+def _share(are_wrong: np.ndarray) -> str:
+    return f"{np.sum(are_wrong)} of {are_wrong.size} coordinates"
 
 
 def _parts(jaxpr: Jaxpr) -> set[str]:
@@ -145,8 +146,7 @@ def _parts(jaxpr: Jaxpr) -> set[str]:
     found = set()
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, equation.invars
-        for part in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
-            found |= _parts(getattr(part, "jaxpr", part)) if _is_program(part) else set()
+        found = found.union(*(_parts(inner) for inner, _ in programs(equation)))
         if not (inputs and jnp.issubdtype(getattr(inputs[-1].aval, "dtype", int), jnp.floating)):
             continue
         # The exp of a softmax is no activation's; the -inf that a maximum begins with, no relu's.
@@ -162,58 +162,44 @@ def _parts(jaxpr: Jaxpr) -> set[str]:
     return found
 
 
-def _is_program(value: PyTree) -> bool:
-    return hasattr(value, "eqns")
-
-
-def _pairs(
-    loss: Checked, by_hand: Checked, samples: PyTree, batch: PyTree
-) -> dict[str, dict[str, _Pair]]:
+def _pairs(problem: Problem, samples: PyTree) -> dict[str, dict[str, _Pair]]:
     """Return the pair of every leaf, by name, at each place where a fault may show or vanish."""
+    loss, by_hand, batch, _ = problem
     drawn, tree = jax.tree.flatten(samples)
-    names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
-    found: dict[str, dict[str, _Pair]] = {name: {} for name in names}
-    exact, small = EXACT, SMALL
-    if isinstance(loss, NumpyFunction):  # Differences of smaller params are all rounding.
-        exact, small = EXACT_BY_DIFFERENCES, SMALL_BY_DIFFERENCES
-
-    def add(place: str, leaves: list[np.ndarray], batch: PyTree) -> None:
-        samples = jax.tree.unflatten(tree, leaves)
-        gradients = values_and_gradients(by_hand, samples, batch)[1], slopes(loss, samples, batch)
-        arrays = zip(names, *map(jax.tree.leaves, gradients), leaves, strict=True)
-        for name, gradient, right, leaf in arrays:
-            known = np.isfinite(right) | ~np.any(np.isfinite(right))
-            pair = _Pair(np.where(known, gradient, 0), np.where(known, right, 0), leaf, exact)
-            found[name][place] = pair
-
     leaves = [aside(number, leaf) for number, leaf in enumerate(drawn)]
     positive = jax.tree.map(
         lambda x: np.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, batch
     )
-    add("as drawn", drawn, batch)
-    add("aside", leaves, batch)
-    add("near 0", [small * leaf for leaf in leaves], batch)
-    if not isinstance(loss, NumpyFunction):
-        add("wider", [10 * small * leaf for leaf in leaves], batch)
-    add("all positive", [np.abs(leaf) for leaf in leaves], positive)
-    for row, batch_of_row in _rows_alike(batch).items():
-        add(row, leaves, batch_of_row)
-    for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
-        if _is_square(leaf):
-            symmetric = (leaf + np.swapaxes(leaf, 1, 2)) / 2
-            add(name, [*leaves[:number], symmetric, *leaves[number + 1 :]], batch)
-    return found
-
-
-def _rows_alike(batch: PyTree) -> dict[str, PyTree]:
-    """Return the batch with all rows as the first one, and as the last."""
-    if num_rows(batch) < 2:
-        return {}
-    rows = {"first row": 0, "last row": -1}
-    return {
-        name: with_rows(batch, lambda x, row=row: x[np.full(len(x), row)])
-        for name, row in rows.items()
+    exact, small = EXACT, SMALL
+    if isinstance(loss, NumpyFunction):  # Differences of smaller params are all rounding.
+        exact, small = EXACT_BY_DIFFERENCES, SMALL_BY_DIFFERENCES
+    places = {
+        "as drawn": (drawn, batch),
+        "aside": (leaves, batch),
+        "near 0": ([small * leaf for leaf in leaves], batch),
+        "all positive": ([np.abs(leaf) for leaf in leaves], positive),
     }
+    if isinstance(loss, Partial):
+        places["wider"] = [10 * small * leaf for leaf in leaves], batch
+    if num_rows(batch) > 1:  # All rows are alike.
+        for row, place in (("first row", 0), ("last row", -1)):
+            alike = with_rows(batch, lambda x, place=place: x[np.full(len(x), place)])
+            places[row] = leaves, alike
+    names = names_of(samples)
+    for number, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+        if is_square(leaf.shape[1:]):
+            symmetric = (leaf + np.swapaxes(leaf, 1, 2)) / 2
+            places[name] = [*leaves[:number], symmetric, *leaves[number + 1 :]], batch
+    found: dict[str, dict[str, _Pair]] = {name: {} for name in names}
+    for place, (numbers, data) in places.items():
+        here = tree.unflatten(numbers)
+        gradients = at_samples(by_hand, here, data)[1], slopes(loss, here, data)
+        arrays = zip(names, *map(jax.tree.leaves, gradients), numbers, strict=True)
+        for name, gradient, right, leaf in arrays:
+            known = np.isfinite(right) | ~np.any(np.isfinite(right))
+            pair = _Pair(np.where(known, gradient, 0), np.where(known, right, 0), leaf, exact)
+            found[name][place] = pair
+    return found
 
 
 def aside(number: int, leaf: np.ndarray) -> np.ndarray:
@@ -223,120 +209,120 @@ def aside(number: int, leaf: np.ndarray) -> np.ndarray:
     return leaf + ASIDE * largest * steps
 
 
-def _is_square(leaf: np.ndarray) -> bool:
-    return leaf.ndim == 3 and leaf.shape[1] == leaf.shape[2] > 1
-
-
-def _fault(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> str | None:
-    """Return a usual fault, if one fits."""
+def _faults(pairs: Mapping[str, _Pair], batch: PyTree, parts: set[str]) -> Iterator[str]:
+    """Yield the usual faults that fit, the likeliest first; those behind it may be nonsense."""
+    gradient, right, _, exact = pairs["aside"]
     if pairs["as drawn"].is_right():
-        return "off by 1e-7 of its largest coordinate at most, as where something is in float32"
+        yield "off by 1e-7 of its largest coordinate at most, as where something is in float32"
     if pairs["aside"].is_right():
-        return "right close by: wrong at a kink alone, outside of the slopes on both sides"
-    fault = _everywhere(pairs["aside"], batch, parts) or _of_a_row(pairs)
-    return fault or _at_coordinates(pairs["aside"]) or _where_right(pairs, parts)
+        yield "right close by: wrong at a kink alone, outside of the slopes on both sides"
+    yield from _everywhere(pairs["aside"], batch, parts)
+    # The first row or the last: it alone counts, or too little, or too much.
+    for row in [row for row in ("first row", "last row") if row in pairs and gradient.size > 3]:
+        if _fit(gradient, pairs[row].right)[1] <= exact:
+            yield f"it is that of the {row} alone"
+        (ratio,), left = _fit(gradient - right, pairs[row].right)
+        if left <= exact:
+            yield f"the {row} {'counts too much' if ratio > 0 else 'is left out'}"
+    are_wrong = pairs["aside"].are_wrong()
+    if 2 * np.sum(are_wrong) < np.sum(are_wrong | np.any(right != 0, axis=0)):
+        yield f"wrong in {_share(are_wrong)}, and right in the others"
+    yield from _where_right(pairs, parts)
 
 
-def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> str | None:
-    """Return a fault that is the same for all samples and coordinates, such as a factor."""
+def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> Iterator[str]:
+    """Yield a fault that is the same for all samples and coordinates, such as a factor."""
     gradient, right, _, exact = pair
     if not np.any(right):
-        return "should be 0 everywhere: the loss does not depend on it"
+        yield "should be 0 everywhere: the loss does not depend on it"
     if not np.all(np.isfinite(right)):
-        return "the right gradient is not finite"
-    if _is_square(right) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= exact:
-        return "transposed"
+        yield "the right gradient is not finite"
+    if pair.relative(gradient) <= ROUNDING:
+        yield "it is 0: left out, or summed over the wrong axis"
+    if is_square(right.shape[1:]) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= exact:
+        yield "transposed"
     in_order = [np.sort(each.reshape(len(each), -1), axis=1) for each in (gradient, right)]
     if pair.relative(in_order[0] - in_order[1]) <= exact:
-        return "the right numbers in another order, as reversed ones"
-    ratio, left = pair.factor()
+        yield "the right numbers in another order, as reversed ones"
+    (ratio,), left = _fit(gradient, right)
     if left <= exact and not np.isclose(ratio, 1, rtol=exact):
-        return _factor(ratio, batch, parts)
-    both = pair.factor_and_penalty()
-    if both is None:
-        return None
-    ratio, penalty = both
-    if np.isclose(ratio, 1, rtol=exact):
-        return f"off by {penalty:.6g} times the params: a penalty, left out or wrong"
-    if abs(ratio) <= exact:
-        return f"it is {penalty:.6g} times the params, as of a penalty alone"
-    rest = f"apart from a penalty, whose gradient is {penalty / (1 - ratio):.6g} times the params"
-    return f"{rest}: {_factor(ratio, batch, parts)}"
+        yield _factor(ratio, batch, parts)
+    yield from _of_penalty(pair, batch, parts)
+
+
+def _of_penalty(pair: _Pair, batch: PyTree, parts: set[str]) -> Iterator[str]:
+    """Yield a fault that is a multiple of the params, with a factor or without."""
+    gradient, right, leaf, exact = pair
+    (penalty,), left = _fit(gradient - right, leaf)
+    is_exact, ratio = left <= exact, 1.0
+    if not is_exact and gradient.size > 3:
+        (ratio, penalty), left = _fit(gradient, right, leaf)
+    if is_exact or (left <= exact and np.isclose(ratio, 1, rtol=exact)):
+        off, cause = "lacks", "left out, or its factor 2 forgotten"
+        if penalty > 0:
+            off, cause = "exceeds the right one by", "wrong, or there twice"
+        yield f"{off} {abs(penalty):.6g} times the params: a penalty, {cause}"
+    if left <= exact and abs(ratio) <= exact:
+        yield f"it is {penalty:.6g} times the params, as of a penalty alone"
+    if left <= exact:
+        rest = f"whose gradient is {penalty / (1 - ratio):.6g} times the params"
+        yield f"apart from a penalty, {rest}: {_factor(ratio, batch, parts)}"
 
 
 def _factor(ratio: float, batch: PyTree, parts: set[str]) -> str:
     """Return what a factor on the right gradient is called."""
-    if abs(ratio) < EXACT:
-        return "left out: it is 0 everywhere"
     said, size = ["of the wrong sign"] * (ratio < 0), abs(ratio)
-    if not np.isclose(size, 1):
-        said.append(f"off by the factor {size:.6g}{_meaning(size, batch, parts)}")
+    if not said or not np.isclose(size, 1):
+        text = f"off by the factor {size:.8g}"
+        for number, word in ((size, "large"), (1 / size, "small")):
+            if number > 1 and np.isclose(number, round(number), rtol=EXACT):
+                text = f"{number:.6g} times too {word}"
+        said.append(text + _meaning(size, batch, parts))
     return " and ".join(said)
 
 
 def _meaning(factor: float, batch: PyTree, parts: set[str]) -> str:
     """Return what a factor may come from: the lengths of the batch's axes, and squares."""
-    lengths = {}
+    axes: dict[int, dict[str, None]] = {}  # By their length.
     for leaf in jax.tree.leaves(batch):
         rows, columns = (*leaf.shape, 1, 1)[:2]
-        lengths |= {f"the {rows} rows": rows, f"{columns} columns": columns}
-        lengths[f"{rows} rows x {columns} columns"] = rows * columns
+        axes.setdefault(rows, {})[f"{rows} rows"] = None
+        axes.setdefault(columns, {})[f"{columns} columns"] = None
+        if min(rows, columns) > 1:
+            axes.setdefault(rows * columns, {})[f"{rows} rows x {columns} columns"] = None
     causes: list[tuple[float, str]] = []
     if parts & SQUARES:
         causes.append((1 / 2, "the 2 of 2x, the derivative of x^2, is missing"))
-    for name, length in lengths.items():
+    for length, names in axes.items():
+        share, of = f"1/{length} is", f"({' or '.join(names)})"
         if parts & MEANS:
-            causes.append((length, f"{name}: 1/{length} is missing, a sum in place of the mean"))
-            causes.append((1 / length, f"{name}: 1/{length} is there twice"))
+            causes.append((length, f"{share} missing {of}: a sum in place of the mean"))
+            causes.append((1 / length, f"{share} there twice {of}"))
         else:
-            causes.append((1 / length, f"{name}: 1/{length} is there, a mean in place of the sum"))
+            causes.append((1 / length, f"{share} there {of}: a mean in place of the sum"))
     if parts & SQUARES:
         causes.append((2, "the 2 of 2x, the derivative of x^2, is there twice"))
     said = [cause for number, cause in causes if number != 1 and np.isclose(factor, number)]
-    shown = f"{factor:.6g}" if factor > 1 else f"1/{1 / factor:.6g}"
-    return f" = {shown}; {' or '.join(said)}" if said else ""
+    return f": {', or '.join(said)}" if said else ""
 
 
-def _of_a_row(pairs: Mapping[str, _Pair]) -> str | None:
-    """Return a fault of the first row or the last: it alone counts, or too little, or too much."""
-    gradient, right, _, exact = pairs["aside"]
-    for row in ("first row", "last row"):
-        of_row = pairs[row].right if row in pairs and gradient.size > 3 else np.zeros_like(right)
-        for part in (gradient, gradient - right):
-            ratio = np.vdot(part, of_row) / np.vdot(of_row, of_row)
-            if np.max(np.abs(part - ratio * of_row)) <= exact * np.max(np.abs(part)):
-                if part is gradient:
-                    return f"it is that of the {row} alone"
-                return f"the {row} {'counts too much' if ratio > 0 else 'is left out'}"
-    return None
-
-
-def _at_coordinates(pair: _Pair) -> str | None:
-    """Return the coordinates, if fewer than half of them are ever wrong."""
-    off, largest = np.abs(pair.gradient - pair.right), np.max(np.abs(pair.right), initial=0)
-    is_wrong = np.any(~(off <= pair.exact * largest), axis=0)
-    if 2 * np.sum(is_wrong) >= np.sum(is_wrong | np.any(pair.right != 0, axis=0)):
-        return None
-    return f"wrong in {np.sum(is_wrong)} of {is_wrong.size} coordinates, and right in the others"
-
-
-def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
-    """Return a fault that vanishes at one of the other places, or near 0, or in some samples."""
+def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> Iterator[str]:
+    """Yield a fault that vanishes at one of the other places."""
     if "wider" in pairs and pairs["wider"].error() <= ROUNDING:
-        return "right where the params are small" + OF_BRANCH
+        yield "right where the params are small" + OF_BRANCH
     for place, pair in pairs.items():
         if place.startswith("params") and pair.is_right():
-            return f"right where {place} is symmetric: that is transposed, or not, on the way back"
+            yield f"right where {place} is symmetric: that is transposed, or not, on the way back"
     if pairs["all positive"].is_right():
         causes = ["relu's derivative is not 0 for units that are off"] * bool(parts & SWITCHES)
         causes += ["a negative number loses its sign"] * ("abs" in parts)
         cause = ": " * bool(causes) + ", or ".join(causes)
-        return "right where params and inputs are all positive" + cause
-    return _near_0(pairs, parts) or _in_samples(pairs) or _factor_near_0(pairs["near 0"], parts)
+        yield "right where params and inputs are all positive" + cause
+    yield from _near_0(pairs, parts)
 
 
-def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
-    """Return a fault that vanishes with the params, by how fast it does."""
+def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> Iterator[str]:
+    """Yield a fault that vanishes with the params, or in some samples, or is a factor near 0."""
     near = pairs["near 0"]
     if near.error() <= NEAR * min(pairs["aside"].error(), 1):
         cause = OF_PLACE + " (tanh' is 1 - tanh(z)^2)" * ("tanh" in parts)
@@ -344,33 +330,16 @@ def _near_0(pairs: Mapping[str, _Pair], parts: set[str]) -> str | None:
         is_odd = "wider" in pairs and parts & ACTIVATIONS <= ODD
         if is_odd and 3 < pairs["wider"].error() / near.error() < 30:
             cause = OF_WAY_BACK
-        return "right only as the params go to 0" + cause * bool(parts & ACTIVATIONS)
-    return None
-
-
-def _in_samples(pairs: Mapping[str, _Pair]) -> str | None:
-    """Return in how many samples the gradient is right, if in some."""
-    for place in ("as drawn", "first row", "last row"):
-        is_right, is_wrong = pairs[place].samples() if place in pairs else (0, 0)
-        if is_right and is_wrong:
-            alike = f", where all rows are the {place}" * (place != "as drawn")
-            return f"right in {is_right} of {is_right + is_wrong} samples{alike}{OF_BRANCH}"
-    return None
-
-
-def _factor_near_0(near: _Pair, parts: set[str]) -> str | None:
-    """Return a fault that is a known factor near 0."""
+        yield "right only as the params go to 0" + cause * bool(parts & ACTIVATIONS)
+    for place in [place for place in ("as drawn", "first row", "last row") if place in pairs]:
+        num_right, num_wrong = pairs[place].samples()
+        if num_right >= num_wrong > 0:
+            alike = f" with the {place} alone" * (place != "as drawn")
+            yield f"right in {num_right} of {num_right + num_wrong} samples{alike}{OF_BRANCH}"
     if near.relative(near.gradient) <= 2 * NEAR:
-        return "it vanishes where pre-activations are near 0" + OF_INPUT * bool(parts & SIGMOIDS)
-    ratio, left = near.factor()
+        yield "it vanishes where pre-activations are near 0" + OF_INPUT * bool(parts & SIGMOIDS)
+    (ratio,), left = _fit(near.gradient, near.right)
     for layers in range(1, 5) if parts & SIGMOIDS and left <= NEAR else ():
         for factor, fault in SIGMOID_FAULTS.items():
             if np.isclose(ratio, factor**layers, rtol=NEAR / 2):
-                return f"near 0 it is off by {factor**layers:.3g}: {fault}"
-    return None
-
-
-def _share(pair: _Pair) -> str:
-    off, largest = np.abs(pair.gradient - pair.right), np.max(np.abs(pair.right), initial=0)
-    num_wrong = np.sum(np.any(~(off <= pair.exact * largest), axis=0))
-    return f"wrong in {num_wrong} of {off[0].size} coordinates, and no usual fault fits"
+                yield f"near 0 it is off by {factor**layers:.3g}: {fault}"

@@ -11,21 +11,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
-from jax.tree_util import Partial
 from numpy.typing import ArrayLike
 
 from jaxnn.gradients.functions import (
     NumpyFunction,
     as_checked,
+    at_samples,
+    flat,
     losses_beside,
-    values_and_gradients,
+    values_and_slopes,
 )
 from jaxnn.gradients.witnesses import widened
 from jaxnn.run.checks import as_batch, as_params
-from jaxnn.run.programs import program
 from jaxnn.run.show import readable
 from jaxnn.typing import LossFn, PyTree, ValueAndGradFn
 
@@ -72,6 +70,7 @@ def difference_errors(
         ValueError: if a step is not above 0.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> loss_fn = lambda params, batch: jnp.sum(jnp.exp(params))
         >>> errors = difference_errors(
         ...     loss_fn, jax.value_and_grad(loss_fn), jnp.ones(3), None, steps=[1e-5, 1e-1]
@@ -88,35 +87,20 @@ def difference_errors(
         params, batch = jax.tree.map(np.asarray, widened(params)), widened(batch)
         loss, by_hand = as_checked(loss_fn, value_and_grad_fn, params, batch)
         sample = jax.tree.map(lambda leaf: leaf[None], params)
-        gradient = ravel_pytree(values_and_gradients(by_hand, sample, batch)[1])[0]
+        gradient = flat(at_samples(by_hand, sample, batch)[1])
         largest = max(np.max(np.abs(leaf), initial=0) for leaf in jax.tree.leaves(params))
-        h = steps * (largest or 1)
+        moves = [np.full_like(gradient, step * (largest or 1)) for step in steps]
+        sides = [losses_beside(loss, sample, batch, move) for move in moves]
+        pairs = zip(sides, moves, strict=True)
+        slopes = np.concatenate([(up - down) / (2 * move) for (up, down), move in pairs])
         if isinstance(loss, NumpyFunction):
-            sides = [losses_beside(loss, params, batch, np.full(len(gradient), at)) for at in h]
-            slopes = np.stack([up - down for up, down in sides]) / (2 * h[:, None])
             by_jax, size = None, np.median(np.max(np.abs(slopes), axis=1))
         else:
-            slopes, by_jax = map(np.asarray, _slopes(loss, params, batch, jnp.asarray(h)))
+            by_jax = flat(values_and_slopes(loss, sample, batch)[1])
             size = np.max(np.abs(by_jax), where=np.isfinite(by_jax), initial=0)
 
-        def distances(gradient: np.ndarray) -> np.ndarray:
-            return np.max(np.abs(slopes - gradient), axis=1) / (size or 1)
+    def distances(gradient: np.ndarray) -> np.ndarray:
+        return np.max(np.abs(slopes - gradient), axis=1) / (size or 1)
 
-        others = None if by_jax is None else distances(by_jax)
-        return DifferenceErrors(steps, distances(np.asarray(gradient)), others)
-
-
-@program()
-def _slopes(loss: Partial, params: PyTree, batch: PyTree, steps: jax.Array) -> list[jax.Array]:
-    """Return central differences `(steps, size)` and the gradient of `jax.grad`."""
-    flat, unravel = ravel_pytree(params)
-
-    def slopes(h: jax.Array) -> jax.Array:
-        def slope(coordinate: jax.Array) -> jax.Array:
-            move = jnp.zeros_like(flat).at[coordinate].set(h)
-            up, down = loss(unravel(flat + move), batch), loss(unravel(flat - move), batch)
-            return (up - down) / (2 * h)
-
-        return jax.lax.map(slope, jnp.arange(flat.size))
-
-    return [jax.lax.map(slopes, steps), ravel_pytree(jax.grad(loss)(params, batch))[0]]
+    others = None if by_jax is None else distances(by_jax)
+    return DifferenceErrors(steps, distances(gradient), others)

@@ -7,18 +7,25 @@ A `while` is one equation as a whole: JAX has no gradient of what is in it.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.typing import PyTree
 
 if TYPE_CHECKING:  # The import changes what `jax.config` holds.
-    from jax.extend.core import ClosedJaxpr, JaxprEqn
+    from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+    Atom = Var | Literal
+    Value = jax.Array | np.ndarray
+    Read = Callable[[Atom], Value]
+    Program = tuple[Jaxpr, Sequence[Value]]  # With the constants that it comes with.
 
 JAX = os.path.dirname(jax.__file__) + os.sep
 CALLS = {"jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call"}
@@ -28,9 +35,21 @@ SMOOTH = {"hypot", "logaddexp", "logaddexp2", "logsumexp", "softplus"}
 """Functions of JAX that are smooth, whatever choices they are computed by."""
 
 Path = tuple[int, ...]
-Visit = Callable[[Path, Callable[[Any], Any], Sequence[Any], Any], tuple[Sequence[Any], Any]]
-"""`visit(path, read, outputs, state)` -> the outputs to go on with, and the state, after each
-equation; `read(variable)` is the value of a variable of the same program."""
+Node = tuple[Path, int]  # A variable, by its identity, behind the path of its program.
+Graph = dict[Node, list[Node]]
+
+
+class Visit(Protocol):
+    """What is called after each equation."""
+
+    def __call__(
+        self, path: Path, eqn: JaxprEqn, read: Read, outputs: Sequence[Value], state: PyTree, /
+    ) -> tuple[Sequence[Value], PyTree]:
+        """Return the outputs to go on with, and the state.
+
+        `read(variable)` is the value of a variable of the same program.
+        """
+        ...
 
 
 class Equation(NamedTuple):
@@ -42,21 +61,19 @@ class Equation(NamedTuple):
     depends: tuple[bool, ...] = ()  # Which of its inputs the params reach.
 
 
-def trace(function: Partial, params: PyTree, batch: PyTree) -> ClosedJaxpr:
-    """Return the program of a function; its inputs are the function's own numbers, and both."""
-    return jax.make_jaxpr(lambda function, *args: function(*args))(function, params, batch)
-
-
-def equations(
-    closed: ClosedJaxpr, function: Partial, params: PyTree, first_result: int = 0
-) -> dict[Path, Equation]:
+def traced(
+    function: Partial, params: PyTree, batch: PyTree, first_result: int = 0
+) -> tuple[dict[Path, Equation], Callable[[Visit, PyTree], tuple[list[Value], PyTree]]]:
     """Return the equations between the params and the results, also in nested programs.
 
     What passes `stop_gradient` does not count as reaching the results, and params do not reach
-    what only tells whether they are finite.
+    what only tells whether they are finite. The second one is `run(visit, state)`, which returns
+    the results and the state; `visit` sees every equation on the way.
     """
+    closed = jax.make_jaxpr(lambda function, *args: function(*args))(function, params, batch)
     found: dict[Path, Equation] = {}
-    after, before = defaultdict(list), defaultdict(list)
+    after: Graph = defaultdict(list)
+    before: Graph = defaultdict(list)
     _walk(closed.jaxpr, (), ("", ""), found, (after, before))
     first, size = len(jax.tree.leaves(function)), len(jax.tree.leaves(params))
     reached = _reach(after, _nodes((), closed.jaxpr.invars[first : first + size]))
@@ -66,16 +83,18 @@ def equations(
         depends = tuple(node in reached for node in _nodes(path[:-1], each.eqn.invars))
         if any(depends) and not needed.isdisjoint(_nodes(path[:-1], each.eqn.outvars)):
             between[path] = each._replace(depends=depends)
-    return between
+    args = [*closed.consts, *jax.tree.leaves((function, params, batch))]
+    return between, functools.partial(_run, (), closed.jaxpr, args)
 
 
-def _nodes(path: Path, variables: Iterable[Any]) -> list[Any]:
+def _nodes(path: Path, variables: Iterable[Atom]) -> list[Node]:
     """Return variables behind the path of their program; a literal is like no other."""
     return [(path, id(each)) for each in variables]
 
 
-def _reach(neighbours: dict[Any, list[Any]], nodes: Iterable[Any]) -> set[Any]:
-    found, left = set(), list(nodes)
+def _reach(neighbours: Graph, nodes: Iterable[Node]) -> set[Node]:
+    found: set[Node] = set()
+    left = list(nodes)
     while left:
         if (node := left.pop()) not in found:
             found.add(node)
@@ -84,11 +103,15 @@ def _reach(neighbours: dict[Any, list[Any]], nodes: Iterable[Any]) -> set[Any]:
 
 
 def _walk(
-    jaxpr: Any, path: Path, around: tuple[str, str], found: dict[Path, Equation], graph: Any
+    jaxpr: Jaxpr,
+    path: Path,
+    around: tuple[str, str],
+    found: dict[Path, Equation],
+    graph: tuple[Graph, Graph],
 ) -> None:
     """Add the equations of a program and of those in it, and what depends on what."""
 
-    def join(sources: Sequence[Any], targets: Sequence[Any], is_stopped: bool = False) -> None:
+    def join(sources: Sequence[Node], targets: Sequence[Node], is_stopped: bool = False) -> None:
         for source, target in zip(sources, targets, strict=True):
             graph[0][source].append(target)
             graph[1][target] += [] if is_stopped else [source]
@@ -104,8 +127,8 @@ def _walk(
             join([source] * len(outputs), outputs, name == "stop_gradient")
         called = eqn.params.get("name", "_")
         within = within if called.startswith("_") else called
-        for tag, program in enumerate(nested):
-            inner, below = _opened(program)[0], (*here, tag)
+        for tag, (inner, _) in enumerate(nested):
+            below = (*here, tag)
             targets = _nodes(below, inner.invars)
             join(inputs[name == "cond" :], targets)
             _walk(inner, below, (place, within), found, graph)
@@ -126,16 +149,20 @@ def _place(eqn: JaxprEqn) -> tuple[str, str]:
     return "", ""  # In a compiled function of JAX, which remembers no caller.
 
 
-def _nested(eqn: JaxprEqn) -> Sequence[Any]:
-    if eqn.primitive.name == "cond":
-        return eqn.params["branches"]
-    programs = [each for each in eqn.params.values() if hasattr(each, "eqns")]
-    return programs if eqn.primitive.name in CALLS | {"scan"} else []
+def programs(eqn: JaxprEqn) -> list[Program]:
+    """Return the programs that an equation holds, and the constants that each comes with."""
+    parts = jax.tree.leaves([*eqn.params.values()], is_leaf=lambda part: hasattr(part, "eqns"))
+    found = [part for part in parts if hasattr(part, "eqns")]
+    return [(getattr(part, "jaxpr", part), getattr(part, "consts", ())) for part in found]
+
+
+def _nested(eqn: JaxprEqn) -> list[Program]:
+    return programs(eqn) if eqn.primitive.name in CALLS | {"cond", "scan"} else []
 
 
 def _scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     """Return how many constants and carried values it has: its body takes them whole."""
-    inner = _opened(eqn.params["jaxpr"])[0]
+    ((inner, _),) = programs(eqn)
 
     def num_whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
         pairs = zip(outer, inner, strict=True)
@@ -145,38 +172,34 @@ def _scan_sizes(eqn: JaxprEqn) -> tuple[int, int]:
     return num_whole(eqn.invars, inner.invars) - carry, carry
 
 
-def _opened(program: Any) -> tuple[Any, Sequence[Any]]:
-    return getattr(program, "jaxpr", program), getattr(program, "consts", ())
+def _run(
+    path: Path, jaxpr: Jaxpr, args: Sequence[Value], visit: Visit, state: PyTree
+) -> tuple[list[Value], PyTree]:
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], args, strict=True))
 
-
-def run(
-    program: Any, args: Sequence[Any], visit: Visit, state: Any = None, path: Path = ()
-) -> tuple[list[Any], Any]:
-    """Return the results of a program, and the state; `visit` sees every equation on the way."""
-    jaxpr, consts = _opened(program)
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-
-    def read(variable: Any) -> Any:
+    def read(variable: Any) -> Value:
         return variable.val if hasattr(variable, "val") else values[variable]
 
     for number, eqn in enumerate(jaxpr.eqns):
         inputs, here = [read(each) for each in eqn.invars], (*path, number)
         outputs, state = _outputs(eqn, inputs, visit, state, here)
-        outputs, state = visit(here, read, outputs, state)
+        outputs, state = visit(here, eqn, read, outputs, state)
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(each) for each in jaxpr.outvars], state
 
 
 def _outputs(
-    eqn: JaxprEqn, inputs: list[Any], visit: Visit, state: Any, path: Path
-) -> tuple[Sequence[Any], Any]:
+    eqn: JaxprEqn, inputs: list[Value], visit: Visit, state: PyTree, path: Path
+) -> tuple[Sequence[Value], PyTree]:
     """Return what an equation computes; the programs in it run one by one as well."""
-    within = [
-        lambda state, *args, program=program, tag=tag: run(
-            program, args, visit, state, (*path, tag)
-        )
-        for tag, program in enumerate(_nested(eqn))
-    ]
+
+    def inner(
+        program: tuple[int, Program], state: PyTree, *args: Value
+    ) -> tuple[list[Value], PyTree]:
+        tag, (jaxpr, consts) = program
+        return _run((*path, tag), jaxpr, (*consts, *args), visit, state)
+
+    within = [functools.partial(inner, program) for program in enumerate(_nested(eqn))]
     if not within:
         return bind(eqn, inputs), state
     if eqn.primitive.name == "cond":
@@ -185,7 +208,7 @@ def _outputs(
         return within[0](state, *inputs)
     consts, carry = _scan_sizes(eqn)
 
-    def step(carried: Any, rows: Any) -> tuple[Any, Any]:
+    def step(carried: PyTree, rows: Sequence[Value]) -> tuple[PyTree, Sequence[Value]]:
         outputs, state = within[0](carried[1], *inputs[:consts], *carried[0], *rows)
         return (outputs[:carry], state), outputs[carry:]
 
@@ -195,7 +218,7 @@ def _outputs(
     return [*values, *stacked], state
 
 
-def bind(eqn: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
+def bind(eqn: JaxprEqn, inputs: Sequence[Value]) -> Sequence[Value]:
     """Return what an equation without programs makes of these inputs."""
     outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
     return outputs if eqn.primitive.multiple_results else [outputs]

@@ -1,17 +1,20 @@
 """The functions that a gradient check calls: JAX's, compiled, or NumPy's, outside JAX.
 
 A function that JAX cannot trace, and that takes NumPy arrays, is NumPy's. It gets the same samples
-and the same batch, in float64.
+and the same batch, in float64. Samples are a tree like the params, with an axis of samples before
+theirs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
 from jaxnn.run.checks import as_partial, check_loss_and_gradients, check_scalar, shapes_of
 from jaxnn.run.programs import program
@@ -19,6 +22,8 @@ from jaxnn.typing import Function, PyTree
 
 STEP = 1e-5
 """Of the central differences, relative to the leaf's largest coordinate."""
+
+SAMPLES_AT_ONCE, COORDINATES_AT_ONCE = 16, 64
 
 
 class NumpyFunction(NamedTuple):
@@ -38,6 +43,15 @@ class NumpyFunction(NamedTuple):
 
 
 Checked = Partial | NumpyFunction
+
+
+class Problem(NamedTuple):
+    """What is checked: a loss and the function under test, on a batch, to tolerances."""
+
+    loss: Checked
+    by_hand: Checked
+    batch: PyTree
+    tolerances: tuple[float, float]  # Against jax.grad, and against the differences.
 
 
 def as_checked(
@@ -89,35 +103,68 @@ def _read_only(leaf: Any) -> Any:
     return view
 
 
-def values_and_gradients(
-    function: Checked, samples: PyTree, batch: PyTree
-) -> tuple[np.ndarray, PyTree]:
-    """Return the losses and the gradients of some samples, with a leading axis of samples."""
-    if isinstance(function, Partial):
-        return jax.tree.map(np.asarray, _results(function, samples, batch))
-    results = [function(params, batch) for params in each(samples)]
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *results)
+def at_samples(function: Checked, samples: PyTree, batch: PyTree) -> PyTree:
+    """Return what a function makes of each sample, as NumPy arrays with an axis of samples."""
+    if isinstance(function, NumpyFunction):
+        places = range(sample_count(samples))
+        results = [function(take(samples, place), batch) for place in places]
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *results)
+    # Numbers of samples share a program; some samples are taken twice.
+    count = sample_count(samples)
+    padded = resized(samples, 1 if count == 1 else count + -count % SAMPLES_AT_ONCE)
+    return take(jax.tree.map(np.asarray, _at_samples(function, padded, batch)), slice(count))
+
+
+def values_and_slopes(loss: Partial, samples: PyTree, batch: PyTree) -> tuple[np.ndarray, PyTree]:
+    """Return the losses and what `jax.grad` says of their gradients."""
+    return at_samples(Partial(_value_and_grad, loss), samples, batch)
 
 
 def slopes(loss: Checked, samples: PyTree, batch: PyTree) -> PyTree:
     """Return the gradients of some samples by `jax.grad`, or by central differences."""
     if isinstance(loss, Partial):
-        return jax.tree.map(np.asarray, _gradients(loss, samples, batch))
-    found = []
-    for params, step in zip(each(samples), steps(samples, STEP), strict=True):
-        up, down = losses_beside(loss, params, batch, step)
-        found.append(from_flat(params, (up - down) / (2 * step)))
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
+        return values_and_slopes(loss, samples, batch)[1]
+    step = steps(samples, STEP)
+    up, down = losses_beside(loss, samples, batch, step)
+    return from_flat(take(samples, 0), (up - down) / (2 * step))
+
+
+def losses_beside(
+    loss: Checked, samples: PyTree, batch: PyTree, step: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the losses a step above and a step below each coordinate, `(samples, size)` each."""
+    if isinstance(loss, Partial):
+        return at_samples(Partial(_losses_beside, loss), (samples, step), batch)
+    first, points = take(samples, 0), flat(samples)
+
+    def beside(sign: int) -> np.ndarray:
+        losses = np.empty_like(points)
+        for row, coordinate in np.ndindex(points.shape):
+            moved = points[row].copy()
+            moved[coordinate] += sign * step[row, coordinate]
+            losses[row, coordinate] = loss(from_flat(first, moved), batch)
+        return losses
+
+    return beside(1), beside(-1)
 
 
 @program()
-def _results(by_hand: Partial, samples: PyTree, batch: PyTree) -> PyTree:
-    return jax.lax.map(lambda params: by_hand(params, batch), samples)
+def _at_samples(function: Partial, samples: PyTree, batch: PyTree) -> PyTree:
+    return jax.lax.map(lambda params: function(params, batch), samples)
 
 
-@program()
-def _gradients(loss: Partial, samples: PyTree, batch: PyTree) -> PyTree:
-    return jax.lax.map(lambda params: jax.grad(loss)(params, batch), samples)
+def _value_and_grad(loss: Function, params: PyTree, batch: PyTree) -> PyTree:
+    return jax.value_and_grad(loss)(params, batch)
+
+
+def _losses_beside(loss: Partial, sample: tuple[PyTree, jax.Array], batch: PyTree) -> PyTree:
+    step, (point, unravel) = sample[1], ravel_pytree(sample[0])
+
+    def beside(coordinate: jax.Array) -> list[jax.Array]:
+        moves = step[coordinate], -step[coordinate]
+        return [loss(unravel(point.at[coordinate].add(move)), batch) for move in moves]
+
+    return jax.lax.map(beside, jnp.arange(point.size), batch_size=COORDINATES_AT_ONCE)
 
 
 def take(samples: PyTree, places: Any) -> PyTree:
@@ -125,9 +172,24 @@ def take(samples: PyTree, places: Any) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[places], samples)
 
 
-def each(samples: PyTree) -> list[PyTree]:
-    """Return the samples one by one."""
-    return [take(samples, place) for place in range(len(jax.tree.leaves(samples)[0]))]
+def resized(samples: PyTree, size: int) -> PyTree:
+    """Return so many of the samples, again from the first one on if there are fewer."""
+    return take(samples, np.resize(np.arange(sample_count(samples)), size))
+
+
+def sample_count(samples: PyTree) -> int:
+    """Return how many samples a tree holds."""
+    return len(jax.tree.leaves(samples)[0])
+
+
+def joined(trees: Sequence[PyTree]) -> PyTree:
+    """Return the samples of several trees in one."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *trees)
+
+
+def names_of(params: PyTree) -> list[str]:
+    """Return what each leaf is called, such as `params[0].weights`."""
+    return ["params" + keystr(path) for path, _ in tree_leaves_with_path(params)]
 
 
 def num_rows(batch: PyTree) -> int:
@@ -144,34 +206,29 @@ def with_rows(batch: PyTree, change: Function) -> PyTree:
 
 def steps(samples: PyTree, step: float) -> np.ndarray:
     """Return steps relative to the largest coordinate of each leaf, `(samples, size)`."""
-    leaves = [np.abs(leaf.reshape(len(leaf), -1)) for leaf in jax.tree.leaves(samples)]
-    largest = [np.max(leaf, axis=1, keepdims=True, initial=0) for leaf in leaves]
-    pairs = zip(largest, leaves, strict=True)
-    return step * np.concatenate(
-        [np.broadcast_to(np.where(most > 0, most, 1), leaf.shape) for most, leaf in pairs], axis=1
-    )
+
+    def largest(leaf: np.ndarray) -> np.ndarray:
+        axes = tuple(range(1, leaf.ndim))
+        most = np.max(np.abs(leaf), axis=axes, keepdims=True, initial=0)
+        return np.broadcast_to(np.where(most > 0, most, 1), leaf.shape)
+
+    return step * flat(jax.tree.map(largest, samples))
 
 
-def losses_beside(
-    loss: NumpyFunction, params: PyTree, batch: PyTree, step: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the losses a step above and a step below each coordinate, `(size,)` each."""
-    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
-
-    def beside(sign: int) -> np.ndarray:
-        losses = np.empty_like(flat)
-        for coordinate in range(flat.size):
-            moved = flat.copy()
-            moved[coordinate] += sign * step[coordinate]
-            losses[coordinate] = loss(from_flat(params, moved), batch)
-        return losses
-
-    return beside(1), beside(-1)
+def flat(samples: PyTree) -> np.ndarray:
+    """Return the numbers of all leaves, one after the other, `(samples, size)`."""
+    leaves = [np.reshape(leaf, (len(leaf), -1)) for leaf in jax.tree.leaves(samples)]
+    return np.concatenate(leaves, axis=1)
 
 
-def from_flat(params: PyTree, flat: np.ndarray) -> PyTree:
-    """Return the numbers of all coordinates as a tree like the params."""
+def from_flat(params: PyTree, numbers: np.ndarray) -> PyTree:
+    """Return numbers `(..., size)` as a tree like the params, with the axes before theirs."""
     leaves, tree = jax.tree.flatten(params)
-    parts = np.split(flat, np.cumsum([np.size(leaf) for leaf in leaves])[:-1])
-    pairs = zip(parts, leaves, strict=True)
-    return jax.tree.unflatten(tree, [part.reshape(np.shape(leaf)) for part, leaf in pairs])
+    parts = np.split(numbers, np.cumsum([np.size(leaf) for leaf in leaves])[:-1], axis=-1)
+    shapes = [(*numbers.shape[:-1], *np.shape(leaf)) for leaf in leaves]
+    return jax.tree.unflatten(tree, map(np.reshape, parts, shapes))
+
+
+def is_square(shape: tuple[int, ...]) -> bool:
+    """Return whether it is that of a matrix which can be transposed."""
+    return len(shape) == 2 and shape[0] == shape[1] > 1

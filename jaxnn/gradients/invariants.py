@@ -16,11 +16,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import Partial, keystr, tree_leaves_with_path
 
-from jaxnn.gradients.functions import Checked, each, num_rows, values_and_gradients, with_rows
+from jaxnn.gradients.functions import Checked, at_samples, flat, names_of, num_rows, take, with_rows
 from jaxnn.gradients.witnesses import ROUNDING
-from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
 SAMPLES, ROWS = 4, 32  # Samples that are looked at, and rows of the batch that are taken singly.
@@ -59,43 +57,39 @@ def invariants(
 
     The functions are those of `as_checked`. Samples have a leading axis. All is in float64.
     """
-    samples = jax.tree.map(lambda leaf: leaf[:SAMPLES], samples)
-    leaves, tree = jax.tree.flatten(samples)
-    names = ["params" + keystr(path) for path, _ in tree_leaves_with_path(samples)]
-    values, gradients = _values(loss, samples, batch), _slopes(by_hand, samples, batch)
+    samples = take(samples, slice(SAMPLES))
+    (leaves, tree), names = jax.tree.flatten(samples), names_of(samples)
+    values, gradient = at_samples(loss, samples, batch), _slopes(by_hand, samples, batch)
     found, rounding = [], _rounding(loss, values, samples, batch)
     for name, changed, direction, axes in (*_shifts(names, leaves), *_of_units(names, leaves)):
-        changed = jax.tree.unflatten(tree, changed)
-        if not _are_same(_values(loss, changed, batch), values):
+        changed = tree.unflatten(changed)
+        if not _are_same(at_samples(loss, changed, batch), values):
             continue
         if direction is None:
-            expected = _rolled(_slopes(by_hand, changed, batch), axes, -1)
-            found.append(_invariant(name, gradients, expected, rounding))
+            permuted = jax.tree.leaves(at_samples(by_hand, changed, batch)[1])
+            expected = flat(_rolled(permuted, axes, -1))
+            found.append(_invariant(name, gradient, expected, rounding))
         else:
-            pairs = zip(gradients, direction, strict=True)
-            products = [(slopes * u).reshape(len(values), -1) for slopes, u in pairs]
-            off = np.sum(np.concatenate(products, axis=1), axis=1)
-            size = max(float(np.max(np.abs(product), initial=0)) for product in products)
-            found.append(_invariant(name, [off], [np.zeros_like(off)], rounding, size))
+            products = gradient * flat(direction)
+            sums, size = np.sum(products, axis=1), np.max(np.abs(products))
+            found.append(_invariant(name, sums, np.zeros_like(sums), rounding, size))
     return (*found, *_of_rows(loss, by_hand, samples, batch, rounding))
 
 
 def _rounding(loss: Checked, values: np.ndarray, samples: PyTree, batch: PyTree) -> float:
     """Rounding of numbers that may cancel in the loss; where the params are negated, none do."""
     with contextlib.suppress(Exception), np.errstate(all="ignore"):  # It may refuse such params.
-        negated = _values(loss, jax.tree.map(np.negative, samples), batch)
+        negated = at_samples(loss, jax.tree.map(np.negative, samples), batch)
         values = np.concatenate([values, negated])
     return ROUNDING * float(np.max(np.abs(values), where=np.isfinite(values), initial=0))
 
 
 def _invariant(
-    name: str, some: Leaves, others: Leaves, rounding: float, size: float = 0
+    name: str, some: np.ndarray, others: np.ndarray, rounding: float, size: float = 0
 ) -> Invariant:
     """Compare gradients, relative to the largest slope or to a size."""
-    pairs = list(zip(some, others, strict=True))
-    off = max(float(np.max(np.abs(one - other), initial=0)) for one, other in pairs)
-    largest = max(float(np.max(np.abs(one), initial=size)) for one, _ in pairs)
-    error = max(off - rounding, 0.0) / largest if largest else 0.0
+    off, largest = np.max(np.abs(some - others)), np.max(np.abs(some), initial=size)
+    error = float(max(off - rounding, 0) / largest) if largest else 0.0
     return Invariant(name, error, error <= TOLERANCE)
 
 
@@ -155,29 +149,17 @@ def _of_rows(
     whole = part(0, ROWS)
     singles = [part(row, row + 1) for row in range(min(num_rows(batch), ROWS))]
     try:
-        values = [_values(loss, samples, single) for single in singles]
+        values = [at_samples(loss, samples, single) for single in singles]
         if len(singles) < 2 or not _are_same(
-            np.mean(values, axis=0), _values(loss, samples, whole)
+            np.mean(values, axis=0), at_samples(loss, samples, whole)
         ):
             return []
         of_rows = [_slopes(by_hand, samples, single) for single in singles]
     except Exception:  # One of them takes no other number of rows.
         return []
-    means = [np.mean(slopes, axis=0) for slopes in zip(*of_rows, strict=True)]
-    name = "the gradient of rows is the mean of each row's"
-    return [_invariant(name, _slopes(by_hand, samples, whole), means, rounding)]
+    name, mean = "the gradient of rows is the mean of each row's", np.mean(of_rows, axis=0)
+    return [_invariant(name, _slopes(by_hand, samples, whole), mean, rounding)]
 
 
-def _slopes(by_hand: Checked, samples: PyTree, batch: PyTree) -> Leaves:
-    return jax.tree.leaves(values_and_gradients(by_hand, samples, batch)[1])
-
-
-def _values(loss: Checked, samples: PyTree, batch: PyTree) -> np.ndarray:
-    if isinstance(loss, Partial):
-        return np.asarray(_losses(loss, samples, batch))
-    return np.array([loss(params, batch) for params in each(samples)])
-
-
-@program()
-def _losses(loss: Partial, samples: PyTree, batch: PyTree) -> jax.Array:
-    return jax.lax.map(lambda params: loss(params, batch), samples)
+def _slopes(by_hand: Checked, samples: PyTree, batch: PyTree) -> np.ndarray:
+    return flat(at_samples(by_hand, samples, batch)[1])

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
 
-from jaxnn.gradients.functions import Checked, take
-from jaxnn.gradients.witnesses import (
-    ROUNDING,
-    TINY,
-    Evidence,
-    Losses,
-    compare,
-    value_errors,
-)
+from jaxnn.gradients.functions import Problem, names_of, take
+from jaxnn.gradients.witnesses import ROUNDING, TINY, Evidence, Losses, compare, value_errors
 from jaxnn.typing import PyTree
 
 MOST_OFF = 64
@@ -105,8 +98,8 @@ def leaf_reports(
     Errors are relative to `floor` at least, which other samples may set.
     """
     floor = max(floor, _floor(np.stack([found.largest for found in evidence]), values))
-    reports, excesses = [], []
-    for (path, leaf), found in zip(tree_leaves_with_path(params), evidence, strict=True):
+    leaves, reports, excesses = jax.tree.leaves(params), [], []
+    for name, leaf, found in zip(names_of(params), leaves, evidence, strict=True):
         size = np.maximum(found.largest, floor)
         unknown = {kind: np.sum(found.counts[kind]) >= leaf.size * len(size) for kind in NOTES}
         is_judged = not unknown["by nothing"] or not leaf.size
@@ -120,7 +113,7 @@ def leaf_reports(
         squares = float(np.sum(found.square))
         without = float("inf") if np.any(found.is_nonzero) else 1.0
         report = LeafReport(
-            name="params" + keystr(path),
+            name=name,
             shape=leaf.shape,
             largest=float(np.max(found.largest)),
             error=float("nan") if unknown["by differences"] else float(np.max(error)),
@@ -160,11 +153,7 @@ def loss_report(
 
 
 def judge(
-    loss: Checked,
-    losses: Losses[np.ndarray],
-    samples: PyTree,
-    batch: PyTree,
-    tolerances: tuple[float, float],
+    problem: Problem, losses: Losses, samples: PyTree
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], bool]:
     """Return `passes(rows, values, gradients)`, which tells whether a check passes others.
 
@@ -174,7 +163,7 @@ def judge(
     of_differences = np.maximum(np.abs(losses.forward), np.abs(losses.backward))
     is_known = np.isfinite(losses.reference)
     floor = _floor(np.where(is_known, losses.reference, of_differences), losses.value)
-    first = take(samples, 0)
+    first, tolerances = take(samples, 0), problem.tolerances
 
     def passes(rows: np.ndarray, values: np.ndarray, gradients: np.ndarray) -> bool:
         said, here = take((losses, samples), rows)
@@ -185,7 +174,7 @@ def judge(
         off = np.abs(gradients - right)
         least = -np.partition(-off, min(MOST_OFF, off.size - 1), axis=None)[:MOST_OFF][-1]
         for trial in (np.where(off >= least, gradients, right), gradients):
-            evidence = compare(loss, said, here, batch, (values, trial), tolerances)
+            evidence = compare(problem, said, here, (values, trial))
             with np.errstate(invalid="ignore", over="ignore"):
                 _, worst = leaf_reports(first, said.value, evidence, tolerances, floor)
             if not worst.passed:

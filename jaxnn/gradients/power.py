@@ -9,40 +9,58 @@ on (mutation schemata; Untch, Offutt and Harrold 1993).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial, keystr, tree_leaves_with_path
+from jax.tree_util import Partial
 
-from jaxnn.gradients.equations import Equation, Path, bind, equations, run, trace
-from jaxnn.gradients.functions import Checked, take, values_and_gradients
-from jaxnn.run.programs import program
+from jaxnn.gradients.equations import Equation, Path, bind, traced
+from jaxnn.gradients.functions import (
+    Checked,
+    at_samples,
+    flat,
+    is_square,
+    names_of,
+    resized,
+    sample_count,
+    take,
+)
 from jaxnn.typing import PyTree
 
-BLOCK, SAMPLES_AT_ONCE = 128, 16
+if TYPE_CHECKING:
+    from jaxnn.gradients.equations import Atom, JaxprEqn, Read, Value
+
+    Maker = Callable[[Atom], Equation | None]  # What makes a variable of the same program.
+    OfInput = Callable[[jax.Array, Read], Value]
+
+BLOCK = 128  # Samples that a program takes.
 MAX_FAULTS = 64  # Of a program, spread evenly over it,
 MAX_SAMPLES = 1_024  # which are looked for at this many samples at most, first and last ones.
 SAME = 1e-12  # What rounding may change, relative to the largest slope of the sample.
 RARE = "twice as large in 1 of"
 
 Passes = Callable[[np.ndarray, np.ndarray, np.ndarray], bool]
-Change = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # Of rows: values and gradients.
+Results = tuple[np.ndarray, np.ndarray]  # Values and gradients.
+Change = Callable[[np.ndarray], Results]  # Of rows.
+OfLeaf = Callable[[np.ndarray], np.ndarray]
 
-IN_LEAVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+IN_LEAVES: dict[str, OfLeaf] = {
     "wrong sign": lambda leaf: -leaf,
     "twice as large": lambda leaf: 2 * leaf,
     "left out": lambda leaf: 0 * leaf,
     "off by 0.0001": lambda leaf: 1.0001 * leaf,
-    "last coordinate off by 0.0001": lambda leaf: leaf * (1 + 1e-4 * _is_last(leaf)),
+    "last coordinate off by 0.0001": lambda leaf: (
+        leaf * (1 + 1e-4 * (np.arange(leaf[0].size) == leaf[0].size - 1).reshape(leaf.shape[1:]))
+    ),
     "of the sample before": lambda leaf: np.roll(leaf, 1, axis=0),
 }
 """Faults of a leaf `(samples, ...)` of the gradient."""
 
-OTHERS: dict[str, dict[str, Callable[..., Any]]] = {
+OTHERS: dict[str, dict[str, Callable[..., jax.Array]]] = {
     "mul": {"/ for *": jnp.divide},
     "div": {"* for /": jnp.multiply},
     "add": {"- for +": jnp.subtract},
@@ -114,35 +132,17 @@ class Power(NamedTuple):
 def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> Power:
     """Plant faults into a gradient that a check passes, and see which of them it catches.
 
+    `passes(rows, values, gradients)` tells whether the check passes losses `(rows,)` and gradients
+    `(rows, size)` at the samples of these numbers; it is asked about those that a fault changes.
     A fault in one of 10, 100 or 1,000 params, by their hash, is missed if no sample is among them.
-    A fault of the program is looked for at 1,024 samples at most, the first and the last 512.
-
-    Args:
-        by_hand: the gradient under test, `(params, batch)` -> loss and gradient. If JAX cannot
-            trace it, or if it has a `while` loop, faults are planted into its arrays alone.
-        samples: params with a leading axis of samples.
-        batch: any pytree that it takes.
-        passes: `passes(rows, values, gradients)`: whether the check passes losses `(rows,)` and
-            gradients `(rows, size)`, the leaves one after the other, at the samples of the numbers
-            `rows`. It is asked about those that a fault changes.
-
-    Returns:
-        A `Power`.
-
-    Example:
-        >>> by_hand = Partial(lambda params, batch: (jnp.sum(params**2), 2 * params))
-        >>> samples = np.array([[1.0, 2.0]])
-        >>> def passes(rows, values, gradients):
-        ...     return np.allclose(gradients, 2 * samples[rows], rtol=1e-3)
-        >>> power(by_hand, samples, None, passes).missed[0]
-        'params: off by 0.0001'
+    Into a function that JAX cannot trace, or with a `while` loop, no faults of a program go.
     """
-    values, gradients = values_and_gradients(by_hand, samples, batch)
-    results, faults, without_effect = (values, _flat(gradients)), [], []
-    rows = np.arange(len(values))
-    plants = [(rows, *each) for each in _in_arrays(samples, batch, gradients, values)]
+    values, gradients = at_samples(by_hand, samples, batch)
+    results, faults, without_effect = (values, flat(gradients)), [], []
+    every = np.arange(len(values))
+    plants = [(every, *each) for each in _in_arrays(samples, batch, values, gradients)]
     if isinstance(by_hand, Partial):
-        few = rows[(rows < MAX_SAMPLES // 2) | (rows >= len(rows) - MAX_SAMPLES // 2)]
+        few = every[(every < MAX_SAMPLES // 2) | (every >= len(every) - MAX_SAMPLES // 2)]
         plants += [(few, *each) for each in _in_program(by_hand, samples, batch)]
     for rows, fault, change in plants:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -154,7 +154,7 @@ def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> P
     return Power(tuple(faults), tuple(without_effect))
 
 
-def _is_caught(change: Change, rows: np.ndarray, results: Any, passes: Passes) -> bool | None:
+def _is_caught(change: Change, rows: np.ndarray, results: Results, passes: Passes) -> bool | None:
     """Return whether the judge objects; None if nothing differs from the results."""
     is_changed = None
     for begin in range(0, len(rows), BLOCK):
@@ -170,89 +170,71 @@ def _is_caught(change: Change, rows: np.ndarray, results: Any, passes: Passes) -
     return is_changed
 
 
-def _flat(tree: PyTree) -> np.ndarray:
-    leaves = [np.reshape(leaf, (len(leaf), -1)) for leaf in jax.tree.leaves(tree)]
-    return np.concatenate(leaves, axis=1)
-
-
-def _is_square(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and shape[0] == shape[1] > 1
-
-
-def _is_last(leaf: np.ndarray) -> np.ndarray:
-    size = leaf[0].size
-    return (np.arange(size) == size - 1).reshape(leaf.shape[1:])
-
-
 def _in_arrays(
-    samples: PyTree, batch: PyTree, gradients: PyTree, values: np.ndarray
+    samples: PyTree, batch: PyTree, values: np.ndarray, gradients: PyTree
 ) -> Iterator[tuple[str, Change]]:
     """Yield the faults of each leaf, and of all leaves at some samples."""
-    leaves = jax.tree.leaves(gradients)
+    leaves, every = jax.tree.leaves(gradients), flat(gradients)
     sizes = {len(leaf) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)} - {0, 1}
     means = {f"1/{size} of it": lambda leaf, size=size: leaf / size for size in sizes}
     square = {"transposed": lambda leaf: np.swapaxes(leaf, 1, 2)}
 
-    def in_leaf(rows: np.ndarray, place: int, change: Any) -> Any:
+    def in_leaf(rows: np.ndarray, place: int, change: OfLeaf) -> Results:
         parts = [leaf[rows] for leaf in leaves]
         parts[place] = change(parts[place])
-        return values[rows], _flat(parts)
+        return values[rows], flat(parts)
 
-    for place, (path, leaf) in enumerate(tree_leaves_with_path(gradients)):
-        faults = IN_LEAVES | means | (square if _is_square(leaf.shape[1:]) else {})
+    def in_some(rows: np.ndarray, odds: int) -> Results:
+        return values[rows], np.where(hashes[rows] % odds == 0, 2, 1)[:, None] * every[rows]
+
+    for place, (name, leaf) in enumerate(zip(names_of(gradients), leaves, strict=True)):
+        faults = IN_LEAVES | means | (square if is_square(leaf.shape[1:]) else {})
         for fault, change in faults.items():
-            yield f"params{keystr(path)}: {fault}", partial(in_leaf, place=place, change=change)
-    hashes = np.array([zlib.crc32(row) for row in np.ascontiguousarray(_flat(samples))])
-
-    def in_some(rows: np.ndarray, odds: int) -> Any:
-        factor = np.where(hashes[rows] % odds == 0, 2, 1)
-        return values[rows], factor[:, None] * _flat([leaf[rows] for leaf in leaves])
-
+            yield f"{name}: {fault}", partial(in_leaf, place=place, change=change)
+    hashes = np.array([zlib.crc32(row) for row in np.ascontiguousarray(flat(samples))])
     for odds in (10, 100, 1_000):
         yield f"{RARE} {odds:,} samples", partial(in_some, odds=odds)
 
 
 def _in_program(by_hand: Partial, samples: PyTree, batch: PyTree) -> Iterator[tuple[str, Change]]:
     """Yield the faults of the program."""
-    width = min(BLOCK, len(jax.tree.leaves(samples)[0]))
+    width = min(BLOCK, sample_count(samples))
 
-    def at(rows: np.ndarray, number: int) -> Any:
-        here = take(samples, np.resize(rows, width))
-        results = _results(by_hand, here, batch, number)
-        return [np.asarray(each)[: len(rows)] for each in results]
+    def at(rows: np.ndarray, number: int) -> Results:
+        here, faulty = resized(take(samples, rows), width), Partial(_faulty, by_hand, number)
+        values, gradients = at_samples(faulty, here, batch)
+        return values[: len(rows)], flat(gradients)[: len(rows)]
 
-    first = take(samples, 0)
-    for number, (fault, *_) in enumerate(_faults(trace(by_hand, first, batch), by_hand, first)):
+    found, _ = traced(by_hand, take(samples, 0), batch, first_result=1)
+    for number, (fault, *_) in enumerate(_faults(found)):
         yield fault, partial(at, number=number)
 
 
-@program()
-def _results(by_hand: Partial, samples: PyTree, batch: PyTree, number: Any) -> Any:
-    """Compute losses and gradients with the fault of this number."""
+def _faulty(by_hand: Partial, number: jax.Array, params: PyTree, batch: PyTree) -> PyTree:
+    """Compute loss and gradient with the fault of this number."""
+    found, run = traced(by_hand, params, batch, first_result=1)
+    faults = _faults(found)
 
-    def at(params: PyTree) -> tuple[jax.Array, jax.Array]:
-        closed = trace(by_hand, params, batch)
-        faults = _faults(closed, by_hand, params)
+    def visit(
+        path: Path, eqn: JaxprEqn, read: Read, outputs: Sequence[Value], state: PyTree
+    ) -> tuple[Sequence[Value], PyTree]:
+        for each, (_, place, change) in enumerate(faults):
+            if place == path:
+                changed = jnp.asarray(change(read)).astype(outputs[0].dtype)
+                outputs = [jnp.where(number == each, changed, outputs[0])]
+        return outputs, state
 
-        def visit(path: Any, read: Any, outputs: Any, state: Any) -> Any:
-            for each, (_, place, change) in enumerate(faults):
-                if place == path:
-                    changed = jnp.asarray(change(read)).astype(outputs[0].dtype)
-                    outputs = [jnp.where(number == each, changed, outputs[0])]
-            return outputs, state
-
-        (value, *gradient), _ = run(closed, jax.tree.leaves((by_hand, params, batch)), visit)
-        return value, jnp.concatenate([leaf.ravel() for leaf in gradient])
-
-    return jax.lax.map(at, samples, batch_size=SAMPLES_AT_ONCE)
+    (value, *gradient), _ = run(visit, None)
+    return value, gradient
 
 
-def _faults(closed: Any, by_hand: Partial, params: PyTree) -> list[tuple[str, Path, Any]]:
+def _faults(found: dict[Path, Equation]) -> list[tuple[str, Path, Callable[[Read], Value]]]:
     """Return what may be wrong in a program: words, the path of an equation, `change(read)`."""
-    found = equations(closed, by_hand, params, first_result=1)
     if any(each.eqn.primitive.name == "while" for each in found.values()):
         return []  # With a fault it might never end.
-    makers = {(path[:-1], each.eqn.outvars[0]): each for path, each in found.items()}
+    makers: dict[tuple[Path, Atom], Equation] = {
+        (path[:-1], each.eqn.outvars[0]): each for path, each in found.items()
+    }
     faults = [
         (f"{fault} at {each.place}", path, change)
         for path, each in found.items()
@@ -262,13 +244,13 @@ def _faults(closed: Any, by_hand: Partial, params: PyTree) -> list[tuple[str, Pa
     return [faults[place] for place in chosen]
 
 
-def _faults_of(equation: Equation, maker: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
+def _faults_of(equation: Equation, maker: Maker) -> Iterator[tuple[str, Callable[[Read], Value]]]:
     """Yield the faults of one equation: in its operation, or in one of its inputs."""
     eqn, inputs = equation.eqn, cast(list[Any], equation.eqn.invars)
 
-    def with_other_input(read: Any, place: int, change: Any) -> Any:
+    def with_other_input(read: Read, place: int, change: OfInput) -> Value:
         values = [jnp.asarray(read(each)) for each in inputs]
-        values[place] = change(values[place], read)
+        values[place] = jnp.asarray(change(values[place], read))
         return bind(eqn, values)[0]
 
     if all(jnp.issubdtype(each.aval.dtype, jnp.floating) for each in inputs):
@@ -279,30 +261,28 @@ def _faults_of(equation: Equation, maker: Callable[[Any], Any]) -> Iterator[tupl
 
 
 def _of_inputs(
-    equation: Equation, inputs: list[Any], maker: Callable[[Any], Any]
-) -> Iterator[tuple[str, int, Callable[[Any, Any], Any]]]:
+    equation: Equation, inputs: list[Any], maker: Maker
+) -> Iterator[tuple[str, int, OfInput]]:
     """Yield what may be another input of an equation: words, its place, `change(value, read)`."""
     name, options, axes = equation.eqn.primitive.name, equation.eqn.params, ()
     if name in ("reduce_sum", "dot_general"):
         axes = options["axes"] if name == "reduce_sum" else options["dimension_numbers"][0][0]
-    for axis in axes[:1]:
-        first = (*[slice(None)] * axis, 0)
-        change = partial(lambda value, read, first: value.at[first].set(0), first=first)
-        yield "first term of a sum left out", 0, change
+    if axes:
+        first = (*[slice(None)] * axes[0], 0)
+        yield "first term of a sum left out", 0, lambda value, read: value.at[first].set(0)
     for place, (each, depends) in enumerate(zip(inputs, equation.depends, strict=True)):
-        if name in ("dot_general", "transpose") and _is_square(each.aval.shape):
+        if name in ("dot_general", "transpose") and is_square(each.aval.shape):
             yield "transposed", place, lambda value, read: value.T
         if name in BOUNDED and not depends:
             yield "bound moved", place, lambda value, read: value + (1 + jnp.abs(value)) / 10
         made = maker(each) if name in PRODUCTS and depends else None
         if made is not None and made.eqn.primitive.name in ACTIVATIONS:
             word = made.eqn.params.get("name", made.eqn.primitive.name).strip("_")
-            pairs = zip(made.eqn.invars, made.depends, strict=True)
-            sources = [one for one, depends in pairs if depends and _are_alike(one, each)]
-            for source in sources[:1]:
+            aval, pairs = each.aval, zip(made.eqn.invars, made.depends, strict=True)
+            reached: list[Any] = [one for one, depends in pairs if depends]
+            alike = [
+                x for x in reached if x.aval.shape == aval.shape and x.aval.dtype == aval.dtype
+            ]
+            for source in alike[:1]:
                 fault = f"input of {word} for its output"
                 yield fault, place, lambda value, read, source=source: read(source)
-
-
-def _are_alike(one: Any, other: Any) -> bool:
-    return (one.aval.shape, one.aval.dtype) == (other.aval.shape, other.aval.dtype)

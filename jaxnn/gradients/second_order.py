@@ -15,7 +15,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxnn.gradients.check import GradientReport, check_gradients, is_sampler
-from jaxnn.gradients.functions import Checked, traced_or_numpy
+from jaxnn.gradients.diagnose import OF_OUTPUTS
+from jaxnn.gradients.functions import traced_or_numpy
 from jaxnn.gradients.witnesses import widened
 from jaxnn.run.checks import as_batch, as_key, as_params, as_partial, call, check_like
 from jaxnn.typing import Function, LossFn, PyTree, SampleFn
@@ -59,19 +60,14 @@ def check_jacobian(
         >>> report.passed, report.worst.name
         (False, "params['output[0]']")
     """
-    key = as_key("key", key)
     parts = as_partial("function", function), as_partial("jacobian_fn", jacobian_fn)
-    _refuse_certify("check_jacobian", options)
-    params = _example(key, sampler)
-    data = as_batch(batch, params, function, jacobian_fn)
+    params, data = _prepared("check_jacobian", key, sampler, batch, options, function, jacobian_fn)
     with jax.enable_x64(True):
         params, data = widened(params), widened(data)
         own, outputs = traced_or_numpy("function", function, params, data)
         _check_outputs(outputs)
-        wanted = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(outputs.shape + leaf.shape, leaf.dtype), params
-        )
         by_hand, jacobian = traced_or_numpy("jacobian_fn", jacobian_fn, params, data)
+    wanted = jax.tree.map(lambda x: np.broadcast_to(x, outputs.shape + x.shape), params)
     check_like("jacobian_fn", "a Jacobian", jacobian, wanted, "jax.jacobian(function)")
     digits = [len(str(size - 1)) for size in outputs.shape]
     places = [", ".join(map("{:0{}}".format, at, digits)) for at in np.ndindex(outputs.shape)]
@@ -81,10 +77,12 @@ def check_jacobian(
         return dict.fromkeys(names, params)
 
     given = (lambda key: copies(sampler(key))) if is_sampler(sampler) else copies(sampler)
-    parts = _for_any_arrays(parts[0], own), _for_any_arrays(parts[1], by_hand)
-    return check_gradients(
-        key, Partial(_sum, parts[0]), Partial(_sum_and_rows, *parts), given, batch, **options
-    )
+    # Those of JAX are compiled: NumPy arrays lack `.at`, and the other may be in NumPy.
+    pairs = zip(parts, (own, by_hand), strict=True)
+    parts = [Partial(call, part) if isinstance(each, Partial) else part for part, each in pairs]
+    functions = Partial(_sum, parts[0]), Partial(_sum_and_rows, *parts)
+    report = check_gradients(key, *functions, given, batch, **options)
+    return _named(report, "Jacobian", loss_fn="function", value_and_grad_fn="jacobian_fn")
 
 
 def check_hvp(
@@ -125,36 +123,49 @@ def check_hvp(
         >>> report.passed, round(report.leaves[0].ratio, 6)
         (False, 0.333333)
     """
-    key = as_key("key", key)
     parts = as_partial("loss_fn", loss_fn), as_partial("hvp_fn", hvp_fn)
-    _refuse_certify("check_hvp", options)
-    params = _example(key, sampler)
-    data = as_batch(batch, params, loss_fn, hvp_fn)
+    params, data = _prepared("check_hvp", key, sampler, batch, options, loss_fn, hvp_fn)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.fold_in(key, TAG), len(leaves))
-    drawn = [jax.random.normal(at, leaf.shape) for at, leaf in zip(keys, leaves, strict=True)]
-    direction = jax.tree.unflatten(tree, [np.asarray(draw) for draw in drawn])
+    drawn = map(jax.random.normal, keys, [leaf.shape for leaf in leaves])
+    direction = tree.unflatten(np.asarray(draw) for draw in drawn)
     with jax.enable_x64(True):
         params, data, along = widened(params), widened(data), Partial(_product, direction, parts[1])
         if not isinstance(traced_or_numpy("loss_fn", loss_fn, params, data)[0], Partial):
             raise TypeError("loss_fn must be a function that JAX can trace; got one of NumPy")
         product = traced_or_numpy("hvp_fn", along, params, data)[1]
     check_like("hvp_fn", "a product", product, params)
-    slope = Partial(_slope_along, direction, parts[0])
-    return check_gradients(
-        key, slope, Partial(_slope_and_product, direction, *parts), sampler, batch, **options
+    functions = (
+        Partial(_slope_along, direction, parts[0]),
+        Partial(_slope_and_product, direction, *parts),
     )
+    report = check_gradients(key, *functions, sampler, batch, **options)
+    return _named(report, "Hessian-vector product", value_and_grad_fn="hvp_fn")
 
 
-def _example(key: jax.Array, sampler: SampleFn | PyTree) -> PyTree:
-    """Return some params."""
-    return as_params(sampler(key) if is_sampler(sampler) else sampler)
-
-
-def _refuse_certify(name: str, options: dict[str, Any]) -> None:
-    """Refuse what would show the user functions of this file as their own."""
-    if "certify" in options:
+def _prepared(
+    name: str,
+    key: jax.Array,
+    sampler: PyTree,
+    batch: PyTree,
+    options: dict[str, Any],
+    *functions: Function,
+) -> tuple[PyTree, PyTree]:
+    """Return some params, and the batch."""
+    if "certify" in options:  # It would show the user functions of this file as their own.
         raise TypeError(f"certify must be left out of {name}: only check_gradients takes it")
+    key = as_key("key", key)
+    params = as_params(sampler(key) if is_sampler(sampler) else sampler)
+    return params, as_batch(batch, params, *functions)
+
+
+def _named(report: GradientReport, kind: str, **names: str) -> GradientReport:
+    """Name the functions in the notes as the user does, and leave out hints about outputs."""
+    notes = report.notes
+    for ours, own in names.items():
+        notes = tuple(note.replace(ours, own) for note in notes)
+    hints = tuple(hint.removesuffix(OF_OUTPUTS) for hint in report.suggestions)
+    return report._replace(notes=notes, suggestions=hints, kind=kind)
 
 
 def _check_outputs(outputs: PyTree) -> None:
@@ -167,11 +178,6 @@ def _check_outputs(outputs: PyTree) -> None:
         )
     if not outputs.size:
         raise ValueError(f"function must return at least one number; got shape {outputs.shape}")
-
-
-def _for_any_arrays(function: Partial, checked: Checked) -> Partial:
-    """Compile a function in JAX: NumPy arrays lack `.at`, and the other may be in NumPy."""
-    return Partial(call, function) if isinstance(checked, Partial) else function
 
 
 def _sum(function: Function, copies: PyTree, batch: PyTree) -> Any:

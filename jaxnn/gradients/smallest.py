@@ -9,16 +9,16 @@ sum to 1 do so again, positive numbers stay positive.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import combinations, count, islice
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
 
 from jaxnn.gradients.counterexample import Counterexample, is_key, script_of
 from jaxnn.gradients.diagnose import aside
@@ -26,9 +26,11 @@ from jaxnn.gradients.functions import (
     STEP,
     Checked,
     NumpyFunction,
+    Problem,
+    at_samples,
+    names_of,
     slopes,
     take,
-    values_and_gradients,
 )
 from jaxnn.gradients.leaves import LeafReport, leaf_reports, loss_report
 from jaxnn.gradients.witnesses import KINK, ROUNDING, TINY, measure
@@ -60,14 +62,21 @@ class _Found(NamedTuple):
     expected: float
 
 
+class _Case(NamedTuple):
+    """The arrays of params and batch, but for random keys, and what is wrong with them."""
+
+    leaves: Leaves
+    found: _Found
+
+
+Attempt = Callable[[Leaves], _Case | None]
+
+
 def shrink(
-    loss: Checked,
-    by_hand: Checked,
+    problem: Problem,
     samples: PyTree,
-    batch: PyTree,
     worst: LeafReport,
     wrong: Collection[str],
-    tolerances: tuple[float, float],
     max_seconds: float = 10.0,
 ) -> Counterexample:
     """Return the smallest case found in which the worst leaf, or the "loss", is wrong as well.
@@ -76,67 +85,53 @@ def shrink(
     of params holds for these as well. The seconds are those of computing. The caller must have
     turned x64 on.
     """
-    functions = loss, by_hand
-    search = _Search(functions, samples, batch, worst, set(wrong), tolerances)
-    first = search.kept, search.found
+    leaves, tree = jax.tree.flatten((take(samples, worst.sample), problem.batch))
+    first = _Case(tuple(np.asarray(leaf) for leaf in leaves if not is_key(leaf)), _found(worst))
+    every = [leaf for leaf in jax.tree.leaves((samples, problem.batch)) if not is_key(leaf)]
+
+    def arguments(numbers: Leaves) -> tuple[PyTree, PyTree]:
+        rest = iter(numbers)
+        return tree.unflatten(leaf if is_key(leaf) else next(rest) for leaf in leaves)
+
+    began = time.process_time(), time.monotonic()
+    known = worst.name, set(wrong), first.found, _habits(every)
+    search = _Search(problem, arguments, *known, *began)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        if not search.is_wrong(search.kept):
-            search.judge = _wrong
+        is_told = search.attempt(_wrong_beside, math.inf, first.leaves)
+        judge, case = _wrong_beside if is_told else _wrong, first
         for _ in range(ROUNDS):
-            before = search.kept
-            search.seconds = FOR_AXES * max_seconds
-            _narrow(search)
-            search.seconds = max_seconds
-            _simplify(search)
-            if search.kept is before:
+            before, seconds = case, FOR_AXES * max_seconds
+            fits = functools.partial(search.fits, seconds)
+            case = _narrow(case, fits, functools.partial(search.attempt, judge, seconds))
+            case = _simplify(case, functools.partial(search.attempt, judge, max_seconds))
+            if case is before:
                 break
         # The check has the last word.
-        search.judge, search.seconds = _wrong, math.inf
-        if not search.is_wrong(search.kept):
-            search.kept, search.found = first
-    forget(functions)  # Programs of many shapes.
-    case = Counterexample(*search.arguments(search.kept), worst.name, *search.found[1:], script="")
-    return case._replace(script=script_of(case, loss, by_hand))
+        case = search.attempt(_wrong, math.inf, case.leaves) or first
+    forget((problem.loss, problem.by_hand))  # Programs of many shapes.
+    shown = Counterexample(*arguments(case.leaves), worst.name, *case.found[1:], script="")
+    return shown._replace(script=script_of(shown, problem))
 
 
-class _Search:
-    """The smallest case so far, and whether another may take its place."""
+class _Search(NamedTuple):
+    """What is looked for: other arrays with which a leaf is as wrong as with the first ones."""
 
-    def __init__(
-        self,
-        functions: tuple[Checked, Checked],
-        samples: PyTree,
-        batch: PyTree,
-        worst: LeafReport,
-        wrong: set[str],
-        tolerances: tuple[float, float],
-    ) -> None:
-        params = take(samples, worst.sample)
-        leaves, self.tree = jax.tree.flatten((params, batch))
-        self.keys = {n: leaf for n, leaf in enumerate(leaves) if is_key(leaf)}
-        self.kept = tuple(np.asarray(leaf) for leaf in leaves if not is_key(leaf))
-        self.found = _found(worst)
-        all_leaves = jax.tree.leaves((samples, batch))
-        self.habits = _habits([leaf for leaf in all_leaves if not is_key(leaf)])
-        self.name, self.wrong, self.least = worst.name, wrong, min(self.found.error, PLAIN) / 2
-        self.functions, self.tolerances = functions, tolerances
-        self.judge, self.seconds = _wrong_beside, math.inf
-        self.begin = time.process_time(), time.monotonic()
+    problem: Problem
+    arguments: Callable[[Leaves], tuple[PyTree, PyTree]]
+    name: str
+    wrong: set[str]
+    found: _Found
+    habits: np.ndarray
+    began_computing: float
+    began: float
 
-    def arguments(self, leaves: Leaves) -> tuple[PyTree, PyTree]:
-        """Return params and batch."""
-        every: list[Any] = list(leaves)
-        for number, key in self.keys.items():
-            every.insert(number, key)
-        return jax.tree.unflatten(self.tree, every)
-
-    def has_time(self) -> bool:
+    def has_time(self, seconds: float) -> bool:
         """Return whether there is time left; a busy machine has more of it, so finds the same."""
-        computing, passed = time.process_time() - self.begin[0], time.monotonic() - self.begin[1]
-        return max(computing, passed / BUSY) < self.seconds
+        computing = time.process_time() - self.began_computing
+        return max(computing, (time.monotonic() - self.began) / BUSY) < seconds
 
-    def fits(self, leaves: Leaves) -> bool:
+    def fits(self, seconds: float, leaves: Leaves) -> bool:
         """Return whether both functions run on arrays of these shapes."""
         params, batch = self.arguments(leaves)
 
@@ -146,32 +141,27 @@ class _Search:
             return jax.eval_shape(function, params, batch)
 
         try:
-            check_scalar("loss_fn", results(self.functions[0]))
-            check_loss_and_gradients(results(self.functions[1]), params)
+            check_scalar("loss_fn", results(self.problem.loss))
+            check_loss_and_gradients(results(self.problem.by_hand), params)
         except Exception:
             return False
-        return self.has_time()
+        return self.has_time(seconds)
 
-    def is_wrong(self, leaves: Leaves) -> bool | None:
-        """Return whether another case is wrong in the same way; if so, keep it.
-
-        None if it is wrong elsewhere too: a number such as 1/rows may be written into a function.
-        """
-        if not self.has_time() or not np.all(_habits(leaves) >= self.habits):
-            return False
-        try:
-            others = self.judge(*self.functions, *self.arguments(leaves), self.tolerances)
-        except Exception:  # Other numbers than the user's may be none that the functions take.
-            return False
-        if not others.keys() <= self.wrong:
+    def attempt(self, judge: Callable[..., Any], seconds: float, leaves: Leaves) -> _Case | None:
+        """Return another case if it is wrong in the same way, and nowhere else."""
+        if not self.has_time(seconds) or not np.all(_habits(leaves) >= self.habits):
             return None
-        other = others.get(self.name)
-        if other is None or other.error < self.least:
-            return False
-        if np.isfinite(other.gradient) != np.isfinite(self.found.gradient):
-            return False
-        self.kept, self.found = leaves, other
-        return True
+        try:
+            params, batch = self.arguments(leaves)
+            found = judge(self.problem._replace(batch=batch), params)
+        except Exception:  # Other numbers than the user's may be none that the functions take.
+            return None
+        here = found.get(self.name)
+        if here is None or not found.keys() <= self.wrong:
+            return None
+        is_plain = here.error >= min(self.found.error, PLAIN) / 2
+        is_alike = np.isfinite(here.gradient) == np.isfinite(self.found.gradient)
+        return _Case(leaves, here) if is_plain and is_alike else None
 
 
 def _found(leaf: LeafReport) -> _Found:
@@ -179,37 +169,33 @@ def _found(leaf: LeafReport) -> _Found:
     return _Found(error, leaf.coordinate, leaf.gradient, leaf.expected)
 
 
-def _wrong(
-    loss: Checked, by_hand: Checked, params: PyTree, batch: PyTree, tolerances: tuple[float, float]
-) -> dict[str, _Found]:
+def _wrong(problem: Problem, params: PyTree) -> dict[str, _Found]:
     """Return what is wrong by the check's own judgement; nothing if it does not know."""
     samples = jax.tree.map(lambda leaf: leaf[None], params)
-    values, by_hands, evidence = measure(loss, by_hand, samples, batch, tolerances)
-    leaves, _ = leaf_reports(params, values, evidence, tolerances)
-    leaves = (*leaves, loss_report(values, by_hands, tolerances))
+    values, by_hands, evidence, _ = measure(problem, samples)
+    leaves, _ = leaf_reports(params, values, evidence, problem.tolerances)
+    leaves = (*leaves, loss_report(values, by_hands, problem.tolerances))
     found = {leaf.name: _found(leaf) for leaf in leaves if not leaf.passed}
     is_known = np.isfinite([values[0], *(each.expected for each in found.values())])
     return found if np.all(is_known) else {}
 
 
-def _wrong_beside(
-    loss: Checked, by_hand: Checked, params: PyTree, batch: PyTree, tolerances: tuple[float, float]
-) -> dict[str, _Found]:
+def _wrong_beside(problem: Problem, params: PyTree) -> dict[str, _Found]:
     """Return what differs from `jax.grad` here and on both sides; nothing if a kink is near.
 
     It is compiled sooner than the witnesses. Of a loss in NumPy there are central differences.
     """
+    loss, by_hand, batch, tolerances = problem
     leaves, tree = jax.tree.flatten(params)
     moved = [(leaf, aside(number, leaf)) for number, leaf in enumerate(leaves)]
     samples = tree.unflatten([np.stack([leaf, up, 2 * leaf - up]) for leaf, up in moved])
-    values, gradients = values_and_gradients(by_hand, samples, batch)
+    values, gradients = at_samples(by_hand, samples, batch)
     right = [np.asarray(leaf) for leaf in jax.tree.leaves(slopes(loss, samples, batch))]
     largest = [float(np.max(np.abs(leaf), initial=0)) for leaf in right]
     least = max(1e-3 * max(largest), float(ROUNDING / STEP * np.max(np.abs(values))), TINY)
     found, is_known = {}, np.isfinite(values[0])
-    for (path, gradient), slope, size in zip(
-        tree_leaves_with_path(gradients), right, largest, strict=True
-    ):
+    leaves = zip(names_of(params), jax.tree.leaves(gradients), right, largest, strict=True)
+    for name, gradient, slope, size in leaves:
         off = np.abs(gradient - slope).reshape(3, slope[0].size) / max(size, least)
         off[np.isnan(off)] = np.inf
         error = float(np.min(np.max(off, axis=1, initial=0)))
@@ -217,7 +203,7 @@ def _wrong_beside(
         if error > tolerances[isinstance(loss, NumpyFunction)]:
             place = tuple(map(int, np.unravel_index(np.argmax(off[0]), slope.shape[1:])))
             there = float(gradient[0][place]), float(slope[0][place])
-            found["params" + keystr(path)] = _Found(error, place, *there)
+            found[name] = _Found(error, place, *there)
     return found if is_known else {}
 
 
@@ -235,20 +221,20 @@ def _habits(leaves: Sequence[Any]) -> np.ndarray:
 # --- axes
 
 
-def _narrow(search: _Search) -> None:
+def _narrow(case: _Case, fits: Callable[[Leaves], bool], attempt: Attempt) -> _Case:
     """Shorten the axes, the longest first, each with those that have its length for a reason."""
     tried: set[Axis] = set()
-    while axes := {axis: n for axis, n in _lengths(search.kept).items() if axis not in tried}:
+    while axes := {axis: n for axis, n in _lengths(case.leaves).items() if axis not in tried}:
         seed = max(axes, key=lambda axis: axes[axis])
-        group = _companions(search.kept, seed, search.fits)
+        group = _companions(case.leaves, seed, fits)
         tried |= group | {seed}
-        part, is_shorter = math.inf, bool(group)
-        while is_shorter and part > 2:
-            length = search.kept[seed[0]].shape[seed[1]]
-            for part in sorted({1, 2, length // 2} - {0, length}):
-                is_shorter = _shorten(search, group, part)
-                if is_shorter is not False:
-                    break
+        while group and (shorter := _first(attempt, filter(fits, _parts(case.leaves, group)))):
+            case = shorter
+    return case
+
+
+def _first(attempt: Attempt, cases: Iterable[Leaves]) -> _Case | None:
+    return next(filter(None, map(attempt, cases)), None)
 
 
 def _lengths(leaves: Leaves) -> dict[Axis, int]:
@@ -282,16 +268,13 @@ def _companions(leaves: Leaves, seed: Axis, fits: Callable[[Leaves], bool]) -> s
     return group
 
 
-def _shorten(search: _Search, group: set[Axis], part: int) -> bool | None:
-    """Find a part of the axes, of this length, that is wrong as well; None if none ever will be."""
+def _parts(leaves: Leaves, group: set[Axis]) -> Iterator[Leaves]:
+    """Yield parts of the axes, the shortest first."""
     number, axis = min(group)
-    spare = search.kept[number].shape[axis] - part
-    for begin in np.unique(np.linspace(0, spare, WINDOWS).astype(int)):
-        shorter = _taken(search.kept, group, np.arange(begin, begin + part))
-        found = search.fits(shorter) and search.is_wrong(shorter)
-        if found is not False:
-            return found
-    return False
+    length = leaves[number].shape[axis]
+    for part in sorted({1, 2, length // 2} & set(range(1, length))):
+        for begin in np.unique(np.linspace(0, length - part, WINDOWS).astype(int)):
+            yield _taken(leaves, group, np.arange(begin, begin + part))
 
 
 def _taken(leaves: Leaves, group: set[Axis], places: np.ndarray) -> Leaves:
@@ -312,35 +295,41 @@ def _taken(leaves: Leaves, group: set[Axis], places: np.ndarray) -> Leaves:
 # --- numbers
 
 
-def _simplify(search: _Search) -> None:
+def _simplify(case: _Case, attempt: Attempt) -> _Case:
     """Make numbers simple: all at once, leaf by leaf, half by half, one by one."""
-
-    def put(number: int, place: Any, value: float) -> bool | None:
-        leaf = search.kept[number].copy()
-        leaf[place] = value
-        if np.array_equal(leaf, search.kept[number]):
-            return False
-        return search.is_wrong((*search.kept[:number], leaf, *search.kept[number + 1 :]))
-
-    def rounded(parts: int) -> Leaves:
-        return tuple(
-            np.asarray(np.round(parts * leaf) / parts + 0.0) if leaf.dtype.kind == "f" else leaf
-            for leaf in search.kept
-        )
-
-    any(search.is_wrong(rounded(parts)) for parts in (1, 2, 10))
-    for number, leaf in enumerate(search.kept):
-        if leaf.dtype == bool or not np.any(leaf) or put(number, ..., 0) or put(number, ..., 1):
+    case = _first(attempt, map(functools.partial(_rounded, case.leaves), (1, 2, 10))) or case
+    for number, leaf in enumerate(case.leaves):
+        if leaf.dtype == bool or not np.any(leaf):
+            continue
+        if plain := _first(attempt, _put(case.leaves, number, ..., (0, 1))):
+            case = plain
             continue
         part = leaf.size
         while part > 1:
             part = -(-part // 2)
             for begin in range(0, leaf.size, part):
-                places = np.arange(begin, min(begin + part, leaf.size))
-                put(number, np.unravel_index(places, leaf.shape), 0)
+                places = np.unravel_index(np.arange(leaf.size)[begin : begin + part], leaf.shape)
+                case = _first(attempt, _put(case.leaves, number, places, [0])) or case
         for place in np.ndindex(leaf.shape):
-            value = float(search.kept[number][place])
-            any(put(number, place, simpler) for simpler in _simpler(value))
+            simpler = _simpler(float(case.leaves[number][place]))
+            case = _first(attempt, _put(case.leaves, number, place, simpler)) or case
+    return case
+
+
+def _rounded(leaves: Leaves, parts: int) -> Leaves:
+    return tuple(
+        np.asarray(np.round(parts * leaf) / parts + 0.0) if leaf.dtype.kind == "f" else leaf
+        for leaf in leaves
+    )
+
+
+def _put(leaves: Leaves, number: int, place: Any, values: Iterable[float]) -> Iterator[Leaves]:
+    """Yield the leaves with another value at some places of one of them, where it is another."""
+    for value in values:
+        leaf = leaves[number].copy()
+        leaf[place] = value
+        if not np.array_equal(leaf, leaves[number]):
+            yield (*leaves[:number], leaf, *leaves[number + 1 :])
 
 
 def _simpler(value: float) -> Iterator[float]:

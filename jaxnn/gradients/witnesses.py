@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +29,20 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 from jaxnn.gradients.functions import (
+    COORDINATES_AT_ONCE,
+    SAMPLES_AT_ONCE,
     Checked,
     NumpyFunction,
-    each,
+    Problem,
+    at_samples,
+    flat,
     from_flat,
+    joined,
     losses_beside,
     steps,
     take,
-    values_and_gradients,
+    values_and_slopes,
 )
-from jaxnn.run.programs import program
 from jaxnn.typing import PyTree
 
 STEP = 1e-6  # Of the finite differences, relative to the leaf's largest coordinate.
@@ -54,11 +57,7 @@ NEAR, NEARER = 1e-4, 1e-6
 close enough to leave out the kinks nearby, and far above the rounding of the params."""
 
 FLIPS = 4  # Patterns of signs with which the size of the numbers in a loss is found.
-SAMPLES_AT_ONCE, COORDINATES_AT_ONCE, NUMBERS_AT_ONCE = 16, 64, 2**20
-NUMBERS_TO_KEEP = 2**23
-SAMPLES_TO_COMPARE = 128  # At least, so that all numbers of them share a program.
-Array = TypeVar("Array", np.ndarray, jax.Array)
-SidesAt = Callable[[PyTree], tuple[jax.Array, ...]]
+NUMBERS_AT_ONCE, NUMBERS_TO_KEEP = 2**20, 2**23
 
 
 class Evidence(NamedTuple):
@@ -76,26 +75,27 @@ class Evidence(NamedTuple):
     counts: dict[str, np.ndarray]  # Coordinates of each kind that the report speaks of.
 
 
-class Losses(NamedTuple, Generic[Array]):
+class Losses(NamedTuple):
     """What the loss says of each sample, and from `reference` on of each coordinate."""
 
-    value: Array
-    flipped: Array  # The loss where signs are flipped, `(samples, FLIPS)`.
-    reference: Array  # By jax.grad; nan for a loss in NumPy.
-    forward: Array  # One-sided differences.
-    backward: Array
-
-
-class _Measured(NamedTuple):
-    """The same, and the function under test beside it."""
-
     value: np.ndarray
-    value_by_hand: np.ndarray
+    flipped: np.ndarray  # The loss where signs are flipped, `(samples, FLIPS)`.
+    reference: np.ndarray  # By jax.grad; nan for a loss in NumPy.
+    forward: np.ndarray  # One-sided differences.
+    backward: np.ndarray
+
+
+class _Slopes(NamedTuple):
+    """The slopes of each coordinate, by all witnesses, `(samples, coordinates)` each."""
+
     gradient: np.ndarray  # Under test.
     reference: np.ndarray  # By jax.grad.
     low: np.ndarray  # The lower of both one-sided differences,
     high: np.ndarray  # the higher,
     noise: np.ndarray  # and what rounding may have added to either.
+    least: np.ndarray  # The least right slope: that of jax.grad, or of one side of a kink,
+    most: np.ndarray  # the largest,
+    bend: np.ndarray  # and what curvature adds to the differences.
 
 
 def widened(tree: PyTree) -> PyTree:
@@ -109,131 +109,79 @@ def widened(tree: PyTree) -> PyTree:
 
 
 def measure(
-    loss: Checked,
-    by_hand: Checked,
-    samples: PyTree,
-    batch: PyTree,
-    tolerances: tuple[float, float],
-    kept: list[Losses] | None = None,
-) -> tuple[np.ndarray, np.ndarray, list[Evidence]]:
-    """Return both functions' losses at every sample, and the evidence on every leaf.
+    problem: Problem, samples: PyTree
+) -> tuple[np.ndarray, np.ndarray, list[Evidence], Losses]:
+    """Return both losses at every sample, the evidence on every leaf, and what the loss says.
 
-    What the loss says is appended to `kept`, where that is given, a chunk of samples at a time, up
-    to some memory.
-
-    Only coordinates that may be at a kink, or off by more than one of the tolerances, against
-    `jax.grad` and against the differences, are looked at a second time.
+    The last is of the first samples, as many as fit into some memory. Only coordinates that may
+    be at a kink, or off by more than one of the tolerances, against `jax.grad` and against the
+    differences, are looked at a second time.
     """
-    leaves, chunks = jax.tree.leaves(samples), []
-    count, sizes = len(leaves[0]), [leaf[0].size for leaf in leaves]
-    blocks = -(-min(NUMBERS_AT_ONCE // sum(sizes), count) // SAMPLES_AT_ONCE)
-    chunk = SAMPLES_AT_ONCE * max(blocks, 1) if count > 1 else 1
+    count, size = flat(samples).shape
+    chunk = SAMPLES_AT_ONCE * max(NUMBERS_AT_ONCE // size // SAMPLES_AT_ONCE, 1)
+    chunks, said = [], []
     for begin in range(0, count, chunk):
-        places = np.arange(begin, min(begin + chunk, count))
-        here, padded = take(samples, places), take(samples, np.resize(places, chunk))
-        step, sides_at = steps(padded, STEP), None
-        if isinstance(loss, NumpyFunction):
-            losses = _losses_on_host(loss, here, step, batch)
-        else:
-            losses = _losses(loss, padded, step, batch)
-            sides_at = functools.partial(_sides, loss, padded, batch)
-        rows = here if isinstance(by_hand, NumpyFunction) else padded
-        results = losses, values_and_gradients(by_hand, rows, batch), step
-        results = take(jax.tree.map(np.asarray, results), slice(len(places)))
-        if kept is not None and begin * sum(sizes) < NUMBERS_TO_KEEP:
-            kept.append(results[0])
-        with np.errstate(invalid="ignore", over="ignore"):
-            measured = _measured(*results)
-            evidence = _evidence(measured, results[2], sizes, tolerances, sides_at)
-            chunks.append((measured.value, measured.value_by_hand, evidence))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *chunks)
+        here = take(samples, slice(begin, begin + chunk))
+        losses = _losses(problem.loss, here, problem.batch)
+        results = at_samples(problem.by_hand, here, problem.batch)
+        evidence = compare(problem, losses, here, results)
+        chunks.append((losses.value, results[0], evidence))
+        said += [losses] if begin * size < NUMBERS_TO_KEEP else []
+    return *joined(chunks), joined(said)
+
+
+def _losses(loss: Checked, samples: PyTree, batch: PyTree) -> Losses:
+    """Return what the loss, its gradient and finite differences of every coordinate are."""
+    step, points, first = steps(samples, STEP), flat(samples), take(samples, 0)
+    if isinstance(loss, NumpyFunction):
+        value, reference = at_samples(loss, samples, batch), np.full_like(step, np.nan)
+    else:
+        value, gradient = values_and_slopes(loss, samples, batch)
+        reference = flat(gradient)
+    up, down = losses_beside(loss, samples, batch, step)
+    flipped = np.full((len(step), FLIPS), np.nan)
+    # Patterns of signs; the first is -1 everywhere. A loss may refuse params of another sign.
+    phases = np.outer(np.arange(FLIPS), np.arange(1, step.shape[1] + 1))
+    for number, signs in enumerate(np.where(np.sin(phases) > 0, 1, -1)):
+        with contextlib.suppress(Exception), np.errstate(all="ignore"):
+            flipped[:, number] = at_samples(loss, from_flat(first, signs * points), batch)
+    with np.errstate(invalid="ignore", over="ignore"):
+        middle = value[:, None]
+        return Losses(value, flipped, reference, (up - middle) / step, (middle - down) / step)
 
 
 def compare(
-    loss: Checked,
-    losses: Losses[np.ndarray],
-    samples: PyTree,
-    batch: PyTree,
-    results: tuple[np.ndarray, np.ndarray],
-    tolerances: tuple[float, float],
+    problem: Problem, losses: Losses, samples: PyTree, results: tuple[np.ndarray, PyTree]
 ) -> list[Evidence]:
-    """Return the evidence on other losses `(samples,)` and gradients `(samples, size)`."""
-    sizes, step = [leaf[0].size for leaf in jax.tree.leaves(samples)], steps(samples, STEP)
-    sides_at = None
-    if not isinstance(loss, NumpyFunction):
-        at_once = max(len(step), SAMPLES_TO_COMPARE)
-        padded = take(samples, np.resize(np.arange(len(step)), at_once))
-        sides_at = functools.partial(_sides, loss, padded, batch)
+    """Return the evidence on losses `(samples,)` and gradients, a tree or `(samples, size)`."""
+    step, ends = steps(samples, STEP), np.cumsum([x[0].size for x in jax.tree.leaves(samples)])
+    by_leaf = functools.partial(np.split, indices_or_sections=ends[:-1], axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
-        return _evidence(_measured(losses, results, step), step, sizes, tolerances, sides_at)
+        low, high = (each(losses.forward, losses.backward) for each in (np.minimum, np.maximum))
+        rounding = ROUNDING * _finite(losses.value)[:, None]
+        gradient, right, noise = flat(results[1]), losses.reference, _noise(losses, step, rounding)
+        slopes = _Slopes(gradient, right, low, high, noise, right, right, np.zeros_like(step))
+        if isinstance(problem.loss, NumpyFunction):
+            right = (low + high) / 2
+        floor = np.maximum(np.maximum(1e-3 * _largest(right), rounding), TINY)
+        if isinstance(problem.loss, Partial):
+            largest = [np.broadcast_to(_largest(leaf), leaf.shape) for leaf in by_leaf(right)]
+            size = np.maximum(np.concatenate(largest, axis=1), floor)
+            slopes = _look_closer(problem, samples, slopes, step, size)
+        leaves = zip(*map(by_leaf, slopes), strict=True)
+        return [_compare(_Slopes(*leaf), floor, rounding, problem.tolerances) for leaf in leaves]
 
 
-@program()
-def _losses(loss: Partial, samples: PyTree, steps: jax.Array, batch: PyTree) -> Losses[jax.Array]:
-    """Compute the loss, its gradient and finite differences of every coordinate."""
-
-    def at(sample: tuple[PyTree, jax.Array]) -> Losses[jax.Array]:
-        params, step = sample
-        flat, unravel = ravel_pytree(params)
-        value, reference = jax.value_and_grad(loss)(params, batch)
-
-        # One-sided differences along one coordinate; between them lies every slope at a kink.
-        def differences(coordinate: jax.Array) -> tuple[jax.Array, jax.Array]:
-            h = step[coordinate]
-            up = loss(unravel(flat.at[coordinate].add(h)), batch)
-            down = loss(unravel(flat.at[coordinate].add(-h)), batch)
-            return (up - value) / h, (value - down) / h
-
-        flipped = jax.lax.map(lambda signs: loss(unravel(signs * flat), batch), _signs(flat.size))
-        coordinates = jnp.arange(flat.size)
-        forward, backward = jax.lax.map(differences, coordinates, batch_size=COORDINATES_AT_ONCE)
-        return Losses(value, flipped, ravel_pytree(reference)[0], forward, backward)
-
-    return jax.lax.map(at, (samples, steps), batch_size=SAMPLES_AT_ONCE)
-
-
-def _losses_on_host(
-    loss: NumpyFunction, samples: PyTree, steps: np.ndarray, batch: PyTree
-) -> Losses[np.ndarray]:
-    found, patterns = [], np.asarray(_signs(steps.shape[1]))
-    for params, step in zip(each(samples), steps, strict=False):
-        value, (up, down) = loss(params, batch), losses_beside(loss, params, batch, step)
-        flipped, none = np.full(FLIPS, np.nan), np.full_like(step, np.nan)
-        flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
-        # It may refuse params of another sign.
-        with contextlib.suppress(Exception), np.errstate(all="ignore"):
-            flipped[:] = [loss(from_flat(params, signs * flat), batch) for signs in patterns]
-        found.append(Losses(value, flipped, none, (up - value) / step, (value - down) / step))
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
-
-
-def _signs(size: int) -> jax.Array:
-    """Patterns of signs, `(FLIPS, size)`; the first is -1 everywhere."""
-    phases = jnp.outer(jnp.arange(FLIPS), jnp.arange(1, size + 1))
-    return jnp.where(jnp.sin(phases.astype(jnp.float64)) > 0, 1.0, -1.0)
-
-
-def _measured(
-    losses: Losses[np.ndarray], by_hand: tuple[np.ndarray, PyTree], step: np.ndarray
-) -> _Measured:
-    value, flipped, reference, forward, backward = losses
-    gradients = [leaf.reshape(len(value), -1) for leaf in jax.tree.leaves(by_hand[1])]
+def _noise(losses: Losses, step: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Return what rounding, in the loss at least so much, may have added to the differences."""
+    forward, backward = losses.forward, losses.backward
     steepest = np.maximum(np.abs(forward), np.abs(backward))
-    least = ROUNDING * _finite(value)[:, None]
-    most = np.maximum(least, ROUNDING * _largest(flipped))
+    most = np.maximum(least, ROUNDING * _largest(losses.flipped))
     apart = np.nan_to_num(step * np.abs(forward - backward), nan=np.inf)
     apart = 2 * np.max(apart, axis=1, keepdims=True)
     # Where the loss stays as it is on both sides, all that happens may be below its rounding.
     rounding = np.where(step * steepest > least, np.clip(apart, least, most), most)
-    return _Measured(
-        value,
-        by_hand[0],
-        np.concatenate(gradients, axis=1),
-        reference,
-        np.minimum(forward, backward),
-        np.maximum(forward, backward),
-        rounding / step + ROUNDING * steepest,
-    )
+    return rounding / step + ROUNDING * steepest
 
 
 def value_errors(value: np.ndarray, by_hand: np.ndarray) -> np.ndarray:
@@ -244,116 +192,74 @@ def value_errors(value: np.ndarray, by_hand: np.ndarray) -> np.ndarray:
     return np.where(is_same, 0, np.where(np.isnan(error), np.inf, error))
 
 
-def _evidence(
-    measured: _Measured,
-    step: np.ndarray,
-    sizes: list[int],
-    tolerances: tuple[float, float],
-    sides_at: SidesAt | None,
-) -> list[Evidence]:
-    def by_leaf(numbers: np.ndarray) -> list[np.ndarray]:
-        return np.split(numbers, np.cumsum(sizes)[:-1], axis=1)
-
-    loss_size = ROUNDING * _finite(measured.value)[:, None]
-    reference = measured.reference
-    if sides_at is None:
-        reference = (measured.low + measured.high) / 2
-    floor = np.maximum(np.maximum(1e-3 * _largest(reference), loss_size), TINY)
-    largest = [np.broadcast_to(_largest(leaf), leaf.shape) for leaf in by_leaf(reference)]
-    size = np.maximum(np.concatenate(largest, axis=1), floor)
-    slopes = _right_slopes(measured, step, size, tolerances, sides_at)
-    leaves = zip(*map(by_leaf, (*measured[2:], *slopes)), strict=True)
-    return [
-        _compare(_Measured(*measured[:2], *leaf[:5]), floor, leaf[5:], tolerances)
-        for leaf in leaves
-    ]
-
-
-def _right_slopes(
-    measured: _Measured,
-    step: np.ndarray,
-    size: np.ndarray,
-    tolerances: tuple[float, float],
-    sides_at: SidesAt | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the least and the largest right slope, and what curvature adds to the differences.
-
-    Both slopes are that of `jax.grad`, except at a kink, where they are those of the two sides.
-    """
-    gradient, reference, low, high, noise = measured[2:]
-    least, most, bend = reference.copy(), reference.copy(), np.zeros_like(step)
-    if sides_at is None:
-        return least, most, bend
-    # Look closer where there may be a kink, or where one witness alone objects to the gradient.
-    off, outside = np.abs(gradient - reference), _outside(measured, gradient)
-    objections = (off > tolerances[0] * size) | (outside > tolerances[1] * size)
+def _look_closer(
+    problem: Problem, samples: PyTree, slopes: _Slopes, step: np.ndarray, size: np.ndarray
+) -> _Slopes:
+    """Find the right slopes where there may be a kink, or where one witness alone objects."""
+    gradient, reference, low, high, noise, *right = slopes
+    least, most, bend = (each.copy() for each in right)
+    off, outside = np.abs(gradient - reference), _outside(slopes, gradient)
+    objections = (off > problem.tolerances[0] * size) | (outside > problem.tolerances[1] * size)
     slack = KINK * np.maximum(size, np.maximum(np.abs(low), np.abs(high)))
     has_gap = high - low - 2 * noise > KINK * size
     rows, columns = np.nonzero(has_gap | (objections & (outside <= slack)))
+    sides_at = Partial(_sides, problem.loss)
     for begin in range(0, len(rows), COORDINATES_AT_ONCE):
         here = slice(begin, begin + COORDINATES_AT_ONCE)
         row, column = (np.resize(each[here], COORDINATES_AT_ONCE) for each in (rows, columns))
-        at_kink, sides, bends = map(np.asarray, sides_at((row, column, step[row, column])))
+        places = take(samples, row), column, step[row, column]
+        at_kink, sides, bends = at_samples(sides_at, places, problem.batch)
         place, sides = (row[at_kink], column[at_kink]), sides[at_kink]
         least[place], most[place] = np.min(sides, axis=1), np.max(sides, axis=1)
         bend[place] = bends[at_kink]
-    return least, most, bend
+    return slopes._replace(least=least, most=most, bend=bend)
 
 
-@program()
-def _sides(loss: Partial, samples: PyTree, batch: PyTree, places: PyTree) -> tuple[jax.Array, ...]:
-    """Return whether each coordinate is at a kink, the slopes of both sides, and their bend."""
+def _sides(loss: Partial, place: tuple[PyTree, Any, Any], batch: PyTree) -> tuple[jax.Array, ...]:
+    """Return whether a coordinate is at a kink, the slopes of both sides, and their bend."""
+    params, coordinate, step = place
+    point, unravel = ravel_pytree(params)
 
-    def at(place: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-        row, column, step = place
-        flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[row], samples))
+    def slope(distance: jax.Array) -> jax.Array:
+        moved = unravel(point.at[coordinate].add(distance * step))
+        return ravel_pytree(jax.grad(loss)(moved, batch))[0][coordinate]
 
-        def slope(distance: jax.Array) -> jax.Array:
-            moved = unravel(flat.at[column].add(distance * step))
-            return ravel_pytree(jax.grad(loss)(moved, batch))[0][column]
-
-        # At a kink the slopes jump as far close to the point as a little farther off.
-        slopes = jax.vmap(slope)(jnp.array([-NEAR, NEAR, -NEARER, NEARER]))
-        near, nearer = slopes[:2], slopes[2:]
-        jump_near, jump = jnp.abs(near[1] - near[0]), jnp.abs(nearer[1] - nearer[0])
-        noise = ROUNDING * jnp.max(jnp.abs(slopes))
-        curved = (near - nearer) / (NEAR - NEARER)  # curvature times step
-        is_kink = jnp.abs(jump_near - jump) <= jump / 2 + noise
-        return is_kink, nearer - NEARER * curved, jnp.max(jnp.abs(curved)) / 2
-
-    return jax.lax.map(at, places, batch_size=SAMPLES_AT_ONCE)
+    # At a kink the slopes jump as far close to the point as a little farther off.
+    slopes = jax.vmap(slope)(jnp.array([-NEAR, NEAR, -NEARER, NEARER]))
+    near, nearer = slopes[:2], slopes[2:]
+    jump_near, jump = jnp.abs(near[1] - near[0]), jnp.abs(nearer[1] - nearer[0])
+    noise = ROUNDING * jnp.max(jnp.abs(slopes))
+    curved = (near - nearer) / (NEAR - NEARER)  # curvature times step
+    is_kink = jnp.abs(jump_near - jump) <= jump / 2 + noise
+    return is_kink, nearer - NEARER * curved, jnp.max(jnp.abs(curved)) / 2
 
 
 def _compare(
-    part: _Measured,
-    floor: np.ndarray,
-    slopes: Sequence[np.ndarray],
-    tolerances: Sequence[float],
+    slopes: _Slopes, floor: np.ndarray, rounding: np.ndarray, tolerances: tuple[float, float]
 ) -> Evidence:
     """Compare a leaf with `jax.grad` and the differences, or with the one that is finite."""
-    gradient, reference, low, high, noise = part[2:]
-    least, most, bend = slopes
+    gradient, reference, low, high, noise, least, most, bend = slopes
     has_grad, has_differences = np.isfinite(reference), np.isfinite(high - low)
     by_differences, by_nothing = has_differences & ~has_grad, ~(has_grad | has_differences)
     largest = np.maximum(_largest(least), _largest(most))
     of_differences = _largest(np.where(by_differences, np.maximum(np.abs(low), np.abs(high)), 0))
     largest = np.where(largest > 0, largest, of_differences)
     size = np.maximum(largest, floor)
-    rounding = ROUNDING * np.maximum(_finite(part.value)[:, None], largest)
+    rounding = np.maximum(rounding, ROUNDING * largest)
 
     right = np.where(has_grad, _nearest(gradient, least, most), _nearest(gradient, low, high))
     right[by_nothing] = np.nan
     off = np.maximum(np.abs(gradient - right) - rounding, 0)
     off[by_differences] = 0
     off[by_nothing] = np.where(np.isfinite(gradient), np.inf, 0)[by_nothing]
-    outside = np.maximum(_outside(part, gradient) - bend, 0)
+    outside = np.maximum(_outside(slopes, gradient) - bend, 0)
     outside[~has_differences] = 0
     off, outside = (np.where(np.isnan(error), np.inf, error) for error in (off, outside))
     jump = np.where(np.isfinite(most - least), most - least, high - low - 2 * noise)
     kinds = {
         "kinks": jump > KINK * size,
         "other slopes": has_grad & (off == 0) & (np.abs(gradient - reference) > rounding),
-        "contradicted": has_differences & (_outside(part, reference) > KINK * size),
+        "contradicted": has_differences & (_outside(slopes, reference) > KINK * size),
         "by differences": by_differences,
         "by grad": has_grad & ~has_differences,
         "by nothing": by_nothing,
@@ -382,9 +288,9 @@ def _nearest(gradient: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndar
     return np.fmax(low, np.fmin(gradient, high))
 
 
-def _outside(part: _Measured, gradient: np.ndarray) -> np.ndarray:
+def _outside(slopes: _Slopes, gradient: np.ndarray) -> np.ndarray:
     """How far a gradient is outside the differences and their noise; negative inside."""
-    return np.maximum(part.low - gradient, gradient - part.high) - part.noise
+    return np.maximum(slopes.low - gradient, gradient - slopes.high) - slopes.noise
 
 
 def _finite(numbers: np.ndarray) -> np.ndarray:

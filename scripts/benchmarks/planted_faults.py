@@ -76,7 +76,7 @@ NUMBERS, TWO_LABELS = _rounded(7, ROWS), np.array([0, 1, 1, 0, 1, 0], np.float32
 ONE_HOT = np.eye(CLASSES, dtype=np.float32)[[0, 1, 2, 2, 1, 2]]
 
 SIGN, LEFT_OUT, OUTPUTS = "of the wrong sign", "left out", "derivative of the loss by the outputs"
-NO_MEAN, MEAN_TWICE = "6 rows: 1/6 is missing", "6 rows: 1/6 is there twice"
+NO_MEAN, MEAN_TWICE = r"1/6 is missing \(6 rows\)", r"1/6 is there twice \(6 rows"
 ROW, RELU, TANH = (
     "(first|last) row",
     "relu's derivative is not 0",
@@ -201,7 +201,7 @@ HUBER = {
     "bound_moved": Fault("b w", "bound"),
     "not_clipped": Fault("b w", "bound"),
     "sign_of_lines_lost": Fault("b w", "sign"),
-    "factor_2": Fault("b w", "off by the factor 2"),
+    "factor_2": Fault("b w", "2 times too large"),
     "one_coordinate": Fault("w", "wrong in 1 of 3 coordinates"),
 }
 
@@ -472,7 +472,7 @@ CONVOLUTION = {
     "input_shifted": Fault("kernel", "shifted"),
     "kernel_flipped": Fault("kernel", "another order"),
     "last_place_left_out": Fault("kernel", "place"),
-    "mean_over_places": Fault("bias", "off by the factor 0.2"),
+    "mean_over_places": Fault("bias", "5 times too small"),
 }
 
 

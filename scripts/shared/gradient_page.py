@@ -115,7 +115,9 @@ def _short(number: float) -> str:
 
 
 def _leaves(report: jaxnn.GradientReport) -> str:
-    rows = []
+    rows, within = [], f"within {report.tolerance:g} of <code>jax.grad</code> and "
+    if all(math.isnan(leaf.error) for leaf in report.leaves):  # There is none of a loss in NumPy.
+        within = ""
     for leaf in report.leaves:
         errors = (leaf.largest, leaf.error, leaf.difference_error)
         verdict = '<span class="good">right</span>'
@@ -125,8 +127,8 @@ def _leaves(report: jaxnn.GradientReport) -> str:
         counts = f"{leaf.ratio:.4f}", f"{leaf.num_kinks:,}"
         rows.append((name, shape, *map(_short, errors), *counts, verdict))
     return f"""<h2>Leaf by leaf</h2>
-<p>In float64, within {report.tolerance:g} of <code>jax.grad</code> and within
-{report.difference_tolerance:g} of finite differences, relative to the largest coordinate; what
+<p>In float64, {within}within
+{report.difference_tolerance:g} of the finite differences, relative to the largest coordinate; what
 rounding explains counts as 0. The losses differ by {_short(report.value_error)}, relative.</p>
 {_table((*LEAVES, ""), rows, range(2, 7))}"""
 
@@ -150,7 +152,7 @@ def _source(place: str, files: Sequence[Path]) -> str:
 def _coverage(report: jaxnn.GradientReport, files: Sequence[Path]) -> str:
     coverage = report.coverage
     if coverage is None:
-        return "<h2>Coverage</h2>\n<p>Not known: JAX cannot trace the loss.</p>"
+        return "<h2>Coverage</h2>\n<p>Not known of a loss that JAX cannot trace.</p>"
     told = f"{_percent(coverage)} of the sides of {len(coverage.branches)} branches were visited"
     rows = []
     for branch in sorted(coverage.branches, key=lambda branch: branch not in coverage.missed):
