@@ -226,7 +226,7 @@ def _feature_names(
     if "" in names:
         raise ValueError(
             f"{rows.path}, line 1 must name every column; got no name for column "
-            f"{rows.header.index('') + 1}: if it numbers the rows, choose others by features"
+            f"{rows.header.index('') + 1}: if it numbers the rows, choose others by features=[...]"
         )
     return names
 
@@ -257,7 +257,7 @@ def _number(text: str) -> float:
 
 
 def _numbers(
-    rows: _Rows, name: str, otherwise: str = "choose other columns by features"
+    rows: _Rows, name: str, otherwise: str = "choose other columns by features=[...]"
 ) -> np.ndarray:
     """Return a column as finite numbers that fit float32."""
     place = _place(rows, name)
@@ -286,7 +286,7 @@ def _refuse_constant(rows: _Rows, names: tuple[str, ...], x: np.ndarray) -> None
         also = f" (the same goes for {', '.join(map(repr, others))})" if others else ""
         raise ValueError(
             f"{rows.path}, column {first!r} must vary to be standardised; got "
-            f"{x[0, is_constant][0]:g} in all {len(x)} rows: leave it out by features{also}"
+            f"{x[0, is_constant][0]:g} in all {len(x)} rows: leave it out by features=[...]{also}"
         )
 
 

@@ -113,7 +113,11 @@ def status_of(arguments: argparse.Namespace, reports: Sequence[jaxnn.GradientRep
         shares = [-1.0 if each is None else each.share for each in found]
         lowest = min(shares, default=1.0)
         if required is not None and lowest < required:
-            share = f"of {100 * lowest:.3g} % is too low" if lowest >= 0 else "is not known"
+            share = (
+                f"of {100 * lowest:.3g} % is too low"
+                if lowest >= 0
+                else "is not known of a loss that JAX cannot trace"
+            )
             print(f"{name} {share}: {100 * required:.3g} % is required")
             status = 3
     return status

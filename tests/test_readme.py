@@ -81,7 +81,7 @@ def test_the_recipes_of_searches_find_what_they_say(printed):
     assert ending.startswith("reached")
     value, low, high = numbers(evidence)
     assert -13 < low < value < high < -10
-    best, *others = numbers(printed[place_of("annealed")])
+    best, *others = numbers(printed[place_of("exponential_decay(0.02")])
     assert 0.05 < best < 0.25
     assert len(others) == 3 * 8
     assert best == pytest.approx(min(others[:8]), rel=1e-6)

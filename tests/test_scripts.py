@@ -702,7 +702,7 @@ def test_a_page_shows_the_smallest_case_of_a_sample_that_was_added(tmp_path):
     [
         ("loss", ["0", "0.5"], 0, "planted faults caught"),
         ("loss", ["1", "0.999"], 3, "% is too low: 99.9 % is required"),
-        ("loss_in_numpy", ["0", "0.5"], 3, "coverage is not known: 0 % is required"),
+        ("loss_in_numpy", ["0", "0.5"], 3, "that JAX cannot trace: 0 % is required"),
     ],
 )
 def test_too_little_coverage_or_power_has_a_status_of_its_own(

@@ -177,7 +177,7 @@ FAULTS = {
         PETS.replace("\n30", "\nheavy"),
         {},
         "line 3, column 'weight' must be a finite number of float32; got 'heavy': correct it, or "
-        "choose other columns by features",
+        "choose other columns by features=[...]",
     ),
     "after a line that is blank": (PETS.replace("7.25", "x"), {}, "line 6, column 'age'"),
     "after a field of two lines": (
@@ -212,7 +212,7 @@ FAULTS = {
     "no name": (
         PETS.replace("weight", ""),
         {},
-        "got no name for column 1: if it numbers the rows, choose others by features",
+        "got no name for column 1: if it numbers the rows, choose others by features=[...]",
     ),
     "no header": ("1,2\n3,4", {"target": "1"}, "line 1 must name the columns; got numbers"),
     "no rows": ("a,b\n", {"target": "b"}, "and rows below it; got 1 lines"),
@@ -232,7 +232,7 @@ FAULTS = {
     "several constant": (
         "a,b,c,kind\n1,0,7,x\n2,0,7,y\n",
         {"target": "kind", "standardise": True},
-        "got 0 in all 2 rows: leave it out by features (the same goes for 'c')",
+        "got 0 in all 2 rows: leave it out by features=[...] (the same goes for 'c')",
     ),
     "squares that underflow": (
         "size,kind\n1e-200,a\n2e-200,b\n",
