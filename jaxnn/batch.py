@@ -175,7 +175,8 @@ def _check_classes(name: str, array: np.ndarray | jax.Array, rows: int, classes:
     integers = array.shape == (rows,) and array.dtype.kind in "iu"
     if not integers and not (array.shape == (rows, classes) and array.dtype.kind in "iuf"):
         hint = f"; use {name}[:, 0]" if array.shape == (rows, 1) else ""
-        hint = f"; use {name}.astype(int)" if array.shape == (rows,) else hint
+        if array.shape == (rows,):
+            hint = "; classes that are whole numbers become integers by numpy.asarray(y, int)"
         raise ValueError(
             f"{name} must be integer classes of shape {(rows,)}, or one-hot or other weights of "
             f"shape {(rows, classes)}; got {array.dtype} of shape {array.shape}{hint}"

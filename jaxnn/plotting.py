@@ -243,8 +243,8 @@ def loss_curves(
 def curves_of(result: Trained, *, log_x: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the loss of a trainer's result against evaluations, a curve a chain or network.
 
-    Searches have their best loss so far, descents the loss before the step at hand; it is NaN
-    before the first of them, and once a network has stopped.
+    For a search it is the best loss so far; for a descent, the loss before the current step. It is
+    NaN before the first record, and after a network has stopped.
 
     Args:
         result: of `random_search`, `perturbation_search` or `gradient_descent`.
@@ -362,7 +362,7 @@ def shared_legend(figure: Figure) -> Legend | None:
         >>> [text.get_text() for text in shared_legend(ax.figure).get_texts()]
         ['sgd', 'adam']
     """
-    handles: Style = {}
+    handles: dict[str, Any] = {}
     for ax in figure.axes:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         if legend := ax.get_legend():

@@ -125,12 +125,15 @@ def load_csv(
         raise TypeError(f"target must be the name of a column, or None; got {target!r}")
     if kind is not None:
         as_choice("kind", kind, KINDS)
+    if not (isinstance(delimiter, str) and len(delimiter) == 1 and delimiter not in '"\r\n'):
+        raise ValueError(f"delimiter must be one character, and no quote; got {delimiter!r}")
     is_own = as_flag("standardise", standardise) or features is not None or kind is not None
     if columns is not None and is_own:
         raise ValueError("columns must come without standardise, features and kind; got both")
     rows = _read(path, delimiter)
     if columns is not None:
-        if check_columns("columns", columns).feature_names is None:
+        columns = check_columns("columns", columns)
+        if columns.feature_names is None:
             raise ValueError("columns must have feature_names, to find the same features; got None")
         names = _feature_names(rows, target, columns.feature_names)
         known = check_columns("columns", columns, len(names))
@@ -169,8 +172,10 @@ def check_columns(
         wanted = classes if field == "class_names" else features
         if value is not None and wanted is not None and np.shape(value) != (wanted,):
             raise ValueError(f"{name}.{field} must have {wanted} entries; got {len(value)}")
-    if found.std is not None and not np.all(found.std > 0):
-        raise ValueError(f"{name}.std must be above 0; got {found.std.min()}")
+    if found.std is not None and not np.all((found.std > 0) & (found.std < np.inf)):
+        raise ValueError(f"{name}.std must be finite and above 0; got {found.std}")
+    if found.mean is not None and not np.all(np.isfinite(found.mean)):
+        raise ValueError(f"{name}.mean must be finite; got {found.mean}")
     return found
 
 
@@ -182,7 +187,7 @@ def _read(source: StrPath | Frame, delimiter: str) -> _Rows:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             for row in reader:
                 texts = [text.strip() for text in row]
-                if len(texts) > 1 or any(texts):
+                if len(texts) > 1 or any(texts) or row == [""]:  # a blank line is []
                     fields.append(texts)
                     lines.append(start)
                 start = reader.line_num + 1

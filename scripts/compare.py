@@ -36,8 +36,9 @@ BOOK_SCALE = 0.05
 FIRST = {"loss evaluations": 10.0, "seconds, compilation left out": 1e-3}
 """Where the curves begin: no call of a compiled function takes less than about a millisecond."""
 CONSTANT = (
-    "Such networks answer nearly alike on every row. After a descent their hidden relu units are\n"
-    "all off: a larger start, as --start he of gradient_descent.py is, or another seed helps."
+    "Such networks answer nearly alike on every row. A descent is still on its first plateau, or\n"
+    "all hidden relu units are off. More epochs, a larger start (--start he of\n"
+    "gradient_descent.py) or another seed may help."
 )
 NEAR = 10
 """The largest factor between medians that can be told apart in one panel."""

@@ -140,7 +140,7 @@ def descent_of(
         validation_batch=validation,
         patience=arguments.patience,
         min_delta=arguments.min_delta,
-        metric_fn=score_of(model)[1] if arguments.plot else None,
+        metric_fn=score_of(model)[1] if arguments.plot or arguments.checkpoint else None,
     )
 
 
@@ -167,7 +167,7 @@ def draw(result: Any, model: jaxnn.Model, batch: jaxnn.Batch, epoch: float, titl
         ax.set_ylabel(name)
     middle.set_ylim(bottom=max(middle.get_ylim()[0], -1))  # R2 begins anywhere below.
     held_out = losses.get("validation", (after, 0))[1]
-    if np.ndim(held_out) == 1:
+    if np.ndim(held_out) == 1 and np.any(np.isfinite(held_out)):
         best = after[np.nanargmin(held_out)]
         label = f"lowest validation loss, epoch {best:,.0f}"
         for ax in (left, middle):
@@ -221,11 +221,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = cli.title_of(arguments.data, model.settings.sizes)
     kind = f"{arguments.optimizer}, learning rate {arguments.learning_rate:g}"
     path = arguments.output / f"gradient-descent-{title.replace(', ', '-')}.png"
-    if arguments.plot and np.any(result.num_steps):
-        rows, size = len(batch.x), arguments.batch_size or len(batch.x)
-        used = rows if arguments.keep_remainder else rows - rows % min(size, rows)
-        figure = draw(result, model, batch, 3 * used / rows, f"{title}, {kind}")
-        save(figure, path, **cli.look_of(arguments))
     names = ("loss", "num_steps", "num_evaluations", "status")
     report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
     report |= {name: score.tolist() for name, score in scores.items()} | {"seconds": seconds}
@@ -233,6 +228,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         report["steps_per_second"] = int(np.sum(result.num_steps)) / seconds
     problem.save(arguments.save, best_of(result))
     cli.write_json(arguments.json, report)
+    if arguments.plot and np.any(result.num_steps):
+        rows, size = len(batch.x), arguments.batch_size or len(batch.x)
+        used = rows if arguments.keep_remainder else rows - rows % min(size, rows)
+        figure = draw(result, model, batch, 3 * used / rows, f"{title}, {kind}")
+        save(figure, path, **cli.look_of(arguments))
     finished(result)
     if arguments.animate:
         epochs = -(-result.num_steps // steps_of(arguments, len(batch.x)))

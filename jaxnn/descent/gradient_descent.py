@@ -347,8 +347,11 @@ def _as_validation_batch(
         arrays = checks.as_batch(validation_batch, params, value_and_grad_fn)
         function = checks.as_partial("value_and_grad_fn", value_and_grad_fn)
         checks.check_value_and_grad(function, params, arrays)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"validation_batch is refused: {error}") from error
+    except Exception as error:
+        if type(error) in (TypeError, ValueError):
+            raise type(error)(f"validation_batch is refused: {error}") from error
+        error.add_note("This came from validation_batch.")
+        raise
     return arrays
 
 

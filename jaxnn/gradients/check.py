@@ -300,7 +300,7 @@ def _drawn(key: jax.Array, sampler: Any, in_x64: bool, begin: int, number: int) 
     with jax.enable_x64(in_x64), jax.threefry_partitionable(True):
         places = jnp.arange(begin, begin + number, dtype=jnp.uint32)
         keys = jax.vmap(_key_of, (None, 0))(key, places)
-        first, again = (jax.tree.leaves(sampler(keys[0])) for _ in range(2))
+        first, again = (jax.tree.leaves(as_params(sampler(keys[0]))) for _ in range(2))
         if not all(map(_are_equal, first, again)):
             raise ValueError(
                 "sampler must draw from its key; got other params from the same key: use "
@@ -323,16 +323,17 @@ def _are_alike(samples: PyTree) -> bool:
 
 def _check_finite(loss: Checked, samples: PyTree, batch: PyTree) -> None:
     """Refuse numbers in the batch that are not finite if they reach the loss in all samples."""
+    found = []
     for path, leaf in tree_leaves_with_path(batch):
         is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
-        if not is_float or np.all(is_finite := np.isfinite(leaf)):
-            continue
-        if not np.any(np.isfinite(at_samples(loss, samples, batch))):
+        if is_float and not np.all(is_finite := np.isfinite(leaf)):
             at = tuple(map(int, np.argwhere(~is_finite)[0]))
-            where = f" at {list(at)}" * bool(at)
-            raise ValueError(
-                f"batch{keystr(path)} holds {leaf[at]}{where}, and the loss is not finite with it"
-            )
+            found.append(f"{leaf[at]} in batch{keystr(path)}" + f" at {list(at)}" * bool(at))
+    if found and not np.any(np.isfinite(at_samples(loss, samples, batch))):
+        raise ValueError(
+            "batch must hold finite numbers, or the function must mask the others: it is finite "
+            f"in no sample; got {', '.join(found)}"
+        )
 
 
 @program()

@@ -294,6 +294,8 @@ def _meaning(factor: float, batch: PyTree, parts: set[str]) -> str:
     if parts & SQUARES:
         causes.append((1 / 2, "the 2 of 2x, the derivative of x^2, is missing"))
     for length, names in axes.items():
+        if not length:
+            continue
         share, of = f"1/{length} is", f"({' or '.join(names)})"
         if parts & MEANS:
             causes.append((length, f"{share} missing {of}: a sum in place of the mean"))

@@ -135,7 +135,7 @@ def power(by_hand: Checked, samples: PyTree, batch: PyTree, passes: Passes) -> P
     `passes(rows, values, gradients)` tells whether the check passes losses `(rows,)` and gradients
     `(rows, size)` at the samples of these numbers; it is asked about those that a fault changes.
     A fault in one of 10, 100 or 1,000 params, by their hash, is missed if no sample is among them.
-    Into a function that JAX cannot trace, or with a `while` loop, no faults of a program go.
+    A function that JAX cannot trace, or that has a `while` loop, gets no faults in its program.
     """
     values, gradients = at_samples(by_hand, samples, batch)
     results, faults, without_effect = (values, flat(gradients)), [], []

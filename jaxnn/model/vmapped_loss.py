@@ -121,7 +121,7 @@ def loss_by_scalars(
     if per_example.factor_doubles:  # The product of a block's factors has to fit float32.
         size = max(1, min(ROWS_PER_BLOCK, 126 // outputs))
     in_blocks = rows - rows % size
-    # 0, but one for each candidate, as `scan` wants it; or `vmap` would trace the body once more.
+    # A 0 that vmap turns into one for each candidate; else scan traces its body a second time.
     total = jnp.sum(params[0].weights[:0])
     if in_blocks:
         blocks = jax.tree.map(lambda a: a[:in_blocks].reshape(-1, size, *a.shape[1:]), batch)

@@ -161,8 +161,8 @@ def as_numpy(name: str, value: object) -> np.ndarray:
         if not is_text:
             hint = ": .astype(float) converts a frame of mixed columns" if is_mixed else ""
         elif name.startswith("params"):
-            hint = ": settings belong into the loss, by functools.partial for one"
-        elif array.ndim == 2:
+            hint = ": settings belong in the loss, for example by functools.partial"
+        elif array.ndim == 2 and not name.endswith(".y"):
             hint = ": leave out columns of text, or give them numbers"
         else:
             hint = f": {CLASSES_OF_TEXT} turns labels into classes"
@@ -353,8 +353,8 @@ def check_floats(params: PyTree) -> None:
         if leaf.dtype != leaves[0][1].dtype or not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"params must be floats of one dtype; got {leaf.dtype} at params{keystr(path)}: "
-                "jax.tree.map(jnp.float32, params) converts them, unless params and batch are "
-                "in the wrong order"
+                "jax.tree.map(jnp.float32, params) converts them; or are params and batch in the "
+                "wrong order?"
             )
 
 
@@ -378,7 +378,8 @@ def check_loss_and_gradients(results: PyTree, params: PyTree) -> np.dtype:
     """The same of what the function returned, or of its shapes."""
     wanted = "(loss, gradients), as jax.value_and_grad(loss_fn) does"
     if jax.tree.structure(results) == jax.tree.structure(params):
-        raise TypeError(f"value_and_grad_fn must return {wanted}; got gradients alone")
+        came = "one number" if getattr(results, "shape", None) == () else "gradients alone"
+        raise TypeError(f"value_and_grad_fn must return {wanted}; got {came}")
     if not (isinstance(results, tuple) and len(results) == 2):
         raise TypeError(f"value_and_grad_fn must return {wanted}; got {_describe(results)}")
     check_scalar("value_and_grad_fn", results[0])

@@ -216,13 +216,9 @@ def _asks_to_stop(work: Work[PyTree], limits: Limits, done: int, progress: Progr
     is_due = done % _stride(work, limits) == 0 or done == work.total
     if limits.callback is not None and is_due:
         try:
-            returned = limits.callback(progress)
+            limits.callback(progress)
         except StopIteration:
             return True
-        if isinstance(returned, bool):
-            raise TypeError(
-                f"callback must return None; got {returned}: raise StopIteration ends the run"
-            )
     return False
 
 

@@ -1,6 +1,6 @@
 """Uniform and normal numbers and permutations, drawn at the pace that the trainers ask for.
 
-Things may be drawn by index, each from a key of its own. Indices go to 2^63: inside compiled code
+Candidates are drawn by index, each from its own key. Indices go to 2^63: inside compiled code
 an index is two uint32 words, `high` and `low`; outside it is a Python int.
 
 `jax.random.bits` runs threefry as a rolled loop on CPUs, which writes its state to memory in each
@@ -81,7 +81,10 @@ def permutation(key: jax.Array, count: int) -> jax.Array:
 
 
 def fold_in(key: jax.Array, number: jax.Array) -> jax.Array:
-    """The key of `jax.random.fold_in(key, number)`, for a uint32."""
+    """Return `jax.random.fold_in(key, number)`; the number must be uint32.
+
+    As one program with the draws it compiles sooner.
+    """
     if not _is_threefry(key):
         return jax.random.fold_in(key, number)
     first, second = jax.random.key_data(key)
@@ -91,7 +94,7 @@ def fold_in(key: jax.Array, number: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
-@jax.jit
+@partial(jax.jit, inline=True)
 def threefry(key: Pair, counter: Pair) -> Pair:
     """Return two random words, or arrays of them, by Threefry-2x32 with 20 rounds."""
     schedule = (*key, key[0] ^ key[1] ^ PARITY)

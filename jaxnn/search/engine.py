@@ -406,7 +406,7 @@ def reduce_range(
     states = {name: each.start for name, each in statistics.items()}
     updates = {name: each.update for name, each in statistics.items()}
     if rejection is not None:
-        kth_best = totals["best"].loss[-1:].min(initial=np.inf)
+        kth_best = totals["best"].loss[-1]
         given = problem.sample, problem.stream, search.start, search.tile, kth_best
         rejection = rejecting.plan(rejection, *given)
     try:

@@ -234,8 +234,9 @@ def combined(
         if runs > 1:
             spread = np.std(logs, axis=0, ddof=1) / math.sqrt(runs)
             half = np.maximum(half, stdtrit(runs - 1, upper) * spread)
-    half = np.where(np.isnan(half), np.inf, half)  # a run has no particle there
-    return value, value - half, np.minimum(value + half, highest)
+        high = np.minimum(value + half, highest)
+    is_unknown = np.isnan(half)  # a run has no particle there
+    return value, np.where(is_unknown, -np.inf, value - half), np.where(is_unknown, highest, high)
 
 
 def curve_points(

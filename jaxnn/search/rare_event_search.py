@@ -236,7 +236,8 @@ def _as_levels(target: float, levels: Sequence[float], dtype: np.dtype) -> list[
     last = loop.as_target(target, dtype)
     if last is None:
         raise TypeError("target_loss must be a number; got None")
-    asked = checks.as_numpy("levels", levels).reshape(-1).astype(dtype).astype(np.float64)
+    with np.errstate(over="ignore"):
+        asked = checks.as_numpy("levels", levels).reshape(-1).astype(dtype).astype(np.float64)
     if np.any(~np.isfinite(asked)) or np.any(asked <= last):
         raise ValueError(f"levels must be finite and above target_loss, {last:g}; got {levels}")
     return [*np.unique(asked)[::-1].tolist(), last]

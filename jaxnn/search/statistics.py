@@ -2,7 +2,8 @@
 
 A `Statistic` is a monoid over disjoint ranges of candidates, so a range may be cut into chunks,
 devices and processes in any way. The functions below return the statistics of random search,
-whose states are the same bits for every cut. They leave out losses that are NaN or infinite.
+whose states are the same bits for every cut (of improvements, up to 256 a shard). They leave out
+losses that are NaN or infinite.
 
 `StatisticsConfig` holds what a user asks of a search, and `statistics_of` returns the statistics
 that answer.
@@ -23,7 +24,10 @@ from jaxnn.run.checks import as_count, as_numpy, as_real
 from jaxnn.typing import PyTree
 
 MAX_IMPROVEMENTS = 256
-"""Improvements kept of one call. Among n independent draws there are about ln n, at most 44."""
+"""Improvements kept of one call; of more, the last place holds the lowest.
+
+Among n independent draws there are about ln n, at most 44.
+"""
 MOST_LISTED = 2**24
 """Candidates that a table may hold."""
 MOST_EDGES = 2**12

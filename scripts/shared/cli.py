@@ -105,7 +105,8 @@ def add_data(parser: argparse.ArgumentParser, meaning: str, default: str | None 
     add("--target", metavar="COLUMN", help="The column of the CSV file to predict.")
     add("--features", nargs="+", metavar="COLUMN", help="The columns to learn from; all if absent.")
     add("--standardise", action="store_true", help="Standardise the features of the CSV file.")
-    add("--delimiter", metavar="CHARACTER", default=",", help="What separates its columns.")
+    add("--delimiter", metavar="CHARACTER", default=",", help="What separates its columns.",
+        type=lambda text: text.replace("\\t", "\t"))  # fmt: skip
 
 
 def add_save(parser: argparse.ArgumentParser) -> None:
