@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TextIO, runtime_checkable
@@ -109,6 +110,7 @@ def load_csv(
 
     Raises:
         OSError: if the file cannot be read.
+        TypeError: if an argument is of another kind.
         ValueError: if it is no CSV file, lacks a column, or has a field that is missing or has
             no meaning; the message names line and column.
 
@@ -181,7 +183,7 @@ def check_columns(
 
 def _read(source: StrPath | Frame, delimiter: str) -> _Rows:
     fields, lines, start = [], [], 1
-    path = "the frame" if isinstance(source, Frame) else Path(source)
+    path = "the frame" if isinstance(source, Frame) else _as_path(source)
     try:
         with _opened(source, delimiter) as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
@@ -208,6 +210,12 @@ def _read(source: StrPath | Frame, delimiter: str) -> _Rows:
             wanted = f"{len(header)} fields, as the line that names the columns"
             raise ValueError(f"{path}, line {line} must have {wanted}; got {len(row)}")
     return _Rows(path, header, fields[1:], lines[1:])
+
+
+def _as_path(source: object) -> Path:
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"path must name a file or be a frame; got a {type(source).__name__}")
+    return Path(source)
 
 
 def _opened(source: StrPath | Frame, delimiter: str) -> TextIO:

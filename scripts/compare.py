@@ -41,7 +41,7 @@ CONSTANT = (
     "gradient_descent.py) or another seed may help."
 )
 NEAR = 10
-"""The largest factor between medians that can be told apart in one panel."""
+"""Medians that differ by a larger factor than this need more than one panel."""
 HELD_OUT = 20_000
 """Fresh rows a class, on which accuracy is measured again."""
 BAYES = {"vertical": jaxnn.datasets.vertical_bayes(CLASSES)}

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -139,6 +140,12 @@ def test_a_frame_is_read_as_the_file_it_would_write(load):
     frame.loc[1, "ears"] = np.nan
     with pytest.raises(ValueError, match="the frame, line 3, column 'ears'"):
         load_csv(frame, target="species")
+
+
+def test_what_is_no_file_and_no_frame_is_refused_by_name():
+    rows: Any = {"weight": [1, 2]}
+    with pytest.raises(TypeError, match="path must name a file or be a frame; got a dict"):
+        load_csv(rows, target=None)
 
 
 FINITE = st.floats(-3e38, 3e38, allow_subnormal=False)

@@ -173,7 +173,7 @@ def take(samples: PyTree, places: Any) -> PyTree:
 
 
 def resized(samples: PyTree, size: int) -> PyTree:
-    """Return so many of the samples, again from the first one on if there are fewer."""
+    """Return `size` samples; if there are fewer, they repeat from the first one on."""
     return take(samples, np.resize(np.arange(sample_count(samples)), size))
 
 
