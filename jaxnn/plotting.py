@@ -219,6 +219,7 @@ def loss_curves(
         The axes.
 
     Raises:
+        TypeError: if `curves` maps no labels.
         ValueError: if there is no curve, x and y differ in shape, or the reference has no place.
 
     Example:
