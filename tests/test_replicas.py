@@ -93,7 +93,7 @@ def test_a_network_comes_to_the_same_bits_however_many_there_are(count, plan, ep
 
 @pytest.mark.slow
 def test_a_block_of_several_tiles_changes_no_bit(monkeypatch, epoch_by_epoch):
-    monkeypatch.setattr(replicas, "LEAST_BLOCKS", 1)
+    monkeypatch.setattr(replicas, "ON_CPUS", (16, 1))
     places = np.resize(np.arange(NUM), 37)  # two tiles of 16 in a block, and two blocks
     assert replicas.Networks(len(places), jax.devices()).width == 32
     optimizer = optimizers.each(with_cosine, RATES[places])

