@@ -29,25 +29,26 @@ def key_of(high, low, stream=KEY):
 
 @pytest.mark.parametrize("index", BORDERS)
 def test_words_are_the_index_and_join_gives_it_back(index):
-    high, low = random.words(index)
+    high, low = random.split_index(index)
     assert (high.dtype, low.dtype) == (np.uint32, np.uint32)
     assert int(high) * 2**32 + int(low) == index
-    joined = random.join(np.asarray(high), np.asarray(low))
+    joined = random.join_index(np.asarray(high), np.asarray(low))
     assert joined.dtype == np.uint64
     assert int(joined) == index
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2, 3, 2**31 - 1, 2**32 - 1])
 def test_add_carries_from_the_low_word_into_the_high_one(offset):
-    high, low = np.transpose([random.words(index) for index in BORDERS])
-    total = jax.jit(random.add)(high, low, jnp.uint32(offset))
+    high, low = np.transpose([random.split_index(index) for index in BORDERS])
+    total = jax.jit(random.shift_index)(high, low, jnp.uint32(offset))
     assert [word.dtype for word in total] == [jnp.uint32, jnp.uint32]
-    assert random.join(*map(np.asarray, total)).tolist() == [index + offset for index in BORDERS]
+    joined = random.join_index(*map(np.asarray, total))
+    assert joined.tolist() == [index + offset for index in BORDERS]
 
 
 @pytest.mark.parametrize("index", BORDERS)
 def test_the_key_of_an_index_folds_in_its_high_word_and_then_its_low_one(index):
-    high, low = random.words(index)
+    high, low = random.split_index(index)
     data, zero = jax.random.key_data(KEY), np.uint32(0)
     for word in (high, low):
         data = threefry_2x32(data, jnp.array([zero, word]))
@@ -62,7 +63,7 @@ def test_indices_that_share_a_word_have_keys_of_their_own():
 @pytest.mark.parametrize("implementation", KEY_IMPLEMENTATIONS)
 def test_many_keys_at_once_are_those_of_a_loop(implementation):
     stream = jax.random.key(4, impl=implementation)
-    high, low = np.transpose([random.words(index) for index in BORDERS])
+    high, low = np.transpose([random.split_index(index) for index in BORDERS])
     at_once = jax.jit(jax.vmap(random.fold_index, (None, 0, 0)))(stream, high, low)
     one_by_one = [key_of(*pair, stream) for pair in zip(high, low, strict=True)]
     assert key_words(at_once) == one_by_one

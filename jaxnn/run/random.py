@@ -113,26 +113,26 @@ def fold_index(stream: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
     return fold_in(fold_in(stream, high), low)
 
 
-def draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> PyTree:
+def draw_candidate(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> PyTree:
     """Return what is drawn from the key of an index."""
     return sample(fold_index(stream, high, low))
 
 
-draw_many = jax.vmap(draw, (None, None, 0, 0))
+draw_candidates = jax.vmap(draw_candidate, (None, None, 0, 0))
 """The same of many indices, side by side."""
 
 
-def words(index: int) -> tuple[np.uint32, np.uint32]:
+def split_index(index: int) -> tuple[np.uint32, np.uint32]:
     """The high and the low 32 bits of an index."""
     return np.uint32(index >> 32), np.uint32(index & 0xFFFFFFFF)
 
 
-def join(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+def join_index(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     """The uint64 index, or indices, of two uint32 words."""
     return np.asarray(high, np.uint64) << np.uint64(32) | np.asarray(low, np.uint64)
 
 
-def add(high: jax.Array, low: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+def shift_index(high: jax.Array, low: jax.Array, offset: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The words of `index + offset`; all uint32, the carry included."""
     sums = low + offset
     return high + (sums < low).astype(jnp.uint32), sums

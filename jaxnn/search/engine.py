@@ -27,7 +27,13 @@ from jaxnn.run.checkpoint import Checkpoint, arrays_to_tree, tree_to_arrays
 from jaxnn.run.fingerprint import run_metadata
 from jaxnn.run.loop import Limits, Progress, Work, run
 from jaxnn.run.programs import COMPILER_OPTIONS, num_threads, own_settings, program, run_at_once
-from jaxnn.run.random import add, draw, draw_many, join, words
+from jaxnn.run.random import (
+    draw_candidate,
+    draw_candidates,
+    join_index,
+    shift_index,
+    split_index,
+)
 from jaxnn.search import rejection as rejecting
 from jaxnn.search.rejection import Rejection
 from jaxnn.search.statistics import Rows, Statistic, Tile, append_rows, concatenate_rows
@@ -379,8 +385,8 @@ def _stopping_hit(rules: Sequence[StopRule], totals: Totals) -> tuple[int, float
     for table, threshold, num_hits in rules:
         places = np.flatnonzero(totals[table].loss <= threshold)
         if len(places) >= num_hits:
-            last = places[num_hits - 1]
-            hits.append((int(join(totals[table].high[last], totals[table].low[last])), threshold))
+            high, low, _ = (column[places[num_hits - 1]] for column in totals[table])
+            hits.append((int(join_index(high, low)), threshold))
     return min(hits, default=None)
 
 
@@ -415,7 +421,7 @@ def reduce_range(
     try:
         shared = [jax.device_put((problem, rejection, updates, states), each) for each in devices]
         calls = [
-            (*shared[number % len(devices)], words(first), np.uint32(last - first))
+            (*shared[number % len(devices)], split_index(first), np.uint32(last - first))
             for number, (first, last) in enumerate(
                 shards(search, num_shards or _num_shards(devices))
             )
@@ -460,15 +466,15 @@ def _reduce_shard(
 
     def score(states: Totals, offset: jax.Array, inside: jax.Array) -> Totals:
         # The key, and so the candidate, is a function of the index alone.
-        high, low = add(*begin, offset)
-        params = draw_many(problem.sample, problem.stream, high, low)
+        high, low = shift_index(*begin, offset)
+        params = draw_candidates(problem.sample, problem.stream, high, low)
         values = Tile(high, low, inside, jax.vmap(problem.value, (0, None))(params, problem.batch))
         return {name: update(states[name], values) for name, update in updates.items()}
 
     if rejection is not None:
 
         def is_dropped(states: Totals, offset: jax.Array) -> jax.Array:
-            params = draw_many(problem.sample, problem.stream, *add(*begin, offset))
+            params = draw_candidates(problem.sample, problem.stream, *shift_index(*begin, offset))
             return rejecting.is_dropped(rejection, params, states["best"].loss[-1])
 
         return rejecting.reduce_survivors(is_dropped, score, dict(states), size, tile)
@@ -484,13 +490,13 @@ def _reduce_shard(
 
 @program()
 def _draw(sample: Partial, stream: jax.Array, high: jax.Array, low: jax.Array) -> PyTree:
-    return (draw_many if high.ndim else draw)(sample, stream, high, low)
+    return (draw_candidates if high.ndim else draw_candidate)(sample, stream, high, low)
 
 
 def check_draws(sample: Partial, stream: jax.Array, start: int) -> None:
     """Refuse a sampler that draws the same params from every key."""
     indices = ((start + i) % 2**63 for i in range(DRAWS_TO_DIFFER))
-    draws = (jax.tree.leaves(_draw(sample, stream, *words(index))) for index in indices)
+    draws = (jax.tree.leaves(_draw(sample, stream, *split_index(index))) for index in indices)
     first, equal = next(draws), functools.partial(np.array_equal, equal_nan=True)
     if all(all(map(equal, first, other)) for other in draws):
         raise ValueError(
@@ -514,4 +520,4 @@ def _words_of(candidate: Any) -> tuple[Any, Any]:
         )
     if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < 2**63:
         raise ValueError(f"candidate must be between 0 and 2**63 - 1; got {indices}")
-    return words(indices.astype(np.uint64))
+    return split_index(indices.astype(np.uint64))

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 
 from jaxnn.run.checks import as_partial, check_scalar, shapes_of
 from jaxnn.run.programs import COMPILER_OPTIONS, program
-from jaxnn.run.random import add, draw_many, words
+from jaxnn.run.random import draw_candidates, shift_index, split_index
 from jaxnn.typing import Function, PyTree, traits_of
 
 State = TypeVar("State")
@@ -95,7 +95,7 @@ def plan(
 ) -> Rejection | None:
     """Choose how many rows come first, by what they drop of a tile; None if it is not worth it."""
     rejection = rejection._replace(kth_best=kth_best)
-    dropped = _share_dropped(rejection, sample, stream, words(start), tile=tile)
+    dropped = _share_dropped(rejection, sample, stream, split_index(start), tile=tile)
     num_blocks = best_num_blocks(np.asarray(dropped), rejection.share)
     return rejection._replace(num_blocks=np.int32(num_blocks)) if num_blocks else None
 
@@ -110,7 +110,8 @@ def _share_dropped(
     tile: int,
 ) -> jax.Array:
     """The share of a tile that is dropped after each block, `(blocks,)`."""
-    params = draw_many(sample, stream, *add(*begin, jnp.arange(tile, dtype=jnp.uint32)))
+    lanes = jnp.arange(tile, dtype=jnp.uint32)
+    params = draw_candidates(sample, stream, *shift_index(*begin, lanes))
 
     def look(total: jax.Array, block: PyTree) -> tuple[jax.Array, jax.Array]:
         total = _add_block(rejection, params, total, block)

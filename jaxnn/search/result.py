@@ -15,7 +15,7 @@ from scipy.special import betaincinv
 
 from jaxnn.run.checks import as_numpy
 from jaxnn.run.loop import Improvement, improvements_of
-from jaxnn.run.random import join
+from jaxnn.run.random import join_index
 from jaxnn.run.show import Table, readable, summary
 from jaxnn.search.engine import RunState
 from jaxnn.search.statistics import CandidateTable, StatisticsConfig, bin_edges
@@ -236,7 +236,8 @@ def best_of(totals: dict[str, PyTree]) -> tuple[int | None, float]:
 def as_candidates(table: CandidateTable) -> Candidates:
     """Return indices and losses of a table, without its empty places."""
     here = np.isfinite(table.loss)
-    return Candidates(join(table.high[here], table.low[here]).astype(np.int64), table.loss[here])
+    high, low, loss = (column[here] for column in table)
+    return Candidates(join_index(high, low).astype(np.int64), loss)
 
 
 def _as_histogram(counts: np.ndarray, config: StatisticsConfig) -> Histogram:
