@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # The import changes what `jax.config` holds.
 SMALL, SMALL_BY_DIFFERENCES = 1e-3, 1e-2  # Bring all pre-activations close to 0.
 ASIDE = 1e-4  # Moves params off their kinks, relative to each leaf's largest coordinate.
 EXACT, NEAR = 1e-7, 1e-2  # Errors up to which something holds: everywhere, and near 0.
-ROUNDING = 1e-13  # Errors up to which a gradient is right by its form, not by an approximation.
+BY_FORM = 1e-13  # Errors up to which a gradient is right by its form, not by an approximation.
 EXACT_BY_DIFFERENCES = 1e-5  # The same everywhere, where the right gradient is of differences.
 
 # JAX's names of what a loss must contain for a fault of it to be named.
@@ -124,7 +124,7 @@ def suggest(problem: Problem, samples: PyTree, leaves: Sequence[LeafReport]) -> 
         pairs = _pairs(problem, samples)
         for leaf in wrong:
             drawn = pairs[leaf.name]["as drawn"]
-            if leaf.error <= tolerances[0] or drawn.error() <= ROUNDING:
+            if leaf.error <= tolerances[0] or drawn.error() <= BY_FORM:
                 fault = "it is that of jax.grad, and the finite differences contradict it"
             else:
                 unusual = f"wrong in {_share(drawn.are_wrong())}, and {UNUSUAL}"
@@ -237,7 +237,7 @@ def _everywhere(pair: _Pair, batch: PyTree, parts: set[str]) -> Iterator[str]:
         yield "should be 0 everywhere: the loss does not depend on it"
     if not np.all(np.isfinite(right)):
         yield "the right gradient is not finite"
-    if pair.relative(gradient) <= ROUNDING:
+    if pair.relative(gradient) <= BY_FORM:
         yield "it is 0: left out, or summed over the wrong axis"
     if is_square(right.shape[1:]) and pair.relative(gradient - np.swapaxes(right, 1, 2)) <= exact:
         yield "transposed"
@@ -310,7 +310,7 @@ def _meaning(factor: float, batch: PyTree, parts: set[str]) -> str:
 
 def _where_right(pairs: Mapping[str, _Pair], parts: set[str]) -> Iterator[str]:
     """Yield a fault that vanishes at one of the other places."""
-    if "wider" in pairs and pairs["wider"].error() <= ROUNDING:
+    if "wider" in pairs and pairs["wider"].error() <= BY_FORM:
         yield "right where the params are small" + OF_BRANCH
     for place, pair in pairs.items():
         if place.startswith("params") and pair.is_right():

@@ -20,8 +20,8 @@ from jaxnn.run.checks import as_partial, check_loss_and_gradients, check_scalar,
 from jaxnn.run.programs import program
 from jaxnn.typing import Function, PyTree
 
-STEP = 1e-5
-"""Of the central differences, relative to the leaf's largest coordinate."""
+STEP_OF_DIFFERENCES = 1e-5
+"""Of central differences, relative to the leaf's largest coordinate."""
 
 SAMPLES_AT_ONCE, COORDINATES_AT_ONCE = 16, 64
 
@@ -124,7 +124,7 @@ def slopes(loss: Checked, samples: PyTree, batch: PyTree) -> PyTree:
     """Return the gradients of some samples by `jax.grad`, or by central differences."""
     if isinstance(loss, Partial):
         return values_and_slopes(loss, samples, batch)[1]
-    step = steps(samples, STEP)
+    step = steps(samples, STEP_OF_DIFFERENCES)
     up, down = losses_beside(loss, samples, batch, step)
     return from_flat(take(samples, 0), (up - down) / (2 * step))
 

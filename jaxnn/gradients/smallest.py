@@ -23,7 +23,7 @@ import numpy as np
 from jaxnn.gradients.counterexample import Counterexample, is_key, script_of
 from jaxnn.gradients.diagnose import aside
 from jaxnn.gradients.functions import (
-    STEP,
+    STEP_OF_DIFFERENCES,
     Checked,
     NumpyFunction,
     Problem,
@@ -192,7 +192,8 @@ def _wrong_beside(problem: Problem, params: PyTree) -> dict[str, _Found]:
     values, gradients = at_samples(by_hand, samples, batch)
     right = [np.asarray(leaf) for leaf in jax.tree.leaves(slopes(loss, samples, batch))]
     largest = [float(np.max(np.abs(leaf), initial=0)) for leaf in right]
-    least = max(1e-3 * max(largest), float(ROUNDING / STEP * np.max(np.abs(values))), TINY)
+    rounding = float(ROUNDING / STEP_OF_DIFFERENCES * np.max(np.abs(values)))
+    least = max(1e-3 * max(largest), rounding, TINY)
     found, is_known = {}, np.isfinite(values[0])
     leaves = zip(names_of(params), jax.tree.leaves(gradients), right, largest, strict=True)
     for name, gradient, slope, size in leaves:
