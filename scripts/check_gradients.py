@@ -125,29 +125,15 @@ def status_of(arguments: argparse.Namespace, reports: Sequence[jaxnn.GradientRep
 
 def as_dict(report: jaxnn.GradientReport) -> dict[str, Any]:
     """Return what the JSON file says of a report."""
-    worst_key = report.worst_key
-    return report._asdict() | {
-        "leaves": [leaf._asdict() for leaf in report.leaves],
-        "worst": report.worst._asdict(),
-        "worst_key": None if worst_key is None else jax.random.key_data(worst_key).tolist(),
-        "coverage": facts_of(report.coverage, "branches"),
-        "power": facts_of(report.power, "faults"),
-        "invariants": report.invariants and [each._asdict() for each in report.invariants],
-        "smallest": report.smallest and without(report.smallest._asdict(), "params", "batch"),
-    }
-
-
-def facts_of(part: Any, items: str) -> dict[str, Any] | None:
-    """Return the share of a part of the report, and its fields."""
-    if part is None:
-        return None
-    each = [item._asdict() for item in getattr(part, items)]
-    return {"share": part.share} | part._asdict() | {items: each}
-
-
-def without(facts: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Leave out arrays in trees of any class; the script has their numbers."""
-    return {name: fact for name, fact in facts.items() if name not in names}
+    facts, worst_key = report._asdict(), report.worst_key
+    facts["worst_key"] = None if worst_key is None else jax.random.key_data(worst_key).tolist()
+    for name in ("coverage", "power"):
+        part = facts[name]
+        facts[name] = part and {"share": part.share} | part._asdict()
+    if report.smallest is not None:  # Its trees may be of any class; its script has the numbers.
+        rest = report.smallest._asdict().items()
+        facts["smallest"] = {name: fact for name, fact in rest if name not in ("params", "batch")}
+    return facts
 
 
 @cache
@@ -348,7 +334,7 @@ def check_all(arguments: argparse.Namespace) -> int:
         if arguments.verbose or not report.passed:
             tqdm.write(f"\n{model}\n{report}")
         reports.append(report)
-        results.append({"network": model.settings._asdict()} | as_dict(report))
+        results.append({"network": model.settings} | as_dict(report))
     cli.write_json(arguments.json, results)
     passed = sum(report.passed for report in reports)
     leaves = [leaf for report in reports for leaf in report.leaves]

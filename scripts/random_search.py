@@ -110,9 +110,8 @@ def search(
 def report(result: Any) -> dict[str, Any]:
     """Return what the JSON file says of the result."""
 
-    def records(columns: Any) -> list[dict[str, Any]]:
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [dict(zip(columns._fields, row, strict=True)) for row in rows]
+    def records(columns: Any) -> list[Any]:
+        return [*map(columns._make, zip(*(column.tolist() for column in columns), strict=True))]
 
     return {
         "best_loss": result.loss if result.params is not None else None,

@@ -250,13 +250,15 @@ def _cell(value: Any) -> str:
 
 
 def write_json(path: Path | None, results: Any) -> None:
-    """Write results to a file, if one was named; infinities and NaN become null."""
+    """Write results, named tuples by the names, if a file was named; inf and NaN become null."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_finite(results), indent=1, allow_nan=False))
 
 
 def _finite(results: Any) -> Any:
+    if hasattr(results, "_asdict"):
+        results = results._asdict()
     if isinstance(results, dict):
         return {name: _finite(value) for name, value in results.items()}
     if isinstance(results, list | tuple):
