@@ -247,9 +247,9 @@ def stack(trees: Sequence[Tree]) -> Tree:
 
 
 def relative_error(got: Tree, expected: Tree) -> float:
-    """Return the largest difference of any leaf, relative to that leaf's largest entry."""
+    """Return the largest difference of any leaf, relative to that leaf's largest entry; or NaN."""
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
-    errors = [np.max(np.abs(np.asarray(a) - b)) / np.max(np.abs(b)) for a, b in pairs]
+    errors = [np.max(np.abs(np.asarray(a) - b)) / max(np.max(np.abs(b)), 1e-6) for a, b in pairs]
     return float(np.max(errors))
 
 

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from check_machine import relative_error
 from peers.chains import jaxnn_chains
 from peers.descent import jaxnn_descent
 from peers.search import jaxnn_search, torch_search
@@ -66,14 +67,6 @@ def starts_of(model: jaxnn.Model, number: int) -> Any:
     return on_cpu(lambda: jax.vmap(init)(jax.random.split(jax.random.key(1), number)))
 
 
-def relative_error(found: Any, expected: Any) -> float:
-    """Return the largest difference of two trees, each leaf's beside its largest number."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    return max(
-        float(np.max(np.abs(np.asarray(a) - b)) / max(np.max(np.abs(b)), 1e-6)) for a, b in pairs
-    )
-
-
 def check_searches(nets: Sequence[cli.Sizes], searches: int) -> Row:
     """Compare the winners of small random searches."""
     cpu, differ, errors = jax.devices("cpu")[:1], 0, []
@@ -86,7 +79,7 @@ def check_searches(nets: Sequence[cli.Sizes], searches: int) -> Row:
             found, expected = search(devices=jax.devices()[:1]), search(devices=cpu)
             differ += found.candidate != expected.candidate
             errors.append(abs(found.loss / expected.loss - 1))
-    return {"cases": len(errors), "near-ties": differ, "error": max(errors), "allowed": ROUNDING}
+    return {"cases": len(errors), "near-ties": differ, "error": np.max(errors), "allowed": ROUNDING}
 
 
 def check_gradients(nets: Sequence[cli.Sizes]) -> Row:
@@ -98,7 +91,7 @@ def check_gradients(nets: Sequence[cli.Sizes]) -> Row:
         found = jax.jit(model.value_and_grad)(params, data("spiral"))
         automatic = jax.jit(jax.value_and_grad(model.loss_reference))
         errors.append(relative_error(found, on_cpu(automatic, params, data("spiral"))))
-    return {"cases": len(errors), "near-ties": 0, "error": max(errors), "allowed": ROUNDING}
+    return {"cases": len(errors), "near-ties": 0, "error": np.max(errors), "allowed": ROUNDING}
 
 
 def check_chains(steps: int) -> Row:
@@ -122,7 +115,7 @@ def check_chains(steps: int) -> Row:
             proposed = expected.proposed_loss[chain, end]
             current = expected.current_loss[chain, end - 1] if end else proposed
             errors.append(float(abs(proposed / current - 1)))
-    return {"cases": chains, "near-ties": near_ties, "error": max(errors), "allowed": ROUNDING}
+    return {"cases": chains, "near-ties": near_ties, "error": np.max(errors), "allowed": ROUNDING}
 
 
 def check_descents(sizes: cli.Sizes) -> Row:
@@ -141,7 +134,7 @@ def check_descents(sizes: cli.Sizes) -> Row:
         relative_error(many(devices=jax.devices()[:1]), many(devices=jax.devices("cpu")[:1])),
         relative_error(one(), on_cpu(one)),
     ]
-    return {"cases": networks + 1, "near-ties": 0, "error": max(errors),
+    return {"cases": networks + 1, "near-ties": 0, "error": np.max(errors),
             "allowed": DESCENT_ROUNDING}  # fmt: skip
 
 
