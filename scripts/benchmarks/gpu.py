@@ -145,58 +145,47 @@ class Measurement(NamedTuple):
     unit: str
     prepare: Callable[[], Search]
     least: int
-    most: int
+    most: int = 10**9
 
 
 def measurements(small: bool) -> list[Measurement]:
     """Return what is measured; the counts are limits, which a slow device does not reach."""
     side, many, thousand = (256, 64, 16) if small else (8_192, 100_000, 1_000)
-    tiny, middle, wide = (jaxnn.mlp(sizes) for sizes in ((2, 3, 3), (2, 64, 3), (2, 64, 64, 3)))
-    batch, spiral = data(), data("spiral")
-    everything = {"top_k": 3, "thresholds": [0.3, 0.5], "collect": jaxnn.Collect(0.3)}
+    tiny, middle, batch = jaxnn.mlp((2, 3, 3)), jaxnn.mlp((2, 64, 3)), data()
+    nets = (((2, 3, 3), 4.0, 2**16), ((2, 16, 16, 3), 2.0, 2**12), ((2, 64, 64, 3), 1.0, 2**10))
+    kinds = {"": {}, ", early rejection": {"keep_below": 0.0}}
+    statistics = {"top_k": 3, "thresholds": [0.3, 0.5], "collect": jaxnn.Collect(0.3)}
 
-    def search(sizes: cli.Sizes, scale: float, **options: Any) -> Callable[[], Search]:
-        return partial(jaxnn_search, sizes, batch, scale=scale, **options)
+    def search(sizes: cli.Sizes, scale: float, least: int, kind: str, **more: Any) -> Measurement:
+        prepare = partial(jaxnn_search, sizes, batch, scale=scale, **more)
+        return Measurement(f"search {cli.join_sizes(sizes)}{kind}", "candidates", prepare, least)
+
+    def by_torch(sizes: cli.Sizes) -> Measurement:
+        tile = 2 ** (8 if small else int(math.log2(TORCH_BYTES / (4 * len(batch.y) * max(sizes)))))
+        prepare = partial(torch_on_device, sizes, batch, tile)
+        return Measurement(f"torch, {cli.join_sizes(sizes)}", "candidates", prepare, tile)
 
     def climb(chains: int | None) -> Callable[[], Search]:
         return partial(jaxnn_chains, chains, tiny, batch)
 
-    def descend(model: jaxnn.Model, networks: int, rows: jaxnn.Batch) -> Callable[[], Search]:
-        return partial(jaxnn_descent, True, networks, model, rows, None)
+    def descend(networks: int, model: jaxnn.Model, rows: jaxnn.Batch) -> Measurement:
+        name = f"{networks:,} networks, {cli.join_sizes(model.settings.sizes)}"
+        prepare = partial(jaxnn_descent, True, networks, model, rows, None)
+        return Measurement(name, "steps", prepare, networks, 10**8)
 
-    def by_torch(sizes: cli.Sizes) -> Measurement:
-        tile = 2 ** int(math.log2(TORCH_BYTES / (4 * len(batch.y) * max(sizes))))
-        tile = 2**8 if small else tile
-        prepare = partial(torch_on_device, sizes, batch, tile)
-        return Measurement(f"torch, {cli.join_sizes(sizes)}", "candidates", prepare, tile, 10**9)
-
-    peers = [by_torch(m.settings.sizes) for m in (tiny, jaxnn.mlp((2, 16, 16, 3)), wide)]
     return [
         *(
             Measurement(f"matmul {side}, float32, precision {precision}", "GFLOP",
-                        partial(by_gflop, side, precision), math.ceil(2 * side**3 / 1e9), 10**7)
+                        partial(by_gflop, side, precision), math.ceil(2 * side**3 / 1e9))
             for precision in ("highest", "default")
         ),
-        Measurement("search 2-3-3, all statistics", "candidates",
-                    search((2, 3, 3), 4.0, **everything), 2**16, 10**9),
-        Measurement("search 2-3-3", "candidates", search((2, 3, 3), 4.0), 2**16, 10**9),
-        Measurement("search 2-3-3, early rejection", "candidates",
-                    search((2, 3, 3), 4.0, keep_below=0.0), 2**16, 10**9),
-        Measurement("search 2-16-16-3", "candidates", search((2, 16, 16, 3), 2.0), 2**12, 10**9),
-        Measurement("search 2-16-16-3, early rejection", "candidates",
-                    search((2, 16, 16, 3), 2.0, keep_below=0.0), 2**12, 10**9),
-        Measurement("search 2-64-64-3", "candidates",
-                    search(wide.settings.sizes, 1.0), 2**10, 10**8),
-        Measurement("search 2-64-64-3, early rejection", "candidates",
-                    search(wide.settings.sizes, 1.0, keep_below=0.0), 2**10, 10**8),
+        search(*nets[0], ", all statistics", **statistics),
+        *(search(*net, kind, **options) for net in nets for kind, options in kinds.items()),
         Measurement("one chain, 2-3-3", "steps", climb(None), 1_000, 10**6),
-        Measurement(f"{many:,} chains, 2-3-3", "steps", climb(many), many, 10**9),
-        Measurement(f"{thousand:,} networks, 2-3-3", "steps",
-                    descend(tiny, thousand, batch), thousand, 10**8),
-        Measurement(f"{many:,} networks, 2-3-3", "steps", descend(tiny, many, batch), many, 10**9),
-        Measurement(f"{thousand:,} networks, 2-64-3", "steps",
-                    descend(middle, thousand, spiral), thousand, 10**8),
-        *(peers if find_spec("torch") else []),
+        Measurement(f"{many:,} chains, 2-3-3", "steps", climb(many), many),
+        *(descend(number, tiny, batch) for number in (thousand, many)),
+        descend(thousand, middle, data("spiral")),
+        *(by_torch(sizes) for sizes, *_ in nets if find_spec("torch")),
     ]  # fmt: skip
 
 
