@@ -283,8 +283,9 @@ def check_own(arguments: argparse.Namespace) -> int:
             arguments.report.write_text(page, encoding="utf-8")
             print(arguments.report)
         if arguments.plot:
-            path = arguments.plot
-            save(drawn(errors, report, place), path, [path.suffix[1:] or "png"])
+            path, kind = arguments.plot, arguments.plot.suffix[1:] or "png"
+            folder = argparse.Namespace(output=path.parent, formats=[kind], dpi=144)
+            save(drawn(errors, report, place), folder, path.stem)
     return status_of(arguments, [report])
 
 

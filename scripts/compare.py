@@ -388,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if has_regions(experiment.model):
             pictures["regions"] = draw_regions(members)
         for kind, figure in pictures.items():
-            save(figure, arguments.output / f"{kind}-{name}.png", **cli.look_of(arguments))
+            save(figure, arguments, f"{kind}-{name}")
     cli.write_json(arguments.json, summaries)
 
 

@@ -93,16 +93,9 @@ def search(
     arguments: argparse.Namespace, train: Callable[..., Any]
 ) -> tuple[Any, dict[str, float]]:
     """Run the search; return the result and its pace."""
-    before = done_before(arguments.checkpoint)
-    result, seconds = timed(
-        train,
-        "num_candidates",
-        arguments.candidates,
-        start=arguments.start,
-        devices=jax.local_devices()[: arguments.devices],
-        progress=True,
-        **cli.limits_of(arguments),
-    )
+    before, devices = done_before(arguments.checkpoint), jax.local_devices()[: arguments.devices]
+    options = {"start": arguments.start, "devices": devices, **cli.limits_of(arguments)}
+    result, seconds = timed(train, "num_candidates", arguments.candidates, **options)
     rate = (result.num_evaluations - before) / seconds
     return result, {"seconds": seconds, "candidates_per_second": rate}
 
@@ -186,8 +179,7 @@ def compare_scales(arguments: argparse.Namespace, title: str, train: Callable[..
     axes.set(xlabel="candidates", ylabel="expected lowest loss")
     axes.set_title(f"Random search, {title}: {number:,} candidates a scale")
     axes.legend(title="scale", ncols=2)
-    path = arguments.output / f"scales-{title.replace(', ', '-')}.png"
-    save(figure, path, **cli.look_of(arguments))
+    save(figure, arguments, f"scales-{title.replace(', ', '-')}")
 
 
 @cli.command
@@ -219,16 +211,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         finished(result)
         return
     if arguments.verbose:
-        for line in improvement_lines(result, name):
-            print(line)
+        print(*improvement_lines(result, name), sep="\n")
     show(result, pace.get("candidates_per_second"))
     score = None
     if result.params is not None:
         score = float(metric_fn(result.params, batch))
         if arguments.plot:
-            path = arguments.output / f"random-search-{Path(arguments.data).stem}.png"
             figure = draw(result, f"{title}, scale {arguments.scale[0]:g}")
-            save(figure, path, **cli.look_of(arguments))
+            save(figure, arguments, f"random-search-{Path(arguments.data).stem}")
     problem.save(arguments.save, result.params)
     cli.write_json(arguments.json, report(result) | {name: score} | pace)
     if not arguments.merge:

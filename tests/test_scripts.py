@@ -220,10 +220,10 @@ def saved(monkeypatch):
     names = []
 
     @figures.slide
-    def checked(figure, path, *arguments, **options):
+    def checked(figure, arguments, name):
         assert_fit_for_a_slide(figure)
-        names.append(path.stem)
-        save(figure, path, *arguments, **options)
+        names.append(name)
+        save(figure, arguments, name)
 
     save = figures.save
     for script in (check_gradients, compare, gradient_descent, perturbation_search, random_search):

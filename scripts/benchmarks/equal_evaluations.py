@@ -232,11 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{evaluations:,} evaluations each, {arguments.seeds} seeds: medians, ranges of losses")
     cli.print_table(rows, arguments.markdown)
     print("\n".join(faster(rows)) or "nobody is faster than jaxnn")
-    save(
-        draw(rows, evaluations),
-        arguments.output / "equal-evaluations.png",
-        **cli.look_of(arguments),
-    )
+    save(draw(rows, evaluations), arguments, "equal-evaluations")
     cli.write_json(arguments.json, rows)
 
 

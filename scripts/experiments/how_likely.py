@@ -505,7 +505,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                       "{seconds:.2g} s".format(part, **piece["descent"]))  # fmt: skip
         figure = slide(draw)(found)
         jaxnn.plotting.shared_legend(figure)
-        save(figure, path.with_suffix(".png"), **cli.look_of(arguments))
+        save(figure, arguments, path.stem)
 
 
 if __name__ == "__main__":

@@ -134,13 +134,9 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of `add_limits` as those of a trainer."""
-    return {name: getattr(arguments, name) for name in ("target_loss", "max_seconds", "checkpoint")}
-
-
-def look_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of `add_output` that `figures.save` takes."""
-    return {name: getattr(arguments, name) for name in ("formats", "dpi")}
+    """Return the options of `add_limits` as those of a trainer, which is to show its progress."""
+    names = ("target_loss", "max_seconds", "checkpoint")
+    return {"progress": True} | {name: getattr(arguments, name) for name in names}
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
