@@ -379,11 +379,15 @@ def generalisation(rows: str, arguments: argparse.Namespace) -> dict[str, Any]:
     by_run = [float(np.mean(drawn.metric[drawn.run == run])) for run in range(arguments.runs)]
     keys = jax.random.split(jax.random.key(arguments.seed + 1), NETWORKS)
     small = partial(model.init, scale=1.0, distribution="he")
+    descend = partial(
+        jaxnn.gradient_descent, jax.random.key(0), model.value_and_grad, learning_rate=0.1,
+        num_networks=NETWORKS, num_epochs=MOST_EPOCHS, target_loss=GOOD_LOSS,
+    )  # fmt: skip
     results = {"random": share_of(drawn.metric, by_run), "power": powers(found[5:8])}
     for name, start_fn in {"descended from the prior": prior, "descended from he": small}.items():
-        starts = jax.vmap(start_fn)(keys)
-        params, losses = descend_to(model, starts, train)
-        shares = np.asarray(jax.vmap(right, (0, None))(params, None))[losses <= GOOD_LOSS]
+        trained = finished(descend(jax.vmap(start_fn)(keys), train))
+        shares = np.asarray(jax.vmap(right, (0, None))(trained.params, None))
+        shares = shares[trained.loss <= GOOD_LOSS]
         results[name] = share_of(shares, shares)
     return {"rows": len(train.x), **results}
 
@@ -394,30 +398,6 @@ def share_of(shares: np.ndarray, independent: Sequence[float] | np.ndarray) -> d
         return {"number": len(shares), "mean": None, "interval": None}
     ends = np.clip(of_mean(independent), 0, 1).tolist()
     return {"number": len(shares), "mean": float(np.mean(shares)), "interval": ends}
-
-
-def descend_to(model: Any, starts: Any, batch: jaxnn.Batch) -> tuple[Any, np.ndarray]:
-    """Return each network where its loss has first come to `GOOD_LOSS`, and these losses."""
-    kernel = jaxnn.descent.descent_kernel(model.value_and_grad, jaxnn.optimizers.sgd(0.1))
-    key = jaxnn.descent.network_key(jax.random.key(0))
-
-    def is_going(carry: Any) -> jax.Array:
-        state, loss = carry
-        return (loss > GOOD_LOSS) & (state.step < MOST_EPOCHS)
-
-    def step(carry: Any) -> Any:
-        state = kernel.step(key, carry[0], batch)[0]
-        return state, model.loss(state.params, batch)
-
-    @jax.jit
-    @jax.vmap
-    def descend(start: Any) -> Any:
-        first = kernel.init(start, batch), model.loss(start, batch)
-        state, loss = jax.lax.while_loop(is_going, step, first)
-        return state.params, loss
-
-    params, losses = descend(starts)
-    return params, np.asarray(losses)
 
 
 def rows_of_generalisation(rows: str, found: dict[str, Any]) -> list[dict[str, Any]]:
