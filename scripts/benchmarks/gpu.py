@@ -157,7 +157,7 @@ def measurements(small: bool) -> list[Measurement]:
     statistics = {"top_k": 3, "thresholds": [0.3, 0.5], "collect": jaxnn.Collect(0.3)}
 
     def search(sizes: cli.Sizes, scale: float, least: int, kind: str, **more: Any) -> Measurement:
-        prepare = partial(jaxnn_search, sizes, batch, scale=scale, **more)
+        prepare = partial(jaxnn_search, jaxnn.mlp(sizes), batch, scale=scale, **more)
         return Measurement(f"search {cli.join_sizes(sizes)}{kind}", "candidates", prepare, least)
 
     def by_torch(sizes: cli.Sizes) -> Measurement:
@@ -170,7 +170,7 @@ def measurements(small: bool) -> list[Measurement]:
 
     def descend(networks: int, model: jaxnn.Model, rows: jaxnn.Batch) -> Measurement:
         name = f"{networks:,} networks, {cli.join_sizes(model.settings.sizes)}"
-        prepare = partial(jaxnn_descent, True, networks, model, rows, None)
+        prepare = partial(jaxnn_descent, True, networks, model, rows)
         return Measurement(name, "steps", prepare, networks, 10**8)
 
     return [
@@ -194,7 +194,7 @@ def torch_on_device(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int) -> Search:
     torch: Any = import_module("torch")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:
-        search = torch_search(sizes, batch, tile, threads=torch.get_num_threads())
+        search = torch_search(jaxnn.mlp(sizes), batch, tile, threads=torch.get_num_threads())
 
     def on_device(count: int) -> Any:
         with device:
