@@ -41,7 +41,7 @@ import numpy as np
 from shared import cli
 from shared.figures import Figure, plt, save, slide
 from shared.gradient_page import page_of
-from shared.problems import csv_of
+from shared.problems import csv_of, model_of
 from tqdm.auto import tqdm
 
 import jaxnn
@@ -63,12 +63,11 @@ def networks(
     """
     features, outputs, pairs = FEATURES, OUTPUTS, list(OUTPUT_LOSSES)
     if table is not None:
-        classes, features = table.columns.class_names, table.batch.x.shape[1]
-        outputs, pairs = 1, [("softmax", "categorical_crossentropy")]
-        if classes is not None:
-            outputs = len(classes)
+        features, outputs = model_of((), table).settings.sizes
+        if table.columns.class_names is None:
+            pairs = [p for p in pairs if p[1] in ERROR_LOSSES and p[0] != "softmax"]
         else:
-            pairs = [p for p in OUTPUT_LOSSES if p[1] in ERROR_LOSSES and p[0] != "softmax"]
+            pairs = [("softmax", "categorical_crossentropy")]
     seen = set()
     for output, loss in pairs:
         for depth in depths:
@@ -339,13 +338,8 @@ def check_all(arguments: argparse.Namespace) -> int:
     cli.write_json(arguments.json, results)
     passed = sum(report.passed for report in reports)
     leaves = [leaf for report in reports for leaf in report.leaves]
-    errors = [
-        f"{error:.1e}" if error else "0 (beyond rounding)"
-        for error in (
-            np.nanmax([leaf.error for leaf in leaves]),
-            np.nanmax([leaf.difference_error for leaf in leaves]),
-        )
-    ]
+    largest = np.nanmax([(leaf.error, leaf.difference_error) for leaf in leaves], axis=0)
+    errors = [f"{error:.1e}" if error else "0 (beyond rounding)" for error in largest]
     print(
         f"{passed} of {len(reports)} networks passed; largest relative error {errors[0]} against "
         f"jax.grad, {errors[1]} against finite differences"

@@ -246,10 +246,11 @@ def note_of(summaries: Sequence[dict[str, Any]]) -> str:
     return "\n".join([head, *found, CONSTANT]) if found else ""
 
 
-def later(pair: tuple[np.ndarray, np.ndarray], first: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the part of a curve from `first` on."""
-    kept = pair[0] >= first
-    return pair[0][kept], pair[1][kept]
+def later(curves: dict[str, Any], first: float) -> Any:
+    """Return the part of every curve from `first` on."""
+    return {
+        name: [(x[x >= first], y[x >= first]) for x, y in seeds] for name, seeds in curves.items()
+    }
 
 
 def crowd(ends: np.ndarray, width: float = 1.5) -> tuple[float, float]:
@@ -284,17 +285,11 @@ def draw_methods(runs: Sequence[Run]) -> Figure:
         axes, (by_evaluations, by_seconds), FIRST.items(), strict=False
     ):
         first = min(first, *(seeds[0][0][-1] / 10 for seeds in curves.values()))
-        shown: Any = {
-            name: [later(seed, first) for seed in seeds] for name, seeds in curves.items()
-        }
-        jaxnn.plotting.loss_curves(shown, ax, xlabel=label, **look)
+        jaxnn.plotting.loss_curves(later(curves, first), ax, xlabel=label, **look)
     if are_near:
         low, high = crowd(np.array([*ends, bayes.crossentropy] if bayes else ends))
         last = max(seeds[0][0][-1] for seeds in by_evaluations.values())
-        shown = {
-            name: [later(s, last / 30) for s in seeds] for name, seeds in by_evaluations.items()
-        }
-        jaxnn.plotting.loss_curves(shown, axes[2], **look)
+        jaxnn.plotting.loss_curves(later(by_evaluations, last / 30), axes[2], **look)
         axes[2].set(ylim=(low / (high / low) ** 0.4 / 1.01, high * (high / low) ** 0.4 * 1.01))
         axes[2].set_title("where most of them end")
     for ax in axes[1:]:
