@@ -29,17 +29,7 @@ from scipy import special, stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import cli
-from shared.figures import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    Figure,
-    colors_of,
-    error_bars,
-    plt,
-    save,
-    slide,
-)
+from shared.figures import BLUE, GREEN, ORANGE, Figure, colors_of, error_bars, plt, save, slide
 from shared.intervals import of_mean
 from shared.problems import kink
 from shared.resuming import run_pieces
@@ -63,6 +53,7 @@ ROWS = (11, 30, 100, 300)
 WIDTH, GOOD_LOSS, FRESH = 16, 0.1, 1_000
 """Of the networks 2-u-2 whose fresh accuracy is asked for, at this loss on the kink data."""
 NETWORKS, MOST_EPOCHS = 200, 20_000
+KINDS = ("random", "descended from the prior", "descended from he")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -238,10 +229,7 @@ def vertical(scale: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "search_seconds": seconds,
         "counts": {
             f"{t:g}": [int(n), float(low), float(high)]
-            for t, n, low, high in zip(
-                counted.counts.threshold, counted.counts.num_below, counted.counts.low,
-                counted.counts.high, strict=True,
-            )
+            for t, n, _, low, high in zip(*counted.counts, strict=True)
         },
         "counted_loss": counted.histogram.edges[1:][seen].clip(max=99.0).tolist(),
         "counted": np.log10(below[seen]).tolist(),
@@ -296,15 +284,11 @@ def spiral(sizes: str, arguments: argparse.Namespace) -> dict[str, Any]:
     data_key, start_key, key = jax.random.split(jax.random.key(0), 3)
     batch = jaxnn.datasets.spiral(data_key, samples=100)
     model = jaxnn.mlp((2, SPIRALS[sizes], 3))
-    options = {
-        "target_loss": SPIRAL_LOSSES[-1],
-        "levels": SPIRAL_LOSSES[:-1],
-        "num_moves": arguments.moves,
-    }
     found = search(
-        arguments, model.loss, model.sampler(scale=SPIRAL_SCALE), batch, max_levels=10_000,
+        arguments, model.loss, model.sampler(scale=SPIRAL_SCALE), batch,
+        target_loss=SPIRAL_LOSSES[-1], levels=SPIRAL_LOSSES[:-1], max_levels=10_000,
         num_particles=max(round(SPIRAL_SHARE * arguments.particles), 2),
-        max_seconds=arguments.max_seconds, progress=True, **options,
+        num_moves=arguments.moves, max_seconds=arguments.max_seconds, progress=True,
     )  # fmt: skip
     start = model.init(start_key, scale=1.0, distribution="he")
     adam = {"num_epochs": 20_000, "optimizer": jaxnn.optimizers.adam(0.02)}
@@ -384,7 +368,7 @@ def generalisation(rows: str, arguments: argparse.Namespace) -> dict[str, Any]:
         num_networks=NETWORKS, num_epochs=MOST_EPOCHS, target_loss=GOOD_LOSS,
     )  # fmt: skip
     results = {"random": share_of(drawn.metric, by_run), "power": powers(found[5:8])}
-    for name, start_fn in {"descended from the prior": prior, "descended from he": small}.items():
+    for name, start_fn in zip(KINDS[1:], (prior, small), strict=True):
         trained = finished(descend(jax.vmap(start_fn)(keys), train))
         shares = np.asarray(jax.vmap(right, (0, None))(trained.params, None))
         shares = shares[trained.loss <= GOOD_LOSS]
@@ -410,16 +394,14 @@ def rows_of_generalisation(rows: str, found: dict[str, Any]) -> list[dict[str, A
         low, high = piece["interval"]
         return f"{piece['mean']:.4f} ({low:.4f} to {high:.4f}), {piece['number']:,}"
 
-    names = ("random", "descended from the prior", "descended from he")
-    return [{"rows": found["rows"], "probability": said(found["power"]),
-             **{name: share(name) for name in names}}]  # fmt: skip
+    shares = {name: share(name) for name in KINDS}
+    return [{"rows": found["rows"], "probability": said(found["power"]), **shares}]
 
 
 def draw_generalisation(found: dict[str, Any]) -> Figure:
     """Draw the accuracy on fresh rows against the rows trained on."""
     figure, ax = plt.subplots()
-    names = ("random", "descended from the prior", "descended from he")
-    for name, color, marker in zip(names, (BLUE, ORANGE, GREEN), "os^", strict=True):
+    for name, color, marker in zip(KINDS, (BLUE, ORANGE, GREEN), "os^", strict=True):
         known = [p for p in found.values() if p[name]["mean"] is not None]
         x = [piece["rows"] for piece in known]
         middle = [piece[name]["mean"] for piece in known]
