@@ -125,9 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     title = cli.title_of(arguments.data, model.settings.sizes)
     heat = arguments.temperature
-    kind = f"perturbation search, scale {arguments.scale:g}" + (
-        f", temperature {heat:g}" if heat is not None else ""
-    )
+    heated = "" if heat is None else f", temperature {heat:g}"
+    kind = f"perturbation search, scale {arguments.scale:g}{heated}"
     if arguments.plot and len(result.history.evaluations) > 1:
         figure = draw(result.history, f"{title}, {kind}", name)
         save(figure, arguments, f"perturbation-search-{title.replace(', ', '-')}")
