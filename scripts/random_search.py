@@ -75,6 +75,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.keep_below is not None and (arguments.plot or len(arguments.scale) > 1):
         parser.error("--keep-below must come without --plot and with one --scale")
+    if len(arguments.scale) > 1 and (arguments.checkpoint or arguments.merge or arguments.save):
+        parser.error("--checkpoint, --merge and --save must come with one --scale")
     if arguments.distributed and len(arguments.distributed) != 3:
         parser.error("--distributed must be followed by ADDRESS:PORT, a number and an index")
     return arguments
