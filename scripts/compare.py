@@ -91,12 +91,8 @@ class Setting(NamedTuple):
         return float(metric_fn(params, self.batch)), float(metric_fn(params, self.held_out))
 
 
-class Method(NamedTuple):
-    """A way to train: `train(setting, **{amount: number})` returns a result."""
-
-    train: Any
-    amount: str
-    number: int
+Method = tuple[Any, str, int]
+"""`train`, `amount` and `number`: `train(setting, **{amount: number})` returns a result."""
 
 
 class Run(NamedTuple):
@@ -154,21 +150,18 @@ def methods(experiment: Experiment, arguments: argparse.Namespace) -> dict[str, 
     found = {}
     for scale in (BOOK_SCALE, experiment.scale):
         train = partial(draw_candidates, scale=scale)
-        name = f"random search, scale {scale:g}"
-        found[name] = Method(train, "num_candidates", arguments.candidates)
-    found[f"perturbation search, scale {BOOK_SCALE:g}"] = Method(
-        climb, "num_steps", arguments.steps
-    )
+        found[f"random search, scale {scale:g}"] = train, "num_candidates", arguments.candidates
+    found[f"perturbation search, scale {BOOK_SCALE:g}"] = climb, "num_steps", arguments.steps
     for name, optimizer in OPTIMIZERS.items():
         train = partial(descend, optimizer=optimizer)
-        found[f"gradient descent, {name}"] = Method(train, "num_epochs", arguments.epochs)
+        found[f"gradient descent, {name}"] = train, "num_epochs", arguments.epochs
     return found
 
 
 def run(experiment: Experiment, name: str, method: Method, seed: int, verbose: bool) -> Run:
     """Train once, timed without compilation."""
-    given = setting_of(experiment, seed)
-    result, seconds = timed(partial(method.train, given), method.amount, method.number)
+    given, (train, *amount) = setting_of(experiment, seed), method
+    result, seconds = timed(partial(train, given), *amount)
     finished(result)
     if verbose:
         tqdm.write(f"\n{experiment.title}, seed {seed}, {name}")
