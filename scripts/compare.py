@@ -160,8 +160,8 @@ def methods(experiment: Experiment, arguments: argparse.Namespace) -> dict[str, 
 
 def run(experiment: Experiment, name: str, method: Method, seed: int, verbose: bool) -> Run:
     """Train once, timed without compilation."""
-    given, (train, *amount) = setting_of(experiment, seed), method
-    result, seconds = timed(partial(train, given), *amount)
+    given, (train, amount, number) = setting_of(experiment, seed), method
+    result, seconds = timed(partial(train, given), amount, number)
     finished(result)
     if verbose:
         tqdm.write(f"\n{experiment.title}, seed {seed}, {name}")
