@@ -41,7 +41,7 @@ import numpy as np
 from shared import cli
 from shared.figures import Figure, plt, save, slide
 from shared.gradient_page import page_of
-from shared.problems import csv_of
+from shared.problems import csv_of, model_of
 from tqdm.auto import tqdm
 
 import jaxnn
@@ -63,12 +63,11 @@ def networks(
     """
     features, outputs, pairs = FEATURES, OUTPUTS, list(OUTPUT_LOSSES)
     if table is not None:
-        classes, features = table.columns.class_names, table.batch.x.shape[1]
-        outputs, pairs = 1, [("softmax", "categorical_crossentropy")]
-        if classes is not None:
-            outputs = len(classes)
+        features, outputs = model_of((), table).settings.sizes
+        if table.columns.class_names is None:
+            pairs = [p for p in pairs if p[1] in ERROR_LOSSES and p[0] != "softmax"]
         else:
-            pairs = [p for p in OUTPUT_LOSSES if p[1] in ERROR_LOSSES and p[0] != "softmax"]
+            pairs = [("softmax", "categorical_crossentropy")]
     seen = set()
     for output, loss in pairs:
         for depth in depths:
@@ -125,29 +124,15 @@ def status_of(arguments: argparse.Namespace, reports: Sequence[jaxnn.GradientRep
 
 def as_dict(report: jaxnn.GradientReport) -> dict[str, Any]:
     """Return what the JSON file says of a report."""
-    worst_key = report.worst_key
-    return report._asdict() | {
-        "leaves": [leaf._asdict() for leaf in report.leaves],
-        "worst": report.worst._asdict(),
-        "worst_key": None if worst_key is None else jax.random.key_data(worst_key).tolist(),
-        "coverage": facts_of(report.coverage, "branches"),
-        "power": facts_of(report.power, "faults"),
-        "invariants": report.invariants and [each._asdict() for each in report.invariants],
-        "smallest": report.smallest and without(report.smallest._asdict(), "params", "batch"),
-    }
-
-
-def facts_of(part: Any, items: str) -> dict[str, Any] | None:
-    """Return the share of a part of the report, and its fields."""
-    if part is None:
-        return None
-    each = [item._asdict() for item in getattr(part, items)]
-    return {"share": part.share} | part._asdict() | {items: each}
-
-
-def without(facts: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Leave out arrays in trees of any class; the script has their numbers."""
-    return {name: fact for name, fact in facts.items() if name not in names}
+    facts, worst_key = report._asdict(), report.worst_key
+    facts["worst_key"] = None if worst_key is None else jax.random.key_data(worst_key).tolist()
+    for name in ("coverage", "power"):
+        part = facts[name]
+        facts[name] = part and {"share": part.share} | part._asdict()
+    if report.smallest is not None:  # Its trees may be of any class; its script has the numbers.
+        rest = report.smallest._asdict().items()
+        facts["smallest"] = {name: fact for name, fact in rest if name not in ("params", "batch")}
+    return facts
 
 
 @cache
@@ -297,8 +282,9 @@ def check_own(arguments: argparse.Namespace) -> int:
             arguments.report.write_text(page, encoding="utf-8")
             print(arguments.report)
         if arguments.plot:
-            path = arguments.plot
-            save(drawn(errors, report, place), path, [path.suffix[1:] or "png"])
+            path, kind = arguments.plot, arguments.plot.suffix[1:] or "png"
+            folder = argparse.Namespace(output=path.parent, formats=[kind], dpi=144)
+            save(drawn(errors, report, place), folder, path.stem)
     return status_of(arguments, [report])
 
 
@@ -348,17 +334,12 @@ def check_all(arguments: argparse.Namespace) -> int:
         if arguments.verbose or not report.passed:
             tqdm.write(f"\n{model}\n{report}")
         reports.append(report)
-        results.append({"network": model.settings._asdict()} | as_dict(report))
+        results.append({"network": model.settings} | as_dict(report))
     cli.write_json(arguments.json, results)
     passed = sum(report.passed for report in reports)
     leaves = [leaf for report in reports for leaf in report.leaves]
-    errors = [
-        f"{error:.1e}" if error else "0 (beyond rounding)"
-        for error in (
-            np.nanmax([leaf.error for leaf in leaves]),
-            np.nanmax([leaf.difference_error for leaf in leaves]),
-        )
-    ]
+    largest = np.nanmax([(leaf.error, leaf.difference_error) for leaf in leaves], axis=0)
+    errors = [f"{error:.1e}" if error else "0 (beyond rounding)" for error in largest]
     print(
         f"{passed} of {len(reports)} networks passed; largest relative error {errors[0]} against "
         f"jax.grad, {errors[1]} against finite differences"

@@ -91,12 +91,8 @@ class Setting(NamedTuple):
         return float(metric_fn(params, self.batch)), float(metric_fn(params, self.held_out))
 
 
-class Method(NamedTuple):
-    """A way to train: `train(setting, **{amount: number})` returns a result."""
-
-    train: Any
-    amount: str
-    number: int
+Method = tuple[Any, str, int]
+"""`train`, `amount` and `number`: `train(setting, **{amount: number})` returns a result."""
 
 
 class Run(NamedTuple):
@@ -154,21 +150,18 @@ def methods(experiment: Experiment, arguments: argparse.Namespace) -> dict[str, 
     found = {}
     for scale in (BOOK_SCALE, experiment.scale):
         train = partial(draw_candidates, scale=scale)
-        name = f"random search, scale {scale:g}"
-        found[name] = Method(train, "num_candidates", arguments.candidates)
-    found[f"perturbation search, scale {BOOK_SCALE:g}"] = Method(
-        climb, "num_steps", arguments.steps
-    )
+        found[f"random search, scale {scale:g}"] = train, "num_candidates", arguments.candidates
+    found[f"perturbation search, scale {BOOK_SCALE:g}"] = climb, "num_steps", arguments.steps
     for name, optimizer in OPTIMIZERS.items():
         train = partial(descend, optimizer=optimizer)
-        found[f"gradient descent, {name}"] = Method(train, "num_epochs", arguments.epochs)
+        found[f"gradient descent, {name}"] = train, "num_epochs", arguments.epochs
     return found
 
 
 def run(experiment: Experiment, name: str, method: Method, seed: int, verbose: bool) -> Run:
     """Train once, timed without compilation."""
-    given = setting_of(experiment, seed)
-    result, seconds = timed(partial(method.train, given), method.amount, method.number)
+    given, (train, amount, number) = setting_of(experiment, seed), method
+    result, seconds = timed(partial(train, given), amount, number)
     finished(result)
     if verbose:
         tqdm.write(f"\n{experiment.title}, seed {seed}, {name}")
@@ -246,10 +239,11 @@ def note_of(summaries: Sequence[dict[str, Any]]) -> str:
     return "\n".join([head, *found, CONSTANT]) if found else ""
 
 
-def later(pair: tuple[np.ndarray, np.ndarray], first: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the part of a curve from `first` on."""
-    kept = pair[0] >= first
-    return pair[0][kept], pair[1][kept]
+def later(curves: dict[str, Any], first: float) -> Any:
+    """Return the part of every curve from `first` on."""
+    return {
+        name: [(x[x >= first], y[x >= first]) for x, y in seeds] for name, seeds in curves.items()
+    }
 
 
 def crowd(ends: np.ndarray, width: float = 1.5) -> tuple[float, float]:
@@ -284,17 +278,11 @@ def draw_methods(runs: Sequence[Run]) -> Figure:
         axes, (by_evaluations, by_seconds), FIRST.items(), strict=False
     ):
         first = min(first, *(seeds[0][0][-1] / 10 for seeds in curves.values()))
-        shown: Any = {
-            name: [later(seed, first) for seed in seeds] for name, seeds in curves.items()
-        }
-        jaxnn.plotting.loss_curves(shown, ax, xlabel=label, **look)
+        jaxnn.plotting.loss_curves(later(curves, first), ax, xlabel=label, **look)
     if are_near:
         low, high = crowd(np.array([*ends, bayes.crossentropy] if bayes else ends))
         last = max(seeds[0][0][-1] for seeds in by_evaluations.values())
-        shown = {
-            name: [later(s, last / 30) for s in seeds] for name, seeds in by_evaluations.items()
-        }
-        jaxnn.plotting.loss_curves(shown, axes[2], **look)
+        jaxnn.plotting.loss_curves(later(by_evaluations, last / 30), axes[2], **look)
         axes[2].set(ylim=(low / (high / low) ** 0.4 / 1.01, high * (high / low) ** 0.4 * 1.01))
         axes[2].set_title("where most of them end")
     for ax in axes[1:]:
@@ -388,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if has_regions(experiment.model):
             pictures["regions"] = draw_regions(members)
         for kind, figure in pictures.items():
-            save(figure, arguments.output / f"{kind}-{name}.png", **cli.look_of(arguments))
+            save(figure, arguments, f"{kind}-{name}")
     cli.write_json(arguments.json, summaries)
 
 

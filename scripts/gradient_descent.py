@@ -209,8 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("--animate films the regions of classes of two features")
     train = descent_of(arguments, model, batch, validation, keys[:2])
     before = done_before(arguments.checkpoint)
-    limits = cli.limits_of(arguments)
-    result, seconds = timed(train, "num_epochs", arguments.epochs, progress=True, **limits)
+    result, seconds = timed(train, "num_epochs", arguments.epochs, **cli.limits_of(arguments))
     name, metric_fn = score_of(model)
     if arguments.networks is not None:
         metric_fn = jax.vmap(metric_fn, in_axes=(0, None))
@@ -220,7 +219,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(outcome(result, scores, seconds))
     title = cli.title_of(arguments.data, model.settings.sizes)
     kind = f"{arguments.optimizer}, learning rate {arguments.learning_rate:g}"
-    path = arguments.output / f"gradient-descent-{title.replace(', ', '-')}.png"
     names = ("loss", "num_steps", "num_evaluations", "status")
     report = {name: np.asarray(getattr(result, name)).tolist() for name in names}
     report |= {name: score.tolist() for name, score in scores.items()} | {"seconds": seconds}
@@ -232,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, size = len(batch.x), arguments.batch_size or len(batch.x)
         used = rows if arguments.keep_remainder else rows - rows % min(size, rows)
         figure = draw(result, model, batch, 3 * used / rows, f"{title}, {kind}")
-        save(figure, path, **cli.look_of(arguments))
+        save(figure, arguments, f"gradient-descent-{title.replace(', ', '-')}")
     finished(result)
     if arguments.animate:
         epochs = -(-result.num_steps // steps_of(arguments, len(batch.x)))

@@ -113,13 +113,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = key, model.loss, model.init(init_key), batch
     climb = partial(jaxnn.perturbation_search, *given, **options_of(arguments, model))
     before = done_before(arguments.checkpoint)
-    limits = cli.limits_of(arguments)
-    result, seconds = timed(climb, "num_steps", arguments.steps, progress=True, **limits)
+    result, seconds = timed(climb, "num_steps", arguments.steps, **cli.limits_of(arguments))
     steps = (result.num_evaluations // arguments.chains - 1) // arguments.proposals
     score = float(metric_fn(result.params, batch))
     if arguments.verbose:
-        for line in improvement_lines(result, name):
-            print(line)
+        print(*improvement_lines(result, name), sep="\n")
     print(
         f"{result.status}: loss {result.loss:.4f}, {name} {score:.3f}; {steps:,} steps of "
         f"{arguments.chains:,} chain{'s' * (arguments.chains > 1)}, "
@@ -127,13 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     title = cli.title_of(arguments.data, model.settings.sizes)
     heat = arguments.temperature
-    kind = f"perturbation search, scale {arguments.scale:g}" + (
-        f", temperature {heat:g}" if heat is not None else ""
-    )
-    path = arguments.output / f"perturbation-search-{title.replace(', ', '-')}.png"
+    heated = "" if heat is None else f", temperature {heat:g}"
+    kind = f"perturbation search, scale {arguments.scale:g}{heated}"
     if arguments.plot and len(result.history.evaluations) > 1:
         figure = draw(result.history, f"{title}, {kind}", name)
-        save(figure, path, **cli.look_of(arguments))
+        save(figure, arguments, f"perturbation-search-{title.replace(', ', '-')}")
     report = {
         "best_loss": result.loss,
         name: score,

@@ -75,6 +75,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.keep_below is not None and (arguments.plot or len(arguments.scale) > 1):
         parser.error("--keep-below must come without --plot and with one --scale")
+    if len(arguments.scale) > 1 and (arguments.checkpoint or arguments.merge or arguments.save):
+        parser.error("--checkpoint, --merge and --save must come with one --scale")
     if arguments.distributed and len(arguments.distributed) != 3:
         parser.error("--distributed must be followed by ADDRESS:PORT, a number and an index")
     return arguments
@@ -93,16 +95,9 @@ def search(
     arguments: argparse.Namespace, train: Callable[..., Any]
 ) -> tuple[Any, dict[str, float]]:
     """Run the search; return the result and its pace."""
-    before = done_before(arguments.checkpoint)
-    result, seconds = timed(
-        train,
-        "num_candidates",
-        arguments.candidates,
-        start=arguments.start,
-        devices=jax.local_devices()[: arguments.devices],
-        progress=True,
-        **cli.limits_of(arguments),
-    )
+    before, devices = done_before(arguments.checkpoint), jax.local_devices()[: arguments.devices]
+    options = {"start": arguments.start, "devices": devices, **cli.limits_of(arguments)}
+    result, seconds = timed(train, "num_candidates", arguments.candidates, **options)
     rate = (result.num_evaluations - before) / seconds
     return result, {"seconds": seconds, "candidates_per_second": rate}
 
@@ -110,9 +105,8 @@ def search(
 def report(result: Any) -> dict[str, Any]:
     """Return what the JSON file says of the result."""
 
-    def records(columns: Any) -> list[dict[str, Any]]:
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [dict(zip(columns._fields, row, strict=True)) for row in rows]
+    def records(columns: Any) -> list[Any]:
+        return [*map(columns._make, zip(*(column.tolist() for column in columns), strict=True))]
 
     return {
         "best_loss": result.loss if result.params is not None else None,
@@ -187,8 +181,7 @@ def compare_scales(arguments: argparse.Namespace, title: str, train: Callable[..
     axes.set(xlabel="candidates", ylabel="expected lowest loss")
     axes.set_title(f"Random search, {title}: {number:,} candidates a scale")
     axes.legend(title="scale", ncols=2)
-    path = arguments.output / f"scales-{title.replace(', ', '-')}.png"
-    save(figure, path, **cli.look_of(arguments))
+    save(figure, arguments, f"scales-{title.replace(', ', '-')}")
 
 
 @cli.command
@@ -220,16 +213,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         finished(result)
         return
     if arguments.verbose:
-        for line in improvement_lines(result, name):
-            print(line)
+        print(*improvement_lines(result, name), sep="\n")
     show(result, pace.get("candidates_per_second"))
     score = None
     if result.params is not None:
         score = float(metric_fn(result.params, batch))
         if arguments.plot:
-            path = arguments.output / f"random-search-{Path(arguments.data).stem}.png"
             figure = draw(result, f"{title}, scale {arguments.scale[0]:g}")
-            save(figure, path, **cli.look_of(arguments))
+            save(figure, arguments, f"random-search-{Path(arguments.data).stem}")
     problem.save(arguments.save, result.params)
     cli.write_json(arguments.json, report(result) | {name: score} | pace)
     if not arguments.merge:

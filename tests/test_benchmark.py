@@ -125,7 +125,7 @@ def test_the_losses_of_peers_are_those_of_the_model():
 def test_peers_keep_the_best_of_what_they_draw(name):
     batch = peer.random_batch(SIZES)
     try:
-        search = peer.SEARCHES[name][0](SIZES, batch, 16)
+        search = peer.SEARCHES[name][0](jaxnn.mlp(SIZES), batch, 16)
     except ImportError:
         pytest.skip(f"{name} is not installed")
     (few, _), (many, params) = search(16), search(64)
@@ -164,7 +164,7 @@ def test_a_second_call_does_the_same_work_again(method, name):
     model, batch = jaxnn.mlp((2, 3, 3)), jaxnn.datasets.vertical(jax.random.key(0), samples=20)
     prepare = equal_evaluations.METHODS[method][0][name]
     try:
-        search = prepare(model, batch, 3)
+        search = prepare(model, batch, seed=3)
         first, second = (equal_evaluations.loss_of(search(2_048)) for _ in range(2))
     except ImportError:
         pytest.skip(f"{name} is not installed")

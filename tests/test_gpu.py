@@ -45,6 +45,13 @@ def test_a_wrong_check_and_an_error_are_told_and_fail(monkeypatch, capsys):
     assert output.count("WRONG") == 2
 
 
+def test_nan_in_one_case_of_several_is_wrong(monkeypatch):
+    errors = iter([0.0, float("nan")])
+    monkeypatch.setattr(gpu, "relative_error", lambda *_: next(errors))
+    row = gpu.check("gradients by hand", lambda: gpu.check_gradients([(2, 3, 3)]))
+    assert (row["cases"], row["result"]) == (2, "WRONG")
+
+
 def test_compilation_is_told_apart_from_the_run():
     search = gpu.by_gflop(33, "highest")
     seconds, compiling = timed_call(search, 1)

@@ -131,6 +131,7 @@ random_search --seed 99999999999999999999         | OverflowError
 random_search --devices 0                         | devices must hold at least one device
 random_search --merge junk.npz                    | cannot load junk.npz
 random_search --checkpoint junk.npz               | cannot load junk.npz
+random_search --scale 1 2 --save net.npz          | --save must come with one --scale
 random_search --json junk.npz/x.json              | argument --json: must be a folder to write to
 random_search --json .                            | argument --json: must name a file
 perturbation_search --temperature nan             | must be a finite number
@@ -220,10 +221,10 @@ def saved(monkeypatch):
     names = []
 
     @figures.slide
-    def checked(figure, path, *arguments, **options):
+    def checked(figure, arguments, name):
         assert_fit_for_a_slide(figure)
-        names.append(path.stem)
-        save(figure, path, *arguments, **options)
+        names.append(name)
+        save(figure, arguments, name)
 
     save = figures.save
     for script in (check_gradients, compare, gradient_descent, perturbation_search, random_search):

@@ -102,14 +102,14 @@ def measure(
 
 def measure_search(sizes: cli.Sizes, arguments: argparse.Namespace, peak: float) -> Rows:
     """Measure random search with one network."""
-    searches, tiles = {}, {}
+    searches, tiles, given = {}, {}, (jaxnn.mlp(sizes), random_batch(sizes))
     for name in chosen(SEARCHES, arguments):
         prepare, _ = SEARCHES[name]
-        searches[name] = partial(prepare, sizes, random_batch(sizes), 1), 1  # if not installed
+        searches[name] = partial(prepare, *given, 1), 1  # if not installed
         with suppress(ImportError):
             tile, rate = best_tile(name, sizes, arguments.seconds / 8)
             count = max(2 ** round(math.log2(rate * arguments.seconds)), tile)
-            searches[name] = partial(prepare, sizes, random_batch(sizes), tile), count
+            searches[name] = partial(prepare, *given, tile), count
             tiles[name] = tile
     rows = measure(sizes, "candidates", searches, {"x NumPy": "NumPy loop"}, arguments.repeats)
     gflop = 2 * ROWS * sum(i * o for i, o in pairwise(sizes)) / 1e9
@@ -124,11 +124,10 @@ def measure_search(sizes: cli.Sizes, arguments: argparse.Namespace, peak: float)
 def measure_parts(sizes: cli.Sizes, arguments: argparse.Namespace) -> Rows:
     """Return the share that each part has in the time of jaxnn's search with one network."""
     count = max(2 ** round(math.log2(best_tile("jaxnn", sizes, 0.05)[1] * arguments.seconds)), 1)
-    searches = {"whole": jaxnn_search(sizes, random_batch(sizes))}
-    searches |= {name: prepare(sizes, random_batch(sizes)) for name, prepare in PARTS.items()}
-    for search in searches.values():
-        search(count)  # compiles
-    turns = {name: (search, count) for name, search in searches.items()}
+    turns = {}
+    for name, prepare in {"whole": jaxnn_search, **PARTS}.items():
+        turns[name] = prepare(jaxnn.mlp(sizes), random_batch(sizes)), count
+        turns[name][0](count)  # compiles
     rates = take_turns(turns, arguments.repeats)
     shares = {name: 100 * rates["whole"] / rates[name] for name in PARTS}
     shares["statistics"] = 100 - shares.pop("draw and loss")
@@ -142,7 +141,7 @@ def measure_parts(sizes: cli.Sizes, arguments: argparse.Namespace) -> Rows:
 def measure_counts(counts: Sequence[int], repeats: int) -> tuple[Rows, float]:
     """Return jaxnn's rates by count, and that at the largest as a share of that at a tenth."""
     sizes, tenth = (2, 3, 3), max(counts) // 10
-    search = jaxnn_search(sizes, random_batch(sizes))
+    search = jaxnn_search(jaxnn.mlp(sizes), random_batch(sizes))
     search(2**15)
     rates = take_turns({count: (search, count) for count in sorted({*counts, tenth})}, repeats)
     medians = {count: float(np.median(rates[count])) for count in rates}

@@ -18,7 +18,7 @@ minute a call, is called once. Searches with a choice of tile run at their best 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,34 +50,24 @@ COLORS = {"random search": BLUE, "perturbation search": ORANGE, "gradient descen
 HATCHES = {"random search": None, "perturbation search": "//", "gradient descent": ".."}
 
 
-def draw_candidates(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
+def at_best_tile(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
     """Prepare random search by a peer at its best tile."""
-    sizes, (prepare, tiles) = model.settings.sizes, SEARCHES[peer]
-    tile = tiles[0] if len(tiles) == 1 else best_tile(peer, sizes, 0.05)[0]
-    return prepare(sizes, batch, tile, seed=seed)
+    prepare, tiles = SEARCHES[peer]
+    tile = tiles[0] if len(tiles) == 1 else best_tile(peer, model.settings.sizes, 0.05)[0]
+    return prepare(model, batch, tile, seed=seed)
 
 
-def climb(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
-    """Prepare perturbation search by a peer."""
-    return CLIMBERS[peer][0](model, batch, seed=seed)
-
-
-def descend(peer: str, model: jaxnn.Model, batch: jaxnn.Batch, seed: int) -> Search:
-    """Prepare descent on all rows by a peer."""
-    return DESCENTS[peer][0](model, batch, None, seed=seed)
-
-
-def without(peers: Iterable[str]) -> list[str]:
+def comparable(peers: Mapping[str, tuple[Callable[..., Search], float]]) -> dict[str, Any]:
     """Return the peers but for those that do other work, or are slow for networks this small."""
     left_out = ("chains", "random", "networks", "compiled", "momentum", "Adam")
-    return [peer for peer in peers if not any(word in peer for word in left_out)]
+    kept = [peer for peer in peers if not any(word in peer for word in left_out)]
+    return {peer: peers[peer][0] for peer in kept}
 
 
-Prepare = Callable[[jaxnn.Model, jaxnn.Batch, int], Search]
-METHODS: dict[str, tuple[dict[str, Prepare], int]] = {
-    "random search": ({peer: partial(draw_candidates, peer) for peer in SEARCHES}, 1),
-    "perturbation search": ({peer: partial(climb, peer) for peer in without(CLIMBERS)}, 1),
-    "gradient descent": ({peer: partial(descend, peer) for peer in without(DESCENTS)}, 3),
+METHODS: dict[str, tuple[dict[str, Callable[..., Search]], int]] = {
+    "random search": ({peer: partial(at_best_tile, peer) for peer in SEARCHES}, 1),
+    "perturbation search": (comparable(CLIMBERS), 1),
+    "gradient descent": (comparable(DESCENTS), 3),
 }
 """For each method its libraries, and how many losses a step of it counts as."""
 
@@ -96,7 +86,7 @@ def measure(problem: str, method: str, evaluations: int, seed: int) -> dict[str,
     ready: dict[str, tuple[Search, int]] = {}
     for library, prepare in libraries.items():
         try:
-            search = prepare(model, batch, seed)
+            search = prepare(model, batch, seed=seed)
         except ImportError:
             continue
         started = time.perf_counter()
@@ -129,7 +119,7 @@ def compared(found: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[st
     for problem, sizes in PROBLEMS.items():
         for method, (libraries, _) in METHODS.items():
             turns = [found[f"{problem} | {method} | {seed}"] for seed in range(seeds)]
-            best = [max(t[name]["pace"] for name in t if is_ours(name)) for t in turns]
+            best = [max(t[name]["pace"] for name in t if name.startswith("jaxnn")) for t in turns]
             for library in libraries:
                 row = {"data": problem, "net": cli.join_sizes(sizes), "method": method}
                 row |= {"library": library, "evaluations/s": MISSING}
@@ -151,18 +141,13 @@ def compared(found: Mapping[str, Mapping[str, Any]], seeds: int) -> list[dict[st
     return rows
 
 
-def is_ours(library: str) -> bool:
-    """Tell whether a row is jaxnn's."""
-    return library.startswith("jaxnn")
-
-
 def faster(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return a sentence for each library that makes more evaluations a second than jaxnn."""
     return [
         f"faster than jaxnn: {row['library']}, {row['method']} on {row['data']}, "
         f"{row['x jaxnn']:.2f} times its pace"
         for row in rows
-        if not is_ours(row["library"]) and row.get("x jaxnn", 0) > 1
+        if not row["library"].startswith("jaxnn") and row.get("x jaxnn", 0) > 1
     ]
 
 
@@ -207,12 +192,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = cli.parser_for(__doc__)
     add = parser.add_argument
-    add(
-        "--evaluations",
-        type=cli.at_least(TILE),
-        default=5 * TILE,
-        help="The losses of each library.",
-    )
+    add("--evaluations", type=cli.at_least(TILE), default=5 * TILE,
+        help="The losses of each library.")  # fmt: skip
     add("--seeds", type=cli.at_least(1), default=3, help="Call each library on this many seeds.")
     add("--markdown", action="store_true", help="Print the table as Markdown.")
     cli.add_output(parser)
@@ -232,11 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{evaluations:,} evaluations each, {arguments.seeds} seeds: medians, ranges of losses")
     cli.print_table(rows, arguments.markdown)
     print("\n".join(faster(rows)) or "nobody is faster than jaxnn")
-    save(
-        draw(rows, evaluations),
-        arguments.output / "equal-evaluations.png",
-        **cli.look_of(arguments),
-    )
+    save(draw(rows, evaluations), arguments, "equal-evaluations")
     cli.write_json(arguments.json, rows)
 
 

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from check_machine import relative_error
 from peers.chains import jaxnn_chains
 from peers.descent import jaxnn_descent
 from peers.search import jaxnn_search, torch_search
@@ -66,14 +67,6 @@ def starts_of(model: jaxnn.Model, number: int) -> Any:
     return on_cpu(lambda: jax.vmap(init)(jax.random.split(jax.random.key(1), number)))
 
 
-def relative_error(found: Any, expected: Any) -> float:
-    """Return the largest difference of two trees, each leaf's beside its largest number."""
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
-    return max(
-        float(np.max(np.abs(np.asarray(a) - b)) / max(np.max(np.abs(b)), 1e-6)) for a, b in pairs
-    )
-
-
 def check_searches(nets: Sequence[cli.Sizes], searches: int) -> Row:
     """Compare the winners of small random searches."""
     cpu, differ, errors = jax.devices("cpu")[:1], 0, []
@@ -86,7 +79,7 @@ def check_searches(nets: Sequence[cli.Sizes], searches: int) -> Row:
             found, expected = search(devices=jax.devices()[:1]), search(devices=cpu)
             differ += found.candidate != expected.candidate
             errors.append(abs(found.loss / expected.loss - 1))
-    return {"cases": len(errors), "near-ties": differ, "error": max(errors), "allowed": ROUNDING}
+    return {"cases": len(errors), "near-ties": differ, "error": np.max(errors), "allowed": ROUNDING}
 
 
 def check_gradients(nets: Sequence[cli.Sizes]) -> Row:
@@ -98,7 +91,7 @@ def check_gradients(nets: Sequence[cli.Sizes]) -> Row:
         found = jax.jit(model.value_and_grad)(params, data("spiral"))
         automatic = jax.jit(jax.value_and_grad(model.loss_reference))
         errors.append(relative_error(found, on_cpu(automatic, params, data("spiral"))))
-    return {"cases": len(errors), "near-ties": 0, "error": max(errors), "allowed": ROUNDING}
+    return {"cases": len(errors), "near-ties": 0, "error": np.max(errors), "allowed": ROUNDING}
 
 
 def check_chains(steps: int) -> Row:
@@ -122,7 +115,7 @@ def check_chains(steps: int) -> Row:
             proposed = expected.proposed_loss[chain, end]
             current = expected.current_loss[chain, end - 1] if end else proposed
             errors.append(float(abs(proposed / current - 1)))
-    return {"cases": chains, "near-ties": near_ties, "error": max(errors), "allowed": ROUNDING}
+    return {"cases": chains, "near-ties": near_ties, "error": np.max(errors), "allowed": ROUNDING}
 
 
 def check_descents(sizes: cli.Sizes) -> Row:
@@ -141,7 +134,7 @@ def check_descents(sizes: cli.Sizes) -> Row:
         relative_error(many(devices=jax.devices()[:1]), many(devices=jax.devices("cpu")[:1])),
         relative_error(one(), on_cpu(one)),
     ]
-    return {"cases": networks + 1, "near-ties": 0, "error": max(errors),
+    return {"cases": networks + 1, "near-ties": 0, "error": np.max(errors),
             "allowed": DESCENT_ROUNDING}  # fmt: skip
 
 
@@ -152,58 +145,47 @@ class Measurement(NamedTuple):
     unit: str
     prepare: Callable[[], Search]
     least: int
-    most: int
+    most: int = 10**9
 
 
 def measurements(small: bool) -> list[Measurement]:
     """Return what is measured; the counts are limits, which a slow device does not reach."""
     side, many, thousand = (256, 64, 16) if small else (8_192, 100_000, 1_000)
-    tiny, middle, wide = (jaxnn.mlp(sizes) for sizes in ((2, 3, 3), (2, 64, 3), (2, 64, 64, 3)))
-    batch, spiral = data(), data("spiral")
-    everything = {"top_k": 3, "thresholds": [0.3, 0.5], "collect": jaxnn.Collect(0.3)}
+    tiny, middle, batch = jaxnn.mlp((2, 3, 3)), jaxnn.mlp((2, 64, 3)), data()
+    nets = (((2, 3, 3), 4.0, 2**16), ((2, 16, 16, 3), 2.0, 2**12), ((2, 64, 64, 3), 1.0, 2**10))
+    kinds = {"": {}, ", early rejection": {"keep_below": 0.0}}
+    statistics = {"top_k": 3, "thresholds": [0.3, 0.5], "collect": jaxnn.Collect(0.3)}
 
-    def search(sizes: cli.Sizes, scale: float, **options: Any) -> Callable[[], Search]:
-        return partial(jaxnn_search, sizes, batch, scale=scale, **options)
+    def search(sizes: cli.Sizes, scale: float, least: int, kind: str, **more: Any) -> Measurement:
+        prepare = partial(jaxnn_search, jaxnn.mlp(sizes), batch, scale=scale, **more)
+        return Measurement(f"search {cli.join_sizes(sizes)}{kind}", "candidates", prepare, least)
+
+    def by_torch(sizes: cli.Sizes) -> Measurement:
+        tile = 2 ** (8 if small else int(math.log2(TORCH_BYTES / (4 * len(batch.y) * max(sizes)))))
+        prepare = partial(torch_on_device, sizes, batch, tile)
+        return Measurement(f"torch, {cli.join_sizes(sizes)}", "candidates", prepare, tile)
 
     def climb(chains: int | None) -> Callable[[], Search]:
         return partial(jaxnn_chains, chains, tiny, batch)
 
-    def descend(model: jaxnn.Model, networks: int, rows: jaxnn.Batch) -> Callable[[], Search]:
-        return partial(jaxnn_descent, True, networks, model, rows, None)
+    def descend(networks: int, model: jaxnn.Model, rows: jaxnn.Batch) -> Measurement:
+        name = f"{networks:,} networks, {cli.join_sizes(model.settings.sizes)}"
+        prepare = partial(jaxnn_descent, True, networks, model, rows)
+        return Measurement(name, "steps", prepare, networks, 10**8)
 
-    def by_torch(sizes: cli.Sizes) -> Measurement:
-        tile = 2 ** int(math.log2(TORCH_BYTES / (4 * len(batch.y) * max(sizes))))
-        tile = 2**8 if small else tile
-        prepare = partial(torch_on_device, sizes, batch, tile)
-        return Measurement(f"torch, {cli.join_sizes(sizes)}", "candidates", prepare, tile, 10**9)
-
-    peers = [by_torch(m.settings.sizes) for m in (tiny, jaxnn.mlp((2, 16, 16, 3)), wide)]
     return [
         *(
             Measurement(f"matmul {side}, float32, precision {precision}", "GFLOP",
-                        partial(by_gflop, side, precision), math.ceil(2 * side**3 / 1e9), 10**7)
+                        partial(by_gflop, side, precision), math.ceil(2 * side**3 / 1e9))
             for precision in ("highest", "default")
         ),
-        Measurement("search 2-3-3, all statistics", "candidates",
-                    search((2, 3, 3), 4.0, **everything), 2**16, 10**9),
-        Measurement("search 2-3-3", "candidates", search((2, 3, 3), 4.0), 2**16, 10**9),
-        Measurement("search 2-3-3, early rejection", "candidates",
-                    search((2, 3, 3), 4.0, keep_below=0.0), 2**16, 10**9),
-        Measurement("search 2-16-16-3", "candidates", search((2, 16, 16, 3), 2.0), 2**12, 10**9),
-        Measurement("search 2-16-16-3, early rejection", "candidates",
-                    search((2, 16, 16, 3), 2.0, keep_below=0.0), 2**12, 10**9),
-        Measurement("search 2-64-64-3", "candidates",
-                    search(wide.settings.sizes, 1.0), 2**10, 10**8),
-        Measurement("search 2-64-64-3, early rejection", "candidates",
-                    search(wide.settings.sizes, 1.0, keep_below=0.0), 2**10, 10**8),
+        search(*nets[0], ", all statistics", **statistics),
+        *(search(*net, kind, **options) for net in nets for kind, options in kinds.items()),
         Measurement("one chain, 2-3-3", "steps", climb(None), 1_000, 10**6),
-        Measurement(f"{many:,} chains, 2-3-3", "steps", climb(many), many, 10**9),
-        Measurement(f"{thousand:,} networks, 2-3-3", "steps",
-                    descend(tiny, thousand, batch), thousand, 10**8),
-        Measurement(f"{many:,} networks, 2-3-3", "steps", descend(tiny, many, batch), many, 10**9),
-        Measurement(f"{thousand:,} networks, 2-64-3", "steps",
-                    descend(middle, thousand, spiral), thousand, 10**8),
-        *(peers if find_spec("torch") else []),
+        Measurement(f"{many:,} chains, 2-3-3", "steps", climb(many), many),
+        *(descend(number, tiny, batch) for number in (thousand, many)),
+        descend(thousand, middle, data("spiral")),
+        *(by_torch(sizes) for sizes, *_ in nets if find_spec("torch")),
     ]  # fmt: skip
 
 
@@ -212,7 +194,7 @@ def torch_on_device(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int) -> Search:
     torch: Any = import_module("torch")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with device:
-        search = torch_search(sizes, batch, tile, threads=torch.get_num_threads())
+        search = torch_search(jaxnn.mlp(sizes), batch, tile, threads=torch.get_num_threads())
 
     def on_device(count: int) -> Any:
         with device:

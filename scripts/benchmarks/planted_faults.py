@@ -5,7 +5,8 @@ is `right` unless that name is asked for. `FAULTS` says which leaves a fault rea
 diagnosis has to say.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -26,20 +27,15 @@ class Fault(NamedTuple):
     said: str
 
 
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """A loss with a gradient by hand, params and a batch; the faults planted in the gradient."""
+    """A loss, `gradient(fault, params, batch)` by hand with planted faults, params and a batch."""
 
-    def __init__(
-        self,
-        loss: LossFn,
-        gradient: Callable[[Callable[..., Any], Params, Any], Params],
-        shapes: Mapping[str, tuple[int, ...]],
-        batch: tuple[np.ndarray, ...],
-        faults: Mapping[str, Fault],
-    ) -> None:
-        """Takes what it consists of; `gradient(fault, params, batch)` plants faults."""
-        self.loss, self.gradient, self.shapes = loss, gradient, shapes
-        self.batch, self.faults = batch, faults
+    loss: LossFn
+    gradient: Callable[[Callable[..., Any], Params, Any], Params]
+    shapes: Mapping[str, tuple[int, ...]]
+    batch: tuple[np.ndarray, ...]
+    faults: Mapping[str, Fault]
 
     def _value_and_grad(self, number: Any, params: Params, batch: Any) -> tuple[Any, Params]:
         names = list(self.faults)
@@ -255,18 +251,6 @@ RIDGE = {
     "penalty_on_bias": Fault("b", COEFFICIENT),
 }
 
-LINE = {"w": (3,), "b": ()}
-REGRESSIONS = {
-    "linear": Problem(linear, linear_gradient, LINE, (X, NUMBERS), LINEAR),
-    "logistic": Problem(logistic, logistic_gradient, LINE, (X, TWO_LABELS), LOGISTIC),
-    "softmax": Problem(
-        softmax, softmax_gradient, {"w": (3, CLASSES), "b": (CLASSES,)}, (X, ONE_HOT), SOFTMAX
-    ),
-    "huber": Problem(huber, huber_gradient, LINE, (X, NUMBERS), HUBER),
-    "absolute": Problem(absolute, absolute_gradient, LINE, (X, NUMBERS), ABSOLUTE),
-    "ridge": Problem(ridge, ridge_gradient, LINE, (X, NUMBERS), RIDGE),
-}
-
 # --- networks
 
 
@@ -279,6 +263,14 @@ def layers(params: Params, x: Any, activation: Callable[[Any], Any]) -> tuple[li
     return inputs, sums
 
 
+def slopes(inputs: Sequence[Any], by_sums: Sequence[Any]) -> Params:
+    """Return the gradient of every layer, by its inputs and the gradient by its sums."""
+    found = {}
+    for layer, (values, d) in enumerate(zip(inputs, by_sums, strict=True)):
+        found |= {f"w{layer}": values.T @ d, f"b{layer}": jnp.sum(d, axis=0)}
+    return found
+
+
 def tanh_network(params: Params, batch: Any) -> Any:
     """Return the mean squared error of a network with tanh."""
     return jnp.mean((layers(params, batch[0], jnp.tanh)[1][-1][:, 0] - batch[1]) ** 2)
@@ -287,20 +279,15 @@ def tanh_network(params: Params, batch: Any) -> Any:
 def tanh_gradient(fault: Any, params: Params, batch: Any) -> Params:
     """Return its gradient."""
     x, y = batch
-    (_, h1, h2), sums = layers(params, x, jnp.tanh)
+    inputs, sums = layers(params, x, jnp.tanh)
+    _, h1, h2 = inputs
     d2 = 2 * (sums[-1] - y[:, None]) / len(y)
     slope = fault(1 - h2**2, tanh_at_output=1 - jnp.tanh(h2) ** 2, tanh_left_out=1.0)
     d1 = (d2 @ params["w2"].T) * slope
     d0 = (d1 @ fault(params["w1"].T, not_transposed=params["w1"])) * (1 - h1**2)
-    w0, b1 = x.T @ d0, jnp.sum(d1, axis=0)
-    return {
-        "w0": fault(w0, one_leaf_slightly=1.0001 * w0),
-        "b0": jnp.sum(d0, axis=0),
-        "w1": h1.T @ d1,
-        "b1": fault(b1, mean_in_bias=b1 / len(y)),
-        "w2": h2.T @ d2,
-        "b2": jnp.sum(d2, axis=0),
-    }
+    right = slopes(inputs, (d0, d1, d2))
+    w0 = fault(right["w0"], one_leaf_slightly=1.0001 * right["w0"])
+    return right | {"w0": w0, "b1": fault(right["b1"], mean_in_bias=right["b1"] / len(y))}
 
 
 TANH_NETWORK = {
@@ -320,20 +307,14 @@ def relu_network(params: Params, batch: Any) -> Any:
 def relu_gradient(fault: Any, params: Params, batch: Any) -> Params:
     """Return its gradient; `as_of_relu6` cuts units off above 6, which few ever reach."""
     x, y = batch
-    (_, h1, h2), (z0, z1, z2) = layers(params, x, jax.nn.relu)
+    inputs, (z0, z1, z2) = layers(params, x, jax.nn.relu)
     d2 = (jax.nn.softmax(z2) - y) / len(y)
     on0, on1 = (jnp.where(z > 0, 1.0, 0.0) for z in (z0, z1))
     d1 = (d2 @ params["w2"].T) * fault(on1, as_of_relu6=jnp.where(z1 < 6, on1, 0))
     on = fault(on0, relu_left_out=1.0, mask_of_next=on1, leak=jnp.maximum(on0, 0.01))
     d0 = (d1 @ params["w1"].T) * on
-    return {
-        "w0": x.T @ d0,
-        "b0": jnp.sum(d0, axis=0),
-        "w1": h1.T @ d1,
-        "b1": jnp.sum(d1, axis=0),
-        "w2": h2.T @ d2,
-        "b2": fault(jnp.sum(d2, axis=0), bias_of_last_row=d2[-1]),
-    }
+    right = slopes(inputs, (d0, d1, d2))
+    return right | {"b2": fault(right["b2"], bias_of_last_row=d2[-1])}
 
 
 RELU_NETWORK = {
@@ -367,9 +348,7 @@ def sigmoid_gradient(fault: Any, params: Params, batch: Any) -> Params:
     )
     d0 = (d1 @ params["w1"].T) * slope
     d0 = fault(d0, sign_of_hidden=-d0)
-    return {
-        "w0": x.T @ d0, "b0": jnp.sum(d0, axis=0), "w1": h.T @ d1, "b1": jnp.sum(d1, axis=0)
-    }  # fmt: skip
+    return slopes((x, h), (d0, d1))
 
 
 SIGMOID_NETWORK = {
@@ -379,22 +358,6 @@ SIGMOID_NETWORK = {
     "left_out": Fault("b0 w0", r"a \(1 - a\) is left out"),
     "sign_of_hidden": Fault("b0 w0", SIGN),
 }
-
-NETWORK = {"w0": (3, 4), "b0": (4,), "w1": (4, 4), "b1": (4,)}
-NETWORKS = {
-    "tanh network": Problem(
-        tanh_network, tanh_gradient, {**NETWORK, "w2": (4, 1), "b2": (1,)}, (X, NUMBERS),
-        TANH_NETWORK,
-    ),
-    "relu network": Problem(
-        relu_network, relu_gradient, {**NETWORK, "w2": (4, 3), "b2": (3,)}, (X, ONE_HOT),
-        RELU_NETWORK,
-    ),
-    "sigmoid network": Problem(
-        sigmoid_network, sigmoid_gradient,
-        {"w0": (3, 4), "b0": (4,), "w1": (4, 1), "b1": (1,)}, (X, TWO_LABELS), SIGMOID_NETWORK,
-    ),
-}  # fmt: skip
 
 # --- other layers
 
@@ -516,7 +479,29 @@ RECURRENT = {
     "bias_of_last_step": Fault("b", "way back"),
 }
 
-OTHERS = {
+LINE = {"w": (3,), "b": ()}
+NETWORK = {"w0": (3, 4), "b0": (4,), "w1": (4, 4), "b1": (4,)}
+PROBLEMS = {
+    "linear": Problem(linear, linear_gradient, LINE, (X, NUMBERS), LINEAR),
+    "logistic": Problem(logistic, logistic_gradient, LINE, (X, TWO_LABELS), LOGISTIC),
+    "softmax": Problem(
+        softmax, softmax_gradient, {"w": (3, CLASSES), "b": (CLASSES,)}, (X, ONE_HOT), SOFTMAX
+    ),
+    "huber": Problem(huber, huber_gradient, LINE, (X, NUMBERS), HUBER),
+    "absolute": Problem(absolute, absolute_gradient, LINE, (X, NUMBERS), ABSOLUTE),
+    "ridge": Problem(ridge, ridge_gradient, LINE, (X, NUMBERS), RIDGE),
+    "tanh network": Problem(
+        tanh_network, tanh_gradient, {**NETWORK, "w2": (4, 1), "b2": (1,)}, (X, NUMBERS),
+        TANH_NETWORK,
+    ),
+    "relu network": Problem(
+        relu_network, relu_gradient, {**NETWORK, "w2": (4, 3), "b2": (3,)}, (X, ONE_HOT),
+        RELU_NETWORK,
+    ),
+    "sigmoid network": Problem(
+        sigmoid_network, sigmoid_gradient,
+        {"w0": (3, 4), "b0": (4,), "w1": (4, 1), "b1": (1,)}, (X, TWO_LABELS), SIGMOID_NETWORK,
+    ),
     "layer norm": Problem(
         layer_norm, layer_norm_gradient, {"w": (3, 4), "gain": (4,), "shift": (4,)},
         (X, _rounded(5, ROWS, 4)), LAYER_NORM,
@@ -530,6 +515,4 @@ OTHERS = {
         (SERIES, NUMBERS), RECURRENT,
     ),
 }  # fmt: skip
-
-PROBLEMS = {**REGRESSIONS, **NETWORKS, **OTHERS}
 FAULTS = [(name, fault) for name, problem in PROBLEMS.items() for fault in problem.faults]

@@ -115,15 +115,8 @@ def film(
     for ax, (color, marker) in zip(row, STYLES, strict=False):
         draw(ax, batch)
         ax.plot([], [], marker=marker, color=color, linewidth=1, label="steps")
-        ax.text(
-            0.5,
-            0.25 if path.shape[-1] == 1 else 0.1,
-            "",
-            transform=ax.transAxes,
-            ha="center",
-            va="center",
-            bbox=NOTE,
-        )
+        height = 0.25 if path.shape[-1] == 1 else 0.1
+        ax.text(0.5, height, "", transform=ax.transAxes, ha="center", va="center", bbox=NOTE)
         ax.label_outer()
 
     def frame(number: int) -> list[Any]:

@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     if rows:
         cli.print_table(rows, arguments.markdown)
-        save(draw(climbs), arguments.output / "climbers.png", **cli.look_of(arguments))
+        save(draw(climbs), arguments, "climbers")
     cli.write_json(arguments.json, rows)
 
 

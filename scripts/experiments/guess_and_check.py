@@ -229,9 +229,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         row_of(width, *(found[f"{method}, width {width}"] for method in METHODS))
         for width in arguments.widths
     ])  # fmt: skip
-    for name, draw in {"curves": draw_curves, "maps": draw_maps}.items():
-        path = arguments.output / f"guess-and-check-{name}.png"
-        save(draw(found, arguments.widths), path, **cli.look_of(arguments))
+    save(draw_curves(found, arguments.widths), arguments, "guess-and-check-curves")
+    save(draw_maps(found, arguments.widths), arguments, "guess-and-check-maps")
 
 
 if __name__ == "__main__":

@@ -29,17 +29,7 @@ from scipy import special, stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared import cli
-from shared.figures import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    Figure,
-    colors_of,
-    error_bars,
-    plt,
-    save,
-    slide,
-)
+from shared.figures import BLUE, GREEN, ORANGE, Figure, colors_of, error_bars, plt, save, slide
 from shared.intervals import of_mean
 from shared.problems import kink
 from shared.resuming import run_pieces
@@ -63,6 +53,7 @@ ROWS = (11, 30, 100, 300)
 WIDTH, GOOD_LOSS, FRESH = 16, 0.1, 1_000
 """Of the networks 2-u-2 whose fresh accuracy is asked for, at this loss on the kink data."""
 NETWORKS, MOST_EPOCHS = 200, 20_000
+KINDS = ("random", "descended from the prior", "descended from he")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -238,10 +229,7 @@ def vertical(scale: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "search_seconds": seconds,
         "counts": {
             f"{t:g}": [int(n), float(low), float(high)]
-            for t, n, low, high in zip(
-                counted.counts.threshold, counted.counts.num_below, counted.counts.low,
-                counted.counts.high, strict=True,
-            )
+            for t, n, _, low, high in zip(*counted.counts, strict=True)
         },
         "counted_loss": counted.histogram.edges[1:][seen].clip(max=99.0).tolist(),
         "counted": np.log10(below[seen]).tolist(),
@@ -296,15 +284,11 @@ def spiral(sizes: str, arguments: argparse.Namespace) -> dict[str, Any]:
     data_key, start_key, key = jax.random.split(jax.random.key(0), 3)
     batch = jaxnn.datasets.spiral(data_key, samples=100)
     model = jaxnn.mlp((2, SPIRALS[sizes], 3))
-    options = {
-        "target_loss": SPIRAL_LOSSES[-1],
-        "levels": SPIRAL_LOSSES[:-1],
-        "num_moves": arguments.moves,
-    }
     found = search(
-        arguments, model.loss, model.sampler(scale=SPIRAL_SCALE), batch, max_levels=10_000,
+        arguments, model.loss, model.sampler(scale=SPIRAL_SCALE), batch,
+        target_loss=SPIRAL_LOSSES[-1], levels=SPIRAL_LOSSES[:-1], max_levels=10_000,
         num_particles=max(round(SPIRAL_SHARE * arguments.particles), 2),
-        max_seconds=arguments.max_seconds, progress=True, **options,
+        num_moves=arguments.moves, max_seconds=arguments.max_seconds, progress=True,
     )  # fmt: skip
     start = model.init(start_key, scale=1.0, distribution="he")
     adam = {"num_epochs": 20_000, "optimizer": jaxnn.optimizers.adam(0.02)}
@@ -379,11 +363,15 @@ def generalisation(rows: str, arguments: argparse.Namespace) -> dict[str, Any]:
     by_run = [float(np.mean(drawn.metric[drawn.run == run])) for run in range(arguments.runs)]
     keys = jax.random.split(jax.random.key(arguments.seed + 1), NETWORKS)
     small = partial(model.init, scale=1.0, distribution="he")
+    descend = partial(
+        jaxnn.gradient_descent, jax.random.key(0), model.value_and_grad, learning_rate=0.1,
+        num_networks=NETWORKS, num_epochs=MOST_EPOCHS, target_loss=GOOD_LOSS,
+    )  # fmt: skip
     results = {"random": share_of(drawn.metric, by_run), "power": powers(found[5:8])}
-    for name, start_fn in {"descended from the prior": prior, "descended from he": small}.items():
-        starts = jax.vmap(start_fn)(keys)
-        params, losses = descend_to(model, starts, train)
-        shares = np.asarray(jax.vmap(right, (0, None))(params, None))[losses <= GOOD_LOSS]
+    for name, start_fn in zip(KINDS[1:], (prior, small), strict=True):
+        trained = finished(descend(jax.vmap(start_fn)(keys), train))
+        shares = np.asarray(jax.vmap(right, (0, None))(trained.params, None))
+        shares = shares[trained.loss <= GOOD_LOSS]
         results[name] = share_of(shares, shares)
     return {"rows": len(train.x), **results}
 
@@ -396,30 +384,6 @@ def share_of(shares: np.ndarray, independent: Sequence[float] | np.ndarray) -> d
     return {"number": len(shares), "mean": float(np.mean(shares)), "interval": ends}
 
 
-def descend_to(model: Any, starts: Any, batch: jaxnn.Batch) -> tuple[Any, np.ndarray]:
-    """Return each network where its loss has first come to `GOOD_LOSS`, and these losses."""
-    kernel = jaxnn.descent.descent_kernel(model.value_and_grad, jaxnn.optimizers.sgd(0.1))
-    key = jaxnn.descent.network_key(jax.random.key(0))
-
-    def is_going(carry: Any) -> jax.Array:
-        state, loss = carry
-        return (loss > GOOD_LOSS) & (state.step < MOST_EPOCHS)
-
-    def step(carry: Any) -> Any:
-        state = kernel.step(key, carry[0], batch)[0]
-        return state, model.loss(state.params, batch)
-
-    @jax.jit
-    @jax.vmap
-    def descend(start: Any) -> Any:
-        first = kernel.init(start, batch), model.loss(start, batch)
-        state, loss = jax.lax.while_loop(is_going, step, first)
-        return state.params, loss
-
-    params, losses = descend(starts)
-    return params, np.asarray(losses)
-
-
 def rows_of_generalisation(rows: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row."""
 
@@ -430,16 +394,14 @@ def rows_of_generalisation(rows: str, found: dict[str, Any]) -> list[dict[str, A
         low, high = piece["interval"]
         return f"{piece['mean']:.4f} ({low:.4f} to {high:.4f}), {piece['number']:,}"
 
-    names = ("random", "descended from the prior", "descended from he")
-    return [{"rows": found["rows"], "probability": said(found["power"]),
-             **{name: share(name) for name in names}}]  # fmt: skip
+    shares = {name: share(name) for name in KINDS}
+    return [{"rows": found["rows"], "probability": said(found["power"]), **shares}]
 
 
 def draw_generalisation(found: dict[str, Any]) -> Figure:
     """Draw the accuracy on fresh rows against the rows trained on."""
     figure, ax = plt.subplots()
-    names = ("random", "descended from the prior", "descended from he")
-    for name, color, marker in zip(names, (BLUE, ORANGE, GREEN), "os^", strict=True):
+    for name, color, marker in zip(KINDS, (BLUE, ORANGE, GREEN), "os^", strict=True):
         known = [p for p in found.values() if p[name]["mean"] is not None]
         x = [piece["rows"] for piece in known]
         middle = [piece[name]["mean"] for piece in known]
@@ -505,7 +467,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                       "{seconds:.2g} s".format(part, **piece["descent"]))  # fmt: skip
         figure = slide(draw)(found)
         jaxnn.plotting.shared_legend(figure)
-        save(figure, path.with_suffix(".png"), **cli.look_of(arguments))
+        save(figure, arguments, path.stem)
 
 
 if __name__ == "__main__":

@@ -134,8 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes = cli.join_sizes((2, *arguments.hidden, 3))
     dimensions = found["linear loss"][0]["dimensions"]
     title = f"Perturbation gradients: {arguments.data}, {sizes}, {dimensions} weights, "
-    figure = draw(found, title + f"scale {arguments.scale:g}")
-    save(figure, arguments.output / "perturbation-gradients.png", **cli.look_of(arguments))
+    save(draw(found, title + f"scale {arguments.scale:g}"), arguments, "perturbation-gradients")
 
 
 if __name__ == "__main__":

@@ -181,8 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = run_pieces(path, settings, pieces_of(arguments))
     show(found, arguments)
     write_improvements(arguments.output / "chapter-improvements.txt")
-    path = arguments.output / "chapter-random-search.png"
-    save(draw(found, arguments), path, **cli.look_of(arguments))
+    save(draw(found, arguments), arguments, "chapter-random-search")
 
 
 if __name__ == "__main__":

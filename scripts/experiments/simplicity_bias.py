@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = run_pieces(arguments.output / "simplicity-bias.json", settings, pieces)
     for kind, piece in found.items():
         show(kind, piece)
-    save(draw(found), arguments.output / "simplicity-bias.png", **cli.look_of(arguments))
+    save(draw(found), arguments, "simplicity-bias")
 
 
 if __name__ == "__main__":

@@ -134,13 +134,9 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of `add_limits` as those of a trainer."""
-    return {name: getattr(arguments, name) for name in ("target_loss", "max_seconds", "checkpoint")}
-
-
-def look_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of `add_output` that `figures.save` takes."""
-    return {name: getattr(arguments, name) for name in ("formats", "dpi")}
+    """Return the options of `add_limits` as those of a trainer, which is to show its progress."""
+    names = ("target_loss", "max_seconds", "checkpoint")
+    return {"progress": True} | {name: getattr(arguments, name) for name in names}
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
@@ -250,13 +246,15 @@ def _cell(value: Any) -> str:
 
 
 def write_json(path: Path | None, results: Any) -> None:
-    """Write results to a file, if one was named; infinities and NaN become null."""
+    """Write results, named tuples by the names, if a file was named; inf and NaN become null."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_finite(results), indent=1, allow_nan=False))
 
 
 def _finite(results: Any) -> Any:
+    if hasattr(results, "_asdict"):
+        results = results._asdict()
     if isinstance(results, dict):
         return {name: _finite(value) for name, value in results.items()}
     if isinstance(results, list | tuple):

@@ -1,7 +1,8 @@
 """Figures and films for a slide, written to files: matplotlib without a display."""
 
 import math
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ slide = jaxnn.plotting.style("slide")
 
 
 @slide
-def save(figure: Figure, path: Path, formats: Sequence[str] = ("png",), dpi: int = 144) -> None:
-    """Write a figure to a file a format, named after the path; close it and print their names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in formats:
-        figure.savefig(path.with_suffix(f".{suffix}"), dpi=dpi)
-        print(path.with_suffix(f".{suffix}"))
+def save(figure: Figure, arguments: Namespace, name: str) -> None:
+    """Write a figure as the options of `cli.add_output` ask; close it and print the files."""
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for suffix in arguments.formats:
+        path = arguments.output / f"{name}.{suffix}"
+        figure.savefig(path, dpi=arguments.dpi)
+        print(path)
     plt.close(figure)
 
 

@@ -154,6 +154,8 @@ def _coverage(report: jaxnn.GradientReport, files: Sequence[Path]) -> str:
     if coverage is None:
         return "<h2>Coverage</h2>\n<p>Not known of a loss that JAX cannot trace.</p>"
     told = f"{_percent(coverage)} of the sides of {len(coverage.branches)} branches were visited"
+    tried = f"; {coverage.num_tried:,} others were tried for what was not visited"
+    tried *= bool(coverage.num_tried)
     rows = []
     for branch in sorted(coverage.branches, key=lambda branch: branch not in coverage.missed):
         text = escape(_source(branch.place, files))
@@ -165,14 +167,9 @@ def _coverage(report: jaxnn.GradientReport, files: Sequence[Path]) -> str:
     others = ", ".join(f"<code>{escape(text)}</code>" for text in coverage.uncounted)
     others = f"<p>Not counted: {others}.</p>\n" * bool(others)
     return f"""<h2>Coverage</h2>
-<p>{told}, over {coverage.num_samples:,} samples{_tried(coverage)}. A gradient is checked on the
+<p>{told}, over {coverage.num_samples:,} samples{tried}. A gradient is checked on the
 sides that its samples visit, and on no others.</p>
 {others}{table}"""
-
-
-def _tried(coverage: jaxnn.Coverage) -> str:
-    tried = f"; {coverage.num_tried:,} others were tried for what was not visited"
-    return tried * bool(coverage.num_tried)
 
 
 def _power(report: jaxnn.GradientReport) -> str:

@@ -3,8 +3,8 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import timeit
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,25 +27,11 @@ Search = Callable[[int], Any]
 
 def seconds_of(search: Search, count: int) -> float:
     """Return the seconds of one call."""
-    started = time.perf_counter()
-    search(count)
-    return time.perf_counter() - started
+    return timeit.timeit(lambda: search(count), number=1)
 
 
 def timed_call(search: Search, count: int) -> tuple[float, float]:
     """Return the seconds of one call, and how many of them JAX traced, lowered or compiled."""
-    with compilation() as spans:
-        seconds = seconds_of(search, count)
-    compiling, end = 0.0, 0.0
-    for begin, finish in sorted(spans):  # they nest, and overlap between threads
-        compiling += max(finish - max(begin, end), 0)
-        end = max(end, finish)
-    return seconds, compiling
-
-
-@contextmanager
-def compilation() -> Iterator[list[tuple[float, float]]]:
-    """Give a list that gets the begin and the end of whatever JAX traces, lowers or compiles."""
     spans: list[tuple[float, float]] = []
 
     def listen(event: str, duration_secs: float, **_: Any) -> None:
@@ -55,9 +41,14 @@ def compilation() -> Iterator[list[tuple[float, float]]]:
 
     monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield spans
+        seconds = seconds_of(search, count)
     finally:
         monitoring.unregister_event_duration_listener(listen)
+    compiling, end = 0.0, 0.0
+    for begin, finish in sorted(spans):  # they nest, and overlap between threads
+        compiling += max(finish - max(begin, end), 0)
+        end = max(end, finish)
+    return seconds, compiling
 
 
 def matrix_product(side: int, precision: str = "highest") -> Search:

@@ -147,11 +147,6 @@ def jaxnn_chains(
     return search
 
 
-def at_random(model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0) -> Search:
-    """Search at random, which many chains are compared with."""
-    return jaxnn_search(model.settings.sizes, batch, seed=seed)
-
-
 CLIMBERS: dict[str, tuple[Callable[..., Search], float]] = {
     "NumPy loop": (numpy_chain, 0.1),
     "mlrose-ky": (mlrose_chain, 0.001),
@@ -161,6 +156,6 @@ CLIMBERS: dict[str, tuple[Callable[..., Search], float]] = {
     "evosax HillClimbing": (evosax_chain, 1),
     "jaxnn, one chain": (partial(jaxnn_chains, None), 1),
     f"jaxnn, {CHAINS:,} chains": (partial(jaxnn_chains, CHAINS), 400),
-    "jaxnn, random search": (at_random, 200),
+    "jaxnn, random search": (jaxnn_search, 200),
 }
 """`prepare(model, batch, seed=0)` and how many times `--steps` it takes; slow ones take fewer."""

@@ -16,6 +16,8 @@ import jaxnn
 from peers.search import jax_loss, start_of, torch_network
 
 RATE = 0.1
+Size = int | None
+"""The rows of a step; None for all."""
 RULES = {
     "SGD": jaxnn.optimizers.sgd(RATE),
     "momentum": jaxnn.optimizers.sgd(RATE, momentum=0.9),
@@ -23,13 +25,13 @@ RULES = {
 }
 
 
-def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: int | None) -> int:
+def epochs_of(steps: int, batch: jaxnn.Batch, batch_size: Size) -> int:
     """Return the epochs that a number of steps takes."""
     return max(steps // (1 if batch_size is None else len(batch.x) // batch_size), 1)
 
 
 def torch_descent(
-    compiles: bool, model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None, seed: int = 0
+    compiles: bool, model: jaxnn.Model, batch: jaxnn.Batch, batch_size: Size = None, seed: int = 0
 ) -> Search:
     """Descend by torch's `optim.SGD` on `Linear` and `ReLU`, one thread."""
     torch: Any = import_module("torch")
@@ -65,7 +67,7 @@ def torch_descent(
 
 
 def optax_descent(
-    model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None, seed: int = 0
+    model: jaxnn.Model, batch: jaxnn.Batch, batch_size: Size = None, seed: int = 0
 ) -> Search:
     """Descend by `optax.sgd` and `jax.value_and_grad` of matrix products, in a compiled loop."""
     optimizer = import_module("optax").sgd(RATE)
@@ -98,7 +100,7 @@ def optax_descent(
 
 
 def sklearn_descent(
-    model: jaxnn.Model, batch: jaxnn.Batch, batch_size: int | None, seed: int = 0
+    model: jaxnn.Model, batch: jaxnn.Batch, batch_size: Size = None, seed: int = 0
 ) -> Search:
     """Descend by scikit-learn's `MLPClassifier`, solver "sgd", no momentum, no stop rule.
 
@@ -124,7 +126,7 @@ def jaxnn_descent(
     networks: int | None,
     model: jaxnn.Model,
     batch: jaxnn.Batch,
-    batch_size: int | None,
+    batch_size: Size = None,
     seed: int = 0,
     rule: str = "SGD",
 ) -> Search:
@@ -162,5 +164,5 @@ DESCENTS: dict[str, tuple[Callable[..., Search], float]] = {
     f"{ONE}, momentum": (partial(jaxnn_descent, True, None, rule="momentum"), 1),
     f"{ONE}, Adam": (partial(jaxnn_descent, True, None, rule="Adam"), 1),
 }
-"""`prepare(model, batch, batch_size, seed=0)`, where no batch size means all rows, and how many
-times a tenth of `--steps` it takes; slow ones take fewer."""
+"""`prepare(model, batch, batch_size=None, seed=0)`, and how many times a tenth of `--steps` it
+takes; slow ones take fewer."""

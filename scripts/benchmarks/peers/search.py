@@ -62,15 +62,16 @@ def numpy_loss(params: Any, x: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean(-np.log(picked)))
 
 
-def numpy_search(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
+def numpy_search(model: jaxnn.Model, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
     """Search one candidate after the other in NumPy, in float64."""
     del tile
     x, y = np.asarray(batch.x, float), np.asarray(batch.y)
+    pairs = list(pairwise(model.settings.sizes))
 
     def search(count: int) -> Any:
         draw, best = np.random.default_rng(seed).standard_normal, (math.inf, None)
         for _ in range(count):
-            params = [(SCALE * draw(pair), SCALE * draw((1, pair[1]))) for pair in pairwise(sizes)]
+            params = [(SCALE * draw(pair), SCALE * draw((1, pair[1]))) for pair in pairs]
             loss = numpy_loss(params, x, y)
             best = (loss, params) if loss < best[0] else best
         return best
@@ -84,9 +85,9 @@ def jax_loss(params: Any, batch: jaxnn.Batch) -> jax.Array:
     return -jnp.mean(jnp.take_along_axis(logs, batch.y[:, None], axis=1))
 
 
-def vmap_search(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
+def vmap_search(model: jaxnn.Model, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
     """Search by `jax.vmap` of drawing and loss, one compiled step a tile."""
-    sample_fn = jaxnn.mlp(sizes).sampler(scale=SCALE)
+    sample_fn = model.sampler(scale=SCALE)
 
     def step(best: Any, number: int) -> Any:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), number), tile)
@@ -99,10 +100,10 @@ def vmap_search(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) 
     return repeated(jax.jit(step), (jnp.float32(jnp.inf), sample_fn(jax.random.key(0))), tile)
 
 
-def evosax_search(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
+def evosax_search(model: jaxnn.Model, batch: jaxnn.Batch, tile: int, seed: int = 0) -> Search:
     """Search by evosax's `RandomSearch`, one compiled step a population."""
     evosax: Any = import_module("evosax.algorithms")
-    key, sample_fn = jax.random.key(seed), jaxnn.mlp(sizes).sampler(scale=SCALE)
+    key, sample_fn = jax.random.key(seed), model.sampler(scale=SCALE)
     strategy = evosax.RandomSearch(tile, sample_fn(key), sampling_fn=sample_fn)
     settings = strategy.default_params
 
@@ -165,12 +166,12 @@ def torch_losses(params: Any, x: Any, y: Any) -> Any:
 
 
 def torch_search(
-    sizes: cli.Sizes, batch: jaxnn.Batch, tile: int, seed: int = 0, *, threads: int | None
+    model: jaxnn.Model, batch: jaxnn.Batch, tile: int, seed: int = 0, *, threads: int | None
 ) -> Search:
     """Search by `baddbmm` over a tile of networks, drawn by `randn`."""
     torch: Any = import_module("torch")
     x, y = torch.tensor(batch.x.T.copy()), torch.tensor(batch.y, dtype=torch.int64)
-    shapes = [((tile, i, o), (tile, 1, o)) for i, o in pairwise(sizes)]
+    shapes = [((tile, i, o), (tile, 1, o)) for i, o in pairwise(model.settings.sizes)]
 
     @torch.inference_mode()
     def step(best: Any, _: int) -> Any:
@@ -190,7 +191,7 @@ def torch_search(
 
 
 def jaxnn_search(
-    sizes: cli.Sizes,
+    model: jaxnn.Model,
     batch: jaxnn.Batch,
     tile: int = 1,
     seed: int = 0,
@@ -199,21 +200,19 @@ def jaxnn_search(
 ) -> Search:
     """Search by `jaxnn.random_search` as users call it: it chooses its tile."""
     del tile
-    model = jaxnn.mlp(sizes)
     given = jax.random.key(seed), model.loss, model.sampler(scale=scale), batch
     search = partial(jaxnn.random_search, *given, **options)
     return lambda count: finished(search(num_candidates=count)).loss
 
 
 def part_search(
-    draws: bool, scores: bool, sizes: cli.Sizes, batch: jaxnn.Batch, seed: int = 0
+    draws: bool, scores: bool, model: jaxnn.Model, batch: jaxnn.Batch, seed: int = 0
 ) -> Search:
     """Run parts of jaxnn's search alone: draw or not, score or not, and keep the lowest value.
 
     Without draws a candidate is one random number times fixed params; without losses its value is
     the sum of what was drawn, since the compiler would leave out draws that nobody uses.
     """
-    model = jaxnn.mlp(sizes)
     draw = model.sampler(scale=SCALE)
     fixed = draw(jax.random.key(seed + 1))
 
@@ -259,9 +258,10 @@ def best_tile(name: str, sizes: cli.Sizes, seconds: float) -> tuple[int, float]:
     A trial doubles its count until it lasts `seconds`; the shortest of three counts.
     """
     prepare, tiles = SEARCHES[name]
+    given = jaxnn.mlp(sizes), random_batch(sizes)
 
     def rate(tile: int) -> float:
-        search, count, shortest = prepare(sizes, random_batch(sizes), tile), tile, 0.0
+        search, count, shortest = prepare(*given, tile), tile, 0.0
         search(tile)  # compiles
         while shortest < seconds:
             count *= 2
