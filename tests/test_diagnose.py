@@ -1,6 +1,6 @@
-"""Every derivative and mean of backpropagation, broken: caught, and named.
+"""What a wrong gradient is called, from how it differs from the right one.
 
-The faults of one network by hand, and what is said of them, are in `test_check`.
+What is said of whole networks is in `test_check`, `test_functions` and `test_planted_faults`.
 """
 
 import re
@@ -12,124 +12,46 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 from keys import rng_of
-from test_check import ROWS
 
-import jaxnn
 from jaxnn.gradients import diagnose
 from jaxnn.gradients.check import check_gradients
 
 KEY = jax.random.key(3)
-AT_WRONG_PLACE = "right only as the params go to 0"
-EXHAUSTIVE, SLOW = pytest.mark.exhaustive, pytest.mark.slow
+ROWS = 7
+BATCH = np.zeros((ROWS, 2)), np.zeros((ROWS, 3))
+MISSING = "a sum in place of the mean"
+FACTORS = [
+    (7, "div", f"7 times too large: 1/7 is missing (7 rows): {MISSING}"),
+    (1 / 7, "mul", "7 times too small: 1/7 is there twice (7 rows)"),
+    (3, "mul", f"3 times too large: 1/3 is missing (3 columns): {MISSING}"),
+    (21, "div", f"21 times too large: 1/21 is missing (7 rows x 3 columns): {MISSING}"),
+    (-1, "square div", "of the wrong sign"),
+    (-7, "div", f"of the wrong sign and 7 times too large: 1/7 is missing (7 rows): {MISSING}"),
+    (0.5, "square", "2 times too small: the 2 of 2x, the derivative of x^2, is missing, or "
+     "1/2 is there (2 columns): a mean in place of the sum"),
+    (2, "square div", f"2 times too large: 1/2 is missing (2 columns): {MISSING}, or "
+     "the 2 of 2x, the derivative of x^2, is there twice"),
+    (1.25, "square div", "off by the factor 1.25"),
+]  # fmt: skip
 
 
-# --- a network of the product, whose gradient is that of a network with one wrong derivative
+@pytest.mark.parametrize(("ratio", "parts", "said"), FACTORS)
+def test_a_factor_is_told_from_the_axes_of_the_batch_and_from_what_the_loss_contains(
+    ratio, parts, said
+):
+    assert diagnose._factor(ratio, BATCH, set(parts.split())) == said
 
 
-def wrong_derivative(value, slope, z):
-    """The value at z with another slope: a straight line through the point."""
-    value, slope = jax.lax.stop_gradient((value, slope))
-    return value + slope * (z - jax.lax.stop_gradient(z))
-
-
-def check_network(hidden, output_loss, depth, activation, slope_of_logits=None) -> Any:
-    """Check the gradient through `activation(z)`, and through another slope of the logits."""
-    output, loss = output_loss
-    model = jaxnn.mlp((2, *(4, 5)[: depth - 1], 3), hidden=hidden, output=output, loss=loss)
-    rng = np.random.default_rng(4)
-    y = {
-        "categorical_crossentropy": rng.integers(0, 3, ROWS),
-        "binary_crossentropy": rng.integers(0, 2, (ROWS, 3)),
-        "mean_squared_error": rng.uniform(0, 1, (ROWS, 3)).astype(np.float32),
-    }[loss]
-    batch = jaxnn.Batch(rng.normal(size=(ROWS, 2)).astype(np.float32), y)
-    identity = jaxnn.mlp((3, 3), output=output, loss=loss)
-
-    def of_logits(z, y):
-        layer = jaxnn.Dense(jnp.eye(3, dtype=z.dtype), jnp.zeros(3, z.dtype))
-        return identity.loss_reference((layer,), jaxnn.Batch(z, y))
-
-    def broken(params, batch):
-        a = batch.x
-        for layer in params[:-1]:
-            a = activation(a @ layer.weights + layer.biases[None, :])
-        z = a @ params[-1].weights + params[-1].biases[None, :]
-        if slope_of_logits is None:
-            return of_logits(z, batch.y)
-        slope = slope_of_logits(z, batch.y, jax.grad(of_logits)(z, batch.y))
-        return jnp.sum(wrong_derivative(of_logits(z, batch.y) / z.size, slope, z))
-
-    functions = model.loss_reference, jax.value_and_grad(broken)
-    return check_gradients(KEY, *functions, model.sampler(scale=0.8), batch)
-
-
-ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid}
-SOFTMAX = ("softmax", "categorical_crossentropy")
-HIDDEN = {
-    "relu everywhere 1": (lambda z, a: jnp.ones_like(z), "relu's derivative"),
-    "tanh at the output": (lambda z, a: 1 - jnp.tanh(a) ** 2, AT_WRONG_PLACE),
-    "tanh at the input": (lambda z, a: 1 - z**2, AT_WRONG_PLACE),
-    "tanh left out": (lambda z, a: jnp.ones_like(z), AT_WRONG_PLACE),
-    "sigmoid at the output": (
-        lambda z, a: jax.nn.sigmoid(a) * (1 - jax.nn.sigmoid(a)),
-        "sigmoid's derivative is taken at its output",
-    ),
-    "sigmoid at the input": (lambda z, a: z * (1 - z), "with the input z in place of the output a"),
-    "sigmoid left out": (
-        lambda z, a: jnp.ones_like(z), r"sigmoid's derivative a \(1 - a\) is left out"
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("depth", [2, 3])
-@pytest.mark.parametrize("fault", HIDDEN)
-def test_a_broken_derivative_of_a_hidden_activation_is_named(fault, depth):
-    hidden, (derivative, said) = fault.split()[0], HIDDEN[fault]
-    right = ACTIVATIONS[hidden]
-    assert check_network(hidden, SOFTMAX, depth, right).passed
-    report = check_network(
-        hidden, SOFTMAX, depth, lambda z: wrong_derivative(right(z), derivative(z, right(z)), z)
-    )
-    assert [leaf.passed for leaf in report.leaves] == [False] * 2 * (depth - 1) + [True] * 2
-    assert len(report.suggestions) >= 1
-    assert all(re.search(said, suggestion) for suggestion in report.suggestions), str(report)
-
-
-def times(factor):
-    return lambda z, y, slope: factor * slope
-
-
-SIGMOID, SQUARES = ("sigmoid", "binary_crossentropy"), ("identity", "mean_squared_error")
-OUTPUT = {
-    "no 1/N": (SOFTMAX, times(ROWS), r"7 times too large: 1/7 is missing \(7 rows\): a [a-z ]*$"),
-    "1/N twice": (SOFTMAX, times(1 / ROWS), "1/7 is there twice"),
-    "no mean over outputs": (SIGMOID, times(3), r"1/3 is missing \(3 columns\)"),
-    "no mean": (("tanh", "mean_squared_error"), times(3 * ROWS), "7 rows x 3 columns"),
-    "no 2": (SQUARES, times(0.5), "the 2 of 2x, .* is missing"),
-    "twice 2": (SQUARES, times(2), r"2 columns\): a sum in place of the mean, or the 2 of 2x"),
-    "sign": (SQUARES, times(-1), "of the wrong sign"),
-    "sign and mean": (SOFTMAX, times(-ROWS), "wrong sign and 7 times too large: 1/7 is missing"),
-    "targets forgotten": (
-        SOFTMAX, lambda z, y, slope: jax.nn.softmax(z) / ROWS, "derivative of the loss by the"
-    ),
-    "output left out": (
-        ("sigmoid", "mean_squared_error"),
-        lambda z, y, slope: (jax.nn.sigmoid(z) - y) * 2 / z.size,
-        "is left out",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(name, marks=SLOW if name == "no 2" else EXHAUSTIVE) for name in OUTPUT],
-)
-def test_a_broken_derivative_of_a_loss_is_named(fault):
-    output_loss, slope, said = OUTPUT[fault]
-    report = check_network("tanh", output_loss, 1, jnp.tanh, slope)
-    assert not any(leaf.passed for leaf in report.leaves)
-    assert re.search(said, " ".join(report.suggestions)), str(report)
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_sigmoids_on_the_way_back_are_counted(layers):
+    right = np.random.default_rng(2).normal(size=(4, 5))
+    for factor, said in ((4.0, "(1 - a) is left out"), (0.9400148, "taken at its output")):
+        pair = diagnose._Pair(factor**layers * right, right, right, exact=1e-7)
+        pairs: Any = dict.fromkeys(("as drawn", "aside", "near 0"), pair)
+        (fault,) = diagnose._near_0(pairs, {"logistic"})
+        assert fault.startswith(f"near 0 it is off by {factor**layers:.3g}: the sigmoid's")
+        assert said in fault
+        assert not list(diagnose._near_0(pairs, {"max"}))
 
 
 # --- other losses
