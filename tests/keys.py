@@ -1,6 +1,7 @@
-"""The kinds of keys that jaxnn takes and that the JAX at hand has: 0.10.1 has no philox."""
+"""The kinds of keys that the JAX at hand has, 0.10.1 no philox; and random numbers of a key."""
 
 import jax
+import numpy as np
 
 from jaxnn.run import checks
 
@@ -16,3 +17,8 @@ def _is_known(implementation):
 
 
 KEY_IMPLEMENTATIONS = [name for name in checks.KEY_IMPLEMENTATIONS if _is_known(name)]
+
+
+def rng_of(key):
+    """NumPy's random numbers of a key: JAX would compile every other way to draw some."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))

@@ -1,6 +1,5 @@
 """Gradients written in NumPy: the right ones pass, and every planted fault is found and named."""
 
-import pickle
 import re
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -9,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
+from keys import rng_of
 
 import jaxnn
 from jaxnn.gradients import functions
@@ -20,11 +19,11 @@ ROWS, NAMES = 7, ("b0", "b1", "b2", "w0", "w1", "w2")
 RNG = np.random.default_rng(3)
 DATA = {"x": RNG.normal(0.5, 1.0, (ROWS, 2)), "y": RNG.integers(0, 3, ROWS), "l2": np.array(0.05)}
 SIZES = {"w0": (2, 4), "b0": (4,), "w1": (4, 4), "b1": (4,), "w2": (4, 3), "b2": (3,)}
-unravel = ravel_pytree({name: np.zeros(shape, np.float32) for name, shape in SIZES.items()})[1]
 
 
 def sample(key):
-    return unravel(jax.random.normal(key, (47,)))
+    rng = rng_of(key)
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in SIZES.items()}
 
 
 def forward(params, x, maximum, tanh):
@@ -102,14 +101,14 @@ FAULTS = {
 @cache
 def check(loss, fault="none") -> Any:
     given = KEY, LOSSES[loss], partial(by_hand, fault), sample, DATA
-    return jaxnn.check_gradients(*given, num_samples=5)
+    return jaxnn.check_gradients(*given, num_samples=3)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_right_gradient_in_numpy_passes_and_the_report_says_who_spoke(loss):
     report, is_numpy = check(loss), loss == "numpy"
     assert report.passed, str(report)
-    assert (report.num_samples, report.suggestions, report.value_error) == (5, (), 0)
+    assert (report.num_samples, report.suggestions, report.value_error) == (3, (), 0)
     for leaf in report.leaves:
         assert np.isnan(leaf.error) if is_numpy else leaf.error < 1e-12
         assert leaf.difference_error < 1e-6
@@ -149,7 +148,7 @@ def test_it_sees_the_samples_and_the_batch_that_jax_sees_in_float64():
         seen.append((params, batch))
         return by_hand("none", params, batch)
 
-    jaxnn.check_gradients(KEY, LOSSES["jax"], watching, sample, DATA, num_samples=5)
+    jaxnn.check_gradients(KEY, LOSSES["jax"], watching, sample, DATA, num_samples=3)
     arrays = [leaf for leaf in jax.tree.leaves(seen[-1]) if leaf.ndim]
     assert all(type(leaf) is np.ndarray and not leaf.flags.writeable for leaf in arrays)
     assert {leaf.dtype.kind for leaf in arrays} == {"f", "i"}
@@ -187,22 +186,9 @@ def scaled(factor, params, batch):
 @pytest.mark.parametrize("factor", [1.0, -1.0])
 def test_a_gradient_in_jax_is_checked_against_a_loss_in_numpy(factor):
     given = KEY, LOSSES["numpy"], Partial(scaled, np.float64(factor)), sample, DATA
-    report = jaxnn.check_gradients(*given, num_samples=5)
+    report = jaxnn.check_gradients(*given, num_samples=3)
     assert report.passed == (factor == 1)
     assert [note.split()[3] for note in report.notes] == ["loss_fn,"]
-
-
-def test_errors_vary_with_the_step_as_those_of_jax_do():
-    params = {name: np.asarray(leaf) for name, leaf in sample(KEY).items()}
-    given = partial(by_hand, "none"), params, DATA
-    steps = [1e-9, 1e-6, 1e-3]
-    own = jaxnn.difference_errors(LOSSES["numpy"], *given, steps=steps)
-    other = jaxnn.difference_errors(LOSSES["jax"], *given, steps=steps)
-    assert own.by_jax is None
-    assert own.gradient[1] < 1e-8 < own.gradient[0]
-    np.testing.assert_allclose(own.gradient[2], other.gradient[2], rtol=1e-3)
-    wrong = jaxnn.difference_errors(LOSSES["numpy"], partial(by_hand, "sign"), params, DATA)
-    assert np.min(wrong.gradient) > 0.1
 
 
 def square(params, batch):
@@ -256,10 +242,7 @@ def test_an_error_of_a_function_in_jax_is_its_own_and_not_that_of_numpy():
     assert any(note.startswith("This came from tracing loss_fn, which was given") for note in notes)
 
 
-def test_a_report_of_numpy_pickles_and_functions_that_trace_stay_in_jax():
-    report = check("numpy", "sign")
-    assert str(pickle.loads(pickle.dumps(report))) == str(report)
-
+def test_functions_that_trace_stay_in_jax():
     def of_operators(params, batch):
         return (params * params).sum()
 

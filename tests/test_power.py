@@ -125,7 +125,7 @@ def simple(params, batch):
     return jnp.sum(jnp.cos(params)), -jnp.sin(params)
 
 
-def judge(by_hand, samples, batch, tolerance=1e-9):
+def judge(by_hand, samples, batch):
     """Passes what agrees with `jax.grad` of the value, relative to the largest slope."""
     of_value = jax.value_and_grad(lambda *args: by_hand(*args)[0])
     values, gradients = jax.jit(jax.vmap(of_value, (0, None)))(samples, batch)
@@ -133,9 +133,9 @@ def judge(by_hand, samples, batch, tolerance=1e-9):
     gradients = np.concatenate(leaves, axis=1)
 
     def passes(rows, its_values, its_gradients):
-        size = tolerance * np.max(np.abs(gradients[rows]), axis=1, keepdims=True)
+        size = 1e-9 * np.max(np.abs(gradients[rows]), axis=1, keepdims=True)
         off = np.abs(its_gradients - gradients[rows])
-        return bool(np.all(off <= size)) and np.allclose(its_values, values[rows], tolerance, 0)
+        return bool(np.all(off <= size)) and np.allclose(its_values, values[rows], 1e-9, 0)
 
     return passes
 
@@ -208,15 +208,6 @@ def test_a_fault_in_few_params_is_caught_if_a_sample_is_among_them():
     assert missed(twenty) == (f"{RARE} 100 samples", f"{RARE} 1,000 samples")
     assert missed(np.append(twenty, rare[-1])) == ()
     assert missed(np.arange(5_000)) == ()
-
-
-def test_a_loose_tolerance_misses_small_faults():
-    found = power(Partial(simple), P, B, judge(simple, P, B, tolerance=1e-3))
-    small = "params: off by 0.0001", "params: last coordinate off by 0.0001"
-    assert found.missed[:2] == small
-    assert all(fault.startswith(RARE) for fault in found.missed[2:])
-    caught = len(found.faults) - len(found.missed)
-    assert found.share == caught / len(found.faults) < 1
 
 
 def relu_net(params, batch):

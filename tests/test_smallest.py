@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
+from keys import rng_of
 
 import jaxnn
 from jaxnn.gradients import check as gradient_check
@@ -43,13 +43,13 @@ def smallest(loss, by_hand, sampler, batch, **options) -> Any:
 # --- mlrose's network, whose gradient takes the derivative of tanh at its output
 
 SHAPES = {"w0": (4, 6), "b0": (6,), "w1": (6, 3), "b1": (3,)}
-unravel = ravel_pytree({name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()})[1]
 RNG = np.random.default_rng(2)
 ROWS = {"x": RNG.normal(size=(12, 4)), "y": np.eye(3)[RNG.integers(0, 3, 12)]}
 
 
 def sample(key):
-    return unravel(jax.random.normal(key, (51,)))
+    rng = rng_of(key)
+    return {name: rng.standard_normal(shape, np.float32) for name, shape in SHAPES.items()}
 
 
 def outputs(library, params, x):
@@ -90,12 +90,15 @@ def jax_mlrose(params, batch):
     return mlrose_in(jnp, params, batch)
 
 
+X64 = 'jax.config.update("jax_enable_x64", True)'
+
+
 def printed(script, status=1, **functions):
     """The losses, then the numbers under test and the right ones, as a script prints them.
 
     A script of its own would set x64 for good.
     """
-    said, text = io.StringIO(), script.replace('jax.config.update("jax_enable_x64", True)', "")
+    said, text = io.StringIO(), script.replace(X64, "")
     with contextlib.redirect_stdout(said), jax.enable_x64(True), pytest.raises(SystemExit) as end:
         exec(text, functions)
     assert end.value.code == status
@@ -154,7 +157,7 @@ def line_by_hand(rows, change, params, batch):
 
 
 def line_sample(key):
-    numbers = jax.random.normal(key, (4,))
+    numbers = rng_of(key).standard_normal(4, np.float32)
     return {"w": numbers[:3], "b": numbers[3]}
 
 
@@ -240,7 +243,7 @@ def test_of_axes_of_one_length_those_shrink_that_can():
         return loss(params, batch), {"w0": batch["x"].T @ d0, "w1": hidden.T @ back}
 
     def sampler(key):
-        drawn = jax.random.normal(key, (5, 3))
+        drawn = rng_of(key).normal(size=(5, 3))
         return {"w0": drawn[:2], "w1": drawn[2:]}
 
     rng = np.random.default_rng(4)
@@ -263,7 +266,7 @@ def test_numbers_keep_what_holds_for_the_data():
         return loss(params, batch), batch["share"] / params + 2 * batch["count"]
 
     def sampler(key):
-        return jax.random.uniform(key, (3,), minval=0.2)
+        return rng_of(key).uniform(0.2, 1, 3)
 
     batch = {"share": np.array([0.3, 0.2, 0.9]), "count": np.array([3.0, 5.0, 2.0])}
     case = smallest(loss, by_hand, sampler, batch)
@@ -330,6 +333,14 @@ def right(params, batch):
 """
 
 
+@pytest.fixture
+def my(tmp_path, monkeypatch):
+    """The working directory, with a file of functions."""
+    monkeypatch.chdir(tmp_path)
+    Path("my.py").write_text(MY)
+    return tmp_path
+
+
 def named_in(path, *names, **options):
     """Functions and classes of a file, as the command line finds them."""
     scope = SimpleNamespace(**runpy.run_path(path, **options))
@@ -343,32 +354,46 @@ def script_for(params, batch, loss, by_hand, at=(0,)):
     return script_of(case, Problem(checked, Partial(by_hand), batch, (1e-9, 1e-5)))
 
 
-@pytest.mark.parametrize("loss", ["loss", "Outer.loss"])
-@pytest.mark.parametrize("kind", ["Params", "Outer.Inner"])
-@pytest.mark.parametrize("run_name", [None, "__main__"])
-def test_the_program_of_a_file_runs_from_any_folder(run_name, kind, loss, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("my.py").write_text(MY)
+def named_by(script, **scope):
+    """The names that a script has before it computes anything."""
+    exec(script.partition("loss, value_and_grad = ")[0].replace(X64, ""), scope)
+    return scope
+
+
+@pytest.mark.parametrize(
+    ("run_name", "kind", "loss"),
+    [
+        (None, "Params", "Outer.loss"),
+        (None, "Outer.Inner", "loss"),
+        ("__main__", "Params", "loss"),
+        ("__main__", "Outer.Inner", "Outer.loss"),
+    ],
+)
+def test_the_program_of_a_file_runs_from_any_folder(run_name, kind, loss, my, monkeypatch):
     made, *functions = named_in("my.py", kind, loss, "by_hand", run_name=run_name)
     if run_name:
         monkeypatch.setitem(sys.modules, run_name, SimpleNamespace(**functions[1].__globals__))
     script = script_for(made(np.array([1.0, 2])), np.array(3.0), *functions)
     assert "from __main__" not in script
-    assert str(tmp_path) not in script
-    expected = [(15, 15), (1, 6), (2, 12)]
-    assert printed(script) == expected  # The working directory has the file.
-    monkeypatch.chdir("/")
-    for folder in (tmp_path, tmp_path / "below"):
-        assert printed(script, __file__=str(folder / "program.py")) == expected
+    assert str(my) not in script
+    assert printed(script) == [(15, 15), (1, 6), (2, 12)]
+    for place, folder in ((my, "/"), ("/", my), ("/", my / "below")):
+        monkeypatch.chdir(place)
+        names = named_by(script, __file__=f"{folder}/program.py")
+        assert names["loss_fn"](names["params"], names["batch"]) == 15
     with pytest.raises(FileNotFoundError, match=r"my\.py"):
-        printed(script)
+        named_by(script)
 
 
-def test_a_program_ends_with_0_once_the_gradient_is_right(tmp_path):
-    (tmp_path / "my.py").write_text(MY)
-    made, loss, right = named_in(str(tmp_path / "my.py"), "Params", "loss", "right")
-    script = script_for(made(np.array([1.0, 2])), np.array(3.0), loss, right)
-    assert printed(script, status=0)[1:] == [(6, 6), (12, 12)]
+@pytest.mark.parametrize("is_right", [False, True])
+def test_of_a_large_leaf_the_numbers_near_the_wrong_one_are_printed(is_right, my):
+    """A program ends with 0 once the gradient is right."""
+    made, *functions = named_in("my.py", "Params", "loss", "right" if is_right else "by_hand")
+    params = made(np.arange(60.0).reshape(3, 20))
+    script = script_for(params, np.array(3.0), *functions, at=(1, 15))
+    factor = 6 if is_right else 1
+    told = printed(script, status=not is_right)[1:]
+    assert told == [(factor * number, 6 * number) for number in range(32, 48)]
 
 
 def test_classes_within_others_of_a_module_are_imported(monkeypatch):
@@ -387,18 +412,9 @@ def test_a_class_without_a_place_leaves_room_for_it():
     assert "Params = ...  # Your own class goes here." in script.splitlines()
 
 
-def test_of_a_large_leaf_the_numbers_near_the_wrong_one_are_printed(tmp_path):
-    (tmp_path / "my.py").write_text(MY)
-    made, *functions = named_in(str(tmp_path / "my.py"), "Params", "loss", "by_hand")
-    params = made(np.arange(60.0).reshape(3, 20))
-    told = printed(script_for(params, np.array(3.0), *functions, at=(1, 15)))
-    assert told[1:] == [(number, 6 * number) for number in range(32, 48)]
-
-
-def test_differences_give_every_number_of_the_leaf(tmp_path):
+def test_differences_give_every_number_of_the_leaf(my):
     """Each with the others as they were."""
-    (tmp_path / "my.py").write_text(MY)
-    made, *functions = named_in(str(tmp_path / "my.py"), "Params", "numpy_loss", "by_hand")
+    made, *functions = named_in("my.py", "Params", "numpy_loss", "by_hand")
     _, *told = printed(script_for(made(np.array([1.0, 2, 4])), np.array(3.0), *functions))
     assert told == [(number, pytest.approx(42, rel=1e-8)) for number in (1, 2, 4)]
 

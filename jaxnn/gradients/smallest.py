@@ -87,7 +87,8 @@ def shrink(
     """
     leaves, tree = jax.tree.flatten((take(samples, worst.sample), problem.batch))
     first = _Case(tuple(np.asarray(leaf) for leaf in leaves if not is_key(leaf)), _found(worst))
-    every = [leaf for leaf in jax.tree.leaves((samples, problem.batch)) if not is_key(leaf)]
+    every = jax.tree.leaves((samples, problem.batch))
+    every = [np.asarray(leaf) for leaf in every if not is_key(leaf)]
 
     def arguments(numbers: Leaves) -> tuple[PyTree, PyTree]:
         rest = iter(numbers)
