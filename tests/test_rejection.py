@@ -161,7 +161,7 @@ def test_the_bound_of_rows_with_weights_is_the_mean_of_those_of_its_blocks():
     model, batch = weighted()
     traits, params = traits_of(model.loss), model.sampler(scale=4.0)(KEY)
     bound, scaled = traits.lower_bound or pytest.fail("no bound"), traits.bound_batch(batch)
-    blocks = [jax.tree.map(lambda leaf, first=n: leaf[first::4], scaled) for n in range(4)]
+    blocks = [jax.tree.map(lambda leaf, n=n: np.asarray(leaf)[n::4], scaled) for n in range(4)]
     bounds = sum(map(partial(jax.jit(bound), params), blocks)) / 4
     loss = model.loss(params, batch)
     assert loss - np.log(3) < bounds <= loss * (1 + 1e-6)
