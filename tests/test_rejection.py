@@ -11,6 +11,7 @@ from search_setups import set_up
 
 import jaxnn
 from jaxnn.run import loop
+from jaxnn.run.random import normals
 from jaxnn.search import evaluate, rejection
 from jaxnn.typing import Traits, traits_of
 
@@ -28,7 +29,7 @@ vars(absolute_error)["traits"] = Traits(lower_bound=absolute_error)
 
 
 def draw(scale, key):
-    return scale * jax.random.normal(key, (2,))
+    return scale * normals(key, 2)
 
 
 sample_fn = Partial(draw, np.float32(2))
