@@ -87,6 +87,8 @@ def test_every_step_follows_the_rules_in_plain_python(name):
             if renewed or loss < since_restart:
                 since_restart, since = loss, 0
             best = min(best, loss)
+    ties = info.proposed_loss == before(info.proposed_loss, info.accepted)
+    assert heat != 0.0 or np.any(info.accepted & ties)
     counted = state.loss, state.best_loss, state.best_since_restart, state.steps_since_improvement
     assert counted == (loss, best, since_restart, since)
     assert (state.exponent, state.step) == (exponent, 250)
