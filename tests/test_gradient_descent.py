@@ -647,7 +647,7 @@ def to_goal(params, goal):
 def test_a_validation_loss_that_is_not_finite_is_never_the_best(bad, limit, reached):
     """The way from 0 to 1 passes 0.36, close to what the validation batch wants; without any that
     is finite, the params are those reached."""
-    validation_batch = Goal(*np.float32([0.4, limit, bad]))
+    validation_batch = Goal(*map(np.float32, (0.4, limit, bad)))
     options = {"function": to_goal, "batch": Goal(np.float32(1)), "epochs": 5}
     found = descend(np.float32(0), validation_batch=validation_batch, **options)
     np.testing.assert_equal(found.history.validation_loss[0], np.float32(bad))
