@@ -19,7 +19,7 @@ START = {
     "b": np.array([1.5, -2.0], np.float32),
 }
 WEIGHTS = jax.random.normal(jax.random.key(4), (6, 257))
-NETWORK, WIDE = jaxnn.mlp((2, 3, 3)), jaxnn.mlp((2, 64, 3))
+NETWORK, WIDE = jaxnn.mlp((2, 2, 3)), jaxnn.mlp((2, 64, 3))
 ROWS = jaxnn.datasets.spiral(jax.random.key(1), samples=15)
 
 
@@ -58,13 +58,14 @@ def fresh(key):
     return {"w": drawn[:4].reshape(2, 2), "b": drawn[4:]}
 
 
-FAMILY: dict[str, dict[str, Any]] = {
+FAMILY: dict[str, dict[str, Any]] = {  # each option once in the quick tier, and all together
     "strict": {"scale": 0.1},
-    "ties": {"temperature": 0.0},
-    "one-fifth": {"scale": moves.one_fifth(2.0)},
-    "schedule": {"scale": schedules.exponential_decay(1.0, 0.05, 150)},
+    "ties": {"temperature": 0.0, "propose_fn": moves.one_coordinate, "scale": 0.1},
     "metropolis": {"temperature": 20.0},
-    "annealing": {"temperature": schedules.exponential_decay(40.0, 0.5, 150)},
+    "annealing": {
+        "temperature": schedules.exponential_decay(40.0, 0.5, 150),
+        "scale": schedules.exponential_decay(1.0, 0.05, 150),
+    },
     "hot one-fifth": {
         "temperature": 20.0,
         "scale": moves.one_fifth(schedules.inverse_time_decay(1.0, 0.05)),
@@ -72,7 +73,6 @@ FAMILY: dict[str, dict[str, Any]] = {
     "best of three": {"num_proposals": 3},
     "restarts": {"restart": moves.restart(fresh, 20), "scale": 0.01},
     "restarts of two": {"restart": moves.restart(fresh, 15), "num_proposals": 2, "scale": 0.01},
-    "one coordinate": {"propose_fn": moves.one_coordinate},
     "all": {
         "temperature": 5.0,
         "scale": moves.one_fifth(0.3),

@@ -36,8 +36,8 @@ def test_evaluations_temperature_and_scale_follow_their_options():
     steps, found = np.arange(STEPS), searched("best of three")
     assert np.array_equal(found.history.evaluations, 1 + 3 * (steps + 1))
     assert found.num_evaluations == 1 + 3 * STEPS
-    scale, temperature = searched("schedule").history.scale, searched("annealing").history[7]
-    for recorded, (first, last) in ((scale, (1.0, 0.05)), (temperature, (40.0, 0.5))):
+    annealed = searched("annealing").history
+    for recorded, first, last in ((annealed.scale, 1.0, 0.05), (annealed.temperature, 40.0, 0.5)):
         expected = first * (last / first) ** np.minimum(steps / 150, 1)
         np.testing.assert_allclose(recorded, expected, rtol=1e-5)
 

@@ -87,6 +87,8 @@ def test_every_step_follows_the_rules_in_plain_python(name):
             if renewed or loss < since_restart:
                 since_restart, since = loss, 0
             best = min(best, loss)
+    ties = info.proposed_loss == before(info.proposed_loss, info.accepted)
+    assert heat != 0.0 or np.any(info.accepted & ties)
     counted = state.loss, state.best_loss, state.best_since_restart, state.steps_since_improvement
     assert counted == (loss, best, since_restart, since)
     assert (state.exponent, state.step) == (exponent, 250)
@@ -203,15 +205,18 @@ def test_a_proposal_adds_noise_of_the_steps_own_key_and_the_best_one_stands(name
             np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize("temperature", [None, 0.0, 1e9])
-def test_losses_that_are_not_finite_are_never_accepted(temperature):
+@pytest.mark.parametrize("name", ["strict", "ties", "metropolis"])
+def test_losses_that_are_not_finite_are_never_accepted(name):
     broken = STAIRS._replace(nan_above=np.float32(2.6), inf_above=np.float32(-0.8))
-    found = search(batch=broken, temperature=temperature)
+    options = {**FAMILY[name], "scale": 0.3}
+    if name == "metropolis":
+        options["temperature"] = 1e9
+    found = search(batch=broken, **options)
     losses, bad = found.history.proposed_loss, np.isposinf(found.history.proposed_loss)
     assert 10 < np.sum(bad) < 240
     assert np.all(np.isfinite(losses) | bad)
     assert not np.any(found.history.accepted & bad)
-    if temperature is None:
+    if name == "strict":
         found = search(**FAMILY["strict"], batch=broken)
         assert_same_chain(found, scan_of("strict")(batch=broken))
 

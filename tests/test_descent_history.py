@@ -11,7 +11,6 @@ from tolerances import same
 
 import jaxnn
 from jaxnn.descent import history
-from jaxnn.run import checkpoint as checkpoints
 
 KEY = jax.random.key(8)
 MODEL = jaxnn.mlp((2, 4, 3))
@@ -41,14 +40,6 @@ def whole(name) -> Any:
     return descend(**OPTIONS[name])
 
 
-def stop(progress):
-    raise StopIteration
-
-
-def fail(progress):
-    raise KeyError("mine")
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_resumed_descent_is_the_whole(name, tmp_path):
     path, options = tmp_path / "descent.npz", OPTIONS[name]
@@ -56,16 +47,6 @@ def test_a_resumed_descent_is_the_whole(name, tmp_path):
         found = descend(count, checkpoint=path, **options)
     assert same(found, whole(name))
     assert found.status == "completed"
-
-
-def test_a_stopped_descent_goes_on(tmp_path):
-    path = tmp_path / "descent.npz"
-    first = descend(checkpoint=path, callback=stop)
-    assert (first.status, first.num_steps) == ("stopped", 1)
-    with pytest.raises(KeyError, match="mine"):
-        descend(checkpoint=path, callback=fail)
-    assert checkpoints.load(path)[1]["next"] > 1
-    assert same(descend(checkpoint=path), whole("whole"))
 
 
 def test_the_callback_is_told_of_the_work_the_loss_and_the_best_params():

@@ -11,6 +11,7 @@ from search_setups import set_up
 
 import jaxnn
 from jaxnn.run import loop
+from jaxnn.run.random import normals
 from jaxnn.search import evaluate, rejection
 from jaxnn.typing import Traits, traits_of
 
@@ -28,7 +29,7 @@ vars(absolute_error)["traits"] = Traits(lower_bound=absolute_error)
 
 
 def draw(scale, key):
-    return scale * jax.random.normal(key, (2,))
+    return scale * normals(key, 2)
 
 
 sample_fn = Partial(draw, np.float32(2))
@@ -161,7 +162,7 @@ def test_the_bound_of_rows_with_weights_is_the_mean_of_those_of_its_blocks():
     model, batch = weighted()
     traits, params = traits_of(model.loss), model.sampler(scale=4.0)(KEY)
     bound, scaled = traits.lower_bound or pytest.fail("no bound"), traits.bound_batch(batch)
-    blocks = [jax.tree.map(lambda leaf, first=n: leaf[first::4], scaled) for n in range(4)]
+    blocks = [jax.tree.map(lambda leaf, n=n: np.asarray(leaf)[n::4], scaled) for n in range(4)]
     bounds = sum(map(partial(jax.jit(bound), params), blocks)) / 4
     loss = model.loss(params, batch)
     assert loss - np.log(3) < bounds <= loss * (1 + 1e-6)
