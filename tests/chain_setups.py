@@ -61,6 +61,7 @@ def fresh(key):
 FAMILY: dict[str, dict[str, Any]] = {  # each option once in the quick tier, and all together
     "strict": {"scale": 0.1},
     "ties": {"temperature": 0.0, "propose_fn": moves.one_coordinate, "scale": 0.1},
+    "one-fifth": {"scale": moves.one_fifth(2.0)},
     "metropolis": {"temperature": 20.0},
     "annealing": {
         "temperature": schedules.exponential_decay(40.0, 0.5, 150),

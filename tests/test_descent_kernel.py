@@ -23,6 +23,14 @@ OPTIMIZERS = {
     "clip, rmsprop": optimizers.clip_by_global_norm(optimizers.rmsprop(0.01), 0.1),
     "cosine, adam": optimizers.adam(schedules.cosine_decay(0.1, 0.01, 20), weight_decay=0.01),
     "warmup": optimizers.sgd(schedules.linear_warmup(schedules.inverse_time_decay(0.5, 0.1), 9)),
+    # What the quick tier has combined, each alone.
+    "momentum": optimizers.sgd(0.1, momentum=0.9),
+    "rmsprop": optimizers.rmsprop(0.01),
+    "adam": optimizers.adam(0.05),
+    "adamw": optimizers.adam(0.05, weight_decay=0.01),
+    "clip": optimizers.clip_by_global_norm(optimizers.adam(0.05), 0.1),
+    "l2": optimizers.add_l2(optimizers.sgd(0.5), 0.01),
+    "cosine": optimizers.adam(schedules.cosine_decay(0.1, 0.01, 20)),
 }
 PLANS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -60,18 +68,18 @@ def scan(model, optimizer, key, state, length, **plan: Any) -> tuple[State, Info
     return scan_of(model, int(length), key.ndim > 0, **plan)(optimizer, key, state, BATCH)
 
 
-QUICK = dict.fromkeys(OPTIMIZERS, ("full", TINY))
-QUICK |= {"sgd": ("full", WIDE)}
-QUICK |= {"cosine, adam": ("batches", SMALL), "warmup": ("remainder", SMALL)}
+QUICK = dict.fromkeys(("nesterov", "l2, momentum", "clip, rmsprop"), ("full", TINY)) | {
+    "sgd": ("full", WIDE), "cosine, adam": ("batches", SMALL), "warmup": ("remainder", SMALL)
+}  # fmt: skip
 CASES = [
     pytest.param(
         name, plan, model, id=f"{name}, {plan}, {size}",
-        marks=[] if (plan, model) == QUICK[name] else pytest.mark.exhaustive,
+        marks=[] if (plan, model) == QUICK.get(name) else pytest.mark.exhaustive,
     )
     for name in OPTIMIZERS for plan in PLANS
     for size, model in {"tiny": TINY, "small": SMALL, "wide": WIDE}.items()
 ]  # fmt: skip
-"""Each optimizer, plan and network is in the quick tier, all combinations in the exhaustive one."""
+"""Every part of an optimizer is in the quick tier, and all combinations in the exhaustive one."""
 
 
 @pytest.mark.parametrize(("name", "plan", "model"), CASES)
@@ -109,8 +117,6 @@ def test_several_networks_are_the_scan_under_vmap_to_rounding(plan):
 
 # --- a loss that takes a key
 
-ADAM = optimizers.adam(0.05)
-
 
 @jax.value_and_grad
 def dropout(params, batch, key=None):
@@ -124,7 +130,7 @@ def dropout(params, batch, key=None):
 
 
 def with_dropout(num_epochs, **options: Any) -> Any:
-    options = {"optimizer": ADAM, "with_key": True} | options
+    options = {"optimizer": OPTIMIZERS["adam"], "with_key": True} | options
     given = KEY, options.pop("function", dropout), options.pop("params", start(SMALL)), BATCH
     return jaxnn.gradient_descent(*given, num_epochs=num_epochs, **options)
 
@@ -143,8 +149,8 @@ def test_with_a_key_too_the_driver_is_the_scan_and_goes_on_from_a_checkpoint(pla
         walk = lambda state, _: step(key, state, BATCH)  # noqa: E731
         return jax.lax.scan(walk, state, length=whole.num_steps)
 
-    kernel = descent_kernel(dropout, ADAM, with_key=True, **options)
-    state, infos = scan(ADAM, kernel.init(start(SMALL), BATCH))
+    kernel = descent_kernel(dropout, OPTIMIZERS["adam"], with_key=True, **options)
+    state, infos = scan(OPTIMIZERS["adam"], kernel.init(start(SMALL), BATCH))
     assert_same((state, infos.loss), (whole.state, whole.history.loss))
     for num_epochs in (5, 12):
         resumed = with_dropout(num_epochs, checkpoint=tmp_path / "run.npz", **options)
