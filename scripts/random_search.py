@@ -45,6 +45,10 @@ import jaxnn
 
 BARS = 8
 """Bars of the histogram for each doubling of the loss."""
+OF_ONE_SCALE = (
+    "keep_below", "thresholds", "target_loss", "max_seconds", "checkpoint", "merge", "save"
+)  # fmt: skip
+"""Options that several scales would leave out: they are compared by their histograms."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,10 +77,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--plot", action="store_true", help="Draw the histogram and the expected best of n.")
     cli.add_output(parser)
     arguments = parser.parse_args(argv)
-    if arguments.keep_below is not None and (arguments.plot or len(arguments.scale) > 1):
-        parser.error("--keep-below must come without --plot and with one --scale")
-    if len(arguments.scale) > 1 and (arguments.checkpoint or arguments.merge or arguments.save):
-        parser.error("--checkpoint, --merge and --save must come with one --scale")
+    if arguments.keep_below is not None and arguments.plot:
+        parser.error("--keep-below must come without --plot")
+    given = [name for name in OF_ONE_SCALE if getattr(arguments, name) not in (None, [])]
+    if len(arguments.scale) > 1 and given:
+        parser.error(f"--{given[0].replace('_', '-')} must come with one --scale")
     if arguments.distributed and len(arguments.distributed) != 3:
         parser.error("--distributed must be followed by ADDRESS:PORT, a number and an index")
     return arguments
@@ -95,8 +100,7 @@ def search(
     arguments: argparse.Namespace, train: Callable[..., Any]
 ) -> tuple[Any, dict[str, float]]:
     """Run the search; return the result and its pace."""
-    before, devices = done_before(arguments.checkpoint), jax.local_devices()[: arguments.devices]
-    options = {"start": arguments.start, "devices": devices, **cli.limits_of(arguments)}
+    before, options = done_before(arguments.checkpoint), cli.limits_of(arguments)
     result, seconds = timed(train, "num_candidates", arguments.candidates, **options)
     rate = (result.num_evaluations - before) / seconds
     return result, {"seconds": seconds, "candidates_per_second": rate}
@@ -196,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
     def train(scale: float, **options: Any) -> Any:
-        return jaxnn.random_search(key, model.loss, sampler(scale=scale), batch, **options)
+        where = {"start": arguments.start, "devices": jax.local_devices()[: arguments.devices]}
+        given = key, model.loss, sampler(scale=scale), batch
+        return jaxnn.random_search(*given, **where, **options)
 
     title = cli.title_of(arguments.data, model.settings.sizes)
     if len(arguments.scale) > 1:

@@ -132,6 +132,7 @@ random_search --devices 0                         | devices must hold at least o
 random_search --merge junk.npz                    | cannot load junk.npz
 random_search --checkpoint junk.npz               | cannot load junk.npz
 random_search --scale 1 2 --save net.npz          | --save must come with one --scale
+random_search --scale 1 2 --keep-below 0          | --keep-below must come with one --scale
 random_search --json junk.npz/x.json              | argument --json: must be a folder to write to
 random_search --json .                            | argument --json: must name a file
 perturbation_search --temperature nan             | must be a finite number
