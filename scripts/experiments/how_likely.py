@@ -336,8 +336,10 @@ def rows_of_spiral(sizes: str, found: dict[str, Any]) -> list[dict[str, Any]]:
 def draw_spiral(found: dict[str, Any]) -> Figure:
     """Draw the curve of each network."""
     figure, ax = plt.subplots()
-    for (sizes, piece), color in zip(found.items(), (BLUE, ORANGE), strict=False):
-        draw_curve(ax, piece, color, sizes)
+    for (sizes, piece), color, dash in zip(
+        found.items(), (BLUE, ORANGE), ("-", "--"), strict=False
+    ):
+        draw_curve(ax, piece, color, sizes, dash)
         for run in np.array(piece["by_run"], float):  # None becomes nan, which is not drawn
             ax.plot(SPIRAL_LOSSES, run, "x", color=color)
     ax.set(xlim=(0.45, 3.0), title=f"Spiral, scale {SPIRAL_SCALE:g}; crosses are single runs")
@@ -423,12 +425,12 @@ def said(power: Sequence[float] | None) -> str:
     return "10^{:.2f} ({:.2f} to {:.2f})".format(*power)
 
 
-def draw_curve(ax: Any, piece: dict[str, Any], color: Any, label: str) -> None:
+def draw_curve(ax: Any, piece: dict[str, Any], color: Any, label: str, dash: str = "-") -> None:
     """Draw log10 P against the loss, with a band for its interval."""
     middle, low, high = np.array(piece["curve"])
     is_known = low > NOWHERE
     loss, ends = np.array(piece["loss"])[is_known], (low[is_known], high[is_known])
-    ax.plot(loss, middle[is_known], color=color, label=label)
+    ax.plot(loss, middle[is_known], dash, color=color, label=label)
     ax.fill_between(loss, *ends, color=color, alpha=0.2, linewidth=0)
     ax.set(xlabel="loss", ylabel="log10 P(loss or less)")
     jaxnn.plotting.log_scale(ax, "x")
