@@ -46,9 +46,10 @@ import jaxnn
 BARS = 8
 """Bars of the histogram for each doubling of the loss."""
 OF_ONE_SCALE = (
-    "keep_below", "thresholds", "target_loss", "max_seconds", "checkpoint", "merge", "save"
+    "keep_below", "thresholds", "target_loss", "max_seconds", "checkpoint", "merge", "save",
+    "distributed", "verbose",
 )  # fmt: skip
-"""Options that several scales would leave out: they are compared by their histograms."""
+"""Options that are refused with several scales, whose searches are compared alone."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -79,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.keep_below is not None and arguments.plot:
         parser.error("--keep-below must come without --plot")
-    given = [name for name in OF_ONE_SCALE if getattr(arguments, name) not in (None, [])]
+    given = [name for name in OF_ONE_SCALE if getattr(arguments, name) not in (None, [], False)]
     if len(arguments.scale) > 1 and given:
         parser.error(f"--{given[0].replace('_', '-')} must come with one --scale")
     if arguments.distributed and len(arguments.distributed) != 3:

@@ -25,7 +25,8 @@ def test_every_row_is_measured(row):
     told = gpu.measure(row, 0.2)
     assert told["unit"] == row.unit
     assert 0 < told["low"] <= told["units/s"] <= told["high"]
-    assert 0 < told["compile s"] <= told["first call s"]
+    assert (told["compile s"] > 0) == ("torch" not in row.name)
+    assert told["compile s"] <= told["first call s"]
     assert row.least <= told["count"] <= row.most
 
 

@@ -28,7 +28,7 @@ def key_of(high, low, stream=KEY):
 
 
 @pytest.mark.parametrize("index", BORDERS)
-def test_words_are_the_index_and_join_gives_it_back(index):
+def test_an_index_is_split_into_words_and_joined_again(index):
     high, low = random.split_index(index)
     assert (high.dtype, low.dtype) == (np.uint32, np.uint32)
     assert int(high) * 2**32 + int(low) == index
@@ -38,7 +38,7 @@ def test_words_are_the_index_and_join_gives_it_back(index):
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2, 3, 2**31 - 1, 2**32 - 1])
-def test_add_carries_from_the_low_word_into_the_high_one(offset):
+def test_a_shifted_index_carries_from_its_low_word_into_the_high_one(offset):
     high, low = np.transpose([random.split_index(index) for index in BORDERS])
     total = jax.jit(random.shift_index)(high, low, jnp.uint32(offset))
     assert [word.dtype for word in total] == [jnp.uint32, jnp.uint32]

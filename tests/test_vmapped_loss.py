@@ -106,6 +106,16 @@ def test_every_loss_in_every_layout_is_numpys(index, layout):
     assert leaf_error(losses, numpy_losses(model, *given)) <= FORWARD["float32"]
 
 
+def test_hidden_layers_as_products_are_numpys(monkeypatch):
+    """As elsewhere than on CPUs."""
+    monkeypatch.setattr(candidates, "MAX_WRITTEN_OUT", 0)
+    model = mlp((3, 12, 8, 4), hidden="tanh")
+    given = draw_population(model, 16), draw_batch(model, 9)
+    function = jax.jit(jax.vmap(model.loss, MANY))
+    assert function.trace(*given).lower().as_text().count("stablehlo.dot_general") == 3
+    assert leaf_error(function(*given), numpy_losses(model, *given)) <= FORWARD["float32"]
+
+
 @pytest.mark.parametrize("sizes", [SMALL, pytest.param(LARGE, marks=EXHAUSTIVE)])
 @pytest.mark.parametrize("pair", ONE)
 @pytest.mark.parametrize("width", [16, pytest.param(3, marks=EXHAUSTIVE)])

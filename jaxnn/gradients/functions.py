@@ -21,7 +21,7 @@ from jaxnn.run.programs import program
 from jaxnn.typing import Function, PyTree
 
 STEP_OF_DIFFERENCES = 1e-5
-"""Of central differences, relative to the leaf's largest coordinate."""
+"""The step of central differences, relative to the leaf's largest coordinate."""
 
 SAMPLES_AT_ONCE, COORDINATES_AT_ONCE = 16, 64
 

@@ -89,9 +89,9 @@ BOUNDED = {"clamp", "ge", "gt", "le", "lt", "max", "min"}
 """Operations of which an input that the params do not reach is a bound."""
 
 PRODUCTS = {"div", "dot_general", "integer_pow", "mul", "square", "sub"}
-OF_ONE_INPUT = {"cos", "erf", "exp", "expm1", "log", "log1p", "logistic", "max", "sin", "tanh"}
-OF_ONE_INPUT |= {"custom_jvp_call", "jit", "pjit"}
-"""Where an output may be taken for the input that it is made of, and what makes such outputs."""
+MAKERS = {"cos", "erf", "exp", "expm1", "log", "log1p", "logistic", "max", "sin", "tanh"}
+MAKERS |= {"custom_jvp_call", "jit", "pjit"}
+"""Operations whose input may be taken for what it is made of, and those that make such inputs."""
 
 
 class PlantedFault(NamedTuple):
@@ -276,7 +276,7 @@ def _of_inputs(
         if name in BOUNDED and not depends:
             yield "bound moved", place, lambda value, read: value + (1 + jnp.abs(value)) / 10
         made = maker(each) if name in PRODUCTS and depends else None
-        if made is not None and made.eqn.primitive.name in OF_ONE_INPUT:
+        if made is not None and made.eqn.primitive.name in MAKERS:
             word = made.eqn.params.get("name", made.eqn.primitive.name).strip("_")
             aval, pairs = each.aval, zip(made.eqn.invars, made.depends, strict=True)
             reached: list[Any] = [one for one, depends in pairs if depends]

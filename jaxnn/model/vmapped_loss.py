@@ -8,8 +8,8 @@ are the vector lanes. XLA fuses such a chain of elementwise operations into one 
 `sum` or a `logsumexp` over a tiny axis would break the chain. A `scan` walks over blocks of rows.
 
 `loss_by_rows`, for the others: the rows come last and are the lanes. Layers of up to 32 x 32
-weights are sums over their inputs, which XLA fuses with what follows; larger ones are products,
-and so are all on a GPU.
+weights are sums over their inputs, which XLA fuses with what follows; larger ones are products.
+Elsewhere than on CPUs, all hidden layers are products.
 
 Measured on 2 cores with AVX-512 (jax 0.10.2, 300 rows, softmax, drawing included, 512-bit
 vectors), in thousand candidates a second, plain `vmap` and the layout chosen here: 2-3-3 110 and
@@ -19,8 +19,8 @@ Faster by scalars: labels chosen by `where`, not by a product with one-hot rows,
 running softmax 1.2; 10 rows a block instead of 6 1.1 (20 are no better); 512-bit vectors 1.6.
 Faster by rows, on 2-16-16-3: the last layer and the softmax as one loop 1.2 times, the middle
 layer as a sum instead of a product 1.8, rows padded to whole vectors 1.25.
-On an H200 (jax 0.11.2), the middle layer of 2-16-16-3 as a product: 19.9 million candidates a
-second; as a sum 12.6 million, the time between kernels not counted.
+On an H200 (jax 0.11.2), a search of 2-16-16-3 makes 19.9 million candidates a second if the middle
+layer is a product; if it is a sum, the kernels alone take the time of 12.6 million.
 By scalars, 99 weights (2-16-3) take 1.9 s of compilation and 0.65 us a candidate, by rows 0.2 s
 and 0.75 us; 21 weights (2-3-3) 0.5 s and 0.16 us, by rows 0.15 s and 0.41 us.
 Slower: by scalars above 130 weights (2-16-16-3: 40 s of compilation, a tenth of the pace) or
@@ -51,7 +51,7 @@ MIN_LANES = 16
 MAX_SCALARS = 64
 """Networks with more weights than this take long to compile: they take rows last."""
 MAX_WRITTEN_OUT = 1024
-"""Weights of a layer that is a sum of products by rows; larger ones are matrix products."""
+"""Weights of a layer that is a sum of products by rows on a CPU; larger ones are products."""
 MAX_OUTPUTS = 16
 """Outputs are written out one by one; networks with more go through plain `vmap`."""
 

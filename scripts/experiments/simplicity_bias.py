@@ -150,11 +150,16 @@ def show(kind: str, found: dict[str, Any]) -> None:
         })  # fmt: skip
     cli.print_table(rows)
     ranks, counts = np.array(found["rank"]), np.array(found["count"])
-    often = (counts >= OFTEN) & (ranks > 2)
+    often = (counts >= often_of(found)) & (ranks > 2)
     if often.any():
         times = counts[often] / total * ranks[often] * LOG_FUNCTIONS
-        seen = f"ranks 3 to {ranks[often][-1]:,}, seen {OFTEN} times or more"
+        seen = f"ranks 3 to {ranks[often][-1]:,}, seen {often_of(found)} times or more"
         print(f"{seen}: between {times.min():.2f} and {times.max():.2f} times Zipf's law")
+
+
+def often_of(found: dict[str, Any]) -> int:
+    """Return how often a function must be seen: ten times as often as a count may be too low."""
+    return OFTEN * max(found["error"], 1)
 
 
 def interval_of(number: int, found: dict[str, Any]) -> tuple[float, float]:
@@ -171,7 +176,7 @@ def draw(found: dict[str, dict[str, Any]]) -> Figure:
     for (kind, piece), (color, marker, dash) in zip(found.items(), styles, strict=True):
         ranks, counts = np.array(piece["rank"]), np.array(piece["count"])
         bits, shares = np.array(piece["complexity"]), counts / piece["samples"]
-        often, several = counts >= OFTEN, counts > 1
+        often, several = counts >= often_of(piece), counts > 1
         ends = np.reshape([interval_of(int(n), piece) for n in counts[often]], (-1, 2))
         left.plot(ranks[often], shares[often], dash, color=color, label=kind)
         low, high = ends.T
@@ -184,7 +189,7 @@ def draw(found: dict[str, dict[str, Any]]) -> Figure:
     jaxnn.plotting.log_scale(right, "y")
     left.set(xlabel="rank", ylabel="share of networks")
     right.set(xlabel="Lempel-Ziv complexity, bits", ylabel="share of networks")
-    left.set_title(f"functions seen {OFTEN} times or more; 95 % intervals")
+    left.set_title("functions seen often; 95 % intervals")
     right.set_title("functions seen more than once")
     for ax in (left, right):
         ax.legend()
