@@ -381,7 +381,7 @@ def test_the_program_of_a_file_runs_from_any_folder(run_name, kind, loss, my, mo
         monkeypatch.chdir(place)
         names = named_by(script, __file__=f"{folder}/program.py")
         assert names["loss_fn"](names["params"], names["batch"]) == 15
-        assert names["by_hand"](names["params"], names["batch"])[0] == 15
+        assert names["value_and_grad_fn"](names["params"], names["batch"])[0] == 15
     with pytest.raises(FileNotFoundError, match=r"my\.py"):
         named_by(script)
 
