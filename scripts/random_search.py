@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.keep_below is not None and arguments.plot:
         parser.error("--keep-below must come without --plot")
-    given = [name for name in OF_ONE_SCALE if getattr(arguments, name) not in (None, [], False)]
+    given = [n for n in OF_ONE_SCALE if getattr(arguments, n) != parser.get_default(n)]
     if len(arguments.scale) > 1 and given:
         parser.error(f"--{given[0].replace('_', '-')} must come with one --scale")
     if arguments.distributed and len(arguments.distributed) != 3:
