@@ -422,8 +422,8 @@ class _LogFormatter(Formatter):
         numbers = np.asarray(values)
         if np.all((numbers >= 1e-3) & (numbers <= 1e5)):
             return [self(number) for number in numbers]
-        parts = [f"{number:.0e}".split("e") for number in numbers]
-        factors = ["" if digit == "1" else rf"{digit} \cdot " for digit, _ in parts]
+        parts = [f"{number:.2e}".split("e") for number in numbers]
+        factors = ["" if float(a) == 1 else rf"{float(a):g} \cdot " for a, _ in parts]
         return [f"${a}10^{{{int(n)}}}$" for a, (_, n) in zip(factors, parts, strict=True)]
 
 

@@ -207,7 +207,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add, most = parser.add_argument, len(WIDTHS) + 1
     add("--depths", type=int, nargs="+", default=[1, 2, 3], choices=range(1, most + 1),
         help="Check networks of these numbers of layers.")  # fmt: skip
-    add("--samples", type=cli.at_least(0), default=20, help="Draw this many params a network.")
+    add("--samples", type=cli.at_least(1), default=20, help="Draw this many params a network.")
     cli.add_data(parser, "Check on the rows of this CSV file.")
     cli.add_seed(parser)
     add("--tolerance", type=float, default=1e-9, help="The relative tolerance against jax.grad.")
@@ -243,6 +243,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(arguments, name) and not given:
             option = f"--{name.replace('_', '-')}"
             parser.error(f"{option} is for your own gradient: give --loss, --gradient and --params")
+    if arguments.plot and arguments.plot.suffix not in ("", ".png", ".svg", ".pdf"):
+        parser.error(f"--plot must end in .png, .svg or .pdf; got {arguments.plot}")
     if arguments.data and arguments.batch:
         parser.error("--data and --batch exclude each other")
     arguments.places = [getattr(arguments, name).partition(":")[0] for name in given]
