@@ -147,6 +147,7 @@ gradient_descent --validation 0.25                | must be a whole number of ro
 gradient_descent --min-delta 0.1                  | --min-delta needs --patience
 check_gradients --depths 9                        | invalid choice: 9
 check_gradients --plot v.png                      | --plot is for your own gradient
+check_gradients --loss a:b --gradient a:b --params a:b --plot v.xyz | --plot must end in .png
 check_gradients --samples 0                       | must be a whole number of at least 1; got 0
 check_gradients --loss math:sin                   | --loss, --gradient and --params go together
 check_gradients --report page.html                | --report is for your own gradient: give --loss
