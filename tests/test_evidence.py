@@ -112,6 +112,15 @@ class TestComplexity:
         assert simplicity_bias.name_of(text) == name
 
 
+@pytest.mark.parametrize(("error", "often"), [(0, 10), (1, 10), (15, 150)])
+def test_a_frequent_function_is_seen_ten_times_as_often_as_counts_are_too_low(error, often, capsys):
+    counts = [4 * often, 3 * often, often, often - 1]
+    found = {"samples": 10**4, "distinct": 4, "seen_once": 0, "error": error, "count": counts}
+    found |= {"rank": [1, 2, 3, 4], "complexity": [7.0] * 4, "first": ["0" * 128] * 4}
+    simplicity_bias.show("no biases", found)
+    assert f"ranks 3 to 3, seen {often} times or more" in capsys.readouterr().out
+
+
 @pytest.mark.exhaustive
 def test_guesses_are_hits_and_their_acceptance_is_counted(tmp_path, capsys):
     options = ["--widths", "6", "--hits", "20", "--networks", "16", "--output", str(tmp_path)]

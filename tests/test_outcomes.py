@@ -84,6 +84,12 @@ def test_counts_do_not_depend_on_how_the_work_is_cut(monkeypatch, small_merges):
     assert same(count(max_outcomes=5, devices=jax.local_devices()[:1] * 3), whole)
 
 
+def test_debugging_infinities_breaks_no_count():
+    expected = count(num_candidates=300)
+    with jax.debug_infs(True):
+        assert same(count(num_candidates=300), expected)
+
+
 def test_a_checkpoint_goes_on_to_the_same_counts(tmp_path, small_merges):
     path = tmp_path / "counts.npz"
     options: dict[str, Any] = {"max_outcomes": 5, "checkpoint": path}

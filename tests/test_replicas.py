@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -89,6 +90,17 @@ def test_a_network_comes_to_the_same_bits_however_many_there_are(count, plan, ep
     assert_same(fewer.params, of(many.params, slice(count)))
     np.testing.assert_array_equal(fewer.loss, many.loss[:count])
     np.testing.assert_array_equal(fewer.history.loss, many.history.loss[:count])
+
+
+@pytest.mark.parametrize(
+    ("count", "tile", "width"), [(1, 1024, 1024), (5_000, 1024, 4096), (100_000, 1024, 65_536)]
+)
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_a_gpu_gets_large_blocks_the_same_with_any_number_of_them(num_devices, count, tile, width):
+    """A checkpoint knows the networks of a block."""
+    devices: Any = [SimpleNamespace(platform="gpu")] * num_devices
+    networks = replicas.Networks(count, devices)
+    assert (networks.tile, networks.width) == (tile, width)
 
 
 @pytest.mark.slow

@@ -190,9 +190,9 @@ def measurements(small: bool) -> list[Measurement]:
 
 
 def torch_on_device(sizes: cli.Sizes, batch: jaxnn.Batch, tile: int) -> Search:
-    """Return a search by torch on its accelerator, if it sees one."""
+    """Return a search by torch on the kind of device that JAX uses: a CPU build of it fails."""
     torch: Any = import_module("torch")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cpu" if jax.default_backend() == "cpu" else "cuda")
     with device:
         search = torch_search(jaxnn.mlp(sizes), batch, tile, threads=torch.get_num_threads())
 
